@@ -1,0 +1,86 @@
+# Everything goes through one virtual environment, made from requirements.lock on first use.
+# The machine needs Python >= 3.11 with venv, make, and a package index.  `make help` lists targets.
+
+PYTHON ?= python3
+VENV   ?= .venv
+PY     := $(VENV)/bin/python
+PIP    := $(VENV)/bin/pip
+STAMP  := $(VENV)/.installed
+HTML   := book/_build/html/index.html
+
+PACKAGE   := $(wildcard seal_lite/*.py seal_lite/*/*.py)
+SOURCES   := $(sort $(wildcard notebooks/*.py))
+NOTEBOOKS := $(SOURCES:.py=.ipynb)
+EXECUTED  := $(NOTEBOOKS:%=book/%)
+RECORDED  := $(shell find results -name '*.json' 2>/dev/null)
+
+.DEFAULT_GOAL := help
+.DELETE_ON_ERROR:
+.PHONY: help install book test lint notebooks results sync lock clean
+say = @printf '\n== %s\n' $(1)
+
+help: ## show this list
+	@sed -n 's/^\([a-z]*\):.*## /  make \1|/p' Makefile | awk -F'|' '{printf "%-18s %s\n", $$1, $$2}'
+
+book: $(EXECUTED) book/results.md ## execute the notebooks, build the book, say where it is
+	$(call say,'Building the book (warnings are errors)')
+	$(VENV)/bin/jupyter-book build book --config _config.yml --toc book/_toc.yml \
+	  -W -n --keep-going
+	$(call say,'The book is ready: open $(HTML)')
+
+test: lint $(EXECUTED) book/results.md ## lint, execute the notebooks, run the test suite
+	$(call say,'Running the test suite')
+	$(PY) -m pytest
+
+lint: $(STAMP) ## check style and formatting
+	$(call say,'Checking style and formatting')
+	$(PY) -m ruff check .
+	$(PY) -m ruff format --check .
+
+notebooks: $(EXECUTED) ## execute the notebooks whose source or package has changed
+
+# An executed copy appears under its final name only once the whole notebook has run. The working
+# directory is the repository root, so that `data/` and `runs/` are the same folders as elsewhere.
+book/notebooks/%.ipynb: notebooks/%.ipynb $(PACKAGE) $(STAMP)
+	$(call say,'Executing $<')
+	@mkdir -p book/notebooks book/_build/partial
+	$(PY) -m papermill $< book/_build/partial/$*.ipynb --kernel python3 --cwd .
+	@mv book/_build/partial/$*.ipynb $@
+
+results: book/results.md ## write the page of recorded results from results/**/*.json
+
+book/results.md: book/results.py $(RECORDED) $(PACKAGE) $(STAMP)
+	$(call say,'Writing the page of recorded results')
+	$(PY) book/results.py
+
+sync: $(STAMP) ## regenerate the output-free notebooks/*.ipynb from notebooks/*.py
+	$(PY) -m jupytext --to ipynb $(SOURCES)
+
+# Keeps the pins that still fit; `make lock UPGRADE=--upgrade` takes the newest of everything.
+lock: | $(PIP) ## pin every dependency, extras included, for Linux and macOS
+	$(PIP) install --quiet uv
+	$(PY) -m uv pip compile --universal --python-version 3.11 --all-extras --no-annotate \
+	  --custom-compile-command 'make lock' $(UPGRADE) --quiet --output-file requirements.lock \
+	  pyproject.toml
+
+install: $(STAMP) ## make .venv from the lock file
+
+# pip is what `venv` makes last: while it is missing, the environment is not whole.
+$(PIP):
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { \
+	  echo 'SEAL-lite needs Python 3.11 or newer: install it, or name it: make PYTHON=...' >&2; \
+	  exit 1; }
+	@$(PYTHON) -c 'import ensurepip, venv' 2>/dev/null || { \
+	  echo 'This Python cannot make virtual environments: apt install python3-venv' >&2; exit 1; }
+	$(PYTHON) -m venv $(VENV)
+
+$(STAMP): requirements.lock pyproject.toml | $(PIP)
+	$(call say,'Installing requirements.lock into $(VENV): once; several GB with the GPU libraries')
+	$(PIP) install --no-deps --requirement requirements.lock
+	$(PIP) install --no-deps --no-build-isolation --quiet --editable .
+	$(PIP) check
+	$(PY) -m ipykernel install --sys-prefix --name python3
+	@touch $@
+
+clean: ## remove what was built; keep .venv, data/ and runs/
+	rm -rf book/_build book/notebooks .pytest_cache .ruff_cache
