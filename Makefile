@@ -16,6 +16,7 @@ RECORDED  := $(shell find results -name '*.json' 2>/dev/null)
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
+.NOTPARALLEL: # the notebooks share data/ and runs/, and each uses every core
 .PHONY: help install book test lint notebooks results sync lock clean
 say = @printf '\n== %s\n' $(1)
 
@@ -24,7 +25,7 @@ help: ## show this list
 
 book: $(EXECUTED) book/results.md ## execute the notebooks, build the book, say where it is
 	$(call say,'Building the book (warnings are errors)')
-	$(VENV)/bin/jupyter-book build book --config _config.yml --toc book/_toc.yml \
+	$(VENV)/bin/jupyter-book build book --config _config.yml --path-output book --all \
 	  -W -n --keep-going
 	$(call say,'The book is ready: open $(HTML)')
 
@@ -54,7 +55,7 @@ book/results.md: book/results.py $(RECORDED) $(PACKAGE) $(STAMP)
 	$(PY) book/results.py
 
 sync: $(STAMP) ## regenerate the output-free notebooks/*.ipynb from notebooks/*.py
-	$(PY) -m jupytext --to ipynb $(SOURCES)
+	$(PY) -m jupytext --to ipynb --update $(SOURCES)
 
 # Keeps the pins that still fit; `make lock UPGRADE=--upgrade` takes the newest of everything.
 lock: | $(PIP) ## pin every dependency, extras included, for Linux and macOS
