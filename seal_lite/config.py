@@ -1,0 +1,152 @@
+"""Every default in one place: a flat, frozen `Config` and the released SEAL settings beside it."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+from .errors import InputError
+
+
+@dataclass(frozen=True)
+class Config:
+    """Settings of one finetuning run. Physical quantities carry their unit in the name."""
+
+    # pairs: a region of H&E around a spot
+    patch_um: float = 112.0  # edge of the region; 224 px at 0.5 um/px
+    patch_px: int = 224  # what the encoder sees
+    n_views: int = 8  # one clean + (n_views - 1) augmented views of each patch
+    stain_jitter: float = 0.15  # sd of the log-scale of each stain's optical density
+
+    # genes
+    n_genes: int = 512  # highly variable genes of the training sections
+    smooth: float = 0.5  # share of the array neighbours' mean in a spot's expression
+    zscore: str = "section"  # mean and sd from each "section" itself, or from "train"ing
+    clip: float = 5.0  # |z| beyond this is clipped
+
+    # vision encoder
+    backbone: str = "tf_efficientnet_lite0"  # a row of encoders.BACKBONES, or any timm name
+    tune_blocks: int = 1  # LoRA on the last k blocks at or below the tap
+    lora_rank: int = 8
+    lora_alpha: float = 16.0
+    lora_dropout: float = 0.15
+
+    # gene encoder and heads
+    hidden: tuple[int, ...] = (1024, 512)
+    n_flows: int = 0  # planar flows behind the VAE's Gaussian
+    project: int = 128  # shared space of the contrast; 0: the encoder's own dimension
+    head_dropout: float = 0.1
+
+    # loss
+    temperature: float = 0.1  # similarities are divided by it
+    learn_temperature: bool = False
+    soft_targets: float = 0.0  # share of similarity-based targets in the contrast
+    w_clip: float = 0.5
+    w_gene: float = 1.0  # gene -> gene reconstruction
+    w_image: float = 1.0  # image -> gene reconstruction
+    w_mse: float = 1.0  # inside both reconstructions
+    w_corr: float = 0.5  # inside both reconstructions: mean over genes of (1 - c_gg)^2
+    w_kl: float = 0.0
+
+    # optimisation
+    epochs: int = 20
+    gene_warmup_epochs: int = 2  # gene encoder alone, before the encoder joins
+    batch_size: int = 64
+    lr_lora: float = 4e-3
+    lr_heads: float = 1e-3
+    weight_decay: float = 0.01
+    warmup: float = 0.1  # share of the steps with rising learning rate
+    precision: str = "no"  # accelerate's mixed precision: no, bf16, fp16
+    seed: int = 0
+
+    def __post_init__(self):
+        choices = {"zscore": ("section", "train"), "precision": ("no", "bf16", "fp16")}
+        for key, allowed in choices.items():
+            if getattr(self, key) not in allowed:
+                raise InputError(
+                    f"config: {key}={getattr(self, key)!r} is unknown; use one of {allowed}"
+                )
+        for key in ("patch_um", "patch_px", "n_views", "n_genes", "epochs", "temperature"):
+            if getattr(self, key) <= 0:
+                raise InputError(
+                    f"config: {key}={getattr(self, key)} is not positive; give a value above 0"
+                )
+        if self.batch_size < 2:
+            raise InputError("config: batch_size must be at least 2; the contrast needs negatives")
+
+    def override(self, assignments: list[str]) -> Config:
+        """Return a copy with `key=value` strings applied, parsed to each field's type.
+
+        Raises `InputError` for an unknown key or a value of the wrong type.
+        """
+        kinds = {f.name: type(f.default) for f in dataclasses.fields(self)}
+        changes = {}
+        for text in assignments:
+            key, _, value = text.partition("=")
+            if key not in kinds:
+                raise InputError(f"--set {text}: no setting '{key}'; known: {', '.join(kinds)}")
+            try:
+                changes[key] = _parse(value, kinds[key])
+            except ValueError as error:
+                name = kinds[key].__name__
+                raise InputError(f"--set {text}: '{value}' is not a {name}; correct it") from error
+        return dataclasses.replace(self, **changes)
+
+    def to_json(self) -> str:
+        return json.dumps(dataclasses.asdict(self), indent=1)
+
+    @classmethod
+    def from_json(cls, path: Path) -> Config:
+        """Read a run's `config.json`; unknown or missing keys are an `InputError`."""
+        raw = json.loads(Path(path).read_text())
+        names = {f.name for f in dataclasses.fields(cls)}
+        if set(raw) != names:
+            odd = ", ".join(sorted(set(raw) ^ names))
+            raise InputError(f"{path}: keys {odd} differ from this version's; finetune again")
+        return cls(**{**raw, "hidden": tuple(raw["hidden"])})
+
+
+def _parse(value: str, kind: type):
+    if kind is bool:
+        return {"true": True, "false": False}[value.lower()] if value.lower() in (
+            "true", "false") else int("not a bool")  # fmt: skip
+    if kind is tuple:
+        return tuple(int(v) for v in value.split(","))
+    return kind(value)
+
+
+def preset(name: str) -> Config:
+    """`default`, or `paper`: the released SEAL settings (mahmoodlab/SEAL v0.0.1).
+
+    The released gene loss is 0.1 * (0.05 * sum_g (1 - c_gg)^2 + 5 * mse); with 2,000 genes and our
+    mean over genes that is 0.5 * mse + 10 * mean_g (1 - c_gg)^2.
+    """
+    presets = {
+        "default": Config(),
+        "paper": Config(
+            n_genes=2000,
+            zscore="train",
+            clip=float("inf"),
+            lora_alpha=8.0,
+            n_flows=3,
+            project=0,
+            head_dropout=0.0,
+            temperature=0.05,
+            w_clip=1.0,
+            w_mse=0.5,
+            w_corr=10.0,
+            epochs=10,
+            gene_warmup_epochs=0,
+            batch_size=384,
+            lr_lora=1e-4,
+            lr_heads=1e-4,
+            weight_decay=0.2,
+            warmup=0.0,
+            seed=42,
+        ),
+    }
+    if name not in presets:
+        raise InputError(f"--preset {name}: unknown; use one of {', '.join(presets)}")
+    return presets[name]

@@ -1,0 +1,179 @@
+"""Which genes, in which order, on which scale: fitted on training sections, stored by name."""
+
+from __future__ import annotations
+
+import json
+import logging
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import scipy.sparse as sp
+
+from .errors import InputError
+
+log = logging.getLogger(__name__)
+
+# Offsets (col, row) to the neighbours of a spot. Visium counts every second column, so a radius of
+# sqrt(2) in array units finds 4 of its 6 neighbours (a fault of the released SEAL code).
+NEIGHBOURS = {
+    "square": [(dx, dy) for dx in (-1, 0, 1) for dy in (-1, 0, 1) if dx or dy],
+    "hex": [(-2, 0), (2, 0), (-1, -1), (-1, 1), (1, -1), (1, 1)],
+}
+NOT_GENES = ("BLANK", "NEGCONTROL", "ANTISENSE", "UNASSIGNED", "DEPRECATED", "AMBIGUOUS")
+
+
+def neighbour_mean(adata) -> sp.csr_matrix:
+    """Row-normalised (n, n) matrix W: `W @ x` is the mean of each spot's array neighbours.
+
+    8 neighbours on a square array, 6 on a hexagonal one (`adata.uns["grid"]`), fewer at the
+    tissue's edge; the row of a lonely spot is empty.
+    """
+    place = adata.obs[["array_col", "array_row"]].to_numpy(int)
+    index = {(c, r): i for i, (c, r) in enumerate(place)}
+    pairs = [
+        (i, index[c + dc, r + dr])
+        for i, (c, r) in enumerate(place)
+        for dc, dr in NEIGHBOURS[adata.uns["grid"]]
+        if (c + dc, r + dr) in index
+    ]
+    rows, cols = np.array(pairs, int).reshape(-1, 2).T
+    degree = np.bincount(rows, minlength=len(place))
+    return sp.csr_matrix((1.0 / degree[rows], (rows, cols)), shape=(len(place),) * 2)
+
+
+def smooth(adata, *, share: float = 0.5) -> sp.csr_matrix:
+    """x' = (1 - share) x + share mean(neighbours), on counts; a lonely spot keeps its own counts.
+
+    Released SEAL: share 0.5, before normalisation.
+    """
+    counts, weights = adata.layers["counts"].astype(np.float64), neighbour_mean(adata)
+    lonely = sp.diags((np.diff(weights.indptr) == 0).astype(float))
+    return ((1 - share) * counts + share * (weights @ counts + lonely @ counts)).tocsr()
+
+
+def log_normalise(counts, *, total: float = 1e4):
+    """log1p of counts scaled to `total` per spot over all of the section's genes; keeps sparsity."""
+    counts = sp.csr_matrix(counts, dtype=np.float64)
+    depth = np.asarray(counts.sum(1)).ravel()
+    return (sp.diags(total / np.maximum(depth, 1e-12)) @ counts).log1p().tocsr()
+
+
+def columns(matrix, names, wanted) -> tuple[np.ndarray, np.ndarray]:
+    """Dense columns of `matrix` for the `wanted` names, by name; zeros where absent.
+
+    Returns values (n, len(wanted)) float32 and present (len(wanted),) bool.
+    """
+    place = {g: i for i, g in enumerate(names)}
+    at = np.array([place.get(g, -1) for g in wanted], int)
+    out = np.zeros((matrix.shape[0], len(at)), np.float32)
+    out[:, at >= 0] = sp.csc_matrix(matrix)[:, at[at >= 0]].toarray()
+    return out, at >= 0
+
+
+def select_genes(sections, n: int, *, min_spots: float = 0.0) -> list[str]:
+    """The `n` most variable genes of the given (training) sections, best first.
+
+    scanpy's `highly_variable_genes(flavor="seurat")` on log-normalised counts with one batch per
+    section, among genes common to all sections, seen at least three times, and in at least the
+    share `min_spots` of all spots. Sections are AnnData.
+    """
+    import anndata as ad
+    import scanpy as sc
+
+    joined = ad.concat(list(sections), join="inner", label="batch", index_unique="/")
+    joined.X = log_normalise(joined.layers["counts"])
+    counts = joined.layers["counts"]
+    seen = np.asarray((counts > 0).mean(0)).ravel()
+    total = np.asarray(counts.sum(0)).ravel()
+    real = ~joined.var_names.str.startswith(NOT_GENES)
+    joined = joined[:, real & (total >= 3) & (seen >= min_spots) & (seen > 0)].copy()
+    if not joined.n_vars:
+        raise InputError(
+            "gene panel: the training sections share no usable gene; check their names"
+        )
+    batch = "batch" if len(sections) > 1 else None
+    sc.pp.highly_variable_genes(joined, flavor="seurat", n_top_genes=n, batch_key=batch)
+    by = ["highly_variable_nbatches", "dispersions_norm"] if batch else ["dispersions_norm"]
+    return list(joined.var.sort_values(by, ascending=False, kind="stable").index[:n])
+
+
+@dataclass(frozen=True)
+class GenePanel:
+    """An ordered gene vocabulary with its training mean and standard deviation.
+
+    Expression is neighbourhood-smoothed, scaled to 1e4 counts a spot, log1p, then z-scored with
+    either the training or the section's own statistics and clipped.
+    """
+
+    genes: tuple[str, ...]
+    mean: np.ndarray
+    std: np.ndarray
+    share: float = 0.5
+    zscore: str = "section"
+    clip: float = 5.0
+    max_missing: float = 0.2
+
+    @classmethod
+    def fit(cls, sections, *, n_genes=512, include=(), share=0.5, zscore="section", clip=5.0):
+        """Choose genes and fit their scale on training sections (AnnData) only.
+
+        `include` names genes that must be in the panel beside the `n_genes` most variable ones.
+        Raises `InputError` if an included gene is in none of the sections.
+        """
+        sections = list(sections)
+        for gene in include:
+            if not any(gene in s.var_names for s in sections):
+                raise InputError(f"gene panel: {gene} is in no training section; drop it")
+        genes = tuple(dict.fromkeys([*include, *select_genes(sections, n_genes)]))
+        panel = cls(genes, np.zeros(len(genes)), np.ones(len(genes)), share, zscore, clip)
+        values = np.concatenate([panel.expression(s)[0] for s in sections])
+        mean, std = values.mean(0), values.std(0)
+        return cls(genes, mean, np.where(std > 1e-6, std, 1.0), share, zscore, clip)
+
+    def expression(self, adata) -> tuple[np.ndarray, np.ndarray]:
+        """Smoothed log-normalised expression (n, genes) float32, and which genes were present."""
+        matrix = log_normalise(smooth(adata, share=self.share))
+        return columns(matrix, adata.var_names, self.genes)
+
+    def transform(self, adata) -> np.ndarray:
+        """z-scored expression of any section, (n, genes) float32 in the panel's order.
+
+        Genes are matched by name. Missing ones are logged and set to 0 (the mean); more than
+        `max_missing` of the panel missing raises `InputError`.
+        """
+        values, present = self.expression(adata)
+        lost = [g for g, p in zip(self.genes, present, strict=True) if not p]
+        name = adata.uns["section_id"]
+        if len(lost) > self.max_missing * len(self.genes):
+            raise InputError(
+                f"section {name}: {len(lost)} of the panel's {len(self.genes)} genes are missing "
+                f"({', '.join(lost[:3])}, ...); use gene symbols of the panel's species"
+            )
+        if lost:
+            log.info("%s: %d panel genes missing, set to the mean", name, len(lost))
+        mean, std = self.mean, self.std
+        if self.zscore == "section":  # unsupervised: needs no image and no other section
+            mean, std = values.mean(0), values.std(0)
+            std = np.where(std > 1e-6, std, 1.0)
+        z = np.clip((values - mean) / std, -self.clip, self.clip)
+        return np.where(present, z, 0.0).astype(np.float32)
+
+    def save(self, path):
+        record = {
+            "genes": list(self.genes),
+            "mean": np.asarray(self.mean, float).tolist(),
+            "std": np.asarray(self.std, float).tolist(),
+            "share": self.share,
+            "zscore": self.zscore,
+            "clip": self.clip if np.isfinite(self.clip) else None,
+        }
+        Path(path).write_text(json.dumps(record))
+
+    @classmethod
+    def load(cls, path) -> GenePanel:
+        """Read a panel written by `save`."""
+        r = json.loads(Path(path).read_text())
+        clip = np.inf if r["clip"] is None else r["clip"]
+        return cls(tuple(r["genes"]), np.array(r["mean"]), np.array(r["std"]), r["share"],
+                   r["zscore"], clip)  # fmt: skip

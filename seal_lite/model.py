@@ -1,0 +1,221 @@
+"""The model: a vision encoder and a gene encoder that meet in a shared space, and two decoders.
+
+image --prefix--> h --tail(LoRA)--> e --project--> shared space <-- mu <--encoder-- expression
+                                    |                               z
+                                    +--decoder--> expression        +--decoder--> expression
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import shutil
+from pathlib import Path
+
+import torch
+from peft.utils import get_peft_model_state_dict, set_peft_model_state_dict
+from safetensors.torch import load_file, save_file
+from torch import nn
+
+from . import losses
+from .config import Config
+from .encoders import VisionEncoder, build_encoder
+from .errors import InputError
+from .genes import GenePanel
+
+
+class PlanarFlow(nn.Module):
+    """f(z) = z + u tanh(w.z + b), invertible for u.w >= -1 (Rezende & Mohamed, 2015)."""
+
+    def __init__(self, dim: int):
+        super().__init__()
+        self.w = nn.Parameter(torch.randn(dim) * 0.01)
+        self.u = nn.Parameter(torch.randn(dim) * 0.01)
+        self.b = nn.Parameter(torch.zeros(()))
+
+    def forward(self, z):
+        """z (b, d) -> f(z) (b, d) and log |det df/dz| (b,)."""
+        wu = self.w @ self.u
+        u = self.u + (nn.functional.softplus(wu) - 1 - wu) * self.w / (self.w @ self.w + 1e-12)
+        t = torch.tanh(z @ self.w + self.b)
+        slope = (1 - t.square())[:, None] * self.w
+        return z + t[:, None] * u, torch.log((1 + slope @ u).abs() + 1e-12)
+
+
+class GeneVAE(nn.Module):
+    """Expression (b, genes) -> mean, log-variance, sample, and back.
+
+    Linear, BatchNorm, ReLU per hidden layer, decoder mirrored (SEAL's gene encoder). Outside
+    training the sample is the mean: the same profile always has the same embedding.
+    """
+
+    def __init__(self, genes: int, latent: int, *, hidden=(1024, 512), n_flows=0, dropout=0.0):
+        super().__init__()
+        self.trunk = nn.Sequential(*(
+            layer for i, o in zip((genes, *hidden), hidden, strict=False)
+            for layer in (nn.Linear(i, o), nn.BatchNorm1d(o), nn.ReLU())
+        ))  # fmt: skip
+        self.mu, self.logvar = nn.Linear(hidden[-1], latent), nn.Linear(hidden[-1], latent)
+        self.flows = nn.ModuleList(PlanarFlow(latent) for _ in range(n_flows))
+        widths = (latent, *reversed(hidden))
+        self.decoder = nn.Sequential(
+            *(layer for i, o in zip(widths, widths[1:], strict=False)
+              for layer in (nn.Linear(i, o), nn.ReLU())),
+            nn.Dropout(dropout),
+            nn.Linear(hidden[0], genes),
+        )  # fmt: skip
+
+    def encode(self, x):
+        """x (b, genes) -> z (b, latent) the embedding, KL to the standard normal ()."""
+        h = self.trunk(x)
+        mu, logvar = self.mu(h), self.logvar(h).clamp(-10, 10)
+        base = mu + torch.randn_like(mu) * (0.5 * logvar).exp() if self.training else mu
+        z, kl = base, losses.kl_loss(mu, logvar)
+        for flow in self.flows:
+            z, logdet = flow(z)
+            kl = kl - logdet.mean()
+        # Behind the flows the prior is met by f(z), not z: log p(z) - log p(f(z)), one sample.
+        return z, kl + 0.5 * (z.square() - base.square()).sum(1).mean()
+
+    def forward(self, x):
+        """x -> embedding z, reconstruction (b, genes), KL."""
+        z, kl = self.encode(x)
+        return z, self.decoder(z), kl
+
+
+class SEAL(nn.Module):
+    """Vision encoder, gene encoder, projection and image -> gene decoder, with their loss."""
+
+    def __init__(self, encoder: VisionEncoder, panel: GenePanel, config: Config):
+        super().__init__()
+        self.panel, self.config = panel, config
+        dim, genes = encoder.row.dim, len(panel.genes)
+        latent = config.project or dim
+        self.encoder = encoder
+        self.project = nn.Linear(dim, latent) if config.project else nn.Identity()
+        self.genes = GeneVAE(genes, latent, hidden=config.hidden, n_flows=config.n_flows,
+                             dropout=config.head_dropout)  # fmt: skip
+        self.image_decoder = nn.Sequential(
+            nn.Linear(dim, config.hidden[-1]), nn.ReLU(), nn.Dropout(config.head_dropout),
+            nn.Linear(config.hidden[-1], genes),
+        )  # fmt: skip
+        self.log_temperature = nn.Parameter(
+            torch.tensor(math.log(config.temperature)), requires_grad=config.learn_temperature
+        )
+
+    @classmethod
+    def build(cls, panel: GenePanel, config: Config) -> SEAL:
+        """A fresh model from the config's backbone; `config.seed` fixes every initial weight."""
+        encoder = build_encoder(
+            config.backbone, seed=config.seed, tune_blocks=config.tune_blocks,
+            rank=config.lora_rank, alpha=config.lora_alpha, dropout=config.lora_dropout,
+        )  # fmt: skip
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(config.seed)
+            return cls(encoder, panel, config)
+
+    def forward(self, hidden, x):
+        """Loss terms of a batch, named: prefix activations `hidden` and expression x (b, genes).
+
+        Returns {"clip", "gene", "image", "kl", "loss"}; "loss" is their weighted sum.
+        """
+        c = self.config
+        e = self.encoder.tail(hidden)
+        z, from_gene, kl = self.genes(x)
+        inside = {"w_mse": c.w_mse, "w_corr": c.w_corr}
+        temperature = self.log_temperature.exp()
+        terms = {
+            "clip": losses.clip_loss(
+                self.project(e), z, temperature=temperature, soft=c.soft_targets
+            ),
+            "gene": losses.gene_loss(from_gene, x, **inside),
+            "image": losses.gene_loss(self.image_decoder(e), x, **inside),
+            "kl": kl,
+        }
+        weights = {"clip": c.w_clip, "gene": c.w_gene, "image": c.w_image, "kl": c.w_kl}
+        terms["loss"] = sum(weights[k] * terms[k] for k in weights)
+        return terms
+
+    def forward_genes(self, x):
+        """The terms that need no image, for the gene encoder's warm-up epochs."""
+        _, from_gene, kl = self.genes(x)
+        c = self.config
+        gene = losses.gene_loss(from_gene, x, w_mse=c.w_mse, w_corr=c.w_corr)
+        return {"gene": gene, "kl": kl, "loss": c.w_gene * gene + c.w_kl * kl}
+
+    def heads(self) -> dict[str, torch.Tensor]:
+        """Everything but the vision encoder, by name."""
+        return {k: v for k, v in self.state_dict().items() if not k.startswith("encoder.")}
+
+    def trainable(self) -> dict[str, torch.Tensor]:
+        """What training changes: the adapter (peft's names) and the heads."""
+        adapter = get_peft_model_state_dict(self.encoder.net) if self.encoder.adapted else {}
+        return {**{f"adapter.{k}": v for k, v in adapter.items()}, **self.heads()}
+
+    def load_trainable(self, state: dict[str, torch.Tensor], *, source):
+        """Strict inverse of `trainable`; a differing key is an `InputError` naming `source`."""
+        odd = set(state) ^ set(self.trainable())
+        if odd:
+            raise InputError(
+                f"{source}: tensor {sorted(odd)[0]} does not fit this model; was it made with "
+                "another backbone, panel or config?"
+            )
+        heads = {k: v for k, v in state.items() if not k.startswith("adapter.")}
+        self.load_state_dict({**self.state_dict(), **heads}, strict=True)
+        if self.encoder.adapted:
+            adapter = {k[8:]: v for k, v in state.items() if k.startswith("adapter.")}
+            set_peft_model_state_dict(self.encoder.net, adapter)
+
+    def save_pretrained(self, out):
+        """Write config.json, panel.json, adapter/ (peft, safetensors) and heads.safetensors."""
+        out = Path(out)
+        out.mkdir(parents=True, exist_ok=True)
+        (out / "config.json").write_text(self.config.to_json())
+        self.panel.save(out / "panel.json")
+        save_file({k: v.contiguous() for k, v in self.heads().items()}, out / "heads.safetensors")
+        if self.encoder.adapted:
+            shutil.rmtree(out / "adapter", ignore_errors=True)
+            self.encoder.net.save_pretrained(str(out / "adapter"))
+            (out / "adapter/base.json").write_text(json.dumps({
+                "arch": self.encoder.row.arch, "weights": self.encoder.row.weights,
+                "fingerprint": self.encoder.row.fingerprint,
+            }))  # fmt: skip
+
+    @classmethod
+    def from_pretrained(cls, run) -> SEAL:
+        """Load a run folder strictly; what is absent or does not fit is an `InputError`."""
+        run = Path(run)
+        for file in ("config.json", "panel.json", "heads.safetensors"):
+            if not (run / file).is_file():
+                raise InputError(f"{run}: no {file} in it; give a folder that `finetune` finished")
+        config = Config.from_json(run / "config.json")
+        model = cls.build(GenePanel.load(run / "panel.json"), config)
+        state = load_file(run / "heads.safetensors")
+        if model.encoder.adapted:
+            file = run / "adapter/adapter_model.safetensors"
+            if not file.is_file():
+                raise InputError(f"{file}: the run's adapter is absent; copy the whole run folder")
+            state |= {f"adapter.{k}": v for k, v in load_file(file).items()}
+        model.load_trainable(state, source=run)
+        return model.eval()
+
+    @torch.inference_mode()
+    def encode_genes(self, x):
+        """z-scored expression (n, genes) in the panel's order -> unit vectors (n, d)."""
+        self.eval()
+        x = torch.as_tensor(x, device=self.log_temperature.device)
+        return nn.functional.normalize(self.genes.encode(x)[0], dim=1).cpu().numpy()
+
+    @torch.inference_mode()
+    def project_images(self, e):
+        """Image embeddings (n, dim) of `encoders.embed` -> unit vectors in the shared space."""
+        self.eval()
+        e = torch.as_tensor(e, device=self.log_temperature.device)
+        return nn.functional.normalize(self.project(e), dim=1).cpu().numpy()
+
+    @torch.inference_mode()
+    def predict_genes(self, e):
+        """Image embeddings (n, dim) -> z-scored expression (n, genes) by the model's decoder."""
+        self.eval()
+        e = torch.as_tensor(e, device=self.log_temperature.device)
+        return self.image_decoder(e).cpu().numpy()
