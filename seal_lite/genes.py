@@ -53,7 +53,7 @@ def smooth(adata, *, share: float = 0.5) -> sp.csr_matrix:
 
 
 def log_normalise(counts, *, total: float = 1e4):
-    """log1p of counts scaled to `total` per spot over all of the section's genes; keeps sparsity."""
+    """log1p of counts scaled to `total` a spot over all of the section's genes; stays sparse."""
     counts = sp.csr_matrix(counts, dtype=np.float64)
     depth = np.asarray(counts.sum(1)).ravel()
     return (sp.diags(total / np.maximum(depth, 1e-12)) @ counts).log1p().tocsr()

@@ -152,8 +152,8 @@ def finetune(sections, config: Config, *, panel: GenePanel | None = None, out=No
     model.eval()
     if out is not None:
         model.save_pretrained(out)
-        _write(out / "metrics.jsonl", "".join(json.dumps(h) + "\n" for h in history))
-        _write(out / "provenance.json", json.dumps({**record, "finished": _now()}, indent=1))
+        write_atomic(out / "metrics.jsonl", "".join(json.dumps(h) + "\n" for h in history))
+        write_atomic(out / "provenance.json", json.dumps({**record, "finished": _now()}, indent=1))
         (out / "checkpoint.pt").unlink(missing_ok=True)
     return model, history
 
@@ -180,6 +180,7 @@ def provenance(sections, config: Config, **extra) -> dict:
         "config_sha256": hashlib.sha256(config.to_json().encode()).hexdigest(),
         "seed": config.seed,
         "commit": commit or "unknown",
+        "code_sha256": code_hash(),
         "versions": {"python": platform.python_version(), "torch": torch.__version__,
                      "timm": timm.__version__, "numpy": np.__version__},
         "device": f"{device} ({platform.machine()}, {torch.get_num_threads()} threads)",
@@ -187,11 +188,18 @@ def provenance(sections, config: Config, **extra) -> dict:
     }  # fmt: skip
 
 
+def code_hash() -> str:
+    """SHA-256 of this package's sources: whether a record still belongs to the code at hand."""
+    files = sorted(Path(__file__).parent.glob("*.py"))
+    return hashlib.sha256(b"".join(f.read_bytes() for f in files)).hexdigest()
+
+
 def _now() -> str:
     return datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
 
 
-def _write(path: Path, text: str):
+def write_atomic(path: Path, text: str):
+    """Write a file that appears only when complete."""
     part = path.with_name(path.name + ".part")
     part.write_text(text)
     os.replace(part, path)
@@ -212,7 +220,7 @@ def _open_run(out: Path, record: dict):
     elif out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise InputError(f"{out}: exists and is not a run; choose another --out")
     out.mkdir(parents=True, exist_ok=True)
-    _write(out / "provenance.json", json.dumps(record, indent=1))
+    write_atomic(out / "provenance.json", json.dumps(record, indent=1))
     return None
 
 

@@ -1,0 +1,225 @@
+"""The command line: each command reads its input, checks it, and calls one function."""
+
+from __future__ import annotations
+
+import json
+import logging
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from .errors import InputError
+
+app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False,
+                  help="SEAL-lite: finetune a pathology encoder with spatial transcriptomics, "
+                       "and measure honestly what that gained.")  # fmt: skip
+
+Data = Annotated[Path, typer.Option(help="A her2st root or a phantom folder.")]
+Run = Annotated[Path, typer.Option(help="A run folder that `finetune` wrote.")]
+Set = Annotated[list[str] | None, typer.Option("--set", help="Override a setting: key=value.")]
+Preset = Annotated[str, typer.Option(help="default, or paper (the released SEAL settings).")]
+
+
+def _names(text: str | None) -> list[str] | None:
+    return None if text is None else [t.strip() for t in text.split(",") if t.strip()]
+
+
+def _config(preset_name: str, overrides, **changes):
+    from .config import preset
+
+    given = [f"{k}={v}" for k, v in changes.items() if v is not None]
+    return preset(preset_name).override([*(overrides or []), *given])
+
+
+def _load(data, names, config):
+    from .sections import load_sections
+
+    return load_sections(data, names, patch_um=config.patch_um, patch_px=config.patch_px)
+
+
+def _write_json(path: Path, value):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(value, indent=1))
+    typer.echo(f"wrote {path}")
+
+
+@app.command()
+def fetch(
+    name: Annotated[str, typer.Argument(help="her2st")],
+    out: Annotated[Path, typer.Option(help="Folder to download into; resumes.")],
+    sections: Annotated[str | None, typer.Option(help="C2,C3,...; default all.")] = None,
+):
+    """Download a public data set, each file verified against its recorded hash."""
+    from .datasets import fetch_her2st
+
+    if name != "her2st":
+        raise InputError(f"fetch {name}: unknown data set; use her2st")
+    fetch_her2st(out, sections=_names(sections))
+    typer.echo(f"her2st is in {out}")
+
+
+@app.command()
+def phantom(
+    out: Annotated[Path, typer.Option(help="Folder to write.")],
+    patients: int = 4,
+    sections_per_patient: int = 2,
+    spots: int = 300,
+    seed: int = 0,
+):
+    """Write a tissue phantom with known truth, in the layout of real data."""
+    from .datasets import phantom as write_phantom
+
+    write_phantom(out, patients=patients, sections_per_patient=sections_per_patient, spots=spots,
+                  seed=seed)  # fmt: skip
+    typer.echo(f"phantom is in {out}")
+
+
+@app.command()
+def finetune(
+    data: Data,
+    train: Annotated[str, typer.Option(help="Training sections: C2,C3,C4.")],
+    out: Annotated[Path, typer.Option(help="Run folder; an interrupted run resumes.")],
+    backbone: str | None = None,
+    epochs: int | None = None,
+    seed: int | None = None,
+    include: Annotated[str | None, typer.Option(help="Genes the panel must hold.")] = None,
+    cache: Annotated[Path | None, typer.Option(help="Folder for the prefix cache.")] = None,
+    preset: Preset = "default",
+    set_: Set = None,
+):
+    """Finetune the encoder on pairs of expression and tissue."""
+    config = _config(preset, set_, backbone=backbone, epochs=epochs, seed=seed)
+    sections = _load(data, _names(train), config)
+    from .train import finetune as run
+
+    _, history = run(sections, config, out=out, include=_names(include) or (), cache_dir=cache)
+    typer.echo(f"loss {history[0]['loss']:.3f} -> {history[-1]['loss']:.3f}; run is in {out}")
+
+
+@app.command()
+def probe(
+    run: Run,
+    data: Data,
+    train: Annotated[str, typer.Option(help="Sections the probe is fitted on.")],
+    test: Annotated[str, typer.Option(help="Sections it is scored on.")],
+    json_file: Annotated[Path, typer.Option("--json", help="Where to write the scores.")],
+):
+    """Score a run against the frozen encoder and the controls on held-out sections."""
+    from .crossval import deltas, score_rows, summary
+    from .evaluate import score_models, scored_genes
+    from .model import SEAL
+    from .targets import target_genes
+    from .train import provenance
+
+    model = SEAL.from_pretrained(run)
+    seen = json.loads((run / "provenance.json").read_text())["sections"]
+    for a, b in ((_names(train), "--train"), (seen, "the run's training sections")):
+        if both := sorted(set(a) & set(_names(test))):
+            raise InputError(f"--test {','.join(both)}: also in {b}; test on sections never seen")
+    config = model.config
+    fit, held = _load(data, _names(train), config), _load(data, _names(test), config)
+    classes = scored_genes(data)
+    genes = [g for g in (classes or target_genes([s.adata for s in fit]))]
+    genes = [g for g in genes if g in model.panel.genes]
+    scores = score_models(data, fit, held, genes, {"tuned": model}, config)
+    folds = [{"test": test, "seed": config.seed, "scores": score_rows(scores, genes)}]
+    result = {"data": data.name, "backbone": config.backbone,
+              "provenance": provenance([*fit, *held], config, run=str(run)), "classes": classes,
+              "folds": folds, "delta": deltas(folds)}  # fmt: skip
+    typer.echo(summary(result).round(3).to_string())
+    _write_json(json_file, result)
+
+
+@app.command()
+def crossval(
+    data: Data,
+    out: Annotated[Path, typer.Option(help="Folder for folds and metrics.json; resumes.")],
+    groups: Annotated[str, typer.Option(help="Hold out a section or a patient.")] = "section",
+    seeds: int = 3,
+    sections: Annotated[str | None, typer.Option(help="Default: all with an image.")] = None,
+    backbone: str | None = None,
+    epochs: int | None = None,
+    preset: Preset = "default",
+    set_: Set = None,
+):
+    """Leave one group out: finetune and fit everything inside each fold, score on the rest."""
+    from . import crossval as cv
+
+    config = _config(preset, set_, backbone=backbone, epochs=epochs)
+    loaded = _load(data, _names(sections), config)
+    result = cv.crossval(data, loaded, config, by=groups, seeds=seeds, out=out)
+    typer.echo(cv.summary(result).round(3).to_string())
+    for d in result["delta"]:
+        low, high = d["ci95"]
+        kind = f" [{d['class']}]" if "class" in d else ""
+        verdict = "" if low > 0 or high < 0 else "  (no difference)"
+        typer.echo(f"{d['of']} - {d['minus']}, {d['probe']}, {d['target']}{kind}: "
+                   f"{d['mean']:+.3f} [{low:+.3f}, {high:+.3f}]{verdict}")  # fmt: skip
+    typer.echo(f"wrote {out / 'metrics.json'}")
+
+
+@app.command()
+def retrieve(
+    run: Run,
+    data: Data,
+    section: Annotated[str, typer.Option(help="Section to search.")],
+    genes: Annotated[str, typer.Option(help="Gene set to ask for: ERBB2,GRB7.")],
+    out: Annotated[Path, typer.Option(help="Picture to write (PNG).")],
+    top: int = 10,
+):
+    """Find the tissue regions that look like a gene set, and draw them."""
+    from . import plots
+    from .encoders import embed
+    from .model import SEAL
+    from .retrieval import gene_set_profile, retrieval_scores, search
+
+    model = SEAL.from_pretrained(run)
+    profile = gene_set_profile(model.panel, _names(genes))
+    (loaded,) = _load(data, [section], model.config)
+    e = embed(model.encoder, loaded.patches)
+    (hits,), (cosines,) = search(model.encode_genes(profile), model.project_images(e), top=top)
+    scores = retrieval_scores(model, loaded, e)
+    figure = plots.retrieval(loaded, model.panel, _names(genes), hits, cosines)
+    out.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(out, dpi=150, bbox_inches="tight")
+    for k in (1, 5, 10):
+        typer.echo(f"recall@{k} {scores[f'recall@{k}']:.3f} (chance {scores[f'chance@{k}']:.3f})")
+    typer.echo(f"wrote {out}")
+
+
+@app.command()
+def bench(
+    data: Data,
+    train: Annotated[str, typer.Option(help="Sections to time on.")],
+    json_file: Annotated[Path, typer.Option("--json", help="Where to write the rates.")],
+    steps: int = 6,
+    set_: Set = None,
+):
+    """Pairs per second of the plain loop and of the cached one, in one run."""
+    from .bench import throughput
+    from .train import provenance
+
+    config = _config("default", set_)
+    sections = _load(data, _names(train), config)
+    result = throughput(sections, config, steps=steps)
+    rate = result["pairs_per_s"]
+    typer.echo(f"plain {rate['plain']:.1f} pairs/s, cached {rate['cached']:.1f} pairs/s "
+               f"({result['ratio']:.1f} x)")  # fmt: skip
+    _write_json(json_file, {**result, "provenance": provenance(sections, config)})
+
+
+def main():
+    """Entry point: an `InputError` is one sentence on stderr and exit code 2."""
+    logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
+    logging.getLogger("httpx").setLevel(logging.WARNING)
+    try:
+        app()
+    except InputError as error:
+        sys.exit(_fail(str(error)))
+
+
+def _fail(message: str) -> int:
+    typer.secho(f"seal-lite: {message}", fg="red", err=True)
+    return 2

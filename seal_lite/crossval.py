@@ -1,0 +1,178 @@
+"""Leave-one-group-out evaluation in which everything is fitted inside the fold.
+
+Every claim is a paired difference: the tuned encoder minus the frozen one, and minus one finetuned
+in the same way on shuffled pairs, which shares all that finetuning does except the pairing.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import logging
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+
+from . import targets as tg
+from .config import Config
+from .errors import InputError
+from .evaluate import score_models, scored_genes
+from .train import finetune, provenance, write_atomic
+
+log = logging.getLogger(__name__)
+DELTAS = (("tuned", "frozen"), ("tuned", "shuffled"))
+
+
+def groups_of(sections, by: str) -> list[str]:
+    """The held-out unit of each section: its own name, or its patient."""
+    if by not in ("section", "patient"):
+        raise InputError(f"--groups {by}: unknown; use section or patient")
+    groups = [s.name if by == "section" else s.patient for s in sections]
+    if len(set(groups)) < 2:
+        raise InputError(
+            f"--groups {by}: all sections belong to '{groups[0]}', so nothing can be held out; "
+            "add data or group otherwise"
+        )
+    return groups
+
+
+def crossval(root, sections, config: Config, *, by="section", seeds=3, out, progress=True) -> dict:
+    """Run every fold and seed; returns and writes `out/metrics.json`, and `out/per_gene.csv`.
+
+    A finished fold is kept in `out/folds/` and not run again; a folder with other data or settings
+    is refused (`InputError`). The prefix cache is shared by all folds: it holds nothing fitted.
+    """
+    out, groups = Path(out), groups_of(sections, by)
+    record = provenance(sections, config, groups=by, seeds=seeds)
+    _claim(out, record)
+    classes = scored_genes(root)
+    caches, folds = out / "cache", []
+    for test_group in dict.fromkeys(groups):
+        train = [s for s, g in zip(sections, groups, strict=True) if g != test_group]
+        test = [s for s, g in zip(sections, groups, strict=True) if g == test_group]
+        genes = list(classes) if classes else tg.target_genes([s.adata for s in train])
+        for seed in range(seeds):
+            path = out / f"folds/{test_group}-{seed}.json"
+            if not path.exists():
+                log.info("fold: test %s, seed %d", test_group, seed)
+                c = dataclasses.replace(config, seed=seed)
+                scores = run_fold(root, train, test, genes, c, caches, progress=progress)
+                path.parent.mkdir(parents=True, exist_ok=True)
+                fold = {"test": test_group, "seed": seed, "scores": score_rows(scores, genes)}
+                write_atomic(path, json.dumps(fold))
+            folds.append(json.loads(path.read_text()))
+    shutil.rmtree(caches, ignore_errors=True)  # gigabytes that the results no longer need
+    result = {"data": Path(root).name, "backbone": config.backbone, "provenance": record,
+              "classes": classes, "folds": folds, "delta": deltas(folds, classes)}  # fmt: skip
+    write_atomic(out / "metrics.json", json.dumps(result))
+    tidy(result).to_csv(out / "per_gene.csv", index=False)
+    return result
+
+
+def run_fold(root, train, test, genes, config: Config, caches, *, progress=True) -> dict:
+    """Finetune on true and on shuffled pairs, then score everything on the held-out sections."""
+    models = {
+        name: finetune(train, config, include=genes, shuffle_pairs=shuffle, cache_dir=caches,
+                       progress=progress)[0]
+        for name, shuffle in (("tuned", False), ("shuffled", True))
+    }  # fmt: skip
+    return score_models(root, train, test, genes, models, config, caches=caches)
+
+
+def _claim(out: Path, record: dict):
+    path = out / "provenance.json"
+    same = ("sections", "data_sha256", "config_sha256", "groups", "code_sha256")
+    if path.exists():
+        old = json.loads(path.read_text())
+        if any(old.get(k) != record[k] for k in same):
+            raise InputError(
+                f"{out}: holds folds of other data, settings or code; choose another --out or "
+                "remove it"
+            )
+    elif out.exists() and any(out.iterdir()):
+        raise InputError(f"{out}: is not empty and no cross-validation; choose another --out")
+    out.mkdir(parents=True, exist_ok=True)
+    write_atomic(path, json.dumps(record, indent=1))
+
+
+def score_rows(scores: dict, genes) -> list[dict]:
+    """The "scores" list of metrics.json."""
+    return [
+        {"features": f, "probe": p, "target": t, "pcc": round(float(np.mean(r)), 4),
+         "per_gene": {g: round(float(v), 4) for g, v in zip(genes, r, strict=True)}}
+        for (f, p, t), r in scores.items()
+    ]  # fmt: skip
+
+
+def tidy(result: dict) -> pd.DataFrame:
+    """One row per fold, seed, features, probe, target and gene, with r and the gene's class."""
+    classes = result["classes"] or {}
+    return pd.DataFrame(
+        [
+            {"test": f["test"], "seed": f["seed"], "features": s["features"], "probe": s["probe"],
+             "target": s["target"], "gene": g, "class": classes.get(g, "hvg"), "r": r}
+            for f in result["folds"] for s in f["scores"] for g, r in s["per_gene"].items()
+        ]
+    )  # fmt: skip
+
+
+def deltas(folds: list[dict], classes=None) -> list[dict]:
+    """Paired differences tuned - frozen and tuned - shuffled with their 95% CI, for every probe.
+
+    With gene classes (the phantom) each class is also given by itself, under "class".
+    """
+    found = {}
+    for f in folds:
+        for s in f["scores"]:
+            place = (s["features"], s["probe"], s["target"])
+            found.setdefault(place, {})[f["test"], f["seed"]] = s["per_gene"]
+    out = []
+    for of, minus in DELTAS:
+        for (features, probe, target), runs in found.items():
+            other = found.get((minus, probe, target))
+            if features != of or other is None:
+                continue
+            for name in [None, *sorted(set((classes or {}).values()))]:
+                pick = [k for k, c in (classes or {}).items() if c == name] if name else None
+                table = _paired(runs, other, pick)
+                row = {"of": of, "minus": minus, "probe": probe, "target": target,
+                       "mean": round(float(np.mean([t.mean() for t in table])), 4),
+                       "ci95": [round(v, 4) for v in bootstrap_ci(table)]}  # fmt: skip
+                out.append(row | ({"class": name} if name else {}))
+    return out
+
+
+def _paired(runs: dict, other: dict, genes) -> list[np.ndarray]:
+    """One (seeds, genes) array of differences per fold."""
+    tests = dict.fromkeys(t for t, _ in runs)
+    return [
+        np.array([
+            [runs[k][g] - other[k][g] for g in (genes or runs[k])] for k in runs if k[0] == test
+        ])
+        for test in tests
+    ]  # fmt: skip
+
+
+def bootstrap_ci(table: list[np.ndarray], *, repeats: int = 4000, seed: int = 0) -> list[float]:
+    """95% percentile interval of the mean over folds, seeds and genes, clustered by fold.
+
+    Folds are drawn with replacement, then seeds and genes inside each drawn fold, because genes of
+    one fold share its sections and are far from independent. `table`: a (seeds, genes) per fold.
+    """
+    rng = np.random.default_rng(seed)
+    draws = np.empty((repeats, len(table)))
+    for i, t in enumerate(table):
+        rows = rng.integers(t.shape[0], size=(repeats, t.shape[0], 1))
+        cols = rng.integers(t.shape[1], size=(repeats, 1, t.shape[1]))
+        draws[:, i] = t[rows, cols].mean((1, 2))
+    picked = rng.integers(len(table), size=(repeats, len(table)))
+    means = np.take_along_axis(draws, picked, axis=1).mean(1)
+    return [float(v) for v in np.percentile(means, [2.5, 97.5])]
+
+
+def summary(result: dict) -> pd.DataFrame:
+    """Mean r over folds, seeds and genes: one row per features and probe, one column per target."""
+    table = tidy(result).pivot_table("r", ["features", "probe"], "target", "mean")
+    return table[[*tg.TARGETS[:2], tg.PARTIAL, *tg.TARGETS[2:]]]

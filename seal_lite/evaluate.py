@@ -1,0 +1,139 @@
+"""Score features on held-out sections: tuned, frozen, and the controls that keep both honest."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import torch
+
+from . import targets as tg
+from .cache import prefix_cache
+from .config import Config
+from .encoders import build_encoder, embed
+from .genes import columns
+from .probe import PROBES
+
+
+def colour_statistics(patches: np.ndarray) -> np.ndarray:
+    """Mean and standard deviation of R, G, B of each patch (n, 6): what stain alone tells."""
+    flat = patches.reshape(len(patches), -1, 3).astype(np.float32)
+    return np.concatenate([flat.mean(1), flat.std(1)], axis=1)
+
+
+def read_truth(root, section, genes):
+    """A phantom section's noise-free expected fractions (n, g), or None for real data."""
+    path = Path(root) / f"truth/{section.name}.npz"
+    if not path.exists():
+        return None
+    with np.load(path) as truth:
+        row = {b: i for i, b in enumerate(truth["barcodes"])}
+        at = [row[b] for b in section.adata.obs_names[section.rows]]
+        return columns(truth["expected"][at], truth["genes"], genes)[0].astype(float)
+
+
+def scored_genes(root) -> dict[str, str] | None:
+    """The phantom's declared genes and their class; None for real data, where HVGs are scored."""
+    path = Path(root) / "truth/genes.tsv"
+    if not path.exists():
+        return None
+    table = pd.read_csv(path, sep="\t")
+    table = table[table["class"] != "housekeeping"]
+    return dict(zip(table.gene, table["class"], strict=True))
+
+
+def probe_scores(train, test, train_x, test_x, genes, *, seed=0) -> dict[tuple, np.ndarray]:
+    """Per-gene r {(probe, target): (g,)} of features, fitted on train sections, scored on test.
+
+    `train_x`, `test_x` are lists of (n_i, d) aligned with the sections' patches.
+    """
+    y = [{k: v[s.rows] for k, v in tg.section_targets(s.adata, genes).items()} for s in train]
+    groups = np.concatenate([[s.name] * len(s.rows) for s in train])
+    x = np.concatenate(train_x).astype(float)
+    joined = {t: np.concatenate([part[t] for part in y]) for t in tg.TARGETS}
+    out = {}
+    for name, probe in PROBES.items():
+        predicted = {t: probe(x, joined[t], groups, np.concatenate(test_x), seed=seed)
+                     for t in tg.TARGETS}  # fmt: skip
+        out |= {(name, t): r for t, r in _score_sections(predicted, test, genes).items()}
+    return out
+
+
+def _score_sections(predicted: dict, test, genes) -> dict[str, np.ndarray]:
+    """Mean over test sections of per-gene r: correlation within a section, never across."""
+    scores, start = [], 0
+    for s in test:
+        part = slice(start, start := start + len(s.rows))
+        measured = {k: v[s.rows] for k, v in tg.section_targets(s.adata, genes).items()}
+        log_depth = np.log(tg.depth(s.adata)[s.rows])
+        scores.append(tg.score({t: p[part] for t, p in predicted.items()}, measured, log_depth))
+    return {t: np.mean([x[t] for x in scores], 0) for t in scores[0]}
+
+
+def direct_scores(root, test, genes) -> dict[tuple, np.ndarray]:
+    """What needs no features: the neighbours' mean, the noise ceiling, and the phantom's oracle."""
+    ceiling = [tg.noise_ceiling(s.adata, genes, s.rows) for s in test]
+    out = {("ceiling", t): np.mean([c[t] for c in ceiling], 0) for t in ceiling[0]}
+    near = [tg.neighbour_prediction(s.adata, genes) for s in test]
+    joined = {t: np.concatenate([n[t][s.rows] for n, s in zip(near, test, strict=True)])
+              for t in tg.TARGETS}  # fmt: skip
+    out |= {("neighbours", t): r for t, r in _score_sections(joined, test, genes).items()}
+    truth = [read_truth(root, s, genes) for s in test]
+    if truth[0] is not None:
+        best = [tg.oracle_prediction(f, tg.depth(s.adata)[s.rows])
+                for f, s in zip(truth, test, strict=True)]  # fmt: skip
+        joined = {t: np.concatenate([b[t] for b in best]) for t in tg.TARGETS}
+        out |= {("oracle", t): r for t, r in _score_sections(joined, test, genes).items()}
+    return out
+
+
+def decoder_scores(model, test, test_x, genes) -> dict[str, np.ndarray]:
+    """Per-gene r of the model's own image -> gene decoder, by target (r ignores its scale)."""
+    at = [model.panel.genes.index(g) for g in genes]
+    predicted = model.predict_genes(np.concatenate(test_x))[:, at]
+    return _score_sections({t: predicted for t in tg.TARGETS}, test, genes)
+
+
+def score_models(root, train, test, genes, models: dict, config: Config, *, caches=None) -> dict:
+    """All features, probes and targets: {(features, probe, target): per-gene r (g,)}.
+
+    `models` are finetuned `SEAL`s by name ("tuned", "shuffled"). Beside them stand the frozen
+    encoder at the same tap, a random-init one, colour statistics, log depth, the neighbours' mean,
+    the noise ceiling, and on the phantom the oracle.
+    """
+    both, n = [*train, *test], len(train)
+    features = {name: embed_clean(m.encoder, both, config, caches) for name, m in models.items()}
+    frozen = build_encoder(config.backbone, tune_blocks=config.tune_blocks)  # LoRA starts as no-op
+    features["frozen"] = embed_clean(frozen, both, config, caches)
+    random = build_encoder(config.backbone, weights="random", seed=config.seed)
+    features["random_init"] = [embed(random, s.patches) for s in both]
+    features["colour"] = [colour_statistics(s.patches) for s in both]
+    features["log_depth"] = [np.log(tg.depth(s.adata)[s.rows])[:, None] for s in both]
+
+    scores = {}
+    for name, x in features.items():
+        found = probe_scores(train, test, x[:n], x[n:], genes, seed=config.seed)
+        scores |= {(name, probe, t): r for (probe, t), r in found.items()}
+    for name, model in models.items():
+        found = decoder_scores(model, test, features[name][n:], genes)
+        scores |= {(name, "decoder", t): r for t, r in found.items()}
+    found = direct_scores(root, test, genes)
+    return scores | {(name, "none", t): r for (name, t), r in found.items()}
+
+
+def embed_clean(encoder, sections, config, caches=None) -> list[np.ndarray]:
+    """Embeddings (n, dim) per section, through the prefix cache where there is a folder for it."""
+    if caches is None:
+        return [embed(encoder, s.patches) for s in sections]
+    out = []
+    for s in sections:
+        clean = prefix_cache(encoder, s, n_views=config.n_views, jitter=config.stain_jitter,
+                             folder=caches)[0]  # fmt: skip
+        with torch.inference_mode():
+            parts = [
+                encoder.tail(torch.from_numpy(clean[i : i + 64].copy()))
+                for i in range(0, len(clean), 64)
+            ]
+        out.append(torch.cat(parts).float().numpy())
+    return out
