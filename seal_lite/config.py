@@ -22,6 +22,7 @@ class Config:
 
     # genes
     n_genes: int = 512  # highly variable genes of the training sections
+    hvg: str = "pearson_residuals"  # or "seurat", as released
     smooth: float = 0.5  # share of the array neighbours' mean in a spot's expression
     zscore: str = "section"  # mean and sd from each "section" itself, or from "train"ing
     clip: float = 5.0  # |z| beyond this is clipped
@@ -62,7 +63,11 @@ class Config:
     seed: int = 0
 
     def __post_init__(self):
-        choices = {"zscore": ("section", "train"), "precision": ("no", "bf16", "fp16")}
+        choices = {
+            "hvg": ("pearson_residuals", "seurat"),
+            "zscore": ("section", "train"),
+            "precision": ("no", "bf16", "fp16"),
+        }
         for key, allowed in choices.items():
             if getattr(self, key) not in allowed:
                 raise InputError(
@@ -127,6 +132,7 @@ def preset(name: str) -> Config:
         "default": Config(),
         "paper": Config(
             n_genes=2000,
+            hvg="seurat",
             zscore="train",
             clip=float("inf"),
             lora_alpha=8.0,

@@ -71,31 +71,38 @@ def columns(matrix, names, wanted) -> tuple[np.ndarray, np.ndarray]:
     return out, at >= 0
 
 
-def select_genes(sections, n: int, *, min_spots: float = 0.0) -> list[str]:
-    """The `n` most variable genes of the given (training) sections, best first.
+def select_genes(sections, n: int, *, flavor="pearson_residuals", min_spots=0.0) -> list[str]:
+    """The `n` most variable genes of the given (training) sections (AnnData), best first.
 
-    scanpy's `highly_variable_genes(flavor="seurat")` on log-normalised counts with one batch per
-    section, among genes common to all sections, seen at least three times, and in at least the
-    share `min_spots` of all spots. Sections are AnnData.
+    scanpy's highly variable genes with one batch per section, by the variance of analytic Pearson
+    residuals (Lause et al., 2021) or, as released SEAL does, `flavor="seurat"` on log-normalised
+    data, which at spot depth prefers rare, noisy genes. Only genes common to all sections, seen at
+    least three times, and in at least the share `min_spots` of all spots are considered.
     """
     import anndata as ad
     import scanpy as sc
 
-    joined = ad.concat(list(sections), join="inner", label="batch", index_unique="/")
-    joined.X = log_normalise(joined.layers["counts"])
-    counts = joined.layers["counts"]
-    seen = np.asarray((counts > 0).mean(0)).ravel()
-    total = np.asarray(counts.sum(0)).ravel()
+    plain = [ad.AnnData(s.layers["counts"], obs=s.obs[[]], var=s.var[[]]) for s in sections]
+    joined = ad.concat(plain, join="inner", label="batch", index_unique="/")
+    seen = np.asarray((joined.X > 0).mean(0)).ravel()
     real = ~joined.var_names.str.startswith(NOT_GENES)
-    joined = joined[:, real & (total >= 3) & (seen >= min_spots) & (seen > 0)].copy()
+    keep = real & (np.asarray(joined.X.sum(0)).ravel() >= 3) & (seen >= min_spots)
+    joined = joined[:, keep].copy()
     if not joined.n_vars:
         raise InputError(
             "gene panel: the training sections share no usable gene; check their names"
         )
-    batch = "batch" if len(sections) > 1 else None
-    sc.pp.highly_variable_genes(joined, flavor="seurat", n_top_genes=n, batch_key=batch)
-    by = ["highly_variable_nbatches", "dispersions_norm"] if batch else ["dispersions_norm"]
-    return list(joined.var.sort_values(by, ascending=False, kind="stable").index[:n])
+    options = {"n_top_genes": min(n, joined.n_vars), "batch_key": "batch"}
+    if flavor == "seurat":
+        joined.X = log_normalise(joined.X)
+        sc.pp.highly_variable_genes(joined, flavor="seurat", **options)
+        rank = joined.var["dispersions_norm"]
+    else:
+        sc.experimental.pp.highly_variable_genes(joined, flavor="pearson_residuals", **options)
+        rank = joined.var["residual_variances"]
+    order = rank.sort_values(ascending=False, kind="stable").index
+    batches = joined.var["highly_variable_nbatches"]  # chosen in most sections first
+    return list(batches[order].sort_values(ascending=False, kind="stable").index[:n])
 
 
 @dataclass(frozen=True)
@@ -115,7 +122,8 @@ class GenePanel:
     max_missing: float = 0.2
 
     @classmethod
-    def fit(cls, sections, *, n_genes=512, include=(), share=0.5, zscore="section", clip=5.0):
+    def fit(cls, sections, *, n_genes=512, include=(), flavor="pearson_residuals", share=0.5,
+            zscore="section", clip=5.0):  # fmt: skip
         """Choose genes and fit their scale on training sections (AnnData) only.
 
         `include` names genes that must be in the panel beside the `n_genes` most variable ones.
@@ -125,7 +133,7 @@ class GenePanel:
         for gene in include:
             if not any(gene in s.var_names for s in sections):
                 raise InputError(f"gene panel: {gene} is in no training section; drop it")
-        genes = tuple(dict.fromkeys([*include, *select_genes(sections, n_genes)]))
+        genes = tuple(dict.fromkeys([*include, *select_genes(sections, n_genes, flavor=flavor)]))
         panel = cls(genes, np.zeros(len(genes)), np.ones(len(genes)), share, zscore, clip)
         values = np.concatenate([panel.expression(s)[0] for s in sections])
         mean, std = values.mean(0), values.std(0)
