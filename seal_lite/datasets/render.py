@@ -1,0 +1,239 @@
+"""Draw a phantom `Tissue` as a haematoxylin and eosin slide.
+
+Light is absorbed after Beer and Lambert: transmitted = white * 10^-(h H + e E), with the absorbance
+vectors H and E of Ruifrok & Johnston, Anal Quant Cytol Histol 2001. The two densities h and e are
+composed tile by tile: a ground from the tissue's masks and ready noise textures, then one stamp per
+cell from a library drawn once. Tiles of float32 keep the work inside the processor's cache.
+"""
+
+from dataclasses import dataclass
+from functools import lru_cache
+
+import numpy as np
+from PIL import Image, ImageFilter
+from scipy.ndimage import gaussian_filter, map_coordinates
+
+from .tissue import CELL_TYPES, FLOW_STEP, STEP
+
+STAINS = np.array([[0.644, 0.717, 0.267], [0.093, 0.954, 0.283]])  # H and E, absorbance in R, G, B
+TILE = 512  # px
+TURNS, VARIANTS = 12, 7  # stamps per cell type and chromatin state: orientations x shapes
+TEXTURE = 1024  # px, period of the textures
+
+
+@dataclass(frozen=True)
+class Look:
+    """How one patient's slide was stained and scanned."""
+
+    stains: np.ndarray  # (2, 3) absorbance of H and E in R, G, B, times the stain's strength
+    white: np.ndarray  # (3,) what an empty slide gives, 0 to 255
+    blur: float  # share of light that a pixel gets from each of its four neighbours
+
+
+def draw_look(rng):
+    """A patient's stain and scanner; strengths vary by a quarter, as between laboratories (the
+    strong stain augmentation of Tellez et al., Medical Image Analysis 2019, uses 20%)."""
+    stains = STAINS * rng.normal(1.0, 0.08, (2, 3)) + np.abs(rng.normal(0, 0.03, (2, 3)))
+    stains *= rng.uniform(0.75, 1.3, (2, 1)) / np.linalg.norm(stains, axis=1, keepdims=True)
+    gamma = rng.uniform(0.92, 1.08)  # of the scanner: an exponent of the light, a factor here
+    white = rng.uniform([236, 232, 236], [248, 245, 250])
+    return Look(gamma * stains, white, blur=rng.uniform(0.05, 0.11))
+
+
+def _noise(rng, sigma, shape=(TEXTURE, TEXTURE)):
+    """Periodic Gaussian noise of zero mean and unit variance, float32."""
+    field = gaussian_filter(rng.standard_normal(shape).astype(np.float32), sigma, mode="wrap")
+    return (field - field.mean()) / field.std()
+
+
+@lru_cache(maxsize=2)
+def _textures(um):
+    """Periodic textures at `um` per pixel: `fine` and `coarse` grain, `speck` (debris), `fibre`."""
+    rng = np.random.default_rng(11)
+    fine = 0.6 * _noise(rng, 0.45 / um) + 0.4 * _noise(rng, 1.0 / um)
+    coarse = 0.6 * _noise(rng, 2.2 / um) + 0.6 * _noise(rng, 7.0 / um)
+    speck = np.clip(_noise(rng, 0.55 / um) - 1.6, 0, 1)
+    # Collagen: rows lie across the fibres in steps of 0.5 um, columns along them in steps of 1 um.
+    fibre = sum(weight * _noise(rng, sigma) for weight, sigma in
+                ((0.55, (1.6, 22)), (0.6, (4.0, 40)), (0.75, (11.0, 70))))
+    along = np.arange(TEXTURE) * (2 * np.pi / TEXTURE)
+    crimp = 5 * np.sin(9 * along) + 3 * np.sin(17 * along + 1)
+    rows, columns = np.indices(fibre.shape)
+    fibre = map_coordinates(fibre, [rows + crimp, columns], order=1, mode="grid-wrap")
+    border = (0, 2 * TILE)  # so that any tile is one plain slice
+    grains = (np.pad(grain, (border, border), mode="wrap") for grain in (fine, coarse, speck))
+    return *grains, fibre.astype(np.float32).ravel()
+
+
+def _stamp(rng_seed, cell, coarse, turn, um):
+    """One cell at one orientation: (2, n, n) float32, its haematoxylin and eosin at `um` per pixel.
+
+    Both chromatin states use the same random numbers, hence the same outline, and are scaled to the
+    same mean density: only the texture differs."""
+    rng = np.random.default_rng(rng_seed)
+    size = np.exp(rng.normal(0, cell.spread))
+    stretch = np.exp(rng.normal(0, 0.10))
+    bumps = [(k, rng.normal(0, 0.03), rng.uniform(0, 2 * np.pi)) for k in (2, 3, 4)]
+    half = int(np.ceil((0.62 * max(cell.length * stretch, cell.cell) * size + 1.5) / um))
+    y, x = np.mgrid[-half : half + 1, -half : half + 1] * um
+    a, b = x * np.cos(turn) + y * np.sin(turn), y * np.cos(turn) - x * np.sin(turn)
+    angle = np.arctan2(b, a)
+    outline = 1 + sum(c * np.cos(k * angle + p) for k, c, p in bumps)
+    h, e = np.zeros_like(x), np.zeros_like(x)
+    if cell.cell:
+        away = rng.uniform(0, 0.18 if cell.name == "plasma" else 0.08) * cell.cell
+        r = np.hypot(a - away, b) * 2 / (cell.cell * size * outline)
+        body = np.clip((1 - r) * cell.cell / 2 / 1.6, 0, 1)
+        body = body * (0.85 + 0.2 * np.exp(-(((r - 0.85) / 0.12) ** 2)))  # a denser membrane
+        h += cell.basophilia * body
+        e += cell.eosin * body
+    if cell.length:
+        r = np.hypot(2 * a / (cell.length * size * stretch), 2 * b * stretch / (cell.width * size))
+        r = r / outline
+        inside = np.clip((1 - r) * cell.width / 2 / 0.7 + 0.5, 0, 1)
+        grain = _grain(rng, a, b, r, cell, coarse, um)
+        grain *= cell.nucleus * inside.sum() / max((grain * inside).sum(), 1e-6)
+        h += grain * inside
+        e -= 0.10 * inside
+    return np.stack([h, e]).astype(np.float32)
+
+
+def _grain(rng, a, b, r, cell, coarse, um):
+    """Chromatin over a nucleus, of any mean: fine and even, or coarse: pale with clumps, a dark rim
+    and a nucleolus of about 2 um."""
+    fine, clumps = rng.standard_normal(a.shape), rng.standard_normal(a.shape)
+    where = rng.uniform(-0.3, 0.3, 2) * (cell.length, cell.width)
+    if not coarse:
+        return np.clip(1 + 0.13 * gaussian_filter(fine, 0.35 / um) * 2 * 0.35 / um, 0.6, 1.5)
+    clumps = gaussian_filter(clumps, 0.75 / um) * (0.75 / um * 3.5)
+    width = min(cell.width / 6, 0.9)
+    nucleolus = np.exp(-(((a - where[0]) ** 2 + (b - where[1]) ** 2) / (2 * width**2)))
+    rim = np.exp(-(((r - 0.92) / 0.16) ** 2))
+    return np.clip(0.62 + 0.26 * clumps + 0.5 * rim + 1.2 * nucleolus, 0.15, 2.6)
+
+
+@lru_cache(maxsize=2)
+def _stamps(um):
+    """The library: a list indexed by ((kind * 2 + coarse) * TURNS + turn) * VARIANTS + variant."""
+    return [_stamp((kind, variant), cell, coarse, np.pi * turn / TURNS, um)
+            for kind, cell in enumerate(CELL_TYPES) for coarse in (False, True)
+            for turn in range(TURNS) for variant in range(VARIANTS)]
+
+
+def _ramp(low, high):
+    """Table for a uint8 mask: 0 below `low`, 1 above `high`, both as shares of 255."""
+    return np.clip((np.arange(256) / 255 - low) / (high - low), 0, 1).astype(np.float32)
+
+
+_EDGE, _SOFT = _ramp(0.38, 0.62), _ramp(0.0, 1.0)
+
+
+class _Canvas:
+    """The two densities of one tile after another, and the colours they make."""
+
+    def __init__(self, tissue, look, um, rng):
+        self.um, self.look = um, look
+        *self.grains, self.collagen = _textures(um)
+        self.border = 64  # cells beyond the image, for tiles that stick out
+        frame = [(self.border, self.border)] * 2
+        names, layers = zip(*tissue.masks.items(), strict=True)
+        stack = np.stack([np.pad(layer, frame, mode="edge") for layer in layers], -1)
+        # CMYK is merely a four-channel image that Pillow resizes without premultiplying.
+        size = stack.shape[1::-1]
+        self.packs = [(names[i : i + 4],
+                       Image.frombytes("CMYK", size, stack[..., i : i + 4].tobytes()))
+                      for i in (0, 4)]
+        self.fibre = [Image.fromarray(np.pad(layer, frame, mode="edge")) for layer in tissue.fibre]
+        self.shift = rng.integers(0, TEXTURE, 2)
+        noise = rng.uniform(0, 4, (TILE + 2, TILE + 2))  # of the sensor; stays within 0 to 255
+        self.sensor = noise.astype(np.float32)
+        self.white = np.asarray(look.white, np.float32)
+
+    def _crop(self, image, step, x, y, w, h):
+        """A low-resolution image over the tile at (x, y) px, resampled to w x h px."""
+        left, top, right, bottom = (v * self.um / step + self.border for v in (x, y, x + w, y + h))
+        return np.asarray(image.resize((w, h), Image.BILINEAR, box=(left, top, right, bottom)))
+
+    def ground(self, x, y, w, h):
+        """Haematoxylin and eosin of everything but the cells, two (h, w) float32."""
+        mask = {}
+        for names, image in self.packs:
+            crop = self._crop(image, STEP, x, y, w, h)
+            mask |= {name: crop[..., i] for i, name in enumerate(names)}
+        sx, sy = (self.shift + (x, y)) % TEXTURE
+        fine, coarse, speck = (grain[sy : sy + h, sx : sx + w] for grain in self.grains)
+        u, v = (self._crop(f, FLOW_STEP, x, y, w, h) for f in self.fibre)
+        index = ((v * 2).astype(np.int32) % TEXTURE) * TEXTURE + u.astype(np.int32) % TEXTURE
+        fibre = self.collagen.take(index)
+
+        # Collagen: dense and pink or loose and pale; gaps between the bundles of loose collagen.
+        dense = _SOFT[mask["collagen"]]
+        e = 0.08 + 0.15 * dense + (0.04 + 0.04 * dense) * fibre + 0.015 * coarse
+        e *= np.clip((fibre + 1.0 + 1.6 * dense) * 2.5, 0.12, 1)
+        hx = 0.055 + 0.015 * fibre + 0.05 * _SOFT[mask["inflamed"]]
+        for name, table, eosin, basophilia in (
+            ("lymphoid", _SOFT, lambda: 0.10 + 0.02 * coarse, lambda: 0.09),
+            ("necrosis", _SOFT, lambda: 0.22 + 0.045 * coarse + 0.04 * fine,
+             lambda: 0.06 + 0.4 * speck),
+            ("epithelium", _EDGE, lambda: 0.12 + 0.02 * coarse, lambda: 0.10 + 0.02 * coarse),
+        ):
+            if mask[name].any():  # most tiles lack most of these
+                share = table[mask[name]]
+                e += share * (eosin() - e)
+                hx += share * (basophilia() - hx)
+        solid = 1 - _EDGE[mask["void"]]
+        e = e * solid + 0.20 * _SOFT[mask["rim"]] + 0.006 * fine + 0.008
+        hx = hx * solid + 0.05 * _SOFT[mask["rim"]]
+        inside = _EDGE[mask["tissue"]]
+        return hx * inside, e * inside
+
+    def colour(self, hx, e):
+        """Transmitted light of the two densities, (h, w, 3) uint8, blurred by the optics."""
+        rgb = np.empty((*hx.shape, 3), np.uint8)
+        strong = (np.log(10) * self.look.stains).astype(np.float32)
+        for c in range(3):
+            absorbed = strong[0, c] * hx
+            absorbed += strong[1, c] * e
+            light = np.exp(np.negative(absorbed, out=absorbed), out=absorbed)
+            light *= self.white[c]
+            light += self.sensor[: hx.shape[0], : hx.shape[1]]
+            rgb[..., c] = light
+        k = self.look.blur
+        kernel = [k * k, k, k * k, k, 1, k, k * k, k, k * k]
+        return np.asarray(Image.fromarray(rgb).filter(ImageFilter.Kernel((3, 3), kernel)))
+
+
+def render(tissue, look, *, um_per_px, rng):
+    """Draw `tissue`: (n, n, 3) uint8 RGB with n = side / um_per_px."""
+    size = round(tissue.side / um_per_px)
+    canvas, stamps = _Canvas(tissue, look, um_per_px, rng), _stamps(um_per_px)
+    cells = tissue.cells
+    turn = np.rint(cells.angle / np.pi * TURNS).astype(int) % TURNS
+    stamp = ((cells.kind * 2 + cells.chromatin) * TURNS + turn) * VARIANTS
+    stamp = (stamp + rng.integers(0, VARIANTS, len(cells))).to_numpy()
+    cx, cy = ((cells[k] / um_per_px).to_numpy().astype(int) for k in "xy")
+    pad = max(s.shape[1] for s in stamps) + 1  # px
+
+    image = np.empty((size, size, 3), np.uint8)
+    occupied = np.asarray(tissue.masks["tissue"])
+    for y in range(0, size, TILE):
+        for x in range(0, size, TILE):
+            h, w = min(TILE, size - y), min(TILE, size - x)
+            tile = image[y : y + h, x : x + w]
+            low = np.s_[int(y * um_per_px / STEP) : int((y + h) * um_per_px / STEP) + 1,
+                        int(x * um_per_px / STEP) : int((x + w) * um_per_px / STEP) + 1]
+            if not occupied[low].any():
+                tile[:] = canvas.white + canvas.sensor[:h, :w, None]
+                continue
+            # One pixel more on each side for the blur, and a margin for the stamps to hang over.
+            density = np.zeros((2, h + 2 * pad, w + 2 * pad), np.float32)
+            core = np.s_[:, pad - 1 : pad + h + 1, pad - 1 : pad + w + 1]
+            density[core] = canvas.ground(x - 1, y - 1, w + 2, h + 2)
+            near = (abs(cx - x - w / 2) < w / 2 + pad / 2) & (abs(cy - y - h / 2) < h / 2 + pad / 2)
+            for i in np.flatnonzero(near):
+                s = stamps[stamp[i]]
+                half = s.shape[1] // 2
+                top, left = cy[i] - y + pad - half, cx[i] - x + pad - half
+                density[:, top : top + 2 * half + 1, left : left + 2 * half + 1] += s
+            tile[:] = canvas.colour(*np.maximum(density[core], 0))[1:-1, 1:-1]
+    return image
