@@ -84,7 +84,9 @@ def finetune(
     backbone: str | None = None,
     epochs: int | None = None,
     seed: int | None = None,
-    include: Annotated[str | None, typer.Option(help="Genes the panel must hold.")] = None,
+    include: Annotated[
+        str | None, typer.Option(help="Further genes that the panel must hold.")
+    ] = None,
     cache: Annotated[Path | None, typer.Option(help="Folder for the prefix cache.")] = None,
     preset: Preset = "default",
     set_: Set = None,
@@ -92,9 +94,11 @@ def finetune(
     """Finetune the encoder on pairs of expression and tissue."""
     config = _config(preset, set_, backbone=backbone, epochs=epochs, seed=seed)
     sections = _load(data, _names(train), config)
+    from .evaluate import genes_to_score
     from .train import finetune as run
 
-    _, history = run(sections, config, out=out, include=_names(include) or (), cache_dir=cache)
+    wanted = [*genes_to_score(data, sections), *(_names(include) or ())]
+    _, history = run(sections, config, out=out, include=wanted, cache_dir=cache)
     typer.echo(f"loss {history[0]['loss']:.3f} -> {history[-1]['loss']:.3f}; run is in {out}")
 
 
@@ -108,9 +112,8 @@ def probe(
 ):
     """Score a run against the frozen encoder and the controls on held-out sections."""
     from .crossval import deltas, score_rows, summary
-    from .evaluate import score_models, scored_genes
+    from .evaluate import gene_classes, genes_to_score, score_models
     from .model import SEAL
-    from .targets import target_genes
     from .train import provenance
 
     model = SEAL.from_pretrained(run)
@@ -120,14 +123,15 @@ def probe(
             raise InputError(f"--test {','.join(both)}: also in {b}; test on sections never seen")
     config = model.config
     fit, held = _load(data, _names(train), config), _load(data, _names(test), config)
-    classes = scored_genes(data)
-    genes = [g for g in (classes or target_genes([s.adata for s in fit]))]
-    genes = [g for g in genes if g in model.panel.genes]
+    wanted = genes_to_score(data, fit)
+    genes = [g for g in wanted if g in model.panel.genes]
+    if len(genes) < len(wanted):
+        typer.echo(f"{len(wanted) - len(genes)} of {len(wanted)} genes are not in the run's panel")
     scores = score_models(data, fit, held, genes, {"tuned": model}, config)
     folds = [{"test": test, "seed": config.seed, "scores": score_rows(scores, genes)}]
-    result = {"data": data.name, "backbone": config.backbone,
-              "provenance": provenance([*fit, *held], config, run=str(run)), "classes": classes,
-              "folds": folds, "delta": deltas(folds)}  # fmt: skip
+    classes, record = gene_classes(data), provenance([*fit, *held], config, run=str(run))
+    result = {"data": data.name, "backbone": config.backbone, "provenance": record,
+              "classes": classes, "folds": folds, "delta": deltas(folds, classes)}  # fmt: skip
     typer.echo(summary(result).round(3).to_string())
     _write_json(json_file, result)
 

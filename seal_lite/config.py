@@ -115,8 +115,9 @@ class Config:
 
 def _parse(value: str, kind: type):
     if kind is bool:
-        return {"true": True, "false": False}[value.lower()] if value.lower() in (
-            "true", "false") else int("not a bool")  # fmt: skip
+        if value not in ("true", "false"):
+            raise ValueError(value)
+        return value == "true"
     if kind is tuple:
         return tuple(int(v) for v in value.split(","))
     return kind(value)

@@ -18,7 +18,7 @@ import pandas as pd
 from . import targets as tg
 from .config import Config
 from .errors import InputError
-from .evaluate import score_models, scored_genes
+from .evaluate import gene_classes, genes_to_score, score_models
 from .train import finetune, provenance, write_atomic
 
 log = logging.getLogger(__name__)
@@ -47,12 +47,12 @@ def crossval(root, sections, config: Config, *, by="section", seeds=3, out, prog
     out, groups = Path(out), groups_of(sections, by)
     record = provenance(sections, config, groups=by, seeds=seeds)
     _claim(out, record)
-    classes = scored_genes(root)
+    classes = gene_classes(root)
     caches, folds = out / "cache", []
     for test_group in dict.fromkeys(groups):
         train = [s for s, g in zip(sections, groups, strict=True) if g != test_group]
         test = [s for s, g in zip(sections, groups, strict=True) if g == test_group]
-        genes = list(classes) if classes else tg.target_genes([s.adata for s in train])
+        genes = genes_to_score(root, train)
         for seed in range(seeds):
             path = out / f"folds/{test_group}-{seed}.json"
             if not path.exists():

@@ -33,14 +33,19 @@ def read_truth(root, section, genes):
         return columns(truth["expected"][at], truth["genes"], genes)[0].astype(float)
 
 
-def scored_genes(root) -> dict[str, str] | None:
-    """The phantom's declared genes and their class; None for real data, where HVGs are scored."""
+def gene_classes(root) -> dict[str, str] | None:
+    """The phantom's declared genes and their class; None for real data."""
     path = Path(root) / "truth/genes.tsv"
     if not path.exists():
         return None
     table = pd.read_csv(path, sep="\t")
     table = table[table["class"] != "housekeeping"]
     return dict(zip(table.gene, table["class"], strict=True))
+
+
+def genes_to_score(root, train) -> list[str]:
+    """The phantom's declared genes; on real data 50 chosen on the training sections."""
+    return list(gene_classes(root) or tg.target_genes([s.adata for s in train]))
 
 
 def probe_scores(train, test, train_x, test_x, genes, *, seed=0) -> dict[tuple, np.ndarray]:

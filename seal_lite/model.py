@@ -123,7 +123,7 @@ class SEAL(nn.Module):
         e = self.encoder.tail(hidden)
         z, from_gene, kl = self.genes(x)
         inside = {"w_mse": c.w_mse, "w_corr": c.w_corr}
-        temperature = self.log_temperature.exp()
+        temperature = self.log_temperature.exp().clamp(min=0.01)  # CLIP's bound
         terms = {
             "clip": losses.clip_loss(
                 self.project(e), z, temperature=temperature, soft=c.soft_targets

@@ -26,6 +26,7 @@ log = logging.getLogger(__name__)
 
 PITCH_UM = 200.0  # centre to centre on the legacy ST array (Ståhl et al., Science 2016)
 SPOT_UM = 100.0  # spot diameter on that array
+MIN_COUNTS = 100  # a spot with fewer transcripts has no profile worth the name
 MAX_UPSAMPLING = 2.0  # more would ask for detail the scanner never recorded
 Image.MAX_IMAGE_PIXELS = 2**31  # sections are trusted local files of about 10^8 px
 
@@ -112,10 +113,10 @@ def read_section(root, name: str):
     if missing:
         log.info("%s: %d of %d selected spots have no counts: dropped", name, missing, len(spots))
     spots, counts = spots.loc[both], counts.loc[both]
-    empty = counts.to_numpy().sum(1) == 0
-    if empty.any():
-        log.info("%s: %d spots without a single count: dropped", name, empty.sum())
-        spots, counts = spots[~empty], counts[~empty]
+    shallow = counts.to_numpy().sum(1) < MIN_COUNTS
+    if shallow.any():
+        log.info("%s: %d spots with under %d counts: dropped", name, shallow.sum(), MIN_COUNTS)
+        spots, counts = spots[~shallow], counts[~shallow]
 
     matrix = sp.csr_matrix(counts.to_numpy(np.float32))
     adata = ad.AnnData(
