@@ -7,7 +7,6 @@ image --prefix--> h --tail(LoRA)--> e --project--> shared space <-- mu <--encode
 
 from __future__ import annotations
 
-import json
 import math
 import shutil
 from pathlib import Path
@@ -176,10 +175,6 @@ class SEAL(nn.Module):
         if self.encoder.adapted:
             shutil.rmtree(out / "adapter", ignore_errors=True)
             self.encoder.net.save_pretrained(str(out / "adapter"))
-            (out / "adapter/base.json").write_text(json.dumps({
-                "arch": self.encoder.row.arch, "weights": self.encoder.row.weights,
-                "fingerprint": self.encoder.row.fingerprint,
-            }))  # fmt: skip
 
     @classmethod
     def from_pretrained(cls, run) -> SEAL:

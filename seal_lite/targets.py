@@ -8,7 +8,6 @@ beside them because HEST-bench uses it.
 from __future__ import annotations
 
 import numpy as np
-from scipy.stats import rankdata
 
 from .genes import columns, neighbour_mean, select_genes
 
@@ -120,8 +119,3 @@ def score(predicted: dict, measured: dict, log_depth) -> dict[str, np.ndarray]:
     scores = {t: pearson(predicted[t], measured[t]) for t in predicted}
     scores[PARTIAL] = partial_pearson(predicted["log1p_cp10k"], measured["log1p_cp10k"], log_depth)
     return scores
-
-
-def spearman(a, b) -> np.ndarray:
-    """Column-wise rank correlation of (n, g) and (n, g)."""
-    return pearson(rankdata(a, axis=0), rankdata(b, axis=0))
