@@ -1,7 +1,7 @@
 """Every figure of the book: tissue, expression, predictions, errors, scores.
 
 Axes are in um and carry a scale bar; spots are discs at their place on the section. Colours are
-safe for colour-blind readers: viridis for amounts, PuOr for signed values, Okabe & Ito's palette for
+safe for colour-blind readers: viridis for amounts, PuOr for signed values, Okabe and Ito for
 categories. Each function returns a matplotlib figure that nothing else holds on to.
 """
 
@@ -12,7 +12,9 @@ import functools
 import matplotlib.pyplot as plt
 import numpy as np
 from matplotlib.collections import EllipseCollection
+from matplotlib.lines import Line2D
 from matplotlib.patches import FancyBboxPatch, Rectangle
+from matplotlib.patheffects import withStroke
 
 from .sections import PITCH_UM, SPOT_UM, thumbnail
 from .targets import pearson
@@ -85,7 +87,7 @@ def _tissue(ax, section, *, um_per_px=6.0, title=None):
 
 
 def _discs(ax, section, values, *, cmap="viridis", limits=None, title=None, diameter=180.0):
-    """One disc per patch coloured by `values` (n,); drawn wider than the 100 um spot, to be seen."""
+    """One disc per patch coloured by `values` (n,), wider than the 100 um spot to be seen."""
     sizes = np.full(len(values), diameter)
     discs = EllipseCollection(sizes, sizes, np.zeros(len(values)), units="xy", cmap=cmap,
                               offsets=_microns(section), offset_transform=ax.transData,
@@ -96,15 +98,6 @@ def _discs(ax, section, values, *, cmap="viridis", limits=None, title=None, diam
     _frame(ax, section)
     ax.set_title(title)
     return discs
-
-
-def _rings(ax, at, *, colour, label=None, lw=0.9):
-    """Outlines of the measured spots, at their true diameter."""
-    sizes = np.full(len(at), SPOT_UM)
-    ax.add_collection(EllipseCollection(
-        sizes, sizes, np.zeros(len(at)), units="xy", offsets=at, offset_transform=ax.transData,
-        facecolors="none", edgecolors=colour, linewidths=lw))  # fmt: skip
-    ax.plot([], [], "o", mfc="none", mec=colour, mew=1.5, ms=7, label=label)
 
 
 def _grid(n, *, columns, cell, extra=0.0):
@@ -125,19 +118,18 @@ def _aspect(section) -> float:
 
 @_styled
 def overview(section):
-    """The section's H&E beside the same with its measured spots drawn to scale."""
-    figure, axes = _grid(2, columns=2, cell=(4, 4 * _aspect(section) + 0.6))
+    """The section's H&E beside the same with its spots to scale; those without a patch in red."""
+    figure, axes = _grid(2, columns=2, cell=(4, 4 * _aspect(section) + 0.4))
     a = section.adata
-    for ax in axes.flat:
-        _tissue(ax, section, um_per_px=4.0)
-    axes[0, 0].set_title(f"{section.name}: H&E at {a.uns['um_per_px']:.2f} µm/px")
-    axes[0, 1].set_title(f"{a.n_obs} spots of {SPOT_UM:g} µm, {PITCH_UM:g} µm apart")
-    _rings(axes[0, 1], _microns(section), colour="#000000", label="has a patch")
-    lost = np.setdiff1d(np.arange(a.n_obs), section.rows)
-    if len(lost):
-        off = a.obsm["spatial"][lost] * a.uns["um_per_px"]
-        _rings(axes[0, 1], off, colour=COLOURS[1], label="patch leaves the image", lw=1.6)
-        figure.legend(loc="outside lower right", ncols=2)
+    _tissue(axes[0, 0], section, um_per_px=4.0, title=f"{section.name}: H&E")
+    _tissue(axes[0, 1], section, um_per_px=4.0,
+            title=f"{a.n_obs} spots, {len(section.rows)} with a patch")  # fmt: skip
+    kept = np.isin(np.arange(a.n_obs), section.rows)
+    sizes = np.full(a.n_obs, SPOT_UM)
+    axes[0, 1].add_collection(EllipseCollection(
+        sizes, sizes, 0 * sizes, units="xy", offsets=a.obsm["spatial"] * a.uns["um_per_px"],
+        offset_transform=axes[0, 1].transData, facecolors="none", linewidths=np.where(kept, 0.8, 2),
+        edgecolors=np.where(kept, COLOURS[-1], COLOURS[1])))  # fmt: skip
     return figure
 
 
@@ -158,20 +150,6 @@ def gene_maps(section, values, names, *, label, signed=False, columns=4):
         bar.outline.set_visible(False)
         bar.ax.tick_params(labelsize=8, length=2)
     figure.supxlabel(f"colour: {label}", fontsize=9, color=GREY, x=0.99, ha="right")
-    return figure
-
-
-@_styled
-def regions(section, labels, *, title="dominant region"):
-    """The tissue beside the category of each patch: `labels` (n,) of at most eight names."""
-    figure, axes = _grid(2, columns=2, cell=(3.6, 3.6 * _aspect(section) + 0.5), extra=1.2)
-    _tissue(axes[0, 0], section, um_per_px=4.0, title=section.name)
-    names, code = np.unique(labels, return_inverse=True)
-    cmap = plt.matplotlib.colors.ListedColormap(COLOURS[: len(names)])
-    _discs(axes[0, 1], section, code, cmap=cmap, limits=(-0.5, len(names) - 0.5), title=title)
-    for name, colour in zip(names, COLOURS, strict=False):
-        axes[0, 1].plot([], [], "o", color=colour, ms=8, label=name)
-    axes[0, 1].legend(loc="center left", bbox_to_anchor=(1, 0.5))
     return figure
 
 
@@ -206,8 +184,8 @@ def prediction_maps(section, measured, predicted, genes):
     measured, predicted: (n, g) aligned with the patches. Both are shown in standard deviations,
     because r is what is scored; the error is the difference of the two.
     """
-    figure, axes = _grid(4 * len(genes), columns=4, extra=0.6,
-                         cell=(1.9, 1.9 * _aspect(section) + 0.35))  # fmt: skip
+    figure, axes = _grid(4 * len(genes), columns=4, cell=(2.1, 2.1 * _aspect(section) + 0.4))
+    figure.set_figheight(figure.get_figheight() + 0.7)  # for the colour bars
     r = pearson(np.asarray(measured, float), np.asarray(predicted, float))
     m, p = _standard(measured), _standard(predicted)
     for i, (row, gene) in enumerate(zip(axes, genes, strict=True)):
@@ -247,4 +225,145 @@ def loss_curves(history):
     ax.set(xlabel="epoch", ylabel="training loss", xlim=(0.5, len(history) + 0.5), ylim=(0, None))
     ax.xaxis.get_major_locator().set_params(integer=True)
     ax.legend(loc="center left", bbox_to_anchor=(1, 0.5))
+    return figure
+
+
+def _rows(ax, names, *, label):
+    """Named rows from the top down, a zero line, and a legend above."""
+    ax.set_yticks(range(len(names)), [LABELS.get(n, n) for n in names])
+    ax.set(xlabel=label, ylim=(len(names) - 0.4, -0.6))
+    ax.axvline(0, color=GREY, lw=0.8, zorder=0)
+    ax.tick_params(axis="y", length=0)
+    ax.spines["left"].set_visible(False)
+
+
+def _legend(figure, series):
+    """The names of the series above the axes, in the order of `COLOURS`."""
+    marks = [Line2D([], [], marker="o", color=c) for c in COLOURS[: len(series)]]
+    figure.legend(marks, [LABELS.get(n, n) for n in series], loc="outside upper right",
+                  ncols=len(series))  # fmt: skip
+
+
+@_styled
+def strips(groups, *, label):
+    """Rows of values, each a dot, and their mean, a bar: {row: {series: values}}."""
+    series = list(dict.fromkeys(name for g in groups.values() for name in g))
+    rows = sum(max(len(g), 1.5) for g in groups.values())
+    figure, ax = plt.subplots(figsize=(8, 1.0 + 0.2 * rows))
+    for y, group in enumerate(groups.values()):
+        for i, (name, values) in enumerate(group.items()):
+            at, colour = y + 0.25 * (i - (len(group) - 1) / 2), COLOURS[series.index(name)]
+            jitter = 0.07 * np.sin(np.arange(len(values)) * 2.4) * (len(values) > 1)
+            ax.plot(values, at + jitter, "o", ms=3.5, mew=0, alpha=0.4, color=colour)
+            ax.plot([np.mean(values)] * 2, [at - 0.11, at + 0.11], color=colour, lw=3.5)
+    _rows(ax, list(groups), label=label)
+    if len(series) > 1:
+        _legend(figure, series)
+    return figure
+
+
+def scores(result, *, target="pearson_residuals"):
+    """Mean r of all features: a dot per fold and seed; ceiling, oracle and neighbours at the end.
+
+    `result` is `crossval`'s dictionary (metrics.json).
+    """
+    rows: dict = {}
+    for s in (s for f in result["folds"] for s in f["scores"] if s["target"] == target):
+        probe = "no probe" if s["probe"] == "none" else s["probe"]
+        rows.setdefault(s["features"], {}).setdefault(probe, []).append(s["pcc"])
+    order = [k for k in LABELS if k in rows]
+    return strips({k: rows[k] for k in order}, label=f"mean r over genes, {LABELS[target]}")
+
+
+@_styled
+def deltas(result):
+    """Paired differences of mean r with their 95% CI, by target and probe, as `crossval` gives."""
+    found = result["delta"]
+    places = list(dict.fromkeys((d["target"], d.get("class")) for d in found))
+    places = [p for p in places if p[1] is None or p[0] == "pearson_residuals"]
+    places.sort(key=lambda p: p[1] is not None)
+    pairs = list(dict.fromkeys((d["of"], d["minus"]) for d in found))
+    probes = list(dict.fromkeys(d["probe"] for d in found))
+    figure, axes = plt.subplots(1, len(pairs), sharey=True, sharex=True, squeeze=False,
+                                figsize=(8.5, 1.1 + 0.55 * len(places)))  # fmt: skip
+    for ax, pair in zip(axes.flat, pairs, strict=True):
+        for d in (d for d in found if (d["of"], d["minus"]) == pair):
+            if (place := (d["target"], d.get("class"))) in places:
+                i, (low, high) = probes.index(d["probe"]), d["ci95"]
+                y = places.index(place) + 0.22 * (i - (len(probes) - 1) / 2)
+                ax.plot([low, high], [y, y], color=COLOURS[i], lw=1.8)
+                fill = COLOURS[i] if low > 0 or high < 0 else "white"  # open: includes zero
+                ax.plot(d["mean"], y, "o", ms=6, mec=COLOURS[i], mfc=fill)
+        minus = LABELS[pair[1]].replace("\n", " ")
+        _rows(ax, [LABELS[t] + (f"\n{c} genes" if c else "") for t, c in places],
+              label="difference in mean r, 95% CI")  # fmt: skip
+        ax.set_title(f"{LABELS[pair[0]]} minus {minus}")
+    _legend(figure, probes)
+    return figure
+
+
+@_styled
+def retrieval(section, panel, genes, hits, cosines, *, patch_um=112.0):
+    """Where the regions that a gene set found lie, what was measured there, and how they look.
+
+    hits (k,) indices of patches, best first; cosines (k,). z is the mean measured z-score of the
+    set, smoothed as in training.
+    """
+    z = panel.transform(section.adata)[section.rows]
+    z = z[:, [panel.genes.index(g) for g in genes]].mean(1)
+    columns = min(5, len(hits))
+    below = -(-len(hits) // columns)
+    figure = plt.figure(figsize=(8, 4 * _aspect(section) + 0.4 + 1.95 * below))
+    top, bottom = figure.subfigures(2, 1, height_ratios=[4 * _aspect(section) + 0.4, 1.95 * below])
+    left, right = top.subplots(1, 2)
+    _tissue(left, section, um_per_px=4.0, title=f"{section.name}: regions found, best first")
+    discs = _discs(right, section, z, title=f"measured: {', '.join(genes)}")
+    top.colorbar(discs, ax=right, shrink=0.6, aspect=18, pad=0.02, label="mean z").outline.set_lw(0)
+    for rank, (x, y) in enumerate(_microns(section)[hits], 1):
+        for ax in (left, right):
+            ax.add_patch(Rectangle((x - patch_um / 2, y - patch_um / 2), patch_um, patch_um,
+                                   fill=False, color=INK, lw=1.4))  # fmt: skip
+        left.text(x + patch_um * 0.6, y, rank, va="center", weight="bold", fontsize=9,
+                  path_effects=[withStroke(linewidth=2.5, foreground="white")])  # fmt: skip
+    axes = np.atleast_2d(bottom.subplots(below, columns))
+    for ax in axes.flat[len(hits) :]:
+        ax.set_visible(False)
+    for rank, (ax, hit, cosine) in enumerate(zip(axes.flat, hits, cosines, strict=False), 1):
+        _patch(ax, section.patches[hit], f"{rank}: cosine {cosine:.2f}, z {z[hit]:+.1f}",
+               patch_um=patch_um)  # fmt: skip
+    _scale_bar(axes[-1, 0])
+    return figure
+
+
+@_styled
+def architecture():
+    """The method: two encoders that meet in one space, and two decoders that keep them honest."""
+    blue, green, grey = "#d6e6f2", "#d5ece3", "#ececec"
+    boxes = {  # name: (x, y of the centre, text, colour)
+        "patch": (0, 2, "H&E patch\n112 µm, 224 px", grey),
+        "prefix": (2.2, 2, "frozen blocks\ncomputed once", grey),
+        "tail": (4.4, 2, "last block\n+ LoRA", blue),
+        "tap": (6.6, 2, "pooled tap\nembedding e", blue),
+        "image": (8.8, 2, "decoder\nimage to gene", blue),
+        "counts": (0, 0, "spot's counts\nsmoothed, log, z", grey),
+        "vae": (3.3, 0, "gene encoder\n(VAE)", green),
+        "z": (6.6, 0, "posterior mean\nembedding z", green),
+        "gene": (8.8, 0, "decoder\ngene to gene", green),
+        "space": (6.6, 1, "contrast: pairs close, others apart", "#fbe3d2"),
+    }
+    figure, ax = plt.subplots(figsize=(8.6, 3.2))
+    ax.set(xlim=(-1, 9.8), ylim=(-0.45, 2.45))
+    ax.axis("off")
+    half, tall = {"space": 1.65}, 0.31
+    for name, (x, y, text, colour) in boxes.items():
+        w = half.get(name, 0.88)
+        ax.add_patch(FancyBboxPatch((x - w, y - tall), 2 * w, 2 * tall, fc=colour, ec="none",
+                                    boxstyle="round,pad=0,rounding_size=0.08"))  # fmt: skip
+        ax.text(x, y, text, ha="center", va="center", fontsize=9.5, linespacing=1.35)
+    arrows = "patch-prefix prefix-tail tail-tap tap-image tap-space counts-vae vae-z z-gene z-space"
+    for a, b in (arrow.split("-") for arrow in arrows.split()):
+        (ax0, ay0), (bx0, by0) = boxes[a][:2], boxes[b][:2]
+        dx, dy = (0.88, 0) if ay0 == by0 else (0, np.sign(by0 - ay0) * tall)
+        style = {"arrowstyle": "-|>", "color": INK, "shrinkA": 1, "shrinkB": 1}
+        ax.annotate("", (bx0 - dx, by0 - dy), (ax0 + dx, ay0 + dy), arrowprops=style)
     return figure
