@@ -100,11 +100,11 @@ def _discs(ax, section, values, *, cmap="viridis", limits=None, title=None, diam
     return discs
 
 
-def _grid(n, *, columns, cell, extra=0.0):
+def _grid(n, *, columns, cell):
     """A figure with n axes in rows of `columns`, each about `cell` (w, h) inches; spares hidden."""
     rows = -(-n // columns)
     figure, axes = plt.subplots(rows, columns, squeeze=False,
-                                figsize=(columns * cell[0] + extra, rows * cell[1]))  # fmt: skip
+                                figsize=(columns * cell[0], rows * cell[1]))  # fmt: skip
     for ax in axes.flat[n:]:
         ax.set_visible(False)
     return figure, axes
@@ -118,7 +118,7 @@ def _aspect(section) -> float:
 
 @_styled
 def overview(section):
-    """The section's H&E beside the same with its spots to scale; those without a patch in red."""
+    """The section's H&E beside the same with its spots to scale, bold where they have no patch."""
     figure, axes = _grid(2, columns=2, cell=(4, 4 * _aspect(section) + 0.4))
     a = section.adata
     _tissue(axes[0, 0], section, um_per_px=4.0, title=f"{section.name}: H&E")
@@ -134,18 +134,20 @@ def overview(section):
 
 
 @_styled
-def gene_maps(section, values, names, *, label, signed=False, columns=4):
-    """The tissue, then one spot map per column of `values` (n, k), aligned with its patches.
+def gene_maps(section, values, names, *, label, columns=3):
+    """The tissue, and right of it `columns` maps a row: values (n, k) aligned with its patches.
 
-    `label` names the unit of the colour bars; `signed` values get a diverging map around 0.
+    `label` names the unit of the colour bars, of which every map has its own.
     """
-    figure, axes = _grid(len(names) + 1, columns=columns, extra=0.5,
-                         cell=(8 / columns, 8 / columns * _aspect(section) + 0.2))  # fmt: skip
-    _tissue(axes.flat[0], section, title=section.name)
-    top = np.percentile(np.abs(values), 98)
-    look = {"cmap": "PuOr_r", "limits": (-top, top)} if signed else {}
-    for ax, column, name in zip(axes.flat[1:], np.asarray(values).T, names, strict=False):
-        discs = _discs(ax, section, column, title=name, **look)
+    rows, width = -(-len(names) // columns), 8 / (columns + 1)
+    figure, axes = plt.subplots(rows, columns + 1, squeeze=False,
+                                figsize=(8.5, rows * (width * _aspect(section) + 0.2)))  # fmt: skip
+    _tissue(axes[0, 0], section, title=section.name)
+    maps = axes[:, 1:].ravel()
+    for ax in (*axes[1:, 0], *maps[len(names) :]):
+        ax.set_visible(False)
+    for ax, column, name in zip(maps, np.asarray(values).T, names, strict=False):
+        discs = _discs(ax, section, column, title=name)
         bar = figure.colorbar(discs, ax=ax, shrink=0.7, aspect=18, pad=0.02)
         bar.outline.set_visible(False)
         bar.ax.tick_params(labelsize=8, length=2)
