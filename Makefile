@@ -17,7 +17,7 @@ RECORDED  := $(shell find results -name '*.json' 2>/dev/null)
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
 .NOTPARALLEL: # the notebooks share data/ and runs/, and each uses every core
-.PHONY: help install book test lint notebooks results sync lock clean
+.PHONY: help install book test lint notebooks results record hero sync lock clean
 say = @printf '\n== %s\n' $(1)
 
 help: ## show this list
@@ -53,6 +53,27 @@ results: book/results.md ## write the page of recorded results from results/**/*
 book/results.md: book/results.py $(RECORDED) $(PACKAGE) $(STAMP)
 	$(call say,'Writing the page of recorded results')
 	$(PY) book/results.py
+
+# Everything in results/ and the figures of a held-out real section, in one go. Each command resumes;
+# one whose folder in runs/record/ belongs to other code, data or settings says so and stops.
+HER2ST ?= ../shared/her2st
+CLI    := $(VENV)/bin/seal-lite
+RUNS   := runs/record
+record: $(STAMP) ## measure results/ again: hours on 2 cores, needs her2st (HER2ST=DIR)
+	$(CLI) crossval --data $(HER2ST) --sections C2,C3,C4,C5 --groups section --seeds 3 \
+	  --out $(RUNS)/her2st
+	$(CLI) phantom --out data/phantom-record --patients 4 --sections-per-patient 1 --spots 240
+	$(CLI) crossval --data data/phantom-record --groups patient --seeds 3 --out $(RUNS)/phantom
+	@mkdir -p results
+	cp $(RUNS)/her2st/metrics.json results/her2st.json
+	cp $(RUNS)/phantom/metrics.json results/phantom.json
+	$(CLI) bench --data $(HER2ST) --train C2,C3 --json results/bench.json
+	$(CLI) finetune --data $(HER2ST) --train C3,C4,C5 --include ERBB2,GRB7 --seed 0 \
+	  --out runs/her2st-C2
+	$(PY) book/real_figures.py $(HER2ST) runs/her2st-C2 --section C2 --genes ERBB2,GRB7
+
+hero: $(STAMP) ## draw the README's picture again: minutes on 2 cores
+	$(PY) book/hero.py
 
 sync: $(STAMP) ## regenerate the output-free notebooks/*.ipynb from notebooks/*.py
 	$(PY) -m jupytext --to ipynb --update $(SOURCES)

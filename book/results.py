@@ -1,0 +1,401 @@
+"""Write the page of recorded results and the table of settings. No number in them is typed.
+
+    python book/results.py
+
+reads results/*.json and seal_lite/config.py. Writes book/results.md, headline.md (for the
+introduction), settings.md (for the method), figures/results_*.png and figures/architecture.png, all
+of them ignored by git. `make results` runs it.
+"""
+
+from __future__ import annotations
+
+import inspect
+import json
+import re
+from pathlib import Path
+
+import matplotlib
+
+matplotlib.use("Agg")
+import numpy as np
+
+from seal_lite import Config, plots, preset
+from seal_lite.crossval import summary, tidy
+from seal_lite.train import code_hash
+
+ROOT = Path(__file__).parents[1]
+
+FEATURES = ("tuned", "shuffled", "frozen", "random_init", "colour", "log_depth", "neighbours",
+            "ceiling", "oracle")  # fmt: skip
+PROBES = ("hest", "tuned_ridge", "decoder", "none")
+TARGETS = ("pearson_residuals", "log1p_cp10k|depth", "log1p_cp10k", "log1p_raw")
+NBSP = "\N{NO-BREAK SPACE}"
+CLAIMS = ("pearson_residuals", "log1p_cp10k|depth")  # the targets that depth cannot explain
+
+RECORDS = {
+    "her2st": (
+        "Real tissue: her2st, one section held out",
+        "Sections of one HER2-positive breast tumour {cite:p}`andersson2021her2st`. Each is held "
+        "out once while the others train. They are **neighbouring sections of one tumour**, so "
+        "this asks how the encoder does on a new section. It does not ask about a new patient.",
+    ),
+    "phantom": (
+        "Known truth: the phantom, one patient held out",
+        "Sections of the tissue phantom, one patient each, so a new section is a new patient here, "
+        "with its own stain, scanner and batch effect. The truth is known: an oracle that predicts "
+        "the noise-free expectation says how high a score can be, gene class by gene class.",
+    ),
+}
+CLASSES = {
+    "visible": "follows the cell type",
+    "subtle": "follows a cell's state that shows only in chromatin texture or in how nuclei lie",
+    "invisible": "follows a state that is not drawn at all",
+}
+
+HEAD = """\
+# Recorded results
+
+This page is written by a script from the files in `results/`, and stands whichever way the numbers
+came out. `make record` measures everything again; `make results` writes the page.
+
+:::{admonition} How to read a score
+:class: warning
+*r* is Pearson's correlation between prediction and measurement over the spots of a held-out
+section, for each gene by itself, averaged over genes, seeds and folds.
+
+Both log1p targets are **confounded by depth**: how many transcripts a spot yields follows how many
+cells lie under it, which every image shows. They stand here because others report them. A claim
+rests on two columns only, Pearson residuals and the partial correlation given depth, and there on
+one difference only: **finetuned minus finetuned on shuffled pairs**. That control shares everything
+with finetuning except which picture belongs to which profile.
+:::
+
+Intervals are 95% percentile intervals of a bootstrap that draws whole folds, and seeds and genes
+within them. The verdict is computed too: an interval that contains 0 reads "no difference". With
+only a handful of folds such an interval is itself uncertain and tends to be too narrow; read it as
+a lower bound of the doubt.
+
+Probe **A** is HEST-bench's, probe **B** a ridge tuned inside the training sections, the **decoder**
+the model's own. [The method](method.md) defines every row and column.
+"""
+
+
+def write(results: Path = ROOT / "results", out: Path = ROOT / "book"):
+    """Write the pages' generated parts under `out` from the records in `results`."""
+    (out / "figures").mkdir(parents=True, exist_ok=True)
+    parts = [HEAD]
+    for name in RECORDS:
+        parts += crossval_section(name, results / f"{name}.json", out)
+    parts += real_section(results / "her2st_figures.json", out)
+    parts += bench_section(results / "bench.json")
+    (out / "results.md").write_text("\n".join(parts))
+    (out / "headline.md").write_text(headline(results))
+    (out / "settings.md").write_text(settings())
+    plots.architecture().savefig(out / "figures/architecture.png", bbox_inches="tight")
+
+
+def load(path: Path):
+    return json.loads(path.read_text()) if path.exists() else None
+
+
+def missing(path: Path) -> str:
+    return f"*Not recorded yet: there is no `results/{path.name}`. `make record` writes it.*\n"
+
+
+def table(header, rows, *, right=0) -> str:
+    """A Markdown table; the last `right` columns are right-aligned."""
+    left = len(header) - right
+    lines = [header, ["---"] * left + ["---:"] * right, *rows]
+    return "\n".join("| " + " | ".join(map(str, line)) + " |" for line in lines) + "\n"
+
+
+def figure(path: str, caption: str, alt: str) -> str:
+    return f":::{{figure}} {path}\n:alt: {alt}\n{caption}\n:::\n"
+
+
+def details(title: str, body: str) -> str:
+    return f"::::{{dropdown}} {title}\n{body}::::\n"
+
+
+SHORT = {"tuned": "**finetuned**", "shuffled": "shuffled pairs", "hest": "A", "tuned_ridge": "B",
+         "frozen": "frozen", "none": "–"}  # fmt: skip
+
+
+def label(key: str) -> str:
+    """A short name for a table's cell, else the one that the figures use."""
+    return SHORT.get(key) or plots.LABELS[key].replace("|", "given")
+
+
+def r(value: float) -> str:
+    return f"{value:.3f}".replace("-", "−")
+
+
+def stale(provenance: dict) -> str:
+    """A warning where the record was made by other code than this book's."""
+    if provenance["code_sha256"] == code_hash():
+        return ""
+    return (
+        ":::{admonition} Stale\n:class: caution\nThis record was made by an earlier version of the "
+        "code than this book's. `make record` brings it up to date.\n:::\n"
+    )
+
+
+def provenance_table(p: dict) -> str:
+    rows = [
+        ("sections", ", ".join(p["sections"])),
+        ("data, SHA-256", f"`{p['data_sha256'][:16]}`"),
+        ("settings, SHA-256", f"`{p['config_sha256'][:16]}`"),
+        ("code, SHA-256", f"`{p['code_sha256'][:16]}`"),
+        ("commit", f"`{p['commit']}`"),
+        ("seeds", ", ".join(map(str, range(p["seeds"]))) if "seeds" in p else p["seed"]),
+        ("device", p["device"]),
+        ("versions", ", ".join(f"{k} {v}" for k, v in p["versions"].items())),
+    ]
+    if "finished" in p:
+        rows.append(("date", p["finished"]))
+    return table(["", ""], rows)
+
+
+def verdict(ci) -> str:
+    low, high = ci
+    return "**higher**" if low > 0 else "**lower**" if high < 0 else f"no{NBSP}difference"
+
+
+def interval(row: dict) -> str:
+    low, high = row["ci95"]
+    text = f"{row['mean']:+.3f} [{low:+.3f}, {high:+.3f}]"
+    return text.replace("-", "−").replace(" ", NBSP)
+
+
+def crossval_section(name: str, path: Path, out: Path) -> list[str]:
+    """One recorded cross-validation: answer, figures, whole tables, provenance."""
+    title, text = RECORDS[name]
+    parts = [f"\n({name}-results)=\n## {title}\n", text + "\n"]
+    result = load(path)
+    if result is None:
+        return [*parts, missing(path)]
+    p = result["provenance"]
+    folds = sorted({f["test"] for f in result["folds"]})
+    parts += [stale(p), answer(result), f"Folds: {', '.join(folds)}, {p['seeds']} seeds each.\n"]
+    for kind, draw, caption, alt in (
+        ("scores", plots.scores, "Mean *r* of every kind of features, Pearson residuals. Dots: "
+         "single folds and seeds.", "Mean correlation of all features with folds as dots"),
+        ("deltas", plots.deltas, "Paired differences with their 95% intervals. What crosses the "
+         "zero line is no difference.", "Forest plot of paired differences with intervals"),
+    ):  # fmt: skip
+        file = f"figures/results_{name}_{kind}.png"
+        draw(result).savefig(out / file, dpi=150, bbox_inches="tight")
+        parts.append(figure(file, caption, f"{alt}, {name}."))
+    if result["classes"]:
+        parts.append(class_table(result))
+    parts += [
+        "### Every score\n",
+        score_table(result),
+        "The last rows are no encoders. The neighbours' mean and the noise ceiling look at the "
+        "held-out section's own counts: they say what space alone predicts, and how much of a "
+        "score noise leaves to be had.\n",
+        "### Every difference\n",
+        "Finetuned minus frozen is shown because everybody asks; it does not separate what the "
+        "pairs taught from what any finetuning does. *(depth)*: a target that depth confounds, so "
+        "no verdict.\n",
+        delta_table(result["delta"]),
+        f"The same for every gene, fold and seed: {{download}}`results/{path.name} "
+        f"<../results/{path.name}>`.\n",
+        details("Where this comes from", provenance_table(p) + command(result)),
+    ]
+    return parts
+
+
+def command(result: dict) -> str:
+    """The command line that measures the record again, from its own provenance."""
+    p, name = result["provenance"], result["data"]
+    lines = [
+        f"seal-lite crossval --data {name} --sections {','.join(p['sections'])} \\",
+        f"  --groups {p['groups']} --seeds {p['seeds']} --backbone {result['backbone']} --out OUT",
+    ]
+    return "\nMeasured again by `make record`, or by itself:\n\n```sh\n" + "\n".join(lines) + (
+        "\n```\n"
+    )  # fmt: skip
+
+
+def claims(result: dict) -> list[dict]:
+    """The differences that may carry a claim: finetuned minus shuffled, targets free of depth."""
+    return [
+        d for t in CLAIMS for d in result["delta"]
+        if d["target"] == t and d["minus"] == "shuffled" and "class" not in d
+    ]  # fmt: skip
+
+
+def count(found: list[dict]) -> str:
+    """How many of some differences are higher, lower, or none, in words."""
+    higher, lower = sum(d["ci95"][0] > 0 for d in found), sum(d["ci95"][1] < 0 for d in found)
+    return (
+        f"Of the {len(found)} comparisons that may carry a claim, the encoder finetuned on true "
+        f"pairs is higher in {higher} and lower in {lower}; in {len(found) - higher - lower} there "
+        "is no difference."
+    )
+
+
+def answer(result: dict) -> str:
+    """Every difference that may carry a claim, with its verdict."""
+    head = ["target", "probe", "finetuned − shuffled, *r* [95% CI]", "verdict"]
+    rows = [
+        (label(d["target"]), label(d["probe"]), interval(d), verdict(d["ci95"]))
+        for d in claims(result)
+    ]
+    return (
+        "Did the pairing of picture and profile teach the encoder anything that shows on held-out "
+        f"tissue? {count(claims(result))}\n\n" + table(head, rows)
+    )
+
+
+def headline(results: Path) -> str:
+    """One line per record for the introduction, linked to the whole story."""
+    lines = []
+    for name, (title, _) in RECORDS.items():
+        result = load(results / f"{name}.json")
+        said = "Not recorded yet." if result is None else count(claims(result))
+        lines.append(f"- {{ref}}`{title} <{name}-results>`. {said}")
+    return "\n".join(lines) + "\n"
+
+
+def score_table(result: dict) -> str:
+    """Features x probe x target, mean r over folds, seeds and genes."""
+    means = summary(result)
+    rows = [
+        [label(f), label(p), *(r(means.loc[(f, p), t]) for t in TARGETS)]
+        for f in FEATURES for p in PROBES if (f, p) in means.index
+    ]  # fmt: skip
+    return table(["features", "probe", *map(label, TARGETS)], rows, right=len(TARGETS))
+
+
+def delta_table(delta: list[dict]) -> str:
+    """Every paired difference, then the same by gene class for the targets of `CLAIMS`."""
+
+    def rows(found, *, kind=""):
+        return [
+            (f"{label(d['of'])} − {label(d['minus'])}", label(d["probe"]), label(t) + kind,
+             interval(d), verdict(d["ci95"]) if t in CLAIMS else "*(depth)*")
+            for t in TARGETS for d in found if d["target"] == t
+        ]  # fmt: skip
+
+    head = ["difference", "probe", "target", "*r* [95% CI]", "verdict"]
+    whole = table(head, rows([d for d in delta if "class" not in d]))
+    by_class = []
+    for kind in CLASSES:
+        found = [d for d in delta if d.get("class") == kind and d["target"] in CLAIMS]
+        by_class += rows(found, kind=f", {kind} genes")
+    return whole + ("\n" + details("The same by gene class", table(head, by_class))
+                    if by_class else "")  # fmt: skip
+
+
+def class_table(result: dict) -> str:
+    """Mean r on Pearson residuals and its share of the oracle's, per declared gene class."""
+    long = tidy(result)
+    long = long[long["target"] == "pearson_residuals"]
+    mean = long.groupby(["class", "features", "probe"])["r"].mean()
+    rows = []
+    for kind in CLASSES:
+        best, n = mean[kind, "oracle", "none"], list(result["classes"].values()).count(kind)
+        for probe in ("hest", "tuned_ridge"):
+            found = [mean[kind, f, probe] for f in ("frozen", "shuffled", "tuned")]
+            rows.append([f"{kind} ({n} genes)", label(probe), r(best), *map(r, found),
+                         f"{found[0] / best:.0%}", f"{found[2] / best:.0%}"])  # fmt: skip
+    head = ["gene class", "probe", "oracle", "frozen", "shuffled", "finetuned",
+            "frozen / oracle", "finetuned / oracle"]  # fmt: skip
+    meanings = "; ".join(f"*{k}* ({v})" for k, v in CLASSES.items())
+    return (
+        f"### By gene class\n\nWhat could be seen at all: genes are {meanings}. Scores are on "
+        "Pearson residuals; the last two columns are the share of the oracle's *r*.\n\n"
+    ) + table(head, rows, right=6)
+
+
+def real_section(path: Path, out: Path) -> list[str]:
+    """The pictures of one finetuned run on a section it never saw."""
+    parts = ["\n(her2st-pictures)=\n## A section the encoder never saw\n"]
+    record = load(path)
+    if record is None:
+        return [*parts, missing(path)]
+    p, s, found = record["provenance"], record["section"], record["retrieval"]
+    genes = ", ".join(g["gene"] for g in record["genes"])
+    asked = " and ".join(found["genes"])
+    rows = [(g["gene"], r(g["r"]), r(g["ceiling"])) for g in record["genes"]]
+    credit = "Tissue and counts: {cite:t}`andersson2021her2st`."
+    return [
+        *parts,
+        stale(p),
+        f"Finetuned on {', '.join(p['sections'])} (seed {p['seed']}), shown on {s}. These pictures "
+        "illustrate one run; the evidence is in the tables above.\n",
+        figure("figures/her2st_maps.png", f"{genes} on {s}: tissue, measured Pearson residuals, "
+               f"the model's own prediction from the image alone, and their difference. "
+               f"{credit}", f"Maps of {genes} on section {s}: measured, predicted, error."),
+        f"{record['rule']} Nobody chose them by score.\n",
+        table(["gene", "*r* of the prediction", "noise ceiling"], rows, right=2),
+        figure("figures/her2st_retrieval.png", f"The {found['top']} regions of {s} closest to a "
+               f"profile with {asked} raised and every other gene at its mean. {credit}",
+               f"Section {s} with the regions retrieved for {asked} marked and enlarged."),
+        f"Measured {asked} at the {found['top']} regions found: {found['z_hits']:+.2f} standard "
+        f"deviations from the section's mean (0 is what random regions give; "
+        f"{found['z_best']:+.2f} is the best that any {found['top']} regions could give). When "
+        f"each of {found['n']} measured profiles asks for its own region, it is among the ten "
+        f"nearest for {found['recall@10']:.1%} of them; by chance, {found['chance@10']:.1%}. The "
+        f"median rank is {found['median_rank']:.0f} of {found['n']}.\n",
+        figure("figures/her2st_loss.png", f"Every term of the loss in that run, from "
+               f"{record['loss']['first']:.2f} to {record['loss']['last']:.2f} in all. The shaded "
+               "epochs train the gene encoder alone.",
+               "Loss curves: contrast, two reconstructions, total, by epoch."),
+        details("Where this comes from", provenance_table(p)),
+    ]  # fmt: skip
+
+
+def bench_section(path: Path) -> list[str]:
+    """Pairs per second of the plain and the cached loop, and when the cache has paid."""
+    parts = [
+        "\n(speed)=\n## Speed: the frozen-prefix cache\n",
+        "Only the last blocks adapt, so everything before them is computed once per view and kept. "
+        "Both loops take the same steps on the same views.\n",
+    ]
+    b = load(path)
+    if b is None:
+        return [*parts, missing(path)]
+    plain, cached = b["pairs_per_s"]["plain"], b["pairs_per_s"]["cached"]
+    pays = b["cache_seconds"] / (1 / plain - 1 / cached) if cached > plain else np.inf
+    rows = [
+        ("plain loop", f"{plain:.1f} pairs/s"),
+        ("cached loop", f"{cached:.1f} pairs/s"),
+        ("cached / plain", f"{b['ratio']:.1f}"),
+        ("largest difference of the two losses", f"{b['largest_loss_difference']:.1e}"),
+        ("filling the cache, once", f"{b['cache_seconds']:.0f} s for {b['pairs']} pairs"),
+        ("it has paid for itself after", f"{pays / b['pairs']:.1f} epochs"),
+    ]
+    return [
+        *parts,
+        stale(b["provenance"]),
+        table(["", "measured"], rows, right=1),
+        details("Where this comes from", provenance_table(b["provenance"])),
+    ]
+
+
+def settings() -> str:
+    """The table of settings: names, both presets and comments, read from `Config` itself."""
+    default, paper = preset("default"), preset("paper")
+    rows, group = [], None
+    for line in inspect.getsource(Config).splitlines():
+        if heading := re.fullmatch(r"    # (.+)", line):
+            group = heading[1].partition(":")[0]
+        elif field := re.match(r"    (\w+): [^=]+ = [^#]+(?:  # (.+))?$", line):
+            name, meaning = field[1], (field[2] or "").replace("|", r"\|")
+            a, b = (_show(getattr(c, name)) for c in (default, paper))
+            rows.append((group, f"`{name}`", a, a if a == b else f"**{b}**", meaning))
+            group = ""
+    return table(["", "setting", "default", "paper", "meaning"], rows)
+
+
+def _show(value) -> str:
+    if isinstance(value, tuple):
+        return ", ".join(map(str, value))
+    return "none" if value == float("inf") else f"{value:g}" if isinstance(value, float) else value
+
+
+if __name__ == "__main__":
+    write()

@@ -1,0 +1,98 @@
+"""The page of recorded results: nothing recorded, something recorded, verdicts, stale records."""
+
+import dataclasses
+import importlib.util
+import json
+import re
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from seal_lite import Config
+from seal_lite.crossval import deltas, score_rows
+from seal_lite.train import code_hash
+
+ROOT = Path(__file__).parents[1]
+TARGETS = ("pearson_residuals", "log1p_cp10k", "log1p_raw", "log1p_cp10k|depth")
+
+
+@pytest.fixture(scope="module")
+def page():
+    spec = importlib.util.spec_from_file_location("results_page", ROOT / "book/results.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def record(*, gain: float, classes=None, code=None) -> dict:
+    """A metrics.json in which finetuning gains `gain` on every gene, exactly."""
+    genes = list(classes or ["G0", "G1", "G2"])
+    base = np.linspace(0.1, 0.3, len(genes))
+    folds = []
+    for test in ("S1", "S2"):
+        scores = {}
+        for features in ("tuned", "shuffled", "frozen"):
+            for target in TARGETS:
+                found = base + gain * (features == "tuned")
+                scores |= {(features, p, target): found for p in ("hest", "tuned_ridge")}
+        scores |= {("oracle", "none", target): 2 * base for target in TARGETS}
+        folds.append({"test": test, "seed": 0, "scores": score_rows(scores, genes)})
+    provenance = {"sections": ["S1", "S2"], "data_sha256": "d" * 64, "config_sha256": "c" * 64,
+                  "code_sha256": code or code_hash(), "commit": "abc", "seed": 0, "seeds": 1,
+                  "groups": "section", "device": "cpu", "versions": {"torch": "2"}}  # fmt: skip
+    return {"data": "her2st", "backbone": "tf_efficientnet_lite0", "provenance": provenance,
+            "classes": classes, "folds": folds, "delta": deltas(folds, classes)}  # fmt: skip
+
+
+def written(page, tmp_path, **records) -> tuple[str, str]:
+    """The page and the introduction's part that these records give."""
+    results, out = tmp_path / "results", tmp_path / "book"
+    results.mkdir()
+    for name, value in records.items():
+        (results / f"{name}.json").write_text(json.dumps(value))
+    page.write(results, out)
+    return (out / "results.md").read_text(), (out / "headline.md").read_text()
+
+
+def test_says_what_is_not_recorded(page, tmp_path):
+    text, headline = written(page, tmp_path)
+    for name in ("her2st", "phantom", "her2st_figures", "bench"):
+        assert f"there is no `results/{name}.json`" in text
+    assert headline.count("Not recorded yet") == 2
+
+
+@pytest.mark.parametrize(
+    "gain, said",
+    [
+        (0.05, "higher in 4 and lower in 0; in 0"),
+        (-0.05, "higher in 0 and lower in 4; in 0"),
+        (0.0, "higher in 0 and lower in 0; in 4"),
+    ],
+)
+def test_the_verdict_is_the_intervals(page, tmp_path, gain, said):
+    text, headline = written(page, tmp_path, her2st=record(gain=gain))
+    assert said in text and said in headline
+    assert (tmp_path / "book/figures/results_her2st_deltas.png").exists()
+
+
+def test_depth_confounded_targets_get_no_verdict(page, tmp_path):
+    text, _ = written(page, tmp_path, her2st=record(gain=0.05))
+    rows = [line for line in text.splitlines() if "| log1p CP10k |" in line and "[" in line]
+    assert rows and all(line.endswith("| *(depth)* |") for line in rows)
+
+
+def test_gene_classes_are_shares_of_the_oracle(page, tmp_path):
+    classes = {"A": "visible", "B": "subtle", "C": "invisible"}
+    text, _ = written(page, tmp_path, phantom=record(gain=0.0, classes=classes))
+    assert re.search(r"\| visible \(1 genes\) \| A \|.* 50% \| 50% \|", text)
+
+
+def test_a_record_of_other_code_is_stale(page, tmp_path):
+    text, _ = written(page, tmp_path, her2st=record(gain=0.0, code="0" * 64))
+    assert "{admonition} Stale" in text
+
+
+def test_the_settings_table_has_every_setting(page):
+    names = re.findall(r"^\|[^|]*\| `(\w+)` \|", page.settings(), flags=re.M)
+    assert names == [field.name for field in dataclasses.fields(Config)]
