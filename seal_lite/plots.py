@@ -214,11 +214,12 @@ def loss_curves(history):
     names = {"loss": "weighted sum", "clip": "contrast", "image": "image to gene",
              "gene": "gene to gene"}  # fmt: skip
     for (key, name), colour in zip(names.items(), (INK, *COLOURS), strict=False):
-        at = [(h["epoch"] + 1, h[key]) for h in history if key in h]
-        warm = [(h["epoch"] + 1, h[key]) for h in history if key in h and h["phase"] == "genes"]
-        joint = at if key == "gene" else at[len(warm) :]  # the sum's meaning changes with the phase
-        ax.plot(*zip(*joint, strict=True), "o-", ms=3, color=colour, lw=2 if key == "loss" else 1.4,
-                label=f"{name}: {joint[0][1]:.2f} to {joint[-1][1]:.2f}")  # fmt: skip
+        # The sum means something else in the warm-up; gene to gene is the same in both.
+        shown = [h for h in history if key in h and (key == "gene" or h["phase"] == "joint")]
+        if shown:
+            ax.plot([h["epoch"] + 1 for h in shown], [h[key] for h in shown], "o-", ms=3,
+                    color=colour, lw=2 if key == "loss" else 1.4,
+                    label=f"{name}: {shown[0][key]:.2f} to {shown[-1][key]:.2f}")  # fmt: skip
     warm = sum(h["phase"] == "genes" for h in history)
     if warm:
         ax.axvspan(0.5, warm + 0.5, color="#eeeeee", lw=0)
