@@ -1,0 +1,102 @@
+"""What the executed notebooks found, in ranges that a fault would leave.
+
+Each notebook's last code cell prints its key figures as one line of JSON. `make` executes the
+notebooks before it runs the tests; without executed copies there is nothing to check here.
+"""
+
+import json
+from pathlib import Path
+
+import nbformat
+import pytest
+import yaml
+
+ROOT = Path(__file__).parents[1]
+CHAPTERS = sorted(path.stem for path in (ROOT / "notebooks").glob("*.py"))
+
+
+def executed(name):
+    path = ROOT / f"book/notebooks/{name}.ipynb"
+    if not path.exists():
+        pytest.skip(f"{path.relative_to(ROOT)} is absent: run `make notebooks` first")
+    return nbformat.read(path, as_version=4)
+
+
+def figures(number: int) -> dict:
+    (name,) = [c for c in CHAPTERS if c.startswith(f"{number:02d}_")]
+    (cell,) = [c for c in executed(name).cells if "key-figures" in c.metadata.get("tags", [])]
+    return json.loads("".join(o.text for o in cell.outputs if o.get("name") == "stdout"))
+
+
+@pytest.mark.parametrize("name", CHAPTERS)
+def test_a_chapter_opens_with_its_question_shows_figures_and_closes(name):
+    notebook = executed(name)
+    shown = [o for c in notebook.cells for o in c.get("outputs", []) if "data" in o]
+    assert sum("image/png" in o["data"] for o in shown) >= 2
+    first, *_ = notebook.cells
+    assert first.source.startswith("# ") and "?**" in first.source and "to read" in first.source
+    assert (
+        "## What to remember" in [c for c in notebook.cells if c.cell_type == "markdown"][-1].source
+    )
+
+
+@pytest.mark.parametrize("name", CHAPTERS)
+def test_colab_installs_from_where_the_book_lives(name):
+    home = yaml.safe_load((ROOT / "_config.yml").read_text())["repository"]["url"]
+    assert f"git+{home}" in (ROOT / f"notebooks/{name}.py").read_text()
+
+
+def test_meet_a_section():
+    f = figures(1)
+    assert f["um_per_px"] == pytest.approx(0.5, rel=0.01)  # the phantom was drawn at 0.5
+    assert 150 <= f["spots"] <= 160 and f["genes"] > 300
+    leak = f["mean_r_with_log_depth"]
+    assert leak["log1p_raw"] > 0.25 > 0.15 > abs(leak["pearson_residuals"])
+
+
+def test_pairs():
+    f = figures(2)
+    assert f["pairs"] <= 160 and f["dropped_at_900_um"] > 0
+    assert f["patch_px_in_image"] == pytest.approx(224, rel=0.01)
+    assert f["smoothing_difference"] < 1e-5 and f["view_0_difference"] < 1e-4
+    assert [shape[0] for shape in f["batch"]] == [64, 64]
+
+
+def test_panel_and_gene_encoder():
+    f = figures(3)
+    assert f["order_difference"] == 0 and f["repeat_difference"] == 0
+    assert f["loss"][1] < 0.7 * f["loss"][0]
+    r = f["reconstruction_r"]
+    assert 0.5 < r["visible"]["held-out section"] < 0.99
+    assert r["all others"]["held-out section"] < r["all others"]["training sections"]
+
+
+def test_finetune():
+    f = figures(4)
+    assert f["lora_modules"] > 0 and 0 < f["trainable_share"] < 0.1
+    assert f["no_op_difference"] == 0 and f["reload_difference"] == 0 and f["moved"] > 0.001
+    assert f["loss_gap"] < 1e-4
+    assert f["pairs_per_s"]["cached"] > 2 * f["pairs_per_s"]["plain"]
+    first, last = f["clip"]
+    assert last < first < 1.5 * f["log_batch"] and last < 0.9 * f["log_batch"]
+
+
+def test_gene_prediction():
+    f = figures(5)
+    by_class = f["by_class"]
+    assert by_class["visible"]["tuned"] > 0.2
+    noise = 2 / f["spots"] ** 0.5  # invisible genes share one state, so they err together
+    assert abs(by_class["invisible"]["tuned"]) < noise
+    for scores in by_class.values():
+        assert scores["oracle"] > max(scores["tuned"], scores["frozen"], scores["shuffled"])
+    assert f["r"]["tuned/tuned_ridge"] > f["r"]["colour/tuned_ridge"]
+    assert f["log_depth_r"]["log1p_raw"] > f["log_depth_r"]["pearson_residuals"] + 0.1
+
+
+def test_retrieval():
+    f = figures(6)
+    tuned, shuffled = f["recall"]["tuned"], f["recall"]["shuffled"]
+    assert tuned["recall@10"] > 1.5 * tuned["chance@10"]
+    assert tuned["median_rank"] < 0.75 * min(tuned["n"] / 2, shuffled["median_rank"])
+    hits = [list(z.values()) for z in f["z_of_hits"].values()]
+    assert sum(found > random for found, random in hits) >= 3
