@@ -1,0 +1,71 @@
+"""What the tests share: a tiny phantom, a run on it, and sections made by hand."""
+
+import os
+from pathlib import Path
+
+import anndata as ad
+import numpy as np
+import pandas as pd
+import pytest
+import scipy.sparse as sp
+
+from seal_lite import Config
+from seal_lite.datasets import phantom
+from seal_lite.sections import load_sections
+from seal_lite.train import finetune
+
+REPOSITORY = Path(__file__).parents[1]
+# Small enough for seconds; everything else as in the default.
+TINY = Config(patch_px=64, n_views=3, n_genes=40, hidden=(32, 16), project=16, batch_size=16,
+              epochs=2, gene_warmup_epochs=1)  # fmt: skip
+
+
+@pytest.fixture(scope="session")
+def tiny() -> Config:
+    return TINY
+
+
+@pytest.fixture(scope="session")
+def phantom_root(tmp_path_factory):
+    """Two patients with one section each (PA1, PB1), 70 spots, 1 um per px."""
+    return phantom(tmp_path_factory.mktemp("tiny") / "phantom", patients=2, sections_per_patient=1,
+                   spots=70, um_per_px=1.0, workers=1, progress=False)  # fmt: skip
+
+
+@pytest.fixture(scope="session")
+def sections(phantom_root):
+    return load_sections(phantom_root, patch_px=TINY.patch_px)
+
+
+@pytest.fixture(scope="session")
+def trained(sections, tmp_path_factory):
+    """(run folder, model, history) of a finished run on PA1."""
+    out = tmp_path_factory.mktemp("trained") / "run"
+    return out, *finetune(sections[:1], TINY, out=out, progress=False)
+
+
+@pytest.fixture(scope="session")
+def her2st():
+    """The real data; tests that need it are skipped where it is not."""
+    root = Path(os.environ.get("SEAL_HER2ST", REPOSITORY.parent / "shared/her2st"))
+    if not (root / "data/ST-cnts").is_dir():
+        pytest.skip(f"her2st is not in {root}; set SEAL_HER2ST to where `fetch` wrote it")
+    return root
+
+
+def square(side):
+    """(side^2, 2) array columns and rows of a square array."""
+    return np.stack(np.meshgrid(range(side), range(side)), -1).reshape(-1, 2)
+
+
+def make_adata(counts, *, place=None, genes=None, grid="square", name="X1"):
+    """A section made by hand from counts (n, genes); by default on a square array."""
+    counts = np.asarray(counts, np.float32)
+    place = square(int(np.ceil(np.sqrt(len(counts)))))[: len(counts)] if place is None else place
+    genes = [f"G{i}" for i in range(counts.shape[1])] if genes is None else genes
+    barcodes = [f"{c}x{r}" for c, r in place]
+    obs = pd.DataFrame({"array_col": place[:, 0], "array_row": place[:, 1]}, index=barcodes)
+    counts = sp.csr_matrix(counts)
+    adata = ad.AnnData(counts, obs=obs, var=pd.DataFrame(index=genes), layers={"counts": counts})
+    adata.uns = {"section_id": name, "patient_id": name[:-1], "grid": grid}
+    return adata
