@@ -30,7 +30,7 @@ FEATURES = ("tuned", "shuffled", "frozen", "random_init", "colour", "log_depth",
 PROBES = ("hest", "tuned_ridge", "decoder", "none")
 TARGETS = ("pearson_residuals", "log1p_cp10k|depth", "log1p_cp10k", "log1p_raw")
 NBSP = "\N{NO-BREAK SPACE}"
-CLAIMS = ("pearson_residuals", "log1p_cp10k|depth")  # the targets that depth cannot explain
+CLAIMS = ("pearson_residuals", "log1p_cp10k|depth")  # the targets from which depth is discounted
 
 RECORDS = {
     "her2st": (
@@ -52,32 +52,7 @@ CLASSES = {
     "invisible": "follows a state that is not drawn at all",
 }
 
-HEAD = """\
-# Recorded results
-
-This page is written by a script from the files in `results/`, and stands whichever way the numbers
-came out. `make record` measures everything again; `make results` writes the page.
-
-:::{admonition} How to read a score
-:class: warning
-*r* is Pearson's correlation between prediction and measurement over the spots of a held-out
-section, for each gene by itself, averaged over genes, seeds and folds.
-
-Both log1p targets are **confounded by depth**: how many transcripts a spot yields follows how many
-cells lie under it, which every image shows. They stand here because others report them. A claim
-rests on two columns only, Pearson residuals and the partial correlation given depth, and there on
-one difference only: **finetuned minus finetuned on shuffled pairs**. That control shares everything
-with finetuning except which picture belongs to which profile.
-:::
-
-Intervals are 95% percentile intervals of a bootstrap that draws whole folds, and seeds and genes
-within them. The verdict is computed too: an interval that contains 0 reads "no difference". With
-only a handful of folds such an interval is itself uncertain and tends to be too narrow; read it as
-a lower bound of the doubt.
-
-Probe **A** is HEST-bench's, probe **B** a ridge tuned inside the training sections, the **decoder**
-the model's own. [The method](method.md) defines every row and column.
-"""
+HEAD = "# Recorded results\n\n```{include} results_intro.md\n```\n"
 
 
 def write(results: Path = ROOT / "results", out: Path = ROOT / "book"):
@@ -161,6 +136,13 @@ def verdict(ci) -> str:
     return "**higher**" if low > 0 else "**lower**" if high < 0 else f"no{NBSP}difference"
 
 
+def why_not(row: dict) -> str:
+    """Why a difference gets no verdict, or nothing."""
+    if row["target"] not in CLAIMS:
+        return "*(depth)*"
+    return "*(decoder)*" if row["probe"] == "decoder" else ""
+
+
 def interval(row: dict) -> str:
     low, high = row["ci95"]
     text = f"{row['mean']:+.3f} [{low:+.3f}, {high:+.3f}]"
@@ -196,8 +178,9 @@ def crossval_section(name: str, path: Path, out: Path) -> list[str]:
         "score noise leaves to be had.\n",
         "### Every difference\n",
         "Finetuned minus frozen is shown because everybody asks; it does not separate what the "
-        "pairs taught from what any finetuning does. *(depth)*: a target that depth confounds, so "
-        "no verdict.\n",
+        "pairs taught from what any finetuning does. No verdict where it would mislead: *(depth)*, "
+        "a target that depth confounds; *(decoder)*, trained on shuffled pairs it had nothing to "
+        "learn, so the difference tells of the decoder and not of the encoder.\n",
         delta_table(result["delta"]),
         f"The same for every gene, fold and seed: {{download}}`results/{path.name} "
         f"<../results/{path.name}>`.\n",
@@ -219,10 +202,11 @@ def command(result: dict) -> str:
 
 
 def claims(result: dict) -> list[dict]:
-    """The differences that may carry a claim: finetuned minus shuffled, targets free of depth."""
+    """The differences that may carry a claim about the encoder: finetuned minus shuffled, read by a
+    probe, on the targets of `CLAIMS`."""
     return [
-        d for t in CLAIMS for d in result["delta"]
-        if d["target"] == t and d["minus"] == "shuffled" and "class" not in d
+        d for t in CLAIMS for d in result["delta"] if d["target"] == t and "class" not in d
+        and d["minus"] == "shuffled" and d["probe"] != "decoder"
     ]  # fmt: skip
 
 
@@ -275,7 +259,7 @@ def delta_table(delta: list[dict]) -> str:
     def rows(found, *, kind=""):
         return [
             (f"{label(d['of'])} − {label(d['minus'])}", label(d["probe"]), label(t) + kind,
-             interval(d), verdict(d["ci95"]) if t in CLAIMS else "*(depth)*")
+             interval(d), why_not(d) or verdict(d["ci95"]))
             for t in TARGETS for d in found if d["target"] == t
         ]  # fmt: skip
 
