@@ -92,7 +92,7 @@ adata
 # \min_{A, \mathbf{t}} \sum_i
 # \left\| A \begin{pmatrix} c_i \\ r_i \end{pmatrix} + \mathbf{t} - \mathbf{x}_i \right\|^2,
 # \qquad
-# \text{µm per pixel} = \frac{p}{\text{length of the columns of } A},
+# \text{µm per pixel} = \frac{p}{\sqrt{\det A}},
 # $$
 #
 # and refuse a section whose two axes disagree or whose spots lie off the grid.

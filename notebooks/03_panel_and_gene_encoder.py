@@ -50,7 +50,7 @@ from seal_lite.evaluate import gene_classes, genes_to_score
 from seal_lite.genes import GenePanel
 from seal_lite.model import GeneVAE
 from seal_lite.sections import list_sections, load_sections, patient_of
-from seal_lite.targets import depth, pearson
+from seal_lite.targets import pearson
 
 logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stdout)
 logging.getLogger("matplotlib").setLevel(logging.WARNING)
@@ -222,6 +222,5 @@ figures = {
     "reconstruction_r": {
         k: {name: float(v.mean()) for name, v in g.items()} for k, g in groups.items()
     },
-    "median_depth": float(np.median(depth(test.adata))),
 }
 print(json.dumps(figures))

@@ -38,8 +38,8 @@ SEED = 0
 GENE_SETS = {
     "tumour": ["ERBB2", "GRB7", "EPCAM"],
     "stroma": ["COL1A1", "COL3A1", "DCN"],
-    "lymphocytes": ["CD3E", "TRAC", "MS4A1"],
     "fat": ["ADIPOQ", "PLIN1", "FABP4"],
+    "lymphocytes": ["CD3E", "TRAC", "MS4A1"],
 }
 TOP = 10
 
@@ -110,9 +110,9 @@ plots.retrieval(test, model.panel, sets[first], hits, cosines)
 # ## Does it find the others, too?
 
 # %%
-second = list(sets)[-2]
-(hits,), (cosines,) = answers[second]
-plots.retrieval(test, model.panel, sets[second], hits, cosines)
+last = list(sets)[-1]
+(hits,), (cosines,) = answers[last]
+plots.retrieval(test, model.panel, sets[last], hits, cosines)
 
 # %% [markdown]
 # ## Expression of what was found

@@ -70,9 +70,8 @@ def _scale_bar(ax):
     steps = np.array([10, 20, 50, 100, 200, 500, 1000, 2000, 5000])
     length = steps[np.abs(np.log(steps / (0.25 * (right - left)))).argmin()]
     place = {"transform": ax.get_xaxis_transform(), "clip_on": False}
-    ax.plot(
-        [left, left + length], [-0.03, -0.03], color=INK, lw=2.5, solid_capstyle="butt", **place
-    )
+    ends = [left, left + length]
+    ax.plot(ends, [-0.03, -0.03], color=INK, lw=2.5, solid_capstyle="butt", **place)
     text = f"{length / 1000:g} mm" if length >= 1000 else f"{length} µm"
     ax.text(left, -0.05, text, va="top", fontsize=9, **place)
 
@@ -86,28 +85,29 @@ def _tissue(ax, section, *, um_per_px=6.0, title=None):
     ax.set_title(title)
 
 
-def _discs(ax, section, values, *, cmap="viridis", limits=None, title=None, diameter=180.0):
-    """One disc per patch coloured by `values` (n,), wider than the 100 um spot to be seen."""
-    sizes = np.full(len(values), diameter)
-    discs = EllipseCollection(sizes, sizes, np.zeros(len(values)), units="xy", cmap=cmap,
-                              offsets=_microns(section), offset_transform=ax.transData,
-                              linewidths=0)  # fmt: skip
+def _circles(ax, at, diameter, **look):
+    """Circles of a diameter in um around centres (n, 2) in um."""
+    size = np.full(len(at), diameter)
+    circles = EllipseCollection(size, size, 0 * size, units="xy", offsets=at,
+                                offset_transform=ax.transData, **look)  # fmt: skip
+    return ax.add_collection(circles)
+
+
+def _discs(ax, section, values, *, cmap="viridis", limits=None, title=None):
+    """A disc per patch coloured by `values` (n,): 180 um wide, as 100 um were hard to see."""
+    discs = _circles(ax, _microns(section), 180.0, cmap=cmap, linewidths=0)
     discs.set_array(np.asarray(values, float))
     discs.set_clim(*(np.percentile(values, [2, 98]) if limits is None else limits))
-    ax.add_collection(discs)
     _frame(ax, section)
     ax.set_title(title)
     return discs
 
 
-def _grid(n, *, columns, cell):
-    """A figure with n axes in rows of `columns`, each about `cell` (w, h) inches; spares hidden."""
-    rows = -(-n // columns)
-    figure, axes = plt.subplots(rows, columns, squeeze=False,
-                                figsize=(columns * cell[0], rows * cell[1]))  # fmt: skip
-    for ax in axes.flat[n:]:
-        ax.set_visible(False)
-    return figure, axes
+def _colour_bar(figure, discs, axes, label, **place):
+    bar = figure.colorbar(discs, ax=axes, **{"shrink": 0.7, "aspect": 18, "pad": 0.02, **place})
+    bar.outline.set_visible(False)
+    bar.ax.tick_params(labelsize=8, length=2)
+    bar.set_label(label, fontsize=9)
 
 
 def _aspect(section) -> float:
@@ -119,17 +119,13 @@ def _aspect(section) -> float:
 @_styled
 def overview(section):
     """The section's H&E beside the same with its spots to scale, bold where they have no patch."""
-    figure, axes = _grid(2, columns=2, cell=(4, 4 * _aspect(section) + 0.4))
-    a = section.adata
-    _tissue(axes[0, 0], section, um_per_px=4.0, title=f"{section.name}: H&E")
-    _tissue(axes[0, 1], section, um_per_px=4.0,
-            title=f"{a.n_obs} spots, {len(section.rows)} with a patch")  # fmt: skip
-    kept = np.isin(np.arange(a.n_obs), section.rows)
-    sizes = np.full(a.n_obs, SPOT_UM)
-    axes[0, 1].add_collection(EllipseCollection(
-        sizes, sizes, 0 * sizes, units="xy", offsets=a.obsm["spatial"] * a.uns["um_per_px"],
-        offset_transform=axes[0, 1].transData, facecolors="none", linewidths=np.where(kept, 0.8, 2),
-        edgecolors=np.where(kept, COLOURS[-1], COLOURS[1])))  # fmt: skip
+    a, kept = section.adata, np.isin(np.arange(section.adata.n_obs), section.rows)
+    figure, (left, right) = plt.subplots(1, 2, figsize=(8, 4 * _aspect(section) + 0.4))
+    _tissue(left, section, um_per_px=4.0, title=f"{section.name}: H&E")
+    title = f"{a.n_obs} spots, {len(section.rows)} with a patch"
+    _tissue(right, section, um_per_px=4.0, title=title)
+    look = {"linewidths": np.where(kept, 0.8, 2), "edgecolors": np.where(kept, INK, COLOURS[1])}
+    _circles(right, a.obsm["spatial"] * a.uns["um_per_px"], SPOT_UM, facecolors="none", **look)
     return figure
 
 
@@ -147,10 +143,7 @@ def gene_maps(section, values, names, *, label, columns=3):
     for ax in (*axes[1:, 0], *maps[len(names) :]):
         ax.set_visible(False)
     for ax, column, name in zip(maps, np.asarray(values).T, names, strict=False):
-        discs = _discs(ax, section, column, title=name)
-        bar = figure.colorbar(discs, ax=ax, shrink=0.7, aspect=18, pad=0.02)
-        bar.outline.set_visible(False)
-        bar.ax.tick_params(labelsize=8, length=2)
+        _colour_bar(figure, _discs(ax, section, column, title=name), ax, "")
     figure.supxlabel(f"colour: {label}", fontsize=9, color=GREY, x=0.99, ha="right")
     return figure
 
@@ -158,25 +151,20 @@ def gene_maps(section, values, names, *, label, columns=3):
 @_styled
 def patches(images, titles, *, patch_um, columns=6):
     """A grid of patches (n, h, w, 3) of `patch_um` um, uint8 or in [0, 1], with a scale bar."""
-    width = 8 / columns
-    lines = 1 + max(str(t).count("\n") for t in titles)
-    figure, axes = _grid(len(images), columns=columns, cell=(width, width + 0.2 * lines))
-    for ax, image, title in zip(axes.flat, images, titles, strict=False):
-        _patch(ax, image, title, patch_um=patch_um)
-    _scale_bar(axes[-1, 0])
+    rows, width = -(-len(images) // columns), 8 / columns
+    figure = plt.figure(figsize=(8, rows * (width + 0.25)))
+    _patches(figure, images, titles, patch_um=patch_um, columns=columns)
     return figure
 
 
-def _patch(ax, image, title, *, patch_um):
-    ax.imshow(image, extent=(0, patch_um, patch_um, 0))
-    ax.set(xticks=[], yticks=[])
-    ax.spines[:].set_visible(False)
-    ax.set_title(title, fontsize=9)
-
-
-def _standard(values):
-    values = np.asarray(values, float)
-    return (values - values.mean(0)) / np.maximum(values.std(0), 1e-12)
+def _patches(figure, images, titles, *, patch_um, columns):
+    axes = figure.subplots(-(-len(images) // columns), columns, squeeze=False)
+    for ax in axes.flat:
+        ax.axis("off")
+    for ax, image, title in zip(axes.flat, images, titles, strict=False):
+        ax.imshow(image, extent=(0, patch_um, patch_um, 0))
+        ax.set_title(title, fontsize=9)
+    _scale_bar(axes[-1, 0])
 
 
 @_styled
@@ -186,21 +174,20 @@ def prediction_maps(section, measured, predicted, genes):
     measured, predicted: (n, g) aligned with the patches. Both are shown in standard deviations,
     because r is what is scored; the error is the difference of the two.
     """
-    figure, axes = _grid(4 * len(genes), columns=4, cell=(2.1, 2.1 * _aspect(section) + 0.4))
-    figure.set_figheight(figure.get_figheight() + 0.7)  # for the colour bars
-    r = pearson(np.asarray(measured, float), np.asarray(predicted, float))
-    m, p = _standard(measured), _standard(predicted)
+    figure, axes = plt.subplots(len(genes), 4, squeeze=False, figsize=(
+        8.4, len(genes) * (2.1 * _aspect(section) + 0.4) + 0.7))  # fmt: skip
+    both = [np.asarray(v, float) for v in (measured, predicted)]
+    r = pearson(*both)
+    m, p = ((v - v.mean(0)) / np.maximum(v.std(0), 1e-12) for v in both)
     for i, (row, gene) in enumerate(zip(axes, genes, strict=True)):
         _tissue(row[0], section, title=gene)
         shown = _discs(row[1], section, m[:, i], limits=(-2, 2), title="measured")
         _discs(row[2], section, p[:, i], limits=(-2, 2), title=f"predicted, r = {r[i]:.2f}")
         error = _discs(row[3], section, p[:, i] - m[:, i], cmap="PuOr_r", limits=(-3, 3),
                        title="error")  # fmt: skip
-    for discs, where, label in ((shown, axes[:, 1:3], "expression (sd)"),
-                                (error, axes[:, 3], "predicted - measured (sd)")):  # fmt: skip
-        bar = figure.colorbar(discs, ax=where, location="bottom", shrink=0.8, aspect=30, pad=0.01)
-        bar.set_label(label, fontsize=9)
-        bar.outline.set_visible(False)
+    bar = {"location": "bottom", "shrink": 0.8, "aspect": 30, "pad": 0.01}
+    _colour_bar(figure, shown, axes[:, 1:3], "expression (sd)", **bar)
+    _colour_bar(figure, error, axes[:, 3], "predicted - measured (sd)", **bar)
     return figure
 
 
@@ -315,26 +302,22 @@ def retrieval(section, panel, genes, hits, cosines, *, patch_um=112.0):
     z = panel.transform(section.adata)[section.rows]
     z = z[:, [panel.genes.index(g) for g in genes]].mean(1)
     columns = min(5, len(hits))
-    below = -(-len(hits) // columns)
-    figure = plt.figure(figsize=(8, 4 * _aspect(section) + 0.4 + 1.95 * below))
-    top, bottom = figure.subfigures(2, 1, height_ratios=[4 * _aspect(section) + 0.4, 1.95 * below])
+    heights = [4 * _aspect(section) + 0.4, 1.95 * -(-len(hits) // columns)]
+    figure = plt.figure(figsize=(8, sum(heights)))
+    top, bottom = figure.subfigures(2, 1, height_ratios=heights)
     left, right = top.subplots(1, 2)
     _tissue(left, section, um_per_px=4.0, title=f"{section.name}: regions found, best first")
     discs = _discs(right, section, z, title=f"measured: {', '.join(genes)}")
-    top.colorbar(discs, ax=right, shrink=0.6, aspect=18, pad=0.02, label="mean z").outline.set_lw(0)
+    _colour_bar(top, discs, right, "mean z")
     for rank, (x, y) in enumerate(_microns(section)[hits], 1):
         for ax in (left, right):
             ax.add_patch(Rectangle((x - patch_um / 2, y - patch_um / 2), patch_um, patch_um,
                                    fill=False, color=INK, lw=1.4))  # fmt: skip
         left.text(x + patch_um * 0.6, y, rank, va="center", weight="bold", fontsize=9,
                   path_effects=[withStroke(linewidth=2.5, foreground="white")])  # fmt: skip
-    axes = np.atleast_2d(bottom.subplots(below, columns))
-    for ax in axes.flat[len(hits) :]:
-        ax.set_visible(False)
-    for rank, (ax, hit, cosine) in enumerate(zip(axes.flat, hits, cosines, strict=False), 1):
-        _patch(ax, section.patches[hit], f"{rank}: cosine {cosine:.2f}, z {z[hit]:+.1f}",
-               patch_um=patch_um)  # fmt: skip
-    _scale_bar(axes[-1, 0])
+    titles = [f"{rank}: cosine {cosine:.2f}, z {z[hit]:+.1f}"
+              for rank, (hit, cosine) in enumerate(zip(hits, cosines, strict=True), 1)]  # fmt: skip
+    _patches(bottom, section.patches[hits], titles, patch_um=patch_um, columns=columns)
     return figure
 
 
@@ -357,9 +340,9 @@ def architecture():
     figure, ax = plt.subplots(figsize=(8.6, 3.2))
     ax.set(xlim=(-1, 9.8), ylim=(-0.45, 2.45))
     ax.axis("off")
-    half, tall = {"space": 1.65}, 0.31
+    tall = 0.31
     for name, (x, y, text, colour) in boxes.items():
-        w = half.get(name, 0.88)
+        w = 1.65 if name == "space" else 0.88
         ax.add_patch(FancyBboxPatch((x - w, y - tall), 2 * w, 2 * tall, fc=colour, ec="none",
                                     boxstyle="round,pad=0,rounding_size=0.08"))  # fmt: skip
         ax.text(x, y, text, ha="center", va="center", fontsize=9.5, linespacing=1.35)
