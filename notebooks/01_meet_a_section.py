@@ -192,12 +192,12 @@ table.agg(["mean", lambda r: r.abs().mean()]).set_axis(["mean r", "mean |r|"]).r
 # %% [markdown]
 # Raw counts mostly tell how deep a spot was sequenced. The other two targets divide by depth, and
 # what is left scatters around zero: partly chance, partly tissue, because a region rich in RNA is
-# also a *kind* of region. They differ in what they make of small counts. The logarithm treats 0 of
-# 1,000 and 0 of 10,000 molecules alike; the Pearson residual asks how surprising a count is at this
-# depth. On real tissue, where depth varies more than here, that matters: the [recorded
-# results](../results.md) say how much log depth alone predicts of each target there. So Pearson
-# residuals are the main target of this book, the others are reported beside them, and depth by
-# itself is one of the controls. The [method page](../method.md) has the details.
+# also a *kind* of region. No normalisation can make that link vanish, and the [recorded
+# results](../results.md) say how strong it is in a real tumour. Hence three precautions. The main
+# target are Pearson residuals, which measure how surprising a count is at its depth. The
+# depth-normalised target is also scored as a partial correlation, given log depth. And log depth by
+# itself is a control that stands beside every score. The [method page](../method.md) has the
+# details.
 #
 # ## What to remember
 #

@@ -131,6 +131,15 @@ by_class = table.pivot_table("r", ["features", "probe"], "class", "mean").assign
 by_class.reindex(order, level="features").round(3)
 
 # %% [markdown]
+# Three things to look for. The invisible genes: encoders should find nothing there, and the
+# *neighbours* may well find something, because a state that changes smoothly over tissue can be
+# guessed from next door without any image. A model that is given coordinates, or patches that
+# overlap those it was trained on, can therefore seem to see the invisible; ours is given neither.
+# The subtle genes: they are where an encoder made for photographs has something to learn. And the
+# two rows without a probe: the ceiling lies above the oracle, because splitting counts in two
+# reveals the noise of counting but not what made both halves vary together.
+
+# %% [markdown]
 # ## The differences that count
 #
 # The same genes, paired: tuned minus frozen, and tuned minus shuffled, both with probe B. Each dot
@@ -246,6 +255,8 @@ print(
                         ("frozen", probe),
                         ("shuffled", probe),
                         ("oracle", "none"),
+                        ("neighbours", "none"),
+                        ("ceiling", "none"),
                     )
                     if (f, p, target) in scores
                 }

@@ -87,7 +87,9 @@ def test_gene_prediction():
     assert by_class["visible"]["tuned"] > 0.2
     noise = 2 / f["spots"] ** 0.5  # invisible genes share one state, so they err together
     assert abs(by_class["invisible"]["tuned"]) < noise
+    assert by_class["invisible"]["neighbours"] > 0.2  # it is there, and smooth, but not drawn
     for scores in by_class.values():
+        assert scores["ceiling"] > scores["oracle"]
         assert scores["oracle"] > max(scores["tuned"], scores["frozen"], scores["shuffled"])
     assert f["r"]["tuned/tuned_ridge"] > f["r"]["colour/tuned_ridge"]
     assert f["log_depth_r"]["log1p_raw"] > f["log_depth_r"]["pearson_residuals"] + 0.1
