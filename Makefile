@@ -62,7 +62,7 @@ RUNS   := runs/record
 record: $(STAMP) ## measure results/ again: hours on 2 cores, needs her2st (HER2ST=DIR)
 	$(CLI) crossval --data $(HER2ST) --sections C2,C3,C4,C5 --groups section --seeds 3 \
 	  --out $(RUNS)/her2st
-	$(CLI) phantom --out data/phantom-record --patients 4 --sections-per-patient 1 --spots 240
+	$(CLI) phantom --out data/phantom-record --patients 4 --sections-per-patient 1 --spots 160
 	$(CLI) crossval --data data/phantom-record --groups patient --seeds 3 --out $(RUNS)/phantom
 	@mkdir -p results
 	cp $(RUNS)/her2st/metrics.json results/her2st.json
