@@ -99,7 +99,8 @@ def finetune(
 
     wanted = [*genes_to_score(data, sections), *(_names(include) or ())]
     _, history = run(sections, config, out=out, include=wanted, cache_dir=cache)
-    typer.echo(f"loss {history[0]['loss']:.3f} -> {history[-1]['loss']:.3f}; run is in {out}")
+    joint = [h["loss"] for h in history if h["phase"] == "joint"]
+    typer.echo(f"loss {joint[0]:.3f} -> {joint[-1]:.3f} in {len(joint)} epochs; run is in {out}")
 
 
 @app.command()
