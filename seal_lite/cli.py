@@ -23,7 +23,12 @@ Preset = Annotated[str, typer.Option(help="default, or paper (the released SEAL 
 
 
 def _names(text: str | None) -> list[str] | None:
-    return None if text is None else [t.strip() for t in text.split(",") if t.strip()]
+    if text is None:
+        return None
+    names = [t.strip() for t in text.split(",") if t.strip()]
+    if not names:
+        raise InputError(f"'{text}': names nothing; give a comma-separated list")
+    return names
 
 
 def _config(preset_name: str, overrides, **changes):
@@ -118,6 +123,8 @@ def probe(
     from .train import provenance
 
     model = SEAL.from_pretrained(run)
+    if not (run / "provenance.json").is_file():
+        raise InputError(f"{run}: no provenance.json, so its training sections are unknown")
     seen = json.loads((run / "provenance.json").read_text())["sections"]
     for a, b in ((_names(train), "--train"), (seen, "the run's training sections")):
         if both := sorted(set(a) & set(_names(test))):
@@ -126,6 +133,8 @@ def probe(
     fit, held = _load(data, _names(train), config), _load(data, _names(test), config)
     wanted = genes_to_score(data, fit)
     genes = [g for g in wanted if g in model.panel.genes]
+    if not genes:
+        raise InputError(f"{run}: none of the genes to score is in its panel; finetune on --train")
     if len(genes) < len(wanted):
         typer.echo(f"{len(wanted) - len(genes)} of {len(wanted)} genes are not in the run's panel")
     scores = score_models(data, fit, held, genes, {"tuned": model}, config)
@@ -186,7 +195,8 @@ def retrieve(
     e = embed(model.encoder, loaded.patches)
     (hits,), (cosines,) = search(model.encode_genes(profile), model.project_images(e), top=top)
     scores = retrieval_scores(model, loaded, e)
-    figure = plots.retrieval(loaded, model.panel, _names(genes), hits, cosines)
+    figure = plots.retrieval(loaded, model.panel, _names(genes), hits, cosines,
+                             patch_um=model.config.patch_um)  # fmt: skip
     out.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(out, dpi=150, bbox_inches="tight")
     for k in (1, 5, 10):

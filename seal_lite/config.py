@@ -105,7 +105,10 @@ class Config:
     @classmethod
     def from_json(cls, path: Path) -> Config:
         """Read a run's `config.json`; unknown or missing keys are an `InputError`."""
-        raw = json.loads(Path(path).read_text())
+        try:
+            raw = json.loads(Path(path).read_text())
+        except json.JSONDecodeError as error:
+            raise InputError(f"{path}: is damaged ({error}); copy the run folder again") from error
         names = {f.name for f in dataclasses.fields(cls)}
         if set(raw) != names:
             odd = ", ".join(sorted(set(raw) ^ names))

@@ -135,7 +135,10 @@ def deltas(folds: list[dict], classes=None) -> list[dict]:
             if features != of or other is None:
                 continue
             for name in [None, *sorted(set((classes or {}).values()))]:
-                pick = [k for k, c in (classes or {}).items() if c == name] if name else None
+                scored = next(iter(runs.values()))  # with classes the same in every fold
+                pick = [g for g in scored if classes[g] == name] if name else None
+                if name and not pick:
+                    continue
                 table = _paired(runs, other, pick)
                 row = {"of": of, "minus": minus, "probe": probe, "target": target,
                        "mean": round(float(np.mean([t.mean() for t in table])), 4),

@@ -109,7 +109,9 @@ def score_models(root, train, test, genes, models: dict, config: Config, *, cach
     """
     both, n = [*train, *test], len(train)
     features = {name: embed_clean(m.encoder, both, config, caches) for name, m in models.items()}
-    frozen = build_encoder(config.backbone, tune_blocks=config.tune_blocks)  # LoRA starts as no-op
+    frozen = build_encoder(  # LoRA starts as a no-op; the seed matters to random weights only
+        config.backbone, tune_blocks=config.tune_blocks, seed=config.seed
+    )
     features["frozen"] = embed_clean(frozen, both, config, caches)
     random = build_encoder(config.backbone, weights="random", seed=config.seed)
     features["random_init"] = [embed(random, s.patches) for s in both]
@@ -135,10 +137,11 @@ def embed_clean(encoder, sections, config, caches=None) -> list[np.ndarray]:
     for s in sections:
         clean = prefix_cache(encoder, s, n_views=config.n_views, jitter=config.stain_jitter,
                              folder=caches)[0]  # fmt: skip
+        device = next(encoder.parameters()).device
         with torch.inference_mode():
             parts = [
-                encoder.tail(torch.from_numpy(clean[i : i + 64].copy()))
+                encoder.tail(torch.from_numpy(clean[i : i + 64].copy()).to(device))
                 for i in range(0, len(clean), 64)
             ]
-        out.append(torch.cat(parts).float().numpy())
+        out.append(torch.cat(parts).float().cpu().numpy())
     return out

@@ -135,8 +135,9 @@ class GenePanel:
                 raise InputError(f"gene panel: {gene} is in no training section; drop it")
         genes = tuple(dict.fromkeys([*include, *select_genes(sections, n_genes, flavor=flavor)]))
         panel = cls(genes, np.zeros(len(genes)), np.ones(len(genes)), share, zscore, clip)
-        values = np.concatenate([panel.expression(s)[0] for s in sections])
-        mean, std = values.mean(0), values.std(0)
+        parts = [panel.expression(s) for s in sections]
+        values = np.concatenate([np.where(p, v, np.nan) for v, p in parts])  # absent is not zero
+        mean, std = np.nanmean(values, 0), np.nanstd(values, 0)
         return cls(genes, mean, np.where(std > 1e-6, std, 1.0), share, zscore, clip)
 
     def expression(self, adata) -> tuple[np.ndarray, np.ndarray]:

@@ -21,7 +21,7 @@ def clip_loss(image, gene, *, temperature, soft: float = 0.0):
             similar = (image @ image.T + gene @ gene.T) / (2 * temperature)
             target = (1 - soft) * target + soft * similar.softmax(1)
     rows = -(target * logits.log_softmax(1)).sum(1).mean()
-    columns = -(target.T * logits.T.log_softmax(1)).sum(1).mean()
+    columns = -(target * logits.T.log_softmax(1)).sum(1).mean()  # `similar` is symmetric
     return (rows + columns) / 2
 
 

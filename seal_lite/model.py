@@ -13,14 +13,22 @@ from pathlib import Path
 
 import torch
 from peft.utils import get_peft_model_state_dict, set_peft_model_state_dict
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import nn
 
 from . import losses
 from .config import Config
-from .encoders import VisionEncoder, build_encoder
+from .encoders import VIT_STEM, VisionEncoder, backbone_row, build_encoder
 from .errors import InputError
 from .genes import GenePanel
+
+
+def _tensors(path) -> dict[str, torch.Tensor]:
+    try:
+        return load_file(path)
+    except SafetensorError as error:
+        raise InputError(f"{path}: is damaged ({error}); copy the run folder again") from error
 
 
 class PlanarFlow(nn.Module):
@@ -104,7 +112,16 @@ class SEAL(nn.Module):
 
     @classmethod
     def build(cls, panel: GenePanel, config: Config) -> SEAL:
-        """A fresh model from the config's backbone; `config.seed` fixes every initial weight."""
+        """A fresh model from the config's backbone; `config.seed` fixes every initial weight.
+
+        Raises `InputError` where a transformer's patches would not have its resolution.
+        """
+        row = backbone_row(config.backbone)
+        if row.stem == VIT_STEM and row.px != config.patch_px:
+            raise InputError(
+                f"patch_px={config.patch_px}: {config.backbone} reads {row.px} px; set "
+                f"patch_px={row.px}"
+            )
         encoder = build_encoder(
             config.backbone, seed=config.seed, tune_blocks=config.tune_blocks,
             rank=config.lora_rank, alpha=config.lora_alpha, dropout=config.lora_dropout,
@@ -153,7 +170,8 @@ class SEAL(nn.Module):
 
     def load_trainable(self, state: dict[str, torch.Tensor], *, source):
         """Strict inverse of `trainable`; a differing key is an `InputError` naming `source`."""
-        odd = set(state) ^ set(self.trainable())
+        shapes, ours = ({k: v.shape for k, v in s.items()} for s in (state, self.trainable()))
+        odd = [k for k in shapes | ours if shapes.get(k) != ours.get(k)]
         if odd:
             raise InputError(
                 f"{source}: tensor {sorted(odd)[0]} does not fit this model; was it made with "
@@ -185,12 +203,12 @@ class SEAL(nn.Module):
                 raise InputError(f"{run}: no {file} in it; give a folder that `finetune` finished")
         config = Config.from_json(run / "config.json")
         model = cls.build(GenePanel.load(run / "panel.json"), config)
-        state = load_file(run / "heads.safetensors")
+        state = _tensors(run / "heads.safetensors")
         if model.encoder.adapted:
             file = run / "adapter/adapter_model.safetensors"
             if not file.is_file():
                 raise InputError(f"{file}: the run's adapter is absent; copy the whole run folder")
-            state |= {f"adapter.{k}": v for k, v in load_file(file).items()}
+            state |= {f"adapter.{k}": v for k, v in _tensors(file).items()}
         model.load_trainable(state, source=run)
         return model.eval()
 

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import hashlib
 import logging
+import zlib
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -142,7 +143,7 @@ def read_section(root, name: str):
 def _read_spots(path: Path) -> pd.DataFrame:
     if not path.is_file():
         raise InputError(f"{path}: no such spot file; check the section's name")
-    spots = pd.read_csv(path, sep="\t")
+    spots = _read_table(path)
     lacking = {"x", "y", "pixel_x", "pixel_y"} - set(spots.columns)
     if lacking:
         raise InputError(f"{path}: column {', '.join(sorted(lacking))} is missing; restore it")
@@ -152,18 +153,23 @@ def _read_spots(path: Path) -> pd.DataFrame:
     if not spots.index.is_unique:
         twice = spots.index[spots.index.duplicated()][0]
         raise InputError(f"{path}: spot {twice} stands there twice; keep one row")
-    if not np.isfinite(spots[["pixel_x", "pixel_y"]].to_numpy(float)).all():
+    pixels = spots[["pixel_x", "pixel_y"]].apply(pd.to_numeric, errors="coerce")
+    if not np.isfinite(pixels.to_numpy(float)).all():
         raise InputError(f"{path}: pixel_x or pixel_y is not a number in some row; correct it")
     return spots
+
+
+def _read_table(path: Path, **options) -> pd.DataFrame:
+    try:
+        return pd.read_csv(path, sep="\t", **options)
+    except (OSError, EOFError, ValueError, zlib.error) as error:  # pandas' errors are ValueErrors
+        raise InputError(f"{path}: cannot be read ({error}); fetch it again") from error
 
 
 def _read_counts(path: Path) -> pd.DataFrame:
     if not path.is_file():
         raise InputError(f"{path}: no such counts file; check the section's name")
-    try:
-        counts = pd.read_csv(path, sep="\t", index_col=0)
-    except (OSError, EOFError, pd.errors.ParserError, UnicodeDecodeError) as error:
-        raise InputError(f"{path}: cannot be read ({error}); fetch it again") from error
+    counts = _read_table(path, index_col=0)
     values = counts.to_numpy()
     if not np.issubdtype(values.dtype, np.number):
         raise InputError(f"{path}: some count is not a number; correct or fetch it again")

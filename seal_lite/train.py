@@ -115,6 +115,10 @@ def finetune(sections, config: Config, *, panel: GenePanel | None = None, out=No
     pairs = Pairs(sections, panel, config, model.encoder, cached=cached, progress=progress,
                   cache_dir=cache_dir, shuffle_pairs=shuffle_pairs)  # fmt: skip
 
+    if out is not None:  # only now: all input has proved good
+        out.mkdir(parents=True, exist_ok=True)
+        write_atomic(out / "provenance.json", json.dumps(record, indent=1))
+
     adapter = [p for p in model.encoder.parameters() if p.requires_grad]
     heads = [p for n, p in model.named_parameters() if not n.startswith("encoder.")]
     optimizer = torch.optim.AdamW(
@@ -241,8 +245,6 @@ def _open_run(out: Path, record: dict):
             return SEAL.from_pretrained(out), [json.loads(line) for line in lines]
     elif out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise InputError(f"{out}: exists and is not a run; choose another --out")
-    out.mkdir(parents=True, exist_ok=True)
-    write_atomic(out / "provenance.json", json.dumps(record, indent=1))
     return None
 
 
