@@ -283,14 +283,16 @@ def class_table(result: dict) -> str:
         best, n = mean[kind, "oracle", "none"], list(result["classes"].values()).count(kind)
         for probe in ("hest", "tuned_ridge"):
             found = [mean[kind, f, probe] for f in ("frozen", "shuffled", "tuned")]
-            rows.append([f"{kind} ({n} genes)", label(probe), r(best), *map(r, found),
-                         f"{found[0] / best:.0%}", f"{found[2] / best:.0%}"])  # fmt: skip
+            shares = [f"{f / best:.0%}".replace("-", "−") for f in (found[0], found[2])]
+            rows.append([f"{kind} ({n} genes)", label(probe), r(best), *map(r, found), *shares])
     head = ["gene class", "probe", "oracle", "frozen", "shuffled", "finetuned",
             "frozen / oracle", "finetuned / oracle"]  # fmt: skip
     meanings = "; ".join(f"*{k}* ({v})" for k, v in CLASSES.items())
     return (
         f"### By gene class\n\nWhat could be seen at all: genes are {meanings}. Scores are on "
-        "Pearson residuals; the last two columns are the share of the oracle's *r*.\n\n"
+        "Pearson residuals; the last two columns are the share of the oracle's *r*. Below zero, "
+        "what a probe took for a relation in the training patients was chance, and failed in the "
+        "next.\n\n"
     ) + table(head, rows, right=6)
 
 
@@ -318,18 +320,29 @@ def real_section(path: Path, out: Path) -> list[str]:
         figure("figures/her2st_retrieval.png", f"The {found['top']} regions of {s} closest to a "
                f"profile with {asked} raised and every other gene at its mean. {credit}",
                f"Section {s} with the regions retrieved for {asked} marked and enlarged."),
-        f"Measured {asked} at the {found['top']} regions found: {found['z_hits']:+.2f} standard "
-        f"deviations from the section's mean (0 is what random regions give; "
-        f"{found['z_best']:+.2f} is the best that any {found['top']} regions could give). When "
-        f"each of {found['n']} measured profiles asks for its own region, it is among the ten "
-        f"nearest for {found['recall@10']:.1%} of them; by chance, {found['chance@10']:.1%}. The "
-        f"median rank is {found['median_rank']:.0f} of {found['n']}.\n",
+        retrieval_text(found),
         figure("figures/her2st_loss.png", f"Every term of the loss in that run, from "
                f"{record['loss']['first']:.2f} to {record['loss']['last']:.2f} in all. The shaded "
                "epochs train the gene encoder alone.",
                "Loss curves: contrast, two reconstructions, total, by epoch."),
         details("Where this comes from", provenance_table(p)),
     ]  # fmt: skip
+
+
+def retrieval_text(found: dict) -> str:
+    """How well the query, and every measured profile, found what it asked for."""
+    better = found["z_hits"] > found["z_chance95"]
+    return (
+        f"**Does the gene set find its regions?** What was measured of it in these {found['top']} "
+        f"lies {found['z_hits']:+.2f} standard deviations from the section's mean. Of random sets "
+        f"of as many regions, 95% lie below {found['z_chance95']:+.2f}; the best possible set lies "
+        f"at {found['z_best']:+.2f}. So this query finds "
+        f"{'more than chance would' if better else '**no more than chance would**'}.\n\n"
+        "**Does a whole profile find its own region?** When each of the "
+        f"{found['n']} measured profiles asks, its region is among the ten nearest for "
+        f"{found['recall@10']:.1%} of them (by chance {found['chance@10']:.1%}); the median rank "
+        f"is {found['median_rank']:.0f}.\n"
+    )
 
 
 def bench_section(path: Path) -> list[str]:
