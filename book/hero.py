@@ -1,7 +1,7 @@
 """Draw book/figures/overview.png: the whole loop in one picture, on the phantom (`make hero`).
 
-Finetunes on two of the phantom's patients and shows the third, all with the defaults. The gene is
-the most variable visible one of the training sections; no score chooses it.
+Finetunes on two of the phantom's patients and shows the third, with the settings of the chapter on
+finetuning. The gene is the most variable visible one of the training sections; no score chooses it.
 """
 
 from __future__ import annotations
@@ -31,10 +31,11 @@ SHOWN = ("ERBB2", "COL1A1", "CD3E", "ADIPOQ")  # markers: tumour, stroma, T cell
 
 def fit():
     """Data and numbers of the picture: a training section, the held one, gene, its two maps."""
-    config = Config()
+    config = Config(epochs=12, n_views=4)
     root = phantom(ROOT / "data/phantom", patients=3, sections_per_patient=1, spots=160, seed=0)
     *train, held = load_sections(root, patch_um=config.patch_um, patch_px=config.patch_px)
-    model, _ = finetune(train, config, include=genes_to_score(root, train))
+    model, _ = finetune(train, config, include=genes_to_score(root, train), out=ROOT / "runs/hero",
+                        cache_dir=ROOT / "runs/cache")  # fmt: skip
     classes = gene_classes(root)
     gene = next(g for g in target_genes([s.adata for s in train]) if classes.get(g) == "visible")
     at = model.panel.genes.index(gene)
@@ -73,25 +74,25 @@ def discs(ax, section, z, title):
 def encoders(ax):
     """Two encoders, drawn as boxes, and the space in which the pairs meet."""
     ax.set(xlim=(0, 10), ylim=(0, 10))
-    for y, name, note in ((7.1, "image encoder", "frozen, last block tuned (LoRA)"),
+    for y, name, note in ((7.1, "image encoder", "last block tuned by LoRA"),
                           (1.1, "gene encoder", "variational autoencoder")):  # fmt: skip
         ax.add_patch(FancyBboxPatch((0.2, y), 5.2, 1.9, boxstyle="round,pad=0.1,rounding_size=0.3",
                                     fc="#f4f4f4", ec=GREY))  # fmt: skip
         ax.text(2.8, y + 1.3, name, ha="center", va="center", fontsize=10)
         ax.text(2.8, y + 0.5, note, ha="center", va="center", fontsize=7.5, color=GREY)
-        ax.add_patch(FancyArrowPatch((5.6, y + 0.95), (7.2, 6.0 if y > 5 else 4.0), color=GREY,
+        ax.add_patch(FancyArrowPatch((5.6, y + 0.95), (6.5, 6.4 if y > 5 else 3.6), color=GREY,
                                      arrowstyle="-|>", mutation_scale=11, lw=1.2))  # fmt: skip
     ax.add_patch(Circle((7.9, 5), 1.75, fc="white", ec=GREY))
     for (x, y), colour in zip(((7.3, 5.9), (8.7, 5.2), (7.6, 4.0)), COLOURS, strict=False):
         ax.plot(x - 0.16, y, "s", color=colour, ms=6)
         ax.plot(x + 0.22, y - 0.12, "o", color=colour, ms=6)
-    ax.text(7.9, 2.75, "one shared space", ha="center", fontsize=8.5)
+    ax.text(8.1, 2.3, "one shared space", ha="center", fontsize=8.5)
 
 
 def draw(section, shown, held, gene, measured, predicted):
-    figure = plt.figure(figsize=(13, 3.7), dpi=150)
-    grid = figure.add_gridspec(1, 5, width_ratios=(1.15, 1.05, 1.35, 1, 1), wspace=0.16, left=0.01,
-                               right=0.99, top=0.80, bottom=0.09)  # fmt: skip
+    figure = plt.figure(figsize=(14, 3.3), dpi=150)
+    grid = figure.add_gridspec(1, 6, width_ratios=(1.1, 0.95, 1.25, 0.9, 0.9, 0.9), wspace=0.16,
+                               left=0.01, right=0.99, top=0.86, bottom=0.06)  # fmt: skip
     ax = figure.add_subplot(grid[0])
     at = tissue(ax, section)
     # One spot per marker: the one that expresses most of it stands for its kind of tissue.
@@ -104,22 +105,26 @@ def draw(section, shown, held, gene, measured, predicted):
         patch.imshow(section.patches[i])
         patch.spines[:].set(color=colour, linewidth=2.2, visible=True)
         bars.barh(range(len(SHOWN)), shown[i], color=colour, height=0.65)
-        bars.set(xlim=(-2.2, 5.2), ylim=(len(SHOWN) - 0.4, -0.6))
+        bars.set(xlim=(-2.2, 11), ylim=(len(SHOWN) - 0.4, -0.6))
         bars.axvline(0, color=GREY, lw=0.8)
         for y, name in enumerate(SHOWN):
-            bars.text(5.2, y, name, fontsize=6.5, va="center", ha="right", color=INK)
+            bars.text(11, y, name, fontsize=6.5, va="center", ha="right", color=INK)
     encoders(figure.add_subplot(grid[2]))
     r = pearson(measured[:, None], predicted[:, None])[0]
-    discs(figure.add_subplot(grid[3]), held, measured, f"{gene}, measured")
-    discs(figure.add_subplot(grid[4]), held, predicted, f"from the picture alone (r = {r:.2f})")
+    ax = figure.add_subplot(grid[3])
+    tissue(ax, held)
+    ax.set_title("the picture", fontsize=10)
+    discs(figure.add_subplot(grid[4]), held, measured, f"{gene}, measured")
+    discs(figure.add_subplot(grid[5]), held, predicted, f"from the picture, r = {r:.2f}")
     for ax in figure.axes:
         ax.set(xticks=[], yticks=[])
         if not ax.images or len(ax.get_xlim()) and ax.get_xlim()[1] > 1000:
             ax.spines[:].set_visible(False)
-    titles = {0.01: "1  A section", 0.222: "2  Pairs: look and profile", 0.415: "3  Finetune",
-              0.655: "4  Predict: a patient never seen"}  # fmt: skip
-    for x, text in titles.items():
-        figure.text(x, 0.93, text, fontsize=12.5, fontweight="bold", color=INK)
+    titles = ("1  A section", "2  Pairs", "3  Finetune",
+              "4  Predict, for a patient never seen")  # fmt: skip
+    for column, text in enumerate(titles):
+        figure.text(grid[column].get_position(figure).x0, 0.94, text, fontsize=12.5,
+                    fontweight="bold", color=INK)  # fmt: skip
     return figure
 
 
