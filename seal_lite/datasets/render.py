@@ -6,7 +6,6 @@ composed tile by tile: a ground from the tissue's masks and ready noise textures
 cell from a library drawn once. Tiles of float32 keep the work inside the processor's cache.
 """
 
-from dataclasses import dataclass
 from functools import lru_cache
 
 import numpy as np
@@ -19,30 +18,25 @@ STAINS = np.array([[0.644, 0.717, 0.267], [0.093, 0.954, 0.283]])  # H and E, ab
 TILE = 512  # px
 TURNS, VARIANTS = 12, 7  # stamps per cell type and chromatin state: orientations x shapes
 TEXTURE = 1024  # px, period of the textures
+BORDER = 64  # cells of the masks' grid beyond the image, for tiles that stick out
 
 
-@dataclass(frozen=True)
 class Look:
-    """How one patient's slide was stained and scanned."""
+    """How one patient's slide was stained and scanned; strengths vary by a quarter, as between
+    laboratories (the strong augmentation of Tellez et al., Medical Image Analysis 2019: 20%)."""
 
-    stains: np.ndarray  # (2, 3) absorbance of H and E in R, G, B, times the stain's strength
-    white: np.ndarray  # (3,) what an empty slide gives, 0 to 255
-    blur: float  # share of light that a pixel gets from each of its four neighbours
-
-
-def draw_look(rng):
-    """A patient's stain and scanner; strengths vary by a quarter, as between laboratories (the
-    strong stain augmentation of Tellez et al., Medical Image Analysis 2019, uses 20%)."""
-    stains = STAINS * rng.normal(1.0, 0.08, (2, 3)) + np.abs(rng.normal(0, 0.03, (2, 3)))
-    stains *= rng.uniform(0.75, 1.3, (2, 1)) / np.linalg.norm(stains, axis=1, keepdims=True)
-    gamma = rng.uniform(0.92, 1.08)  # of the scanner: an exponent of the light, a factor here
-    white = rng.uniform([236, 232, 236], [248, 245, 250])
-    return Look(gamma * stains, white, blur=rng.uniform(0.05, 0.11))
+    def __init__(self, rng):
+        stains = STAINS * rng.normal(1.0, 0.08, (2, 3)) + np.abs(rng.normal(0, 0.03, (2, 3)))
+        stains *= rng.uniform(0.75, 1.3, (2, 1)) / np.linalg.norm(stains, axis=1, keepdims=True)
+        stains *= rng.uniform(0.92, 1.08)  # the scanner's gamma, an exponent of the light
+        self.stains = (np.log(10) * stains).astype(np.float32)  # (2, 3), natural absorbance
+        self.white = rng.uniform([236, 232, 236], [248, 245, 250]).astype("f4")  # of an empty slide
+        self.blur = rng.uniform(0.05, 0.11)  # share of light that a pixel gets from each neighbour
 
 
-def _noise(rng, sigma, shape=(TEXTURE, TEXTURE)):
-    """Periodic Gaussian noise of zero mean and unit variance, float32."""
-    field = gaussian_filter(rng.standard_normal(shape).astype(np.float32), sigma, mode="wrap")
+def _noise(rng, sigma):
+    """Periodic Gaussian noise of zero mean and unit variance, (TEXTURE, TEXTURE) float32."""
+    field = gaussian_filter(rng.standard_normal((TEXTURE,) * 2).astype("f4"), sigma, mode="wrap")
     return (field - field.mean()) / field.std()
 
 
@@ -54,25 +48,23 @@ def _textures(um):
     coarse = 0.6 * _noise(rng, 2.2 / um) + 0.6 * _noise(rng, 7.0 / um)
     speck = np.clip(_noise(rng, 0.55 / um) - 1.6, 0, 1)
     # Collagen: rows lie across the fibres in steps of 0.5 um, columns along them in steps of 1 um.
-    fibre = sum(weight * _noise(rng, sigma) for weight, sigma in
-                ((0.55, (1.6, 22)), (0.6, (4.0, 40)), (0.75, (11.0, 70))))
+    sizes = {0.55: (1.6, 22), 0.6: (4.0, 40), 0.75: (11.0, 70)}
+    fibre = sum(weight * _noise(rng, sigma) for weight, sigma in sizes.items())
     along = np.arange(TEXTURE) * (2 * np.pi / TEXTURE)
     crimp = 5 * np.sin(9 * along) + 3 * np.sin(17 * along + 1)
     rows, columns = np.indices(fibre.shape)
     fibre = map_coordinates(fibre, [rows + crimp, columns], order=1, mode="grid-wrap")
-    border = (0, 2 * TILE)  # so that any tile is one plain slice
-    grains = (np.pad(grain, (border, border), mode="wrap") for grain in (fine, coarse, speck))
+    # Repeated so far beyond the period that any tile is one plain slice.
+    grains = (np.pad(grain, (0, 2 * TILE), mode="wrap") for grain in (fine, coarse, speck))
     return *grains, fibre.astype(np.float32).ravel()
 
 
-def _stamp(rng_seed, cell, coarse, turn, um):
+def _stamp(seed, cell, coarse, turn, um):
     """One cell at one orientation: (2, n, n) float32, its haematoxylin and eosin at `um` per pixel.
-
     Both chromatin states use the same random numbers, hence the same outline, and are scaled to the
     same mean density: only the texture differs."""
-    rng = np.random.default_rng(rng_seed)
-    size = np.exp(rng.normal(0, cell.spread))
-    stretch = np.exp(rng.normal(0, 0.10))
+    rng = np.random.default_rng(seed)
+    size, stretch = np.exp(rng.normal(0, cell.spread)), np.exp(rng.normal(0, 0.10))
     bumps = [(k, rng.normal(0, 0.03), rng.uniform(0, 2 * np.pi)) for k in (2, 3, 4)]
     half = int(np.ceil((0.62 * max(cell.length * stretch, cell.cell) * size + 1.5) / um))
     y, x = np.mgrid[-half : half + 1, -half : half + 1] * um
@@ -101,7 +93,7 @@ def _stamp(rng_seed, cell, coarse, turn, um):
 def _grain(rng, a, b, r, cell, coarse, um):
     """Chromatin over a nucleus, of any mean: fine and even, or coarse: pale with clumps, a dark rim
     and a nucleolus of about 2 um."""
-    fine, clumps = rng.standard_normal(a.shape), rng.standard_normal(a.shape)
+    fine, clumps = rng.standard_normal((2, *a.shape))
     where = rng.uniform(-0.3, 0.3, 2) * (cell.length, cell.width)
     if not coarse:
         return np.clip(1 + 0.13 * gaussian_filter(fine, 0.35 / um) * 2 * 0.35 / um, 0.6, 1.5)
@@ -117,15 +109,12 @@ def _stamps(um):
     """The library: a list indexed by ((kind * 2 + coarse) * TURNS + turn) * VARIANTS + variant."""
     return [_stamp((kind, variant), cell, coarse, np.pi * turn / TURNS, um)
             for kind, cell in enumerate(CELL_TYPES) for coarse in (False, True)
-            for turn in range(TURNS) for variant in range(VARIANTS)]
+            for turn in range(TURNS) for variant in range(VARIANTS)]  # fmt: skip
 
 
-def _ramp(low, high):
-    """Table for a uint8 mask: 0 below `low`, 1 above `high`, both as shares of 255."""
-    return np.clip((np.arange(256) / 255 - low) / (high - low), 0, 1).astype(np.float32)
-
-
-_EDGE, _SOFT = _ramp(0.38, 0.62), _ramp(0.0, 1.0)
+# Tables for uint8 masks: their share of 255, and the same as a steep ramp around the middle.
+_SOFT = (np.arange(256) / 255).astype(np.float32)
+_EDGE = np.clip((np.arange(256) / 255 - 0.38) / (0.62 - 0.38), 0, 1).astype(np.float32)
 
 
 class _Canvas:
@@ -134,96 +123,72 @@ class _Canvas:
     def __init__(self, tissue, look, um, rng):
         self.um, self.look = um, look
         *self.grains, self.collagen = _textures(um)
-        self.border = 64  # cells beyond the image, for tiles that stick out
-        frame = [(self.border, self.border)] * 2
-        names, layers = zip(*tissue.masks.items(), strict=True)
-        stack = np.stack([np.pad(layer, frame, mode="edge") for layer in layers], -1)
-        # CMYK is merely a four-channel image that Pillow resizes without premultiplying.
-        size = stack.shape[1::-1]
-        self.packs = [(names[i : i + 4],
-                       Image.frombytes("CMYK", size, stack[..., i : i + 4].tobytes()))
-                      for i in (0, 4)]
-        self.fibre = [Image.fromarray(np.pad(layer, frame, mode="edge")) for layer in tissue.fibre]
+        self.masks = {name: self._widened(mask) for name, mask in tissue.masks.items()}
+        self.fibre = [self._widened(coordinate) for coordinate in tissue.fibre]
         self.shift = rng.integers(0, TEXTURE, 2)
         noise = rng.uniform(0, 4, (TILE + 2, TILE + 2))  # of the sensor; stays within 0 to 255
         self.sensor = noise.astype(np.float32)
-        self.white = np.asarray(look.white, np.float32)
+
+    def _widened(self, layer):
+        return Image.fromarray(np.pad(layer, BORDER, mode="edge"))
 
     def _crop(self, image, step, x, y, w, h):
         """A low-resolution image over the tile at (x, y) px, resampled to w x h px."""
-        left, top, right, bottom = (v * self.um / step + self.border for v in (x, y, x + w, y + h))
-        return np.asarray(image.resize((w, h), Image.BILINEAR, box=(left, top, right, bottom)))
+        box = tuple(v * self.um / step + BORDER for v in (x, y, x + w, y + h))
+        return np.asarray(image.resize((w, h), Image.BILINEAR, box=box))
 
-    def ground(self, x, y, w, h):
-        """Haematoxylin and eosin of everything but the cells, two (h, w) float32."""
-        mask = {}
-        for names, image in self.packs:
-            crop = self._crop(image, STEP, x, y, w, h)
-            mask |= {name: crop[..., i] for i, name in enumerate(names)}
+    def ground(self, *tile):
+        """Haematoxylin and eosin of all but the cells in a tile x, y, w, h: two (h, w) float32."""
+        x, y, w, h = tile
+        mask = {name: self._crop(image, STEP, *tile) for name, image in self.masks.items()}
         sx, sy = (self.shift + (x, y)) % TEXTURE
         fine, coarse, speck = (grain[sy : sy + h, sx : sx + w] for grain in self.grains)
-        u, v = (self._crop(f, FLOW_STEP, x, y, w, h) for f in self.fibre)
+        u, v = (self._crop(image, FLOW_STEP, *tile) for image in self.fibre)
         index = ((v * 2).astype(np.int32) % TEXTURE) * TEXTURE + u.astype(np.int32) % TEXTURE
         fibre = self.collagen.take(index)
-
         # Collagen: dense and pink or loose and pale; gaps between the bundles of loose collagen.
         dense = _SOFT[mask["collagen"]]
         e = 0.08 + 0.15 * dense + (0.04 + 0.04 * dense) * fibre + 0.015 * coarse
         e *= np.clip((fibre + 1.0 + 1.6 * dense) * 2.5, 0.12, 1)
         hx = 0.055 + 0.015 * fibre + 0.05 * _SOFT[mask["inflamed"]]
-        for name, table, eosin, basophilia in (
-            ("lymphoid", _SOFT, lambda: 0.10 + 0.02 * coarse, lambda: 0.09),
-            ("necrosis", _SOFT, lambda: 0.22 + 0.045 * coarse + 0.04 * fine,
-             lambda: 0.06 + 0.4 * speck),
-            ("epithelium", _EDGE, lambda: 0.12 + 0.02 * coarse, lambda: 0.10 + 0.02 * coarse),
+        for share, eosin, basophilia in (
+            (_SOFT[mask["lymphoid"]], 0.10 + 0.02 * coarse, 0.09),
+            (_SOFT[mask["necrosis"]], 0.22 + 0.045 * coarse + 0.04 * fine, 0.06 + 0.4 * speck),
+            (_EDGE[mask["epithelium"]], 0.12 + 0.02 * coarse, 0.10 + 0.02 * coarse),
         ):
-            if mask[name].any():  # most tiles lack most of these
-                share = table[mask[name]]
-                e += share * (eosin() - e)
-                hx += share * (basophilia() - hx)
-        solid = 1 - _EDGE[mask["void"]]
-        e = e * solid + 0.20 * _SOFT[mask["rim"]] + 0.006 * fine + 0.008
-        hx = hx * solid + 0.05 * _SOFT[mask["rim"]]
-        inside = _EDGE[mask["tissue"]]
-        return hx * inside, e * inside
+            e += share * (eosin - e)
+            hx += share * (basophilia - hx)
+        solid, rim, inside = 1 - _EDGE[mask["void"]], _SOFT[mask["rim"]], _EDGE[mask["tissue"]]
+        e = e * solid + 0.20 * rim + 0.006 * fine + 0.008
+        return (hx * solid + 0.05 * rim) * inside, e * inside
 
     def colour(self, hx, e):
         """Transmitted light of the two densities, (h, w, 3) uint8, blurred by the optics."""
-        rgb = np.empty((*hx.shape, 3), np.uint8)
-        strong = (np.log(10) * self.look.stains).astype(np.float32)
-        for c in range(3):
-            absorbed = strong[0, c] * hx
-            absorbed += strong[1, c] * e
-            light = np.exp(np.negative(absorbed, out=absorbed), out=absorbed)
-            light *= self.white[c]
-            light += self.sensor[: hx.shape[0], : hx.shape[1]]
-            rgb[..., c] = light
-        k = self.look.blur
-        kernel = [k * k, k, k * k, k, 1, k, k * k, k, k * k]
-        return np.asarray(Image.fromarray(rgb).filter(ImageFilter.Kernel((3, 3), kernel)))
+        rgb, k = np.empty((*hx.shape, 3), np.uint8), self.look.blur
+        for c, (h_stain, e_stain) in enumerate(self.look.stains.T):
+            light = self.look.white[c] * np.exp(-(h_stain * hx + e_stain * e))
+            rgb[..., c] = light + self.sensor[: hx.shape[0], : hx.shape[1]]
+        kernel = ImageFilter.Kernel((3, 3), [k * k, k, k * k, k, 1, k, k * k, k, k * k])
+        return np.asarray(Image.fromarray(rgb).filter(kernel))
 
 
 def render(tissue, look, *, um_per_px, rng):
     """Draw `tissue`: (n, n, 3) uint8 RGB with n = side / um_per_px."""
-    size = round(tissue.side / um_per_px)
+    cells, size = tissue.cells, round(tissue.side / um_per_px)
     canvas, stamps = _Canvas(tissue, look, um_per_px, rng), _stamps(um_per_px)
-    cells = tissue.cells
     turn = np.rint(cells.angle / np.pi * TURNS).astype(int) % TURNS
     stamp = ((cells.kind * 2 + cells.chromatin) * TURNS + turn) * VARIANTS
     stamp = (stamp + rng.integers(0, VARIANTS, len(cells))).to_numpy()
-    cx, cy = ((cells[k] / um_per_px).to_numpy().astype(int) for k in "xy")
+    cx, cy = (cells[["x", "y"]].to_numpy() / um_per_px).astype(int).T
     pad = max(s.shape[1] for s in stamps) + 1  # px
-
     image = np.empty((size, size, 3), np.uint8)
-    occupied = np.asarray(tissue.masks["tissue"])
     for y in range(0, size, TILE):
         for x in range(0, size, TILE):
             h, w = min(TILE, size - y), min(TILE, size - x)
             tile = image[y : y + h, x : x + w]
-            low = np.s_[int(y * um_per_px / STEP) : int((y + h) * um_per_px / STEP) + 1,
-                        int(x * um_per_px / STEP) : int((x + w) * um_per_px / STEP) + 1]
-            if not occupied[low].any():
-                tile[:] = canvas.white + canvas.sensor[:h, :w, None]
+            x0, y0, x1, y1 = (int(v * um_per_px / STEP) for v in (x, y, x + w, y + h))
+            if not tissue.masks["tissue"][y0 : y1 + 1, x0 : x1 + 1].any():
+                tile[:] = look.white + canvas.sensor[:h, :w, None]
                 continue
             # One pixel more on each side for the blur, and a margin for the stamps to hang over.
             density = np.zeros((2, h + 2 * pad, w + 2 * pad), np.float32)
@@ -232,8 +197,8 @@ def render(tissue, look, *, um_per_px, rng):
             near = (abs(cx - x - w / 2) < w / 2 + pad / 2) & (abs(cy - y - h / 2) < h / 2 + pad / 2)
             for i in np.flatnonzero(near):
                 s = stamps[stamp[i]]
-                half = s.shape[1] // 2
-                top, left = cy[i] - y + pad - half, cx[i] - x + pad - half
-                density[:, top : top + 2 * half + 1, left : left + 2 * half + 1] += s
+                n = s.shape[1]
+                top, left = cy[i] - y + pad - n // 2, cx[i] - x + pad - n // 2
+                density[:, top : top + n, left : left + n] += s
             tile[:] = canvas.colour(*np.maximum(density[core], 0))[1:-1, 1:-1]
     return image

@@ -1,8 +1,7 @@
 """Phantom tissue: regions, cells and the expression programs the cells carry.
 
-Lengths are micrometres, positions are (x, y) from the image's upper left corner, angles are radians
-in image axes. Nothing here knows about pixels or spots: `render` draws a `Tissue`, `phantom` reads
-its cells out spot by spot.
+Lengths are micrometres, positions (x, y) from the image's upper left corner, angles radians in
+image axes. Nothing here knows of pixels or spots: `render` draws a `Tissue`, `phantom` measures it.
 
 Sources. Sizes of cells, nuclei, vacuoles, acini and vessels: Mescher, Junqueira's Basic Histology.
 Nuclei of ductal carcinoma: Tan et al., Mod Pathol 2001 (44 um2 in low-grade, 72 um2 in high-grade
@@ -12,7 +11,8 @@ carcinoma, 1,800 in stroma, 17,000 in lymphoid tissue. Markers and relative RNA 
 Wu et al., Nat Genet 2021, an atlas of breast cancers. No number was chosen by any model's score.
 """
 
-from dataclasses import dataclass
+from collections import namedtuple
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -25,22 +25,10 @@ from scipy.special import expit
 STEP = 2.0  # um: the grid of masks and regions
 FLOW_STEP = 16.0  # um: the grid of the fibres' coordinates
 
-
-@dataclass(frozen=True)
-class CellType:
-    """One cell type: its nucleus and cytoplasm (um, optical density) and how much RNA it holds."""
-
-    name: str
-    length: float  # nucleus, um
-    width: float  # nucleus, um
-    spread: float  # coefficient of variation of nuclear size
-    nucleus: float  # mean haematoxylin over the nucleus
-    cell: float  # diameter of the visible cytoplasm, um
-    eosin: float  # eosin of the cytoplasm
-    basophilia: float  # haematoxylin of the cytoplasm
-    rna: float  # transcripts relative to an average cell
-
-
+# A cell type: its nucleus (length and width in um, coefficient of variation of its size, mean
+# haematoxylin), the visible cytoplasm (diameter in um, eosin, basophilia: haematoxylin; densities
+# are optical) and its transcripts relative to an average cell.
+CellType = namedtuple("CellType", "name length width spread nucleus cell eosin basophilia rna")
 CELL_TYPES = (
     CellType("tumour", 10.6, 8.7, 0.17, 0.62, 15.0, 0.10, 0.09, 2.0),
     CellType("luminal", 8.6, 6.4, 0.08, 0.66, 12.0, 0.10, 0.04, 1.2),
@@ -66,19 +54,14 @@ COMPARTMENTS = {
                         "macrophage": 0.10, "endothelial": 0.02}),
     "lymphoid": (8.2, {"tcell": 0.50, "bcell": 0.42, "plasma": 0.04, "macrophage": 0.04}),
     "necrosis": (15.0, {"pyknotic": 0.88, "macrophage": 0.12}),
-}
+}  # fmt: skip
 COMPARTMENT = {name: i for i, name in enumerate(COMPARTMENTS, start=1)}  # 0: nothing, or its own
 
 # Region: bias, correlation length (um) of its random field, spread of the bias between patients.
 REGIONS = {
-    "tumour": (0.75, 300.0, 0.35),
-    "stroma": (0.55, 300.0, 0.25),
-    "gland": (0.00, 250.0, 0.35),
-    "adipose": (-0.25, 300.0, 0.35),
-    "lymphoid": (-0.75, 110.0, 0.25),
-    "necrosis": (-0.95, 180.0, 0.30),
-}
-REGION = {name: i for i, name in enumerate(REGIONS)}
+    "tumour": (0.75, 300, 0.35), "stroma": (0.55, 300, 0.25), "gland": (0.0, 250, 0.35),
+    "adipose": (-0.25, 300, 0.35), "lymphoid": (-0.75, 110, 0.25), "necrosis": (-0.95, 180, 0.3),
+}  # fmt: skip
 
 # Three binary states of a cell. Each follows its own smooth field, independent of the regions and
 # with the same statistics, and *every* cell type carries it: so a state's genes are independent of
@@ -94,12 +77,11 @@ GROUP_SIZE, GROUP_PULL = 7, 0.27  # cells of a group, and the share of the way t
 
 
 def gene_table():
-    """Genes of the phantom: a frame of gene, class, program and share of the program's cells'
-    transcripts in per mille, a row per gene and program (a gene may belong to two cell types).
-
-    The classes: `visible` genes follow a cell type, `subtle` and `invisible` ones a state, which is
-    drawn or not, at a level above that of, say, MKI67 in real spots, so that all can be measured;
-    `housekeeping` genes fill the rest of every cell's transcriptome alike."""
+    """A frame of gene, class, program and per_mille, the share of the program's cells' transcripts;
+    a row per gene and program (a gene may belong to two cell types). Of the classes, `visible`
+    genes follow a cell type, `subtle` and `invisible` ones a state, which is drawn or not, at a
+    level above that of, say, MKI67 in real spots, so that all can be measured; `housekeeping` genes
+    fill the rest of every cell's transcriptome alike."""
     return pd.read_csv(Path(__file__).with_name("phantom_genes.tsv"), sep="\t")
 
 
@@ -111,36 +93,27 @@ def transcriptomes():
     table = genes.pivot(index="program", columns="gene", values="per_mille").fillna(0) / 1000
     table = table[genes["gene"].unique()]  # pivoting has sorted them
     on, fill = table.loc[list(STATES)].to_numpy(), table.loc["all cells"].to_numpy()
-    base = table.reindex([cell.name for cell in CELL_TYPES], fill_value=0).to_numpy()
-    base = base + STATE_OFF * on.sum(0)
+    base = table.reindex(list(KIND), fill_value=0).to_numpy() + STATE_OFF * on.sum(0)
     base += np.outer(1 - base.sum(1), fill / fill.sum())
     gain = (1 - STATE_OFF) * on
     gain -= np.outer(gain.sum(1), fill / fill.sum())
     return table.columns.to_numpy(), base, gain
 
 
-@dataclass
-class Tissue:
-    """A section before anything is measured. `region` (-1: no tissue) and the masks (uint8, 0 to
-    255, soft edges) lie on a grid of STEP um; `fibre` (2, rows, cols), the coordinates in um along
-    and across the collagen, on one of FLOW_STEP um. `cells` has a row per cell: x, y, kind, angle
-    and a bool for each of STATES."""
-
-    side: float
-    region: np.ndarray
-    masks: dict[str, np.ndarray]
-    fibre: np.ndarray
-    cells: pd.DataFrame
+# A section before anything is measured: `side` in um; `region`, indices of REGIONS (-1: no tissue),
+# and `masks` by name (uint8, 0 to 255, soft edges) on a grid of STEP um; `fibre` (2, rows, cols),
+# um along and across the collagen, on one of FLOW_STEP um; `cells`, a frame with a row per cell:
+# x, y, kind, angle and a bool for each of STATES.
+Tissue = namedtuple("Tissue", "side region masks fibre cells")
 
 
 def smooth_field(rng, side, scale, step=STEP):
     """Gaussian random field: (n, n) float32 of zero mean and unit variance on a grid of `step` um
     over `side` um; its correlation falls to 1/e at 2 `scale` um."""
-    coarse = scale / 2
-    noise = rng.standard_normal((int(side / coarse) + 9,) * 2).astype(np.float32)
+    cells, n = 2 * side / scale, round(side / step)
+    noise = rng.standard_normal((int(cells) + 9,) * 2).astype(np.float32)
     noise = gaussian_filter(noise, 2.0, mode="wrap") * (4 * np.sqrt(np.pi))  # back to unit variance
-    n = round(side / step)
-    box = (4.0, 4.0, 4.0 + side / coarse, 4.0 + side / coarse)
+    box = (4.0, 4.0, 4.0 + cells, 4.0 + cells)
     return np.asarray(Image.fromarray(noise).resize((n, n), Image.BICUBIC, box=box))
 
 
@@ -154,15 +127,13 @@ def outline(rng, side):
     radius = (np.abs(a) ** power + np.abs(b) ** power) ** (1 / power)
     inside = 1 - radius + 0.10 * smooth_field(rng, side, 450.0, FLOW_STEP)
     inside = np.minimum(inside, 3 * (1 - np.maximum(np.abs(x), np.abs(y))) - 0.1 + inside * 0.2)
-    size = (round(side / STEP),) * 2
-    inside = np.asarray(Image.fromarray(inside).resize(size, Image.BICUBIC))
+    inside = np.asarray(Image.fromarray(inside).resize((round(side / STEP),) * 2, Image.BICUBIC))
     return inside + 0.012 * smooth_field(rng, side, 40.0) + 0.005 * smooth_field(rng, side, 12.0)
 
 
 def _lattice(rng, side, spacing, jitter=0.22):
     """Hexagonal lattice over a square, each point moved by `jitter` spacings: (points, 2) in um."""
-    rows, cols = int(side / (spacing * 0.866)) + 1, int(side / spacing) + 1
-    j, i = np.mgrid[:rows, :cols]
+    j, i = np.mgrid[: int(side / (spacing * 0.866)) + 1, : int(side / spacing) + 1]
     points = np.stack([(i + 0.5 * (j % 2)) * spacing, j * spacing * 0.866], -1).reshape(-1, 2)
     return points + rng.normal(0, jitter * spacing, points.shape)
 
@@ -173,65 +144,59 @@ def _at(grid, x, y, step=STEP):
     return grid[row, col]
 
 
-def _tubes(rng, side, region):
-    """Gland acini and small vessels: a frame of x, y, kind, outer and lumen radius in um."""
-    tables = []
-    for kind, homes, spacing, jitter, low, high in (
-        ("gland", ["gland"], 84.0, 0.1, 24.0, 39.0),
-        ("vessel", ["stroma", "adipose"], 300.0, 0.3, 10.0, 26.0),
-    ):
-        points = _lattice(rng, side, spacing, jitter)
-        at_home = np.isin(_at(region, *points.T), [REGION[home] for home in homes])
-        x, y = points[at_home & (rng.random(len(points)) < 0.9)].T
-        outer = rng.uniform(low, high, len(x))
-        lumen = outer * rng.uniform(0.25, 0.6, len(x)) if kind == "gland" else outer - 3
-        tables.append(pd.DataFrame(dict(x=x, y=y, kind=kind, outer=outer, lumen=lumen)))
-    return pd.concat(tables)
+def _rows(x, y, kind, angle):
+    """Cells as rows (x, y, kind, angle), the kind given by its name."""
+    return np.column_stack(np.broadcast_arrays(x, y, KIND[kind], angle))
 
 
-def _draw_tube(rng, tube, tubes, glands, void, rim):
-    """Draw one acinus or vessel into the masks and return its cells as rows (x, y, kind, angle)."""
+def _tubes(rng, side, home, kind, spacing, jitter, radii):
+    """Gland acini or vessels in `home` (bool grid): (kind, x, y, outer, lumen radius) of each."""
+    points = _lattice(rng, side, spacing, jitter)
+    x, y = points[_at(home, *points.T) & (rng.random(len(points)) < 0.9)].T
+    outer = rng.uniform(*radii, len(x))
+    lumen = outer * rng.uniform(0.25, 0.6, len(x)) if kind == "gland" else outer - 3
+    return [(kind, *tube) for tube in zip(x, y, outer, lumen, strict=True)]
+
+
+def _draw_tube(rng, kind, x, y, outer, lumen, walls, glands, void, rim):
+    """Draw one acinus or vessel into the masks and return its cells as blocks of rows."""
     (p, q), (a, b) = rng.uniform(0, 2 * np.pi, 2), rng.uniform(0.04, 0.16, 2)
 
     def swell(angle):  # round only roughly
         return 1 + a * np.sin(2 * angle + p) + b * np.sin(3 * angle + q)
 
-    x0, y0 = (max(int((c - 1.4 * tube.outer) / STEP), 0) for c in (tube.x, tube.y))
-    x1, y1 = (int((c + 1.4 * tube.outer) / STEP) + 1 for c in (tube.x, tube.y))
+    x0, y0 = (max(int((c - 1.4 * outer) / STEP), 0) for c in (x, y))
+    x1, y1 = (int((c + 1.4 * outer) / STEP) + 1 for c in (x, y))
     window = np.s_[y0:y1, x0:x1]
     rows, cols = np.indices(void[window].shape)
-    dx, dy = (cols + x0 + 0.5) * STEP - tube.x, (rows + y0 + 0.5) * STEP - tube.y
+    dx, dy = (cols + x0 + 0.5) * STEP - x, (rows + y0 + 0.5) * STEP - y
     radius = np.hypot(dx, dy) / swell(np.arctan2(dy, dx))
-    wall = radius < tube.outer
-    tubes[window] |= wall
-    glands[window] |= wall & (tube.kind == "gland")
-    void[window] = np.where(wall, radius < tube.lumen, void[window])
-    edge = 255 * np.exp(-(((radius - tube.outer) / 2.0) ** 2))  # the basement membrane
-    rim[window] = np.where(radius < tube.outer - 4, 0, np.maximum(rim[window], edge))
+    wall = radius < outer
+    walls[window] |= wall
+    glands[window] |= wall & (kind == "gland")
+    void[window] = np.where(wall, radius < lumen, void[window])
+    edge = 255 * np.exp(-(((radius - outer) / 2.0) ** 2))  # the basement membrane
+    rim[window] = np.where(radius < outer - 4, 0, np.maximum(rim[window], edge))
 
-    def ring(name, radius, spacing, turn):
+    def ring(name, radius, spacing, turn=np.pi / 2):  # lying along it, or turned to point inwards
         count = max(int(2 * np.pi * radius / spacing), 3)
         angle = rng.uniform(0, 2 * np.pi) + np.arange(count) * 2 * np.pi / count
         angle += rng.normal(0, 0.12 * spacing / radius, count)
         r = radius * swell(angle) + rng.normal(0, 0.6, count)
-        return np.column_stack([tube.x + r * np.cos(angle), tube.y + r * np.sin(angle),
-                                np.full(count, KIND[name]), angle + rng.normal(turn, 0.15, count)])
+        turned = angle + rng.normal(turn, 0.15, count)
+        return _rows(x + r * np.cos(angle), y + r * np.sin(angle), name, turned)
 
-    radially, along = 0.0, np.pi / 2
-    if tube.kind == "vessel":
-        blood = _lattice(rng, 2 * tube.lumen, 9.0) - tube.lumen
-        blood = blood[(np.hypot(*blood.T) < tube.lumen - 5) & (rng.random(len(blood)) < 0.6)]
-        blood = np.pad(blood + [tube.x, tube.y], [(0, 0), (0, 2)])
-        blood[:, 2] = KIND["erythrocyte"]
-        return np.vstack([ring("endothelial", tube.outer - 1.5, 16.0, along), blood])
-    layers = np.arange(tube.lumen + 5.0, tube.outer - 6.0, 8.5)  # one or two around the lumen
-    return np.vstack([ring("myoepithelial", tube.outer - 2.5, 15.0, along),
-                      *(ring("luminal", r, 8.6, radially) for r in layers)])
+    if kind == "vessel":
+        blood = _lattice(rng, 2 * lumen, 9.0) - lumen
+        blood = blood[(np.hypot(*blood.T) < lumen - 5) & (rng.random(len(blood)) < 0.6)] + [x, y]
+        return [ring("endothelial", outer - 1.5, 16.0), _rows(*blood.T, "erythrocyte", 0)]
+    layers = np.arange(lumen + 5.0, outer - 6.0, 8.5)  # one or two around the lumen
+    return [ring("myoepithelial", outer - 2.5, 15.0)] + [ring("luminal", r, 8.6, 0) for r in layers]
 
 
 def _adipose(rng, side, area, void, rim):
     """Draw the vacuoles of `area` (bool grid) into the masks: a Voronoi tessellation with rounded
-    corners, thin walls and flat nuclei pressed into them, returned as rows (x, y, kind, angle)."""
+    corners, thin walls and flat nuclei pressed into them, returned as rows."""
     seeds = _lattice(rng, side, 68.0)
     seeds = seeds[_at(area, *seeds.T)]
     if len(seeds) < 8:
@@ -241,25 +206,23 @@ def _adipose(rng, side, area, void, rim):
     near, _ = tree.query((np.column_stack([cols, rows]) + 0.5) * STEP, k=3)
     # Distance to the nearest two walls; their smooth minimum rounds the corners.
     gap = -5 * np.logaddexp((near[:, 0] - near[:, 1]) / 5, (near[:, 0] - near[:, 2]) / 5)
-    inside = (gap > 1.5) & (near[:, 0] < 55)
-    void[rows[inside], cols[inside]] = True
+    void[rows, cols] |= (gap > 1.5) & (near[:, 0] < 55)
     rim[rows, cols] = np.maximum(rim[rows, cols], 130 * (np.abs(gap) < 2.5))
     _, neighbours = tree.query(seeds, k=6)
     way = seeds[neighbours[np.arange(len(seeds)), rng.integers(1, 6, len(seeds))]] - seeds
-    return np.column_stack([seeds + 0.47 * way, np.full(len(seeds), KIND["adipocyte"]),
-                            np.arctan2(way[:, 1], way[:, 0]) + np.pi / 2])
+    return _rows(*(seeds + 0.47 * way).T, "adipocyte", np.arctan2(*way.T[::-1]) + np.pi / 2)
 
 
 def _scatter(rng, side, compartment, flow_angle):
-    """Cells of the compartments, as rows (x, y, kind, angle)."""
+    """Cells of the compartments, as rows."""
     rows = []
     for name, (spacing, mixture) in COMPARTMENTS.items():
         points = _lattice(rng, side, spacing)
         x, y = points[_at(compartment, *points.T) == COMPARTMENT[name]].T
         kind = rng.choice([KIND[k] for k in mixture], len(x), p=list(mixture.values()))
         follows = np.isin(kind, [KIND["fibroblast"], KIND["endothelial"]])  # lie along the collagen
-        angle = np.where(follows, _at(flow_angle, x, y, FLOW_STEP) + rng.normal(0, 0.2, len(x)),
-                         rng.uniform(0, np.pi, len(x)))
+        flow = _at(flow_angle, x, y, FLOW_STEP) + rng.normal(0, 0.2, len(x))
+        angle = np.where(follows, flow, rng.uniform(0, np.pi, len(x)))
         rows.append(np.column_stack([x, y, kind, angle]))
     return np.vstack(rows)
 
@@ -276,67 +239,58 @@ def _give_states(rng, side, cells):
     group = centres[nearest]
     cells["arrangement"] = cells["arrangement"].to_numpy()[group]
     fixed = np.isin(cells.kind, [KIND["adipocyte"], KIND["endothelial"]])  # they line a wall
-    moves = cells.arrangement & (distance < 60) & ~fixed
-    position += np.where(moves, GROUP_PULL, 0.0)[:, None] * (position[group] - position)
-    cells[["x", "y"]] = position
+    pull = GROUP_PULL * (cells.arrangement & (distance < 60) & ~fixed).to_numpy()
+    cells[["x", "y"]] = position + pull[:, None] * (position[group] - position)
     return cells
 
 
 def grow(rng, side, inside, bias):
     """Grow the Tissue of an image of `side` um within `inside` (bool grid of STEP um); `bias` gives
     each region's weight in this patient."""
-    region, best = np.full(inside.shape, -1, np.int8), np.full(inside.shape, -np.inf, np.float32)
-    ragged = 0.12 * smooth_field(rng, side, 20.0)
-    for i, (name, (_, scale, _)) in enumerate(REGIONS.items()):
-        score = smooth_field(rng, side, scale) + bias[name] + (ragged if i % 2 else -ragged)
-        region[score > best] = i
-        best = np.maximum(best, score)
-    region[~inside] = -1
+
+    def soft(mask, blur):
+        grey = mask if mask.dtype == np.uint8 else np.uint8(255) * mask
+        return np.asarray(Image.fromarray(grey).filter(ImageFilter.GaussianBlur(blur)))
+
+    noise = partial(smooth_field, rng, side)
+    ragged = 0.12 * noise(20.0)
+    scores = [noise(scale) + bias[name] + (ragged if i % 2 else -ragged)
+              for i, (name, (_, scale, _)) in enumerate(REGIONS.items())]  # fmt: skip
+    region = np.where(inside, np.argmax(scores, axis=0), -1).astype(np.int8)
 
     along, across = rng.uniform(0, np.pi) + np.array([0, np.pi / 2])
-    y, x = (np.mgrid[:round(side / FLOW_STEP), :round(side / FLOW_STEP)] + 0.5) * FLOW_STEP
-    fibre = np.stack([
-        x * np.cos(along) + y * np.sin(along) + 120 * smooth_field(rng, side, 400.0, FLOW_STEP),
-        x * np.cos(across) + y * np.sin(across) + 190 * smooth_field(rng, side, 400.0, FLOW_STEP)
-        + 25 * smooth_field(rng, side, 90.0, FLOW_STEP)]).astype(np.float32)
+    y, x = (np.indices((round(side / FLOW_STEP),) * 2) + 0.5) * FLOW_STEP
+    u = x * np.cos(along) + y * np.sin(along) + 120 * noise(400.0, FLOW_STEP)
+    v = x * np.cos(across) + y * np.sin(across) + 190 * noise(400.0, FLOW_STEP)
+    fibre = np.stack([u, v + 25 * noise(90.0, FLOW_STEP)]).astype(np.float32)
     down, right = np.gradient(fibre[1])
     flow_angle = np.arctan2(-right, down)  # along the lines of equal `across`
-
     # Carcinoma grows as nests and cords of 50 to 200 um, in places shrunk away from its stroma.
-    nests = smooth_field(rng, side, 30.0) + 0.5 * smooth_field(rng, side, 130.0)
-    nests += 0.2 * smooth_field(rng, side, 8.0)
-    tumour = region == REGION["tumour"]
+    nests = noise(30.0) + 0.5 * noise(130.0) + 0.2 * noise(8.0)
+    tumour, stroma, gland, adipose, lymphoid, necrosis = (region == i for i in range(len(REGIONS)))
     nest = tumour & (nests > -0.25)
-    void = tumour & (np.abs(nests + 0.33) < 0.08) & (smooth_field(rng, side, 60.0) > 0.7)
-    inflamed = smooth_field(rng, side, 110.0) + 0.4 * smooth_field(rng, side, 20.0) > 1.2
-    rim, tubes, glands = np.zeros(region.shape, np.uint8), np.zeros_like(nest), np.zeros_like(nest)
-    special = [_adipose(rng, side, region == REGION["adipose"], void, rim)]
-    for tube in _tubes(rng, side, region).itertuples():
-        special.append(_draw_tube(rng, tube, tubes, glands, void, rim))
+    void = tumour & (np.abs(nests + 0.33) < 0.08) & (noise(60.0) > 0.7)
+    inflamed = noise(110.0) + 0.4 * noise(20.0) > 1.2
+    rim, walls, glands = np.zeros(region.shape, np.uint8), np.zeros_like(nest), np.zeros_like(nest)
+    special = [_adipose(rng, side, adipose, void, rim)]
+    tubes = _tubes(rng, side, gland, "gland", 84.0, 0.1, (24.0, 39.0))
+    tubes += _tubes(rng, side, stroma | adipose, "vessel", 300.0, 0.3, (10.0, 26.0))
+    for tube in tubes:
+        special += _draw_tube(rng, *tube, walls, glands, void, rim)
 
-    compartment = np.full(region.shape, COMPARTMENT["stroma"], np.uint8)
-    compartment[inflamed] = COMPARTMENT["inflamed"]
-    for name in ("lymphoid", "necrosis"):
-        compartment[region == REGION[name]] = COMPARTMENT[name]
-    compartment[nest] = COMPARTMENT["nest"]
-    compartment[~inside | void | tubes | (region == REGION["adipose"])] = 0
+    free = inside & ~(void | walls | adipose)
+    layers = {"stroma": inside, "inflamed": inflamed, "lymphoid": lymphoid, "necrosis": necrosis,
+              "nest": nest}  # fmt: skip
+    compartment = np.zeros(region.shape, np.uint8)
+    for name, layer in layers.items():  # later ones take over
+        compartment[layer & free] = COMPARTMENT[name]
     cells = np.vstack([_scatter(rng, side, compartment, flow_angle), *special])
     cells = cells[_at(inside, *cells[:, :2].T)]
     cells = pd.DataFrame(cells, columns=["x", "y", "kind", "angle"]).astype({"kind": int})
-
-    def soft(mask, blur):
-        image = Image.fromarray(mask if mask.dtype == np.uint8 else mask.astype(np.uint8) * 255)
-        return np.asarray(image.filter(ImageFilter.GaussianBlur(blur)))
-
-    collagen = expit(1.6 * smooth_field(rng, side, 160.0) + 0.5) * 255
     masks = {
-        "tissue": soft(inside, 1.0),
-        "epithelium": soft((nest | glands) & ~void, 1.2),
-        "void": soft(void & inside, 0.9),
-        "rim": soft(rim, 0.6),
-        "necrosis": soft((compartment == COMPARTMENT["necrosis"]), 5.0),
-        "lymphoid": soft((compartment == COMPARTMENT["lymphoid"]), 6.0),
-        "collagen": collagen.astype(np.uint8),
-        "inflamed": soft(inflamed, 6.0),
-    }
+        "tissue": soft(inside, 1.0), "epithelium": soft((nest | glands) & ~void, 1.2),
+        "void": soft(void & inside, 0.9), "rim": soft(rim, 0.6), "inflamed": soft(inflamed, 6.0),
+        "necrosis": soft(necrosis & free, 5.0), "lymphoid": soft(lymphoid & free, 6.0),
+        "collagen": (expit(1.6 * noise(160.0) + 0.5) * 255).astype(np.uint8),
+    }  # fmt: skip
     return Tissue(side, region, masks, fibre, _give_states(rng, side, cells))
