@@ -120,7 +120,8 @@ plots.scores(result)
 # ## By class of gene
 #
 # The phantom's declared classes turn one average into a test of honesty: the invisible genes follow
-# a state that was never drawn, so any score on them beyond noise would be a leak.
+# a state that was never drawn, so any score on them beyond noise would be a leak. (They all follow
+# the *same* state, so they err together: chance moves all of them at once, up or down.)
 
 # %%
 table = tidy(result).query("target == 'pearson_residuals'")
