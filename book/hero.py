@@ -90,16 +90,17 @@ def encoders(ax):
 
 
 def draw(section, shown, held, gene, measured, predicted):
-    figure = plt.figure(figsize=(14, 3.3), dpi=150)
-    grid = figure.add_gridspec(1, 6, width_ratios=(1.1, 0.95, 1.25, 0.9, 0.9, 0.9), wspace=0.16,
-                               left=0.01, right=0.99, top=0.86, bottom=0.06)  # fmt: skip
-    ax = figure.add_subplot(grid[0])
+    figure = plt.figure(figsize=(9.4, 6.7), dpi=150)
+    grid = figure.add_gridspec(2, 3, width_ratios=(1.15, 1, 1.3), wspace=0.14, hspace=0.36,
+                               left=0.01, right=0.99, top=0.94, bottom=0.05)  # fmt: skip
+    below = grid[1, :].subgridspec(1, 3, wspace=0.1)
+    ax = figure.add_subplot(grid[0, 0])
     at = tissue(ax, section)
     # One spot per marker: the one that expresses most of it stands for its kind of tissue.
     picks = [int(shown[:, i].argmax()) for i in (0, 1, 3)]
     for i, colour in zip(picks, COLOURS, strict=False):
         ax.add_patch(Rectangle(at[i] - 90, 180, 180, fc="none", ec=colour, lw=2.2))
-    pairs = grid[1].subgridspec(3, 2, wspace=0.12, hspace=0.22, width_ratios=(1, 1.1))
+    pairs = grid[0, 1].subgridspec(3, 2, wspace=0.12, hspace=0.22, width_ratios=(1, 1.1))
     for row, (i, colour) in enumerate(zip(picks, COLOURS, strict=False)):
         patch, bars = figure.add_subplot(pairs[row, 0]), figure.add_subplot(pairs[row, 1])
         patch.imshow(section.patches[i])
@@ -109,22 +110,23 @@ def draw(section, shown, held, gene, measured, predicted):
         bars.axvline(0, color=GREY, lw=0.8)
         for y, name in enumerate(SHOWN):
             bars.text(11, y, name, fontsize=6.5, va="center", ha="right", color=INK)
-    encoders(figure.add_subplot(grid[2]))
+    encoders(figure.add_subplot(grid[0, 2]))
     r = pearson(measured[:, None], predicted[:, None])[0]
-    ax = figure.add_subplot(grid[3])
-    tissue(ax, held)
-    ax.set_title("the picture", fontsize=10)
-    discs(figure.add_subplot(grid[4]), held, measured, f"{gene}, measured")
-    discs(figure.add_subplot(grid[5]), held, predicted, f"from the picture, r = {r:.2f}")
+    tissue(figure.add_subplot(below[0]), held)
+    discs(figure.add_subplot(below[1]), held, measured, f"{gene}, measured")
+    discs(figure.add_subplot(below[2]), held, predicted, f"from the picture alone, r = {r:.2f}")
     for ax in figure.axes:
         ax.set(xticks=[], yticks=[])
         if not ax.images or len(ax.get_xlim()) and ax.get_xlim()[1] > 1000:
             ax.spines[:].set_visible(False)
-    titles = ("1  A section", "2  Pairs", "3  Finetune",
-              "4  Predict, for a patient never seen")  # fmt: skip
-    for column, text in enumerate(titles):
-        figure.text(grid[column].get_position(figure).x0, 0.94, text, fontsize=12.5,
-                    fontweight="bold", color=INK)  # fmt: skip
+    for place, text, gap in (
+        (grid[0, 0], "1  A section", 0.025),
+        (grid[0, 1], "2  Pairs", 0.025),
+        (grid[0, 2], "3  Finetune", 0.025),
+        (grid[1, 0], "4  Predict, for a patient never seen", 0.06),
+    ):
+        box = place.get_position(figure)
+        figure.text(box.x0, box.y1 + gap, text, fontsize=12.5, fontweight="bold", color=INK)
     return figure
 
 

@@ -2,24 +2,23 @@
 
     python book/results.py
 
-reads results/*.json and seal_lite/config.py. Writes book/results.md, headline.md (for the
-introduction), settings.md (for the method), figures/results_*.png and figures/architecture.png, all
-of them ignored by git. `make results` runs it.
+reads results/*.json and seal_lite/config.py. Writes, in book/: results.md, headline.md (for the
+introduction), settings.md (for the method), figures/results_*.png, figures/architecture.png. All of
+them are ignored by git. `make results` runs it.
 """
 
 from __future__ import annotations
 
-import inspect
 import json
-import re
 from pathlib import Path
 
 import matplotlib
 
 matplotlib.use("Agg")
 import numpy as np
+from settings import settings, table
 
-from seal_lite import Config, plots, preset
+from seal_lite import plots
 from seal_lite.crossval import summary, tidy
 from seal_lite.train import code_hash
 
@@ -43,7 +42,9 @@ RECORDS = {
         "Known truth: the phantom, one patient held out",
         "Sections of the tissue phantom, one patient each, so a new section is a new patient here, "
         "with its own stain, scanner and batch effect. The truth is known: an oracle that predicts "
-        "the noise-free expectation says how high a score can be, gene class by gene class.",
+        "the noise-free expectation says how high a score can be, gene class by gene class. The "
+        "invisible class is a null: nothing drawn follows it. A difference found there is chance, "
+        "and shows how far intervals from four folds can be trusted.",
     ),
 }
 CLASSES = {
@@ -77,13 +78,6 @@ def missing(path: Path) -> str:
     return f"*Not recorded yet: there is no `results/{path.name}`. `make record` writes it.*\n"
 
 
-def table(header, rows, *, right=0) -> str:
-    """A Markdown table; the last `right` columns are right-aligned."""
-    left = len(header) - right
-    lines = [header, ["---"] * left + ["---:"] * right, *rows]
-    return "\n".join("| " + " | ".join(map(str, line)) + " |" for line in lines) + "\n"
-
-
 def figure(path: str, caption: str, alt: str) -> str:
     return f":::{{figure}} {path}\n:alt: {alt}\n{caption}\n:::\n"
 
@@ -97,7 +91,7 @@ SHORT = {"tuned": "**finetuned**", "shuffled": "shuffled pairs", "hest": "A", "t
 
 
 def label(key: str) -> str:
-    """A short name for a table's cell, else the one that the figures use."""
+    """A short name for a table's cell, or else the figures' name."""
     return SHORT.get(key) or plots.LABELS[key].replace("|", "given")
 
 
@@ -105,10 +99,20 @@ def r(value: float) -> str:
     return f"{value:.3f}".replace("-", "−")
 
 
-def stale(provenance: dict) -> str:
-    """A warning where the record was made by other code than this book's."""
+def stale(provenance: dict, again: dict | None = None) -> str:
+    """A warning where the record was made by other code than this book's.
+
+    `again` is what `book/recheck.py` found when it recomputed a fold with the code at hand.
+    """
     if provenance["code_sha256"] == code_hash():
         return ""
+    if again and again["code_sha256"] == code_hash():
+        return (
+            ":::{note}\nThe code has changed since this was recorded. Recomputed with this book's "
+            f"code, fold {again['test']} with seed {again['seed']} differs by at most "
+            f"{again['largest_difference']:.4f} in any of its {again['compared']} values of *r* "
+            "(`make recheck`).\n:::\n"
+        )
     return (
         ":::{admonition} Stale\n:class: caution\nThis record was made by an earlier version of the "
         "code than this book's. `make record` brings it up to date.\n:::\n"
@@ -157,8 +161,15 @@ def crossval_section(name: str, path: Path, out: Path) -> list[str]:
     if result is None:
         return [*parts, missing(path)]
     p = result["provenance"]
+    # The decoder's own difference is many times larger and would hide the encoder's.
+    probed = {**result, "delta": [d for d in result["delta"] if d["probe"] != "decoder"]}
     folds = sorted({f["test"] for f in result["folds"]})
-    parts += [stale(p), answer(result), f"Folds: {', '.join(folds)}, {p['seeds']} seeds each.\n"]
+    again = (load(path.with_name("recheck.json")) or {}).get(name)
+    parts += [
+        stale(p, again),
+        answer(result),
+        f"Folds: {', '.join(folds)}, {p['seeds']} seeds each.\n",
+    ]
     for kind, draw, caption, alt in (
         ("scores", plots.scores, "Mean *r* of every kind of features, Pearson residuals. Dots: "
          "single folds and seeds.", "Mean correlation of all features with folds as dots"),
@@ -166,7 +177,7 @@ def crossval_section(name: str, path: Path, out: Path) -> list[str]:
          "zero line is no difference.", "Forest plot of paired differences with intervals"),
     ):  # fmt: skip
         file = f"figures/results_{name}_{kind}.png"
-        draw(result).savefig(out / file, dpi=150, bbox_inches="tight")
+        draw(probed).savefig(out / file, dpi=150, bbox_inches="tight")
         parts.append(figure(file, caption, f"{alt}, {name}."))
     if result["classes"]:
         parts.append(class_table(result))
@@ -213,23 +224,22 @@ def claims(result: dict) -> list[dict]:
 def count(found: list[dict]) -> str:
     """How many of some differences are higher, lower, or none, in words."""
     higher, lower = sum(d["ci95"][0] > 0 for d in found), sum(d["ci95"][1] < 0 for d in found)
+    small, large = (f"{f(d['mean'] for d in found):+.3f}".replace("-", "−") for f in (min, max))
     return (
         f"Of the {len(found)} comparisons that may carry a claim, the encoder finetuned on true "
         f"pairs is higher in {higher} and lower in {lower}; in {len(found) - higher - lower} there "
-        "is no difference."
+        f"is no difference. The differences in *r* are {small} to {large}."
     )
 
 
 def answer(result: dict) -> str:
     """Every difference that may carry a claim, with its verdict."""
     head = ["target", "probe", "finetuned − shuffled, *r* [95% CI]", "verdict"]
-    rows = [
-        (label(d["target"]), label(d["probe"]), interval(d), verdict(d["ci95"]))
-        for d in claims(result)
-    ]
+    found = claims(result)
+    rows = [(label(d["target"]), label(d["probe"]), interval(d), verdict(d["ci95"])) for d in found]
     return (
         "Did the pairing of picture and profile teach the encoder anything that shows on held-out "
-        f"tissue? {count(claims(result))}\n\n" + table(head, rows)
+        f"tissue? {count(found)}\n\n" + table(head, rows)
     )
 
 
@@ -284,7 +294,9 @@ def class_table(result: dict) -> str:
         for probe in ("hest", "tuned_ridge"):
             found = [mean[kind, f, probe] for f in ("frozen", "shuffled", "tuned")]
             shares = [f"{f / best:.0%}".replace("-", "−") for f in (found[0], found[2])]
-            rows.append([f"{kind} ({n} genes)", label(probe), r(best), *map(r, found), *shares])
+            rows.append(
+                [f"{kind} ({n}{NBSP}genes)", label(probe), r(best), *map(r, found), *shares]
+            )
     head = ["gene class", "probe", "oracle", "frozen", "shuffled", "finetuned",
             "frozen / oracle", "finetuned / oracle"]  # fmt: skip
     meanings = "; ".join(f"*{k}* ({v})" for k, v in CLASSES.items())
@@ -371,27 +383,6 @@ def bench_section(path: Path) -> list[str]:
         table(["", "measured"], rows, right=1),
         details("Where this comes from", provenance_table(b["provenance"])),
     ]
-
-
-def settings() -> str:
-    """The table of settings: names, both presets and comments, read from `Config` itself."""
-    default, paper = preset("default"), preset("paper")
-    rows, group = [], None
-    for line in inspect.getsource(Config).splitlines():
-        if heading := re.fullmatch(r"    # (.+)", line):
-            group = heading[1].partition(":")[0]
-        elif field := re.match(r"    (\w+): [^=]+ = [^#]+(?:  # (.+))?$", line):
-            name, meaning = field[1], (field[2] or "").replace("|", r"\|")
-            a, b = (_show(getattr(c, name)) for c in (default, paper))
-            rows.append((group, f"`{name}`", a, a if a == b else f"**{b}**", meaning))
-            group = ""
-    return table(["", "setting", "default", "paper", "meaning"], rows)
-
-
-def _show(value) -> str:
-    if isinstance(value, tuple):
-        return ", ".join(map(str, value))
-    return "none" if value == float("inf") else f"{value:g}" if isinstance(value, float) else value
 
 
 if __name__ == "__main__":

@@ -1,7 +1,7 @@
 """The page of recorded results: nothing recorded, something recorded, verdicts, stale records."""
 
 import dataclasses
-import importlib.util
+import importlib
 import json
 import re
 from pathlib import Path
@@ -19,10 +19,9 @@ TARGETS = ("pearson_residuals", "log1p_cp10k", "log1p_raw", "log1p_cp10k|depth")
 
 @pytest.fixture(scope="module")
 def page():
-    spec = importlib.util.spec_from_file_location("results_page", ROOT / "book/results.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    with pytest.MonkeyPatch.context() as patch:
+        patch.syspath_prepend(ROOT / "book")  # as `python book/results.py` has it
+        return importlib.import_module("results")
 
 
 def record(*, gain: float, classes=None, code=None) -> dict:
@@ -85,12 +84,21 @@ def test_depth_confounded_targets_get_no_verdict(page, tmp_path):
 def test_gene_classes_are_shares_of_the_oracle(page, tmp_path):
     classes = {"A": "visible", "B": "subtle", "C": "invisible"}
     text, _ = written(page, tmp_path, phantom=record(gain=0.0, classes=classes))
-    assert re.search(r"\| visible \(1 genes\) \| A \|.* 50% \| 50% \|", text)
+    assert re.search(r"\| visible \(1\sgenes\) \| A \|.* 50% \| 50% \|", text)
 
 
 def test_a_record_of_other_code_is_stale(page, tmp_path):
     text, _ = written(page, tmp_path, her2st=record(gain=0.0, code="0" * 64))
     assert "{admonition} Stale" in text
+
+
+@pytest.mark.parametrize("code, says", [(None, "differs by at most 0.0000"), ("1" * 64, "Stale")])
+def test_a_recheck_speaks_only_for_the_code_that_made_it(page, tmp_path, code, says):
+    again = {"code_sha256": code or code_hash(), "test": "A", "seed": 0, "compared": 3,
+             "largest_difference": 0.0}  # fmt: skip
+    old = record(gain=0.0, code="0" * 64)
+    text, _ = written(page, tmp_path, her2st=old, recheck={"her2st": again})
+    assert says in text
 
 
 def test_the_settings_table_has_every_setting(page):
