@@ -17,7 +17,7 @@ RECORDED  := $(shell find results -name '*.json' 2>/dev/null)
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
 .NOTPARALLEL: # the notebooks share data/ and runs/, and each uses every core
-.PHONY: help install book test lint notebooks results record hero sync lock clean
+.PHONY: help install book test lint notebooks results record recheck hero sync lock clean
 say = @printf '\n== %s\n' $(1)
 
 help: ## show this list
@@ -50,7 +50,7 @@ book/notebooks/%.ipynb: notebooks/%.ipynb $(PACKAGE) $(STAMP)
 
 results: book/results.md ## write the page of recorded results from results/**/*.json
 
-book/results.md: book/results.py $(RECORDED) $(PACKAGE) $(STAMP)
+book/results.md: book/results.py book/settings.py $(RECORDED) $(PACKAGE) $(STAMP)
 	$(call say,'Writing the page of recorded results')
 	$(PY) book/results.py
 
@@ -71,6 +71,9 @@ record: $(STAMP) ## measure results/ again: hours on 2 cores, needs her2st (HER2
 	$(CLI) finetune --data $(HER2ST) --train C3,C4,C5 --include ERBB2,GRB7 --seed 0 \
 	  --out runs/her2st-C2
 	$(PY) book/real_figures.py $(HER2ST) runs/her2st-C2 --section C2 --genes ERBB2,GRB7
+
+recheck: $(STAMP) ## recompute a fold of each record with the code at hand, and compare
+	$(PY) book/recheck.py $(HER2ST)
 
 hero: $(STAMP) ## draw the README's picture again: minutes on 2 cores
 	$(PY) book/hero.py

@@ -208,7 +208,7 @@ DAMAGE = {
     "panel: absent": lambda run: (run / "panel.json").unlink(),
     "config: another width": _edit_config(hidden=[32, 8]),
     "config: another LoRA rank": _edit_config(lora_rank=4),
-    "config: another backbone": _edit_config(backbone="test_vit"),
+    "config: another backbone": _edit_config(backbone="test_vit", patch_px=160),
     "config: unknown key": _edit_config(colour="blue"),
     "config: truncated": _truncate("config.json"),
 }

@@ -114,8 +114,9 @@ def test_visible_genes_follow_their_region_and_invisible_ones_do_not(tmp_path):
     for gene, home in {"ERBB2": "tumour", "COL1A1": "stroma", "KRT14": "gland"}.items():
         assert mean[gene].idxmax() == home
     relative = expected / expected.mean()
-    visible, subtle, invisible = (_explained(relative, region, _genes_of(c))
-                                  for c in ("visible", "subtle", "invisible"))
+    visible, subtle, invisible = (
+        _explained(relative, region, _genes_of(c)) for c in ("visible", "subtle", "invisible")
+    )
     assert visible > 0.35 > 0.2 > max(subtle, invisible), (visible, subtle, invisible)
     # ... although all of them vary within the section
     spread = relative.std()

@@ -1,0 +1,52 @@
+"""Does this code still give what was recorded? Recompute one fold of each record and compare.
+
+    python book/recheck.py HER2ST
+
+A record takes hours and the code it was made by is known by its hash. When the code has changed
+since, this measures whether the numbers have: the first fold and seed, every feature, probe, target
+and gene. Writes results/recheck.json, which the results page quotes. `make recheck` runs it.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import sys
+from pathlib import Path
+
+from seal_lite import Config
+from seal_lite.crossval import groups_of, run_fold, score_rows
+from seal_lite.evaluate import genes_to_score
+from seal_lite.sections import load_sections
+from seal_lite.train import code_hash
+
+RESULTS = Path(__file__).parents[1] / "results"
+
+
+def recheck(record: dict, root) -> dict:
+    """Recompute the record's first fold from the data under `root`; the largest difference in r."""
+    fold, source = record["folds"][0], record["provenance"]
+    config = dataclasses.replace(Config(), seed=fold["seed"])
+    sections = load_sections(root, source["sections"])
+    groups = groups_of(sections, source["groups"])
+    train = [s for s, g in zip(sections, groups, strict=True) if g != fold["test"]]
+    test = [s for s, g in zip(sections, groups, strict=True) if g == fold["test"]]
+    genes = genes_to_score(root, train)
+    now = score_rows(run_fold(root, train, test, genes, config, None), genes)
+    gaps = [
+        abs(old["per_gene"][g] - new["per_gene"][g])
+        for old, new in zip(fold["scores"], now, strict=True)
+        for g in genes
+    ]
+    return {"code_sha256": code_hash(), "test": fold["test"], "seed": fold["seed"],
+            "compared": len(gaps), "largest_difference": max(gaps)}  # fmt: skip
+
+
+if __name__ == "__main__":
+    roots = {"her2st": sys.argv[1], "phantom": "data/phantom-record"}
+    found = {
+        name: recheck(json.loads((RESULTS / f"{name}.json").read_text()), root)
+        for name, root in roots.items()
+    }
+    (RESULTS / "recheck.json").write_text(json.dumps(found, indent=1))
+    print(json.dumps(found, indent=1))

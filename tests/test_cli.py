@@ -1,0 +1,145 @@
+"""The command line as a user meets it: exit codes, one sentence, files where asked for."""
+
+import json
+import sys
+
+import pytest
+from PIL import Image
+
+from seal_lite.cli import main
+
+SMALL = "n_genes=40 hidden=32,16 project=16 batch_size=16 n_views=2 gene_warmup_epochs=1"
+SMALL = [part for setting in SMALL.split() for part in ("--set", setting)]
+LITE = ["--set", "patch_px=64", *SMALL, "--epochs", "1"]
+
+
+@pytest.fixture
+def cli(monkeypatch, capsys):
+    """Run `seal-lite ARGS`; returns (exit code, stdout, stderr)."""
+
+    def call(*args):
+        monkeypatch.setattr(sys, "argv", ["seal-lite", *map(str, args)])
+        with pytest.raises(SystemExit) as stopped:
+            main()
+        return stopped.value.code, *capsys.readouterr()
+
+    return call
+
+
+@pytest.fixture(scope="module")
+def run(trained):
+    return trained[0]
+
+
+def test_phantom(cli, tmp_path):
+    out = tmp_path / "p"
+    code, told, _ = cli("phantom", "--out", out, "--patients", 1, "--sections-per-patient", 1,
+                        "--spots", 9)  # fmt: skip
+    assert code == 0 and str(out) in told and (out / "phantom.json").is_file()
+
+
+def test_finetune_a_vision_transformer(cli, phantom_root, tmp_path):
+    """The transformer path end to end, with a gene that the user wants in the panel."""
+    args = ["finetune", "--data", phantom_root, "--train", "PA1", "--out", tmp_path / "run",
+            "--backbone", "test_vit", "--set", "patch_px=160", *SMALL, "--epochs", "1",
+            "--include", "ACTB"]  # fmt: skip
+    code, told, _ = cli(*args)
+    assert code == 0 and "loss" in told
+    assert "ACTB" in json.loads((tmp_path / "run/panel.json").read_text())["genes"]
+    assert json.loads((tmp_path / "run/config.json").read_text())["backbone"] == "test_vit"
+    history = (tmp_path / "run/metrics.jsonl").read_text().splitlines()
+    assert len(history) == 2 and "clip" in json.loads(history[-1])
+
+
+def test_probe(cli, phantom_root, run, tmp_path):
+    file = tmp_path / "new/scores.json"
+    code, told, _ = cli("probe", "--run", run, "--data", phantom_root, "--train", "PA1",
+                        "--test", "PB1", "--json", file)  # fmt: skip
+    result = json.loads(file.read_text())
+    assert code == 0 and "tuned" in told and "frozen" in told
+    (fold,) = result["folds"]
+    assert fold["test"] == "PB1" and {"data", "backbone", "provenance", "delta"} <= set(result)
+    assert {(d["of"], d["minus"]) for d in result["delta"]} == {("tuned", "frozen")}
+
+
+def test_crossval(cli, phantom_root, tmp_path):
+    args = ["crossval", "--data", phantom_root, "--groups", "section", "--seeds", 1,
+            "--out", tmp_path / "cv", *LITE]  # fmt: skip
+    code, told, _ = cli(*args)
+    assert code == 0 and "tuned - shuffled, tuned_ridge, pearson_residuals" in told
+    folds = sorted(p.name for p in (tmp_path / "cv/folds").iterdir())
+    assert folds == ["PA1-0.json", "PB1-0.json"] and (tmp_path / "cv/metrics.json").is_file()
+
+
+def test_retrieve(cli, phantom_root, run, trained, tmp_path):
+    genes = ",".join(trained[1].panel.genes[:2])
+    picture = tmp_path / "new/hits.png"
+    code, told, _ = cli("retrieve", "--run", run, "--data", phantom_root, "--section", "PB1",
+                        "--genes", genes, "--top", 3, "--out", picture)  # fmt: skip
+    assert code == 0 and "recall@10" in told and "chance" in told
+    assert min(Image.open(picture).size) > 200
+
+
+def test_bench(cli, phantom_root, tmp_path):
+    file = tmp_path / "bench.json"
+    code, told, _ = cli("bench", "--data", phantom_root, "--train", "PA1", "--steps", 1,
+                        "--json", file, "--set", "patch_px=64", *SMALL)  # fmt: skip
+    result = json.loads(file.read_text())
+    assert code == 0 and "pairs/s" in told and set(result["pairs_per_s"]) == {"plain", "cached"}
+    assert result["largest_loss_difference"] < 1e-4
+
+
+WRONG = {
+    "unknown section": ("finetune", "--train", "PA1,ZZ9", "ZZ9"),
+    "no section": ("finetune", "--train", ",", ""),
+    "unknown preset": ("finetune", "--preset", "quick", "quick"),
+    "unknown setting": ("finetune", "--set", "speed=9", "speed"),
+    "unknown backbone": ("finetune", "--backbone", "no_such_model", "no_such_model"),
+    "wrong patch size": ("finetune", "--set", "patch_px=1000", "um/px"),
+    "no data": ("finetune", "--data", "nowhere", "nowhere"),
+    "unknown included gene": ("finetune", "--include", "NOPE", "NOPE"),
+    "trained on the test section": ("probe", "--test", "PA1", "PA1"),
+    "unknown test section": ("probe", "--test", "ZZ9", "ZZ9"),
+    "no run": ("probe", "--run", "nowhere", "nowhere"),
+    "gene outside the panel": ("retrieve", "--genes", "NOPE", "NOPE"),
+    "no gene": ("retrieve", "--genes", ",", ""),
+    "unknown groups": ("crossval", "--groups", "slide", "slide"),
+    "unknown crossval section": ("crossval", "--sections", "ZZ9", "ZZ9"),
+}
+
+
+@pytest.mark.parametrize("wrong", WRONG)
+def test_wrong_input_is_one_sentence_and_exit_code_2(cli, phantom_root, run, tmp_path, wrong):
+    command, option, value, word = WRONG[wrong]
+    gene = json.loads((run / "panel.json").read_text())["genes"][0]
+    given = {
+        "finetune": {"--data": phantom_root, "--train": "PA1", "--out": tmp_path / "out"},
+        "probe": {"--run": run, "--data": phantom_root, "--train": "PA1", "--test": "PB1",
+                  "--json": tmp_path / "out"},
+        "crossval": {"--data": phantom_root, "--out": tmp_path / "out"},
+        "retrieve": {"--run": run, "--data": phantom_root, "--section": "PB1", "--genes": gene,
+                     "--out": tmp_path / "out"},
+    }[command] | {option: value}  # fmt: skip
+    code, told, error = cli(command, *(x for pair in given.items() for x in pair))
+    assert code == 2 and told == ""
+    (sentence,) = [line for line in error.splitlines() if "cache" not in line]
+    assert sentence.startswith("seal-lite: ") and word in sentence and "Traceback" not in error
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("args", [["--colour"], ["train"], ["probe", "--run", "x"]])
+def test_unknown_command_or_option_is_exit_code_2(cli, args):
+    code, _, error = cli(*args)
+    assert code == 2 and ("No such" in error or "Missing option" in error)
+
+
+def test_help_lists_every_command(cli):
+    code, told, _ = cli("--help")
+    assert code == 0
+    for command in ("fetch", "phantom", "finetune", "probe", "crossval", "retrieve"):
+        assert command in told
+
+
+def test_unknown_data_set_is_refused(cli, tmp_path):
+    code, _, error = cli("fetch", "hest", "--out", tmp_path / "out")
+    assert code == 2 and "her2st" in error and not (tmp_path / "out").exists()

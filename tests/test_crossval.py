@@ -1,0 +1,209 @@
+"""Leave one group out, end to end on a tiny phantom: nothing of the held-out section is seen."""
+
+import json
+from dataclasses import replace
+
+import numpy as np
+import pandas as pd
+import pytest
+from conftest import TINY
+
+from seal_lite import crossval as cv
+from seal_lite import targets as tg
+from seal_lite.errors import InputError
+from seal_lite.evaluate import colour_statistics, gene_classes, probe_scores, read_truth
+from seal_lite.sections import load_sections
+
+CONFIG = replace(TINY, epochs=1, n_views=2)
+FEATURES = {"tuned", "shuffled", "frozen", "random_init", "colour", "log_depth"}
+TARGETS = {*tg.TARGETS, tg.PARTIAL}
+
+
+@pytest.fixture(scope="module")
+def finished(phantom_root, sections, tmp_path_factory):
+    """(folder, result) of a cross-validation by patient with one seed."""
+    out = tmp_path_factory.mktemp("cv") / "out"
+    run = {"by": "patient", "seeds": 1, "out": out, "progress": False}
+    return out, cv.crossval(phantom_root, sections, CONFIG, **run)
+
+
+def test_metrics_have_the_documented_keys(finished, phantom_root):
+    out, result = finished
+    assert json.loads((out / "metrics.json").read_text()) == result
+    assert set(result) == {"data", "backbone", "provenance", "classes", "folds", "delta"}
+    assert (result["data"], result["backbone"]) == ("phantom", "tf_efficientnet_lite0")
+    assert [(f["test"], f["seed"]) for f in result["folds"]] == [("PA", 0), ("PB", 0)]
+    classes = gene_classes(phantom_root)
+    assert result["classes"] == classes and set(classes.values()) == {"visible", "subtle",
+                                                                      "invisible"}  # fmt: skip
+    for fold in result["folds"]:
+        found = {(s["features"], s["probe"], s["target"]) for s in fold["scores"]}
+        expected = {(f, p, t) for f in FEATURES for p in ("hest", "tuned_ridge") for t in TARGETS}
+        expected |= {(f, "decoder", t) for f in ("tuned", "shuffled") for t in TARGETS}
+        expected |= {(f, "none", t) for f in ("neighbours", "ceiling", "oracle") for t in TARGETS}
+        assert found == expected and len(found) == len(fold["scores"])
+        for s in fold["scores"]:
+            r = list(s["per_gene"].values())
+            assert list(s["per_gene"]) == list(classes) and np.abs(r).max() <= 1
+            assert s["pcc"] == pytest.approx(np.mean(r), abs=1e-4)
+    assert not (out / "cache").exists()  # gigabytes on real data
+
+
+def test_deltas_are_paired_differences_overall_and_by_class(finished):
+    _, result = finished
+    table = cv.tidy(result)
+    mean = table.groupby(["features", "probe", "target"])["r"].mean()
+    by_class = table.groupby(["features", "probe", "target", "class"])["r"].mean()
+    seen = set()
+    for d in result["delta"]:
+        place = (d["probe"], d["target"])
+        extra = (d["class"],) if "class" in d else ()
+        means = by_class if extra else mean
+        expected = means[d["of"], *place, *extra] - means[d["minus"], *place, *extra]
+        assert d["mean"] == pytest.approx(expected, abs=2e-4)
+        low, high = d["ci95"]
+        assert low <= d["mean"] <= high
+        seen.add((d["of"], d["minus"], *place, d.get("class")))
+    kinds = [None, "visible", "subtle", "invisible"]
+    expected = {("tuned", m, p, t, k) for m, p in (("frozen", "hest"), ("frozen", "tuned_ridge"),
+                ("shuffled", "hest"), ("shuffled", "tuned_ridge"), ("shuffled", "decoder"))
+                for t in TARGETS for k in kinds}  # fmt: skip
+    assert seen == expected and len(result["delta"]) == len(seen)
+
+
+def test_table_is_tidy(finished):
+    out, result = finished
+    table = pd.read_csv(out / "per_gene.csv")
+    assert list(table) == ["test", "seed", "features", "probe", "target", "gene", "class", "r"]
+    assert len(table) == sum(len(s["per_gene"]) for f in result["folds"] for s in f["scores"])
+    assert not table.isna().any().any()
+    summary = cv.summary(result)
+    assert set(summary.columns) == TARGETS
+    one = table.query("features == 'colour' and probe == 'hest' and target == 'log1p_raw'").r.mean()
+    assert summary.loc[("colour", "hest"), "log1p_raw"] == pytest.approx(one)
+
+
+def test_oracle_bounds_what_depth_and_colour_can_do(finished):
+    """On declared genes the truth itself must beat the controls, or the harness is broken."""
+    r = cv.summary(finished[1])["pearson_residuals"]
+    assert r["oracle", "none"] > r["colour", "tuned_ridge"] + 0.1
+    assert r["oracle", "none"] > r["log_depth", "tuned_ridge"] + 0.1
+    assert r["oracle", "none"] < r["ceiling", "none"] + 0.05
+
+
+def _crossval(finished, root, sections, *, config=CONFIG, by="patient"):
+    run = {"by": by, "seeds": 1, "out": finished[0], "progress": False}
+    return cv.crossval(root, sections, config, **run)
+
+
+def test_finished_folds_are_not_run_again(finished, phantom_root, sections, monkeypatch):
+    monkeypatch.setattr(cv, "run_fold", lambda *_, **__: pytest.fail("run again"))
+    assert _crossval(finished, phantom_root, sections)["folds"] == finished[1]["folds"]
+    lost = finished[0] / "folds/PB-0.json"
+    kept = lost.read_text()
+    lost.unlink()
+    fold = {s["features"]: s for s in json.loads(kept)["scores"]}
+    genes, calls = list(fold["tuned"]["per_gene"]), []
+
+    def only_this(root, train, test, genes_, config, *_, **__):
+        calls.append(([s.name for s in train], [s.name for s in test], config.seed))
+        scores = json.loads(kept)["scores"]
+        return {(s["features"], s["probe"], s["target"]): [s["per_gene"][g] for g in genes]
+                for s in scores}  # fmt: skip
+
+    monkeypatch.setattr(cv, "run_fold", only_this)
+    again = _crossval(finished, phantom_root, sections)
+    lost.write_text(kept)
+    assert calls == [(["PA1"], ["PB1"], 0)]
+    for one, other in zip(again["folds"], finished[1]["folds"], strict=True):
+        assert [s["per_gene"] for s in one["scores"]] == [s["per_gene"] for s in other["scores"]]
+
+
+def test_other_settings_or_data_are_refused(finished, phantom_root, sections, tmp_path):
+    for change in ({"config": replace(CONFIG, epochs=2)}, {"by": "section"}):
+        with pytest.raises(InputError, match=str(finished[0])):
+            _crossval(finished, phantom_root, sections, **change)
+    with pytest.raises(InputError, match="other data"):
+        _crossval(finished, phantom_root, sections[::-1])
+    (tmp_path / "notes.txt").write_text("mine")
+    with pytest.raises(InputError, match="not empty"):
+        _crossval((tmp_path,), phantom_root, sections)
+    with pytest.raises(InputError, match="--groups"):
+        cv.groups_of(sections, "slide")
+    with pytest.raises(InputError, match="all sections belong to 'PA'"):
+        cv.groups_of(sections[:1], "patient")
+
+
+def test_a_fold_is_fitted_without_its_held_out_section(phantom_root, tmp_path, monkeypatch):
+    """Real data's path (no declared genes): garbling the test section changes neither the genes
+    to predict nor the panel of its fold."""
+    monkeypatch.setattr("seal_lite.evaluate.gene_classes", lambda root: None)
+    monkeypatch.setattr(cv, "gene_classes", lambda root: None)
+    real = cv.finetune
+
+    def record(train, config, *, include, **options):
+        monkeypatch.setattr("seal_lite.train.Pairs", lambda s, panel, *_, **__: stop(panel))
+        return real(train, config, include=include, **options)
+
+    def stop(panel):
+        raise _Fitted(panel)
+
+    def panels(sections, out):
+        found = {}
+
+        def fold(root, train, test, genes, config, *_, **__):
+            with pytest.raises(_Fitted) as caught:
+                record(train, config, include=genes, progress=False)
+            panel = caught.value.panel
+            found[test[0].name] = (list(genes), panel.genes, panel.mean.tolist())
+            return {("tuned", "hest", t): np.zeros(len(genes)) for t in TARGETS}
+
+        monkeypatch.setattr(cv, "run_fold", fold)
+        cv.crossval(phantom_root, sections, CONFIG, seeds=1, out=out, progress=False)
+        return found
+
+    sections = load_sections(phantom_root, patch_px=64)
+    seen = panels(sections, tmp_path / "a")
+    counts = sections[1].adata.layers["counts"]
+    counts.data = np.random.default_rng(0).poisson(5, counts.data.shape).astype(np.float32) + 1
+    vars(sections[1]).pop("digest")
+    garbled = panels(sections, tmp_path / "b")
+    assert seen["PB1"] == garbled["PB1"]  # PB1 was held out
+    assert seen["PA1"] != garbled["PA1"]  # ... and is trained on here
+    assert len(seen["PB1"][0]) == 50
+
+
+class _Fitted(Exception):
+    def __init__(self, panel):
+        super().__init__()
+        self.panel = panel
+
+
+def test_a_perfect_feature_scores_one_and_noise_nothing(sections):
+    """The harness itself: the target as feature, and features without any relation to it."""
+    train, test = sections[:1], sections[1:]
+    genes = ["ERBB2", "KRT19", "COL1A1", "CD3E", "EPCAM"]  # in every section of the phantom
+    perfect = [[tg.section_targets(s.adata, genes)["log1p_raw"][s.rows]] for s in sections]
+    found = probe_scores(train, test, *perfect, genes)
+    assert found["tuned_ridge", "log1p_raw"].min() > 0.99
+    rng = np.random.default_rng(0)
+    noise = [[rng.standard_normal((len(s.rows), 20))] for s in sections]
+    assert abs(probe_scores(train, test, *noise, genes)["hest", "log1p_raw"].mean()) < 0.25
+
+
+def test_colour_statistics():
+    patches = np.random.default_rng(0).integers(0, 256, (3, 8, 8, 3), dtype=np.uint8)
+    flat = patches.reshape(3, 64, 3).astype(float)
+    expected = np.c_[flat.mean(1), flat.std(1)]
+    np.testing.assert_allclose(colour_statistics(patches), expected, rtol=1e-5)
+
+
+def test_truth_is_matched_by_name(phantom_root, sections):
+    section = sections[0]
+    genes = ["KRT19", "NO_SUCH_GENE", "ERBB2"]
+    found = read_truth(phantom_root, section, genes)
+    with np.load(phantom_root / "truth/PA1.npz") as truth:
+        table = pd.DataFrame(truth["expected"], index=truth["barcodes"], columns=truth["genes"])
+    barcodes = section.adata.obs_names[section.rows]
+    np.testing.assert_allclose(found[:, [0, 2]], table.loc[barcodes, ["KRT19", "ERBB2"]])
+    assert (found[:, 1] == 0).all() and read_truth("elsewhere", section, genes) is None

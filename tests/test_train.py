@@ -1,0 +1,243 @@
+"""One loop: reproducible, resumable to the bit, the same with and without the cache."""
+
+import json
+import math
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from conftest import TINY
+from safetensors.torch import load_file
+
+from seal_lite import Config, preset, train
+from seal_lite.encoders import build_encoder, embed
+from seal_lite.errors import InputError
+from seal_lite.genes import GenePanel
+from seal_lite.model import SEAL
+from seal_lite.train import Pairs, code_hash, finetune, learning_rate
+
+
+def weights(model):
+    return {k: v for k, v in model.state_dict().items()}
+
+
+def same_bits(one, other):
+    one, other = weights(one), weights(other)
+    return one.keys() == other.keys() and all(torch.equal(one[k], other[k]) for k in one)
+
+
+def losses(history):
+    return [{k: h[k] for k in ("loss", "gene", "kl", "clip", "image") if k in h} for h in history]
+
+
+def test_run_folder_holds_all_that_a_result_needs(trained, sections, tiny):
+    run, model, history = trained
+    files = {str(p.relative_to(run)) for p in run.rglob("*") if p.is_file()}
+    needed = {"config.json", "panel.json", "heads.safetensors", "metrics.jsonl", "provenance.json",
+              "adapter/adapter_config.json", "adapter/adapter_model.safetensors"}  # fmt: skip
+    assert needed <= files and not any(f.endswith((".pt", ".part", ".bin", ".pkl")) for f in files)
+    assert Config.from_json(run / "config.json") == tiny
+    adapter = json.loads((run / "adapter/adapter_config.json").read_text())
+    assert (adapter["peft_type"], adapter["r"], adapter["lora_alpha"]) == ("LORA", 8, 16.0)
+    assert len(load_file(run / "adapter/adapter_model.safetensors")) == 12  # A and B of six
+    record = json.loads((run / "provenance.json").read_text())
+    assert record["sections"] == ["PA1"] and record["seed"] == 0 and record["finished"]
+    for key in ("data_sha256", "config_sha256", "code_sha256", "commit", "versions", "device"):
+        assert record[key], key
+    logged = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    assert logged == history
+
+
+def test_history_names_its_terms_and_phases(trained):
+    _, _, history = trained
+    assert [h["phase"] for h in history] == ["genes", "joint", "joint"]
+    assert {"gene", "kl", "loss"} <= set(history[0]) and "clip" not in history[0]
+    for h in history[1:]:
+        expected = TINY.w_clip * h["clip"] + TINY.w_gene * h["gene"] + TINY.w_image * h["image"]
+        assert h["loss"] == pytest.approx(expected, rel=1e-5)
+    assert history[-1]["loss"] < history[1]["loss"]
+    assert history[-1]["lr_lora"] == pytest.approx(0, abs=1e-12)
+
+
+def test_training_moves_the_embedding_and_leaves_the_base(trained, sections):
+    _, model, _ = trained
+    frozen = build_encoder(TINY.backbone)
+    base = frozen.base.state_dict()
+    for name, tensor in model.encoder.base.state_dict().items():
+        if "lora_" not in name:
+            assert torch.equal(tensor, base[name.replace("base_layer.", "")]), name
+    moved = embed(model.encoder, sections[1].patches) - embed(frozen, sections[1].patches)
+    assert np.abs(moved).max() > 1e-3
+
+
+def test_finished_run_is_loaded_not_repeated(trained, sections, tiny, monkeypatch):
+    run, model, history = trained
+    monkeypatch.setattr(SEAL, "forward", lambda *_: pytest.fail("trained again"))
+    again, told = finetune(sections[:1], tiny, out=run, progress=False)
+    assert told == history and same_bits(again, model)
+
+
+def test_other_settings_data_or_genes_are_refused_and_nothing_is_written(trained, sections, tiny,
+                                                                         tmp_path):  # fmt: skip
+    run = trained[0]
+    before = {p: p.read_bytes() for p in run.rglob("*") if p.is_file()}
+    absent = next(g for g in sections[0].adata.var_names if g not in trained[1].panel.genes)
+    for change in (
+        {"config": replace(tiny, lr_lora=1e-3)},
+        {"sections": sections[1:]},
+        {"shuffle_pairs": True},
+        {"include": [absent]},
+    ):
+        call = {"sections": sections[:1], "config": tiny, "progress": False, **change}
+        with pytest.raises(InputError, match=str(run)):
+            finetune(call.pop("sections"), call.pop("config"), out=run, **call)
+    (tmp_path / "notes.txt").write_text("mine")
+    with pytest.raises(InputError, match="not a run"):
+        finetune(sections[:1], tiny, out=tmp_path, progress=False)
+    assert {p: p.read_bytes() for p in run.rglob("*") if p.is_file()} == before
+    assert [p.name for p in tmp_path.iterdir()] == ["notes.txt"]
+
+
+@pytest.mark.parametrize("batch", [0, 3, 9], ids=["at once", "in the warm-up", "in an epoch"])
+def test_interrupted_run_resumes_to_the_same_bits(trained, sections, tiny, tmp_path, monkeypatch,
+                                                  batch):  # fmt: skip
+    """Broken off in the middle of an epoch; 4 batches an epoch. Also: one seed, one result."""
+    _, model, history = trained
+    epochs, seen = Pairs.epoch, iter(range(10**6))
+
+    def broken(self, number):
+        for pair in epochs(self, number):
+            if next(seen) == batch:
+                raise KeyboardInterrupt
+            yield pair
+
+    out = tmp_path / "run"
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(Pairs, "epoch", broken)
+        finetune(sections[:1], tiny, out=out, progress=False)
+    assert (out / "checkpoint.pt").exists() == (batch > 4)
+    with pytest.raises(InputError, match="that `finetune` finished"):
+        SEAL.from_pretrained(out)  # an unfinished run is none
+    torch.rand(3), np.random.rand(3)  # whatever else the process drew
+    resumed, told = finetune(sections[:1], tiny, out=out, progress=False)
+    assert losses(told) == losses(history) and same_bits(resumed, model)
+    assert not (out / "checkpoint.pt").exists()
+
+
+def test_another_seed_is_another_result(trained, sections, tiny):
+    _, history = finetune(sections[:1], replace(tiny, seed=1, epochs=1), progress=False)
+    assert losses(history)[0] != losses(trained[2])[0]
+
+
+def test_cached_and_plain_loop_give_the_same_losses(trained, sections, tiny):
+    _, plain = finetune(sections[:1], tiny, cached=False, progress=False)
+    for one, other in zip(losses(trained[2]), losses(plain), strict=True):
+        assert one == pytest.approx(other, abs=1e-4)
+
+
+@pytest.fixture(scope="module")
+def panel(sections):
+    return GenePanel.fit([s.adata for s in sections], n_genes=TINY.n_genes)
+
+
+def pairs(sections, panel, config=TINY, **options):
+    encoder = build_encoder(config.backbone, tune_blocks=1)
+    return Pairs(sections, panel, config, encoder, cached=False, progress=False, **options)
+
+
+def test_an_epoch_visits_every_pair_once_with_views_at_random(sections, panel):
+    p = pairs(sections, panel, replace(TINY, batch_size=4))
+    p._hidden = lambda index, views: (index, views)
+    hidden, x = zip(*p.epoch(3), strict=True)
+    index, views = (np.concatenate(part) for part in zip(*hidden, strict=True))
+    n = sum(len(s.rows) for s in sections)
+    assert len(index) == len(set(index)) == n // 4 * 4  # only an incomplete batch is left out
+    assert set(views) == {0, 1, 2}
+    assert torch.equal(torch.cat(x), p.expression[index])
+    other = np.concatenate([h[0] for h, _ in p.epoch(4)])
+    assert (other != index).any() and len(p.keys) == n
+
+
+def test_pairs_belong_together_and_shuffled_ones_do_not(sections, panel):
+    """Row i of the expression is patch i's; shuffling keeps each section's set of profiles."""
+    true, broken = (pairs(sections, panel, shuffle_pairs=s).expression for s in (False, True))
+    start = 0
+    for s in sections:
+        part = slice(start, start := start + len(s.rows))
+        expected = panel.transform(s.adata)[s.rows]
+        np.testing.assert_array_equal(true[part], expected)
+        moved = (broken[part] != true[part]).any(1).float().mean()
+        assert moved > 0.9  # one or two may stay by chance
+        order = [np.lexsort(np.asarray(t).T) for t in (true[part], broken[part])]
+        np.testing.assert_array_equal(true[part][order[0]], broken[part][order[1]])
+    again = pairs(sections, panel, shuffle_pairs=True).expression
+    other = pairs(sections, panel, replace(TINY, seed=5), shuffle_pairs=True).expression
+    assert torch.equal(again, broken) and not torch.equal(other, broken)
+
+
+def test_too_few_pairs_are_refused(sections, tiny):
+    with pytest.raises(InputError, match="batch_size=500"):
+        finetune(sections, replace(tiny, batch_size=500), progress=False)
+
+
+def test_learning_rate_rises_and_falls():
+    rate = [learning_rate(s, steps=100, warmup=0.1) for s in range(100)]
+    np.testing.assert_allclose(rate[:10], np.arange(1, 11) / 10)
+    np.testing.assert_allclose(rate[10:], [0.5 * (1 + math.cos(math.pi * k / 90))
+                                           for k in range(90)])  # fmt: skip
+    assert learning_rate(100, steps=100, warmup=0.1) == pytest.approx(0, abs=1e-12)
+    assert learning_rate(-1, steps=100, warmup=0.1) == 1.0  # the gene encoder's own epochs
+    assert learning_rate(0, steps=100, warmup=0.0) == 1.0
+
+
+def test_two_parameter_groups_with_their_own_rates(sections, tiny, monkeypatch):
+    made, real = [], torch.optim.AdamW
+
+    def record(groups, **options):
+        made.append(([(len(g["params"]), g["lr"]) for g in groups], options))
+        return real(groups, **options)
+
+    monkeypatch.setattr(torch.optim, "AdamW", record)
+    config = replace(tiny, epochs=1, gene_warmup_epochs=0, n_views=1)
+    model, _ = finetune(sections[:1], config, progress=False)
+    ((adapter, heads), options) = made[0]
+    assert adapter == (12, tiny.lr_lora) and options["weight_decay"] == tiny.weight_decay
+    named = [n for n, _ in model.named_parameters() if not n.startswith("encoder.")]
+    assert heads == (len(named), tiny.lr_heads)
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_diverging_loss_is_an_error_not_a_result(sections, tiny, tmp_path):
+    wild = replace(tiny, lr_lora=1e30, lr_heads=1e30, n_views=1)
+    with pytest.raises(InputError, match="lr_lora"):
+        finetune(sections[:1], wild, out=tmp_path / "run", progress=False)
+    assert not (tmp_path / "run/heads.safetensors").exists()
+
+
+def test_code_hash_sees_code_and_not_comments(tmp_path, monkeypatch):
+    monkeypatch.setattr(train, "__file__", str(tmp_path / "train.py"))
+
+    def hash_of(source, cli="x = 1"):
+        (tmp_path / "train.py").write_text(source)
+        (tmp_path / "cli.py").write_text(cli)
+        return code_hash()
+
+    first = hash_of('def f():\n    """Doc."""\n    return 1\n')
+    assert hash_of('def f():\n    """Other."""\n    # why\n    return 1\n', cli="x = 2") == first
+    assert hash_of('def f():\n    """Doc."""\n    return 2\n') != first
+
+
+def test_config_is_parsed_by_type_and_checked(tmp_path):
+    changes = "epochs=3 lr_lora=1e-3 hidden=64,32 learn_temperature=true backbone=test_vit clip=inf"
+    changed = Config().override(changes.split())
+    assert (changed.epochs, changed.lr_lora, changed.hidden) == (3, 1e-3, (64, 32))
+    assert changed.learn_temperature is True and changed.clip == math.inf
+    (tmp_path / "config.json").write_text(changed.to_json())
+    assert Config.from_json(tmp_path / "config.json") == changed
+    for bad in ("epoch=3", "epochs=three", "learn_temperature=maybe", "temperature=0", "epochs=-1",
+                "batch_size=1", "zscore=never", "hvg=best", "precision=fp8"):  # fmt: skip
+        with pytest.raises(InputError, match=bad.split("=")[0]):
+            Config().override([bad])
+    with pytest.raises(InputError, match="quick"):
+        preset("quick")
