@@ -16,6 +16,7 @@ import matplotlib
 
 matplotlib.use("Agg")
 import numpy as np
+from architecture import architecture
 from settings import settings, table
 
 from seal_lite import plots
@@ -67,7 +68,7 @@ def write(results: Path = ROOT / "results", out: Path = ROOT / "book"):
     (out / "results.md").write_text("\n".join(parts))
     (out / "headline.md").write_text(headline(results))
     (out / "settings.md").write_text(settings())
-    plots.architecture().savefig(out / "figures/architecture.png", bbox_inches="tight")
+    architecture().savefig(out / "figures/architecture.png", bbox_inches="tight")
 
 
 def load(path: Path):

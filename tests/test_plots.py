@@ -155,8 +155,3 @@ def test_retrieval_marks_the_hits_where_they_are(section):
     np.testing.assert_allclose(centres, section.adata.obsm["spatial"][hits] * UM_PER_PX)
     z = panel.transform(section.adata)[7, panel.genes.index("B")]
     assert f"1: cosine 0.90, z {z:+.1f}" in texts(figure)
-
-
-def test_the_method_is_drawn_with_every_part():
-    drawn = texts(plots.architecture())
-    assert all(part in drawn for part in ("LoRA", "VAE", "contrast", "decoder", "frozen"))

@@ -104,3 +104,8 @@ def test_a_recheck_speaks_only_for_the_code_that_made_it(page, tmp_path, code, s
 def test_the_settings_table_has_every_setting(page):
     names = re.findall(r"^\|[^|]*\| `(\w+)` \|", page.settings(), flags=re.M)
     assert names == [field.name for field in dataclasses.fields(Config)]
+
+
+def test_the_method_is_drawn_with_every_part(page):
+    drawn = " ".join(text.get_text() for text in page.architecture().axes[0].texts)
+    assert all(part in drawn for part in ("LoRA", "VAE", "contrast", "decoder", "frozen"))
