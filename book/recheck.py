@@ -12,6 +12,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import sys
+import tempfile
 from pathlib import Path
 
 from seal_lite import Config
@@ -32,7 +33,8 @@ def recheck(record: dict, root) -> dict:
     train = [s for s, g in zip(sections, groups, strict=True) if g != fold["test"]]
     test = [s for s, g in zip(sections, groups, strict=True) if g == fold["test"]]
     genes = genes_to_score(root, train)
-    now = score_rows(run_fold(root, train, test, genes, config, None), genes)
+    with tempfile.TemporaryDirectory() as caches:  # both trainings share the prefix cache
+        now = score_rows(run_fold(root, train, test, genes, config, caches), genes)
     gaps = [
         abs(old["per_gene"][g] - new["per_gene"][g])
         for old, new in zip(fold["scores"], now, strict=True)

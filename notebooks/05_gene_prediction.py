@@ -96,16 +96,15 @@ models = {
 # hardly any regularisation, so probe B chooses its $\alpha$ by leaving out training sections. The
 # finetuned models also have a decoder of their own.
 #
-# The target is the Pearson residual, which depth does not explain ([why](01_meet_a_section.ipynb)).
-# Beside the encoders stand:
+# The target is the Pearson residual, from which depth is discounted
+# ([why](01_meet_a_section.ipynb)). Beside the encoders stand:
 #
 # - six **colour** numbers of the patch, the **log depth** of the spot, and the encoder with
 #   **random weights**: cheap explanations;
 # - the mean of the **8 neighbours'** measurements: what space alone tells, if one could measure
 #   there;
-# - the **noise ceiling**, what a perfect prediction of the expectation would reach on such noisy
-#   counts, estimated by splitting them in two; and on the phantom the **oracle**, the true
-#   expectation.
+# - the **noise ceiling**, a bound on what any prediction could reach on such noisy counts,
+#   estimated by splitting them in two; and on the phantom the **oracle**, the true expectation.
 
 # %%
 scores = score_models(ROOT, train, [test], genes, models, config, caches="runs/cache")
@@ -137,8 +136,8 @@ by_class.reindex(order, level="features").round(3)
 # guessed from next door without any image. A model that is given coordinates, or patches that
 # overlap those it was trained on, can therefore seem to see the invisible; ours is given neither.
 # The subtle genes: they are where an encoder made for photographs has something to learn. And the
-# two rows without a probe: the ceiling lies above the oracle, because splitting counts in two
-# reveals the noise of counting but not what made both halves vary together.
+# last two rows: the ceiling lies above the oracle, because splitting counts in two reveals the
+# noise of counting but not what made both halves vary together.
 
 # %% [markdown]
 # ## The differences that count
