@@ -91,10 +91,11 @@ models = {
 #
 # For every set of features the same linear probes are fitted on the training sections and asked to
 # predict the held-out one; the score is Pearson's $r$ between prediction and measurement over the
-# section's spots, gene by gene. Probe A is HEST-bench's {cite:p}`jaume2024hest`: standardise, 256
-# principal components, ridge with $\alpha = 100 / (256\, G)$ for $G$ genes. With few spots that is
-# hardly any regularisation, so probe B chooses its $\alpha$ by leaving out training sections. The
-# finetuned models also have a decoder of their own.
+# section's spots, gene by gene. Probe A is HEST-bench's {cite:p}`jaume2024hest`: standardise, up
+# to 256 principal components ($p$; our embedding has 112 numbers), ridge with
+# $\alpha = 100 / (p\, G)$ for $G$ genes. With few spots that is hardly any regularisation, so
+# probe B chooses its $\alpha$ by leaving out training sections. The finetuned models also have a
+# decoder of their own.
 #
 # The target is the Pearson residual, from which depth is discounted
 # ([why](01_meet_a_section.ipynb)). Beside the encoders stand:
