@@ -189,13 +189,13 @@ def retrieve(
     from .model import SEAL
     from .retrieval import gene_set_profile, retrieval_scores, search
 
-    model = SEAL.from_pretrained(run)
-    profile = gene_set_profile(model.panel, _names(genes))
+    model, asked = SEAL.from_pretrained(run), _names(genes)
+    profile = gene_set_profile(model.panel, asked)
     (loaded,) = _load(data, [section], model.config)
     e = embed(model.encoder, loaded.patches)
     (hits,), (cosines,) = search(model.encode_genes(profile), model.project_images(e), top=top)
     scores = retrieval_scores(model, loaded, e)
-    figure = plots.retrieval(loaded, model.panel, _names(genes), hits, cosines,
+    figure = plots.retrieval(loaded, model.panel, asked, hits, cosines,
                              patch_um=model.config.patch_um)  # fmt: skip
     out.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(out, dpi=150, bbox_inches="tight")
@@ -232,9 +232,5 @@ def main():
     try:
         app()
     except InputError as error:
-        sys.exit(_fail(str(error)))
-
-
-def _fail(message: str) -> int:
-    typer.secho(f"seal-lite: {message}", fg="red", err=True)
-    return 2
+        typer.secho(f"seal-lite: {error}", fg="red", err=True)
+        sys.exit(2)
