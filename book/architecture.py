@@ -4,6 +4,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 from matplotlib.patches import FancyBboxPatch
 
+from seal_lite import Config
 from seal_lite.plots import INK, STYLE
 
 
@@ -12,9 +13,9 @@ def architecture():
     with plt.rc_context(STYLE):
         blue, green, grey = "#d6e6f2", "#d5ece3", "#ececec"
         boxes = {  # name: (x, y of the centre, text, colour)
-            "patch": (0, 2, "H&E patch\n112 µm, 224 px", grey),
+            "patch": (0, 2, f"H&E patch\n{Config.patch_um:g} µm, {Config.patch_px} px", grey),
             "prefix": (2.2, 2, "frozen blocks\ncomputed once", grey),
-            "tail": (4.4, 2, "last block\n+ LoRA", blue),
+            "tail": (4.4, 2, "last blocks\n+ LoRA", blue),
             "tap": (6.6, 2, "pooled tap\nembedding e", blue),
             "image": (8.8, 2, "decoder\nimage to gene", blue),
             "counts": (0, 0, "spot's counts\nsmoothed, log, z", grey),

@@ -25,8 +25,8 @@ from seal_lite.train import code_hash
 
 ROOT = Path(__file__).parents[1]
 
-FEATURES = ("tuned", "shuffled", "frozen", "random_init", "colour", "log_depth", "neighbours",
-            "ceiling", "oracle")  # fmt: skip
+FEATURES = ("tuned", "shuffled", "frozen", "frozen_best", "random_init", "colour",
+            "log_depth", "neighbours", "ceiling", "oracle")  # fmt: skip
 PROBES = ("hest", "tuned_ridge", "decoder", "none")
 TARGETS = ("pearson_residuals", "log1p_cp10k|depth", "log1p_cp10k", "log1p_raw")
 NBSP = "\N{NO-BREAK SPACE}"
@@ -88,7 +88,7 @@ def details(title: str, body: str) -> str:
 
 
 SHORT = {"tuned": "**finetuned**", "shuffled": "shuffled pairs", "hest": "A", "tuned_ridge": "B",
-         "frozen": "frozen", "none": "–"}  # fmt: skip
+         "frozen": "frozen", "frozen_best": "frozen, best stage", "none": "–"}  # fmt: skip
 
 
 def label(key: str) -> str:

@@ -99,7 +99,7 @@ adata
 
 # %%
 um_per_px = adata.uns["um_per_px"]
-print(f"{um_per_px:.4f} µm per pixel; 112 µm are {112 / um_per_px:.0f} pixels")
+print(f"{um_per_px:.4f} µm per pixel; 224 µm are {224 / um_per_px:.0f} pixels")
 
 # %% [markdown]
 # ## How deep was it sequenced?

@@ -62,17 +62,19 @@ adata = section.adata
 # %% [markdown]
 # ## A patch is a length, not a number of pixels
 #
-# We cut $112 \times 112$ µm around each spot's centre, a little more than the spot itself, and
-# resample it to $224 \times 224$ pixels: 0.5 µm per pixel, what most pathology encoders were
-# trained on. How many pixels that is in the original image follows from the section's own scale.
-# Here are patches in which one gene stands out most.
+# We cut $224 \times 224$ µm around each spot's centre: the spot, which is 100 µm wide, and what
+# lies around it, as a spot's neighbourhood tells much about its expression. Resampled to
+# $160 \times 160$ pixels this is 1.4 µm per pixel, which suits the small default network. Most
+# pathology encoders were trained at 0.5 µm per pixel; for those, say `patch_um=112, patch_px=224`.
+# How many pixels a patch has in the original image follows from the section's own scale. Here are
+# patches in which one gene stands out most.
 
 # %%
 shown = ["ERBB2", "COL1A1", "CD3E", "MS4A1", "PECAM1", "ADIPOQ"]
 shown = [g for g in shown if g in adata.var_names]
 residuals = section_targets(adata, shown)["pearson_residuals"][section.rows]
 best = residuals.argmax(0)
-plots.patches(section.patches[best], [f"most {g}" for g in shown], patch_um=112)
+plots.patches(section.patches[best], [f"most {g}" for g in shown], patch_um=Config.patch_um)
 
 # %% [markdown]
 # ## What cannot be cut
@@ -82,16 +84,16 @@ plots.patches(section.patches[best], [f"most {g}" for g in shown], patch_um=112)
 
 # %%
 try:
-    extract_patches(adata, patch_um=20, patch_px=224)
+    extract_patches(adata, patch_um=20, patch_px=160)
 except InputError as error:
     print(error)
 
 # %% [markdown]
-# A region that leaves the image is dropped, and the drop is reported. With 112 µm that is rare;
+# A region that leaves the image is dropped, and the drop is reported. With 224 µm that is rare;
 # with 900 µm it is not:
 
 # %%
-wide = Section(adata, *extract_patches(adata, patch_um=900, patch_px=224))
+wide = Section(adata, *extract_patches(adata, patch_um=900, patch_px=160))
 plots.overview(wide)
 
 # %% [markdown]
@@ -109,22 +111,23 @@ print(
 # ## Smoothing over neighbours
 #
 # A spot's count of a gene is often 0, 1 or 2: mostly luck. Its neighbours are noisy in their own
-# right, but *independently* so, and tissue changes slowly. So the expression of spot $i$ becomes
-# half its own, half the mean of its (up to eight) neighbours $N(i)$ on the array,
+# right, but *independently* so, and tissue changes slowly. So the expression of spot $i$ takes a
+# share $s$ from the mean of its (up to eight) neighbours $N(i)$ on the array,
 #
 # $$
-# \tilde{x}_i = \tfrac12\, x_i + \tfrac12 \cdot \frac{1}{|N(i)|} \sum_{j \in N(i)} x_j ,
+# \tilde{x}_i = (1 - s)\, x_i + \frac{s}{|N(i)|} \sum_{j \in N(i)} x_j ,
 # \qquad
 # y_i = \log\!\left(1 + 10^4\, \frac{\tilde{x}_i}{\sum_g \tilde{x}_{ig}}\right),
 # $$
 #
-# as in SEAL {cite:p}`hemker2026seal`. This is for *training* only. What we later predict and score
-# is never smoothed.
+# as in SEAL {cite:p}`hemker2026seal`, which takes $s = \tfrac12$. Half is drawn below, because it
+# can be seen; the default is $s = 0.2$, which did better in training. Scored expression is never
+# smoothed.
 
 # %%
 trio = [g for g in ("ERBB2", "CD3E", "ADIPOQ") if g in adata.var_names]
 before, _ = columns(log_normalise(adata.layers["counts"]), adata.var_names, trio)
-after, _ = columns(log_normalise(smooth(adata)), adata.var_names, trio)
+after, _ = columns(log_normalise(smooth(adata, share=0.5)), adata.var_names, trio)
 plots.gene_maps(
     section,
     np.c_[before, after][section.rows],
@@ -140,7 +143,7 @@ spot = 40
 counts, weights = adata.layers["counts"].toarray(), neighbour_mean(adata)
 neighbours = weights[spot].indices
 by_hand = 0.5 * counts[spot] + 0.5 * counts[neighbours].mean(0)
-difference = np.abs(by_hand - smooth(adata)[spot].toarray()).max()
+difference = np.abs(by_hand - smooth(adata, share=0.5)[spot].toarray()).max()
 print(f"{len(neighbours)} neighbours, largest difference {difference:.1e}")
 
 # %% [markdown]
@@ -173,7 +176,8 @@ for i in two:
         f"view {v}: H {np.exp(h):.2f}, E {np.exp(e):.2f}"
         for v, (h, e, _) in zip(numbers, stains, strict=True)
     ]
-plots.patches([x.permute(1, 2, 0).numpy() for x in images], titles, patch_um=112, columns=4)
+drawn = [x.permute(1, 2, 0).numpy() for x in images]
+plots.patches(drawn, titles, patch_um=config.patch_um, columns=4)
 
 # %% [markdown]
 # The numbers are the factors on haematoxylin and eosin. A view is a fixed function of the patch's
@@ -188,11 +192,11 @@ plots.patches([x.permute(1, 2, 0).numpy() for x in images], titles, patch_um=112
 # seed and the epoch alone.
 
 # %%
-panel = GenePanel.fit([adata], n_genes=config.n_genes)
+panel = GenePanel.from_config([section], config)
 encoder = build_encoder(config.backbone, tune_blocks=config.tune_blocks)
 pairs = Pairs([section], panel, config, encoder, cached=False)
 hidden, expression = next(pairs.epoch(0))
-print("activations before the tuned block:", tuple(hidden.shape))
+print("activations before the tuned blocks:", tuple(hidden.shape))
 print("z-scored expression:               ", tuple(expression.shape))
 
 # %% [markdown]
@@ -210,7 +214,7 @@ print(
     json.dumps(
         {
             "pairs": len(section.rows),
-            "patch_px_in_image": 112 / adata.uns["um_per_px"],
+            "patch_px_in_image": Config.patch_um / adata.uns["um_per_px"],
             "dropped_at_900_um": adata.n_obs - len(wide.rows),
             "smoothing_difference": float(difference),
             "view_0_difference": float(

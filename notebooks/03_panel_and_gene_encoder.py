@@ -74,7 +74,7 @@ print("training sections:", ", ".join(s.name for s in train), "| held out:", tes
 # %%
 config = Config()
 scored = genes_to_score(ROOT, train)
-panel = GenePanel.fit([s.adata for s in train], n_genes=config.n_genes, include=scored)
+panel = GenePanel.from_config(train, config, include=scored)
 print(f"{len(panel.genes)} genes")
 pd.DataFrame({"mean": panel.mean, "sd": panel.std}, index=panel.genes).head(8).round(2)
 

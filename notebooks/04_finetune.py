@@ -17,7 +17,7 @@
 # Fifteen minutes to read, one or two to run.
 #
 # The idea of SEAL {cite:p}`hemker2026seal`: leave the vision encoder as it is, add a few trainable
-# numbers to its last block, and train them so that a patch and the genes measured under it end up
+# numbers to its last blocks, and train them so that a patch and the genes measured under it end up
 # close together, while both can still be turned back into expression. The [method
 # page](../method.md) has the whole picture; here it runs.
 
@@ -89,7 +89,8 @@ print("tuned tail:   ", ", ".join(encoder.tail_stages))
 # B \in \mathbb{R}^{d_\text{out} \times r}, \; B = 0 \text{ at the start}.
 # $$
 #
-# These are the layers it was put into, the $1 \times 1$ convolutions of the last block:
+# These are the layers it was put into, the $1 \times 1$ convolutions of the last three blocks
+# before the tap:
 
 # %%
 trainable = sum(p.numel() for p in encoder.parameters() if p.requires_grad)
@@ -132,7 +133,7 @@ print(f"largest difference of the embeddings before training: {no_op}")
 # %% [markdown]
 # ## Compute what cannot change only once
 #
-# Only the last block adapts. Everything before it is a fixed function of the pixels of a view, so
+# Only the last blocks adapt. Everything before them is a fixed function of the pixels of a view, so
 # we compute it once per view and keep it. That must not change the training, only its speed. Both
 # loops, step by step in turn, on the same views:
 
@@ -211,7 +212,7 @@ for name, net in (("frozen", frozen), ("tuned", model.encoder)):
     near = np.argsort(-(e @ e[query]))[:6]
     rows += list(near)
     titles += [f"{name}: query" if i == query else f"cosine {e[i] @ e[query]:.2f}" for i in near]
-plots.patches(test.patches[rows], titles, patch_um=112)
+plots.patches(test.patches[rows], titles, patch_um=config.patch_um)
 
 # %% [markdown]
 # Pictures like these are easy to like and prove nothing; treat them as a check that nothing is

@@ -19,7 +19,7 @@ def throughput(sections, config: Config, *, steps: int = 6) -> dict:
     Returns pairs_per_s of each, their ratio, the largest difference of the two losses (same
     weights, same views), and the seconds that filling the cache took.
     """
-    panel = GenePanel.fit([s.adata for s in sections], n_genes=config.n_genes)
+    panel = GenePanel.from_config(sections, config)
     model = SEAL.build(panel, config)
     started = time.perf_counter()
     loops = {"cached": Pairs(sections, panel, config, model.encoder, cached=True)}

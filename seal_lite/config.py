@@ -15,24 +15,24 @@ class Config:
     """Settings of one finetuning run. Physical quantities carry their unit in the name."""
 
     # pairs: a region of H&E around a spot
-    patch_um: float = 112.0  # edge of the region; 224 px at 0.5 um/px
-    patch_px: int = 224  # what the encoder sees
+    patch_um: float = 224.0  # edge of the region: the spot and what lies around it
+    patch_px: int = 160  # what the encoder sees
     n_views: int = 8  # one clean + (n_views - 1) augmented views of each patch
     stain_jitter: float = 0.15  # sd of the log-scale of each stain's optical density
 
     # genes
-    n_genes: int = 512  # highly variable genes of the training sections
+    n_genes: int = 128  # highly variable genes of the training sections
     hvg: str = "pearson_residuals"  # or "seurat", as released
-    smooth: float = 0.5  # share of the array neighbours' mean in a spot's expression
+    smooth: float = 0.2  # share of the array neighbours' mean in a spot's expression
     zscore: str = "section"  # mean and sd from each "section" itself, or from "train"ing
     clip: float = 5.0  # |z| beyond this is clipped
 
     # vision encoder
     backbone: str = "tf_efficientnet_lite0"  # a row of encoders.BACKBONES, or any timm name
-    tune_blocks: int = 1  # LoRA on the last k blocks at or below the tap
-    lora_rank: int = 8
-    lora_alpha: float = 16.0
-    lora_dropout: float = 0.15
+    tune_blocks: int = 3  # LoRA on the last k blocks at or below the tap
+    lora_rank: int = 32  # 0: no LoRA, all weights of the tuned blocks
+    lora_alpha: float = 64.0
+    lora_dropout: float = 0.0
 
     # gene encoder and heads
     hidden: tuple[int, ...] = (1024, 512)
@@ -59,6 +59,7 @@ class Config:
     lr_heads: float = 1e-3
     weight_decay: float = 0.01
     warmup: float = 0.1  # share of the steps with rising learning rate
+    grad_clip: float = 1.0  # the gradient's norm is cut to this; one bad batch cannot break a run
     precision: str = "no"  # accelerate's mixed precision: no, bf16, fp16
     seed: int = 0
 
@@ -133,10 +134,11 @@ def preset(name: str) -> Config:
     mean over genes that is 0.5 * mse + 10 * mean_g (1 - c_gg)^2.
     """
     paper = Config(
-        n_genes=2000, hvg="seurat", zscore="train", clip=float("inf"), lora_alpha=8.0, n_flows=3,
+        patch_um=112.0, patch_px=224, n_genes=2000, hvg="seurat", smooth=0.5, zscore="train",
+        clip=float("inf"), tune_blocks=1, lora_rank=8, lora_alpha=8.0, lora_dropout=0.15, n_flows=3,
         project=0, head_dropout=0.0, temperature=0.05, w_clip=1.0, w_mse=0.5, w_corr=10.0,
         epochs=10, gene_warmup_epochs=0, batch_size=384, lr_lora=1e-4, lr_heads=1e-4,
-        weight_decay=0.2, warmup=0.0, seed=42,
+        weight_decay=0.2, warmup=0.0, grad_clip=float("inf"), seed=42,
     )  # fmt: skip
     presets = {"default": Config(), "paper": paper}
     if name not in presets:

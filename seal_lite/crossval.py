@@ -22,7 +22,7 @@ from .evaluate import gene_classes, genes_to_score, score_models
 from .train import finetune, provenance, write_atomic
 
 log = logging.getLogger(__name__)
-DELTAS = (("tuned", "frozen"), ("tuned", "shuffled"))
+DELTAS = (("tuned", "frozen"), ("tuned", "frozen_best"), ("tuned", "shuffled"))
 
 
 def groups_of(sections, by: str) -> list[str]:
@@ -119,7 +119,7 @@ def tidy(result: dict) -> pd.DataFrame:
 
 
 def deltas(folds: list[dict], classes=None) -> list[dict]:
-    """Paired differences tuned - frozen and tuned - shuffled with their 95% CI, for every probe.
+    """The paired differences of `DELTAS` with their 95% CI, for every probe.
 
     With gene classes (the phantom) each class is also given by itself, under "class".
     """

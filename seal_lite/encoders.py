@@ -13,6 +13,7 @@ import re
 from dataclasses import dataclass, replace
 from operator import attrgetter
 from pathlib import Path
+from types import MethodType
 
 import numpy as np
 import timm
@@ -190,7 +191,10 @@ class VisionEncoder(nn.Module):
         split = names.index(tuned[0]) if tuned else len(names)
         self.row, self.prefix_stages, self.tail_stages = row, names[:split], names[split:]
         self.net, self.adapted = net, []
-        if tuned:
+        if tuned and not rank:  # no LoRA: every weight of the tuned blocks
+            for stage in tuned:
+                net.get_submodule(stage).requires_grad_(True)
+        elif tuned:
             pattern = row.lora.format(k="|".join(s.removeprefix("blocks.") for s in tuned))
             self.adapted = [m for m, _ in net.named_modules() if re.fullmatch(pattern, m)]
             config = LoraConfig(r=rank, lora_alpha=alpha, lora_dropout=dropout,
@@ -199,11 +203,15 @@ class VisionEncoder(nn.Module):
             hit = sum(isinstance(m, LoraLayer) for m in self.net.modules())
             if not hit or hit != len(self.adapted):
                 raise RuntimeError(f"LoRA hit {hit} modules, expected {len(self.adapted)}")
-            # On feature maps drop whole channels: single positions would average out in the pooled
-            # tap, and drawing their masks cost more than the rest of the step.
             for module in self.net.modules():
-                if isinstance(module, lora_layer.Conv2d):
+                if not isinstance(module, lora_layer.Conv2d):
+                    continue
+                if dropout:
+                    # Drop whole channels: single positions would average out in the pooled tap, and
+                    # drawing their masks cost more than the rest of the step.
                     module.lora_dropout["default"] = nn.Dropout2d(dropout)
+                else:  # one pass over the feature map instead of three: a third off the step
+                    module.forward = MethodType(_merged_forward, module)
         self.register_buffer("mean", torch.tensor(row.mean).view(3, 1, 1), persistent=False)
         self.register_buffer("std", torch.tensor(row.std).view(3, 1, 1), persistent=False)
 
@@ -233,6 +241,19 @@ class VisionEncoder(nn.Module):
         x = _channels_last(x)
         for stage in self.tail_stages:
             x = attrgetter(stage)(self.base)(x)
+        return self.pool(x)
+
+    def taps(self, x: torch.Tensor) -> dict[str, torch.Tensor]:
+        """The pooled embedding behind the prefix and behind every block of the tail, by stage."""
+        x = _channels_last(x)
+        found = {self.prefix_stages[-1]: self.pool(x)}
+        for stage in self.tail_stages:
+            x = attrgetter(stage)(self.base)(x)
+            found[stage] = self.pool(x)
+        return found
+
+    def pool(self, x: torch.Tensor) -> torch.Tensor:
+        """A stage's output -> (b, its width): the mean over positions, or the class token."""
         if x.ndim == 4:  # (b, dim, h, w) of a convolutional stage
             return x.mean((2, 3))
         if self.row.pool == "class":  # (b, tokens, dim)
@@ -241,6 +262,14 @@ class VisionEncoder(nn.Module):
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
         return self.tail(self.prefix(images))
+
+
+def _merged_forward(layer, x: torch.Tensor) -> torch.Tensor:
+    """A LoRA convolution as one convolution with W + (alpha / r) B A; the same up to rounding."""
+    base = layer.base_layer
+    weight = base.weight + layer.get_delta_weight("default")
+    return nn.functional.conv2d(x, weight, base.bias, base.stride, base.padding, base.dilation,
+                                base.groups)  # fmt: skip
 
 
 def _channels_last(x: torch.Tensor) -> torch.Tensor:

@@ -13,7 +13,8 @@ from .cache import prefix_cache
 from .config import Config
 from .encoders import build_encoder, embed
 from .genes import columns
-from .probe import PROBES
+from .probe import PROBES, inner_scores
+from .views import make_views
 
 
 def colour_statistics(patches: np.ndarray) -> np.ndarray:
@@ -104,15 +105,17 @@ def score_models(root, train, test, genes, models: dict, config: Config, *, cach
     """All features, probes and targets: {(features, probe, target): per-gene r (g,)}.
 
     `models` are finetuned `SEAL`s by name ("tuned", "shuffled"). Beside them stand the frozen
-    encoder at the same tap, a random-init one, colour statistics, log depth, the neighbours' mean,
-    the noise ceiling, and on the phantom the oracle.
+    encoder at the same tap and at its best one (`best_stage`), a random-init one, colour
+    statistics, log depth, the neighbours' mean, the noise ceiling, and on the phantom the oracle.
     """
     both, n = [*train, *test], len(train)
     features = {name: embed_clean(m.encoder, both, config, caches) for name, m in models.items()}
     frozen = build_encoder(  # LoRA starts as a no-op; the seed matters to random weights only
         config.backbone, tune_blocks=config.tune_blocks, seed=config.seed
     )
-    features["frozen"] = embed_clean(frozen, both, config, caches)
+    stages = embed_taps(frozen, both, config, caches)
+    features["frozen"] = stages[frozen.row.tap]
+    features["frozen_best"] = stages[best_stage(stages, train, genes)]
     random = build_encoder(config.backbone, weights="random", seed=config.seed)
     features["random_init"] = [embed(random, s.patches) for s in both]
     features["colour"] = [colour_statistics(s.patches) for s in both]
@@ -129,19 +132,55 @@ def score_models(root, train, test, genes, models: dict, config: Config, *, cach
     return scores | {(name, "none", t): r for (name, t), r in found.items()}
 
 
-def embed_clean(encoder, sections, config, caches=None) -> list[np.ndarray]:
-    """Embeddings (n, dim) per section, through the prefix cache where there is a folder for it."""
+def best_stage(stages: dict, train, genes) -> str:
+    """The stage whose frozen embedding predicts Pearson residuals best inside `train`.
+
+    `stages`: {stage: list of (n_i, d), training sections first}. Shallow stages often tell more
+    about tissue than the one where finetuning pays, so a gain must also be one over these.
+    """
+    y = [tg.section_targets(s.adata, genes)["pearson_residuals"][s.rows] for s in train]
+    groups = np.concatenate([[s.name] * len(s.rows) for s in train])
+
+    def inner(stage):
+        x = np.concatenate(stages[stage][: len(train)]).astype(float)
+        return inner_scores(x, np.concatenate(y), groups).max()
+
+    return max(stages, key=inner)
+
+
+def clean_prefix(encoder, section, config, caches=None):
+    """Yield the prefix activations of the patches as they are, batch by batch; from the prefix
+    cache where there is a folder for it."""
+    device = next(encoder.parameters()).device
+    encoder.eval()
     if caches is None:
-        return [embed(encoder, s.patches) for s in sections]
-    out = []
+        for i in range(0, len(section.patches), 16):
+            part = section.patches[i : i + 16]
+            views = make_views(part, [""] * len(part), np.zeros(len(part), int), jitter=0.0)
+            yield encoder.prefix(views.to(device))
+        return
+    stored = prefix_cache(encoder, section, n_views=config.n_views, jitter=config.stain_jitter,
+                          folder=caches)[0]  # fmt: skip
+    for i in range(0, len(stored), 64):
+        yield torch.from_numpy(stored[i : i + 64].copy()).to(device)
+
+
+@torch.inference_mode()
+def embed_clean(encoder, sections, config, caches=None) -> list[np.ndarray]:
+    """Embeddings (n, dim) per section."""
+    return [
+        torch.cat([encoder.tail(h) for h in clean_prefix(encoder, s, config, caches)])
+        .float().cpu().numpy() for s in sections
+    ]  # fmt: skip
+
+
+@torch.inference_mode()
+def embed_taps(encoder, sections, config, caches=None) -> dict[str, list[np.ndarray]]:
+    """Embeddings (n, width) per section at every stage from the end of the prefix to the tap."""
+    found: dict[str, list] = {}
     for s in sections:
-        clean = prefix_cache(encoder, s, n_views=config.n_views, jitter=config.stain_jitter,
-                             folder=caches)[0]  # fmt: skip
-        device = next(encoder.parameters()).device
-        with torch.inference_mode():
-            parts = [
-                encoder.tail(torch.from_numpy(clean[i : i + 64].copy()).to(device))
-                for i in range(0, len(clean), 64)
-            ]
-        out.append(torch.cat(parts).float().cpu().numpy())
-    return out
+        parts = [encoder.taps(h) for h in clean_prefix(encoder, s, config, caches)]
+        for stage in parts[0]:
+            joined = torch.cat([p[stage] for p in parts]).float().cpu().numpy()
+            found.setdefault(stage, []).append(joined)
+    return found

@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import scipy.sparse as sp
 
+from .config import Config
 from .errors import InputError
 
 log = logging.getLogger(__name__)
@@ -42,7 +43,7 @@ def neighbour_mean(adata) -> sp.csr_matrix:
     return sp.csr_matrix((1.0 / degree[rows], (rows, cols)), shape=(len(place),) * 2)
 
 
-def smooth(adata, *, share: float = 0.5) -> sp.csr_matrix:
+def smooth(adata, *, share: float = Config.smooth) -> sp.csr_matrix:
     """x' = (1 - share) x + share mean(neighbours), on counts; a lonely spot keeps its own counts.
 
     Released SEAL: share 0.5, before normalisation.
@@ -116,14 +117,14 @@ class GenePanel:
     genes: tuple[str, ...]
     mean: np.ndarray
     std: np.ndarray
-    share: float = 0.5
-    zscore: str = "section"
-    clip: float = 5.0
+    share: float
+    zscore: str
+    clip: float
     max_missing: float = 0.2
 
     @classmethod
-    def fit(cls, sections, *, n_genes=512, include=(), flavor="pearson_residuals", share=0.5,
-            zscore="section", clip=5.0):  # fmt: skip
+    def fit(cls, sections, *, n_genes=Config.n_genes, include=(), flavor=Config.hvg,
+            share=Config.smooth, zscore=Config.zscore, clip=Config.clip):  # fmt: skip
         """Choose genes and fit their scale on training sections (AnnData) only.
 
         `include` names genes that must be in the panel beside the `n_genes` most variable ones.
@@ -139,6 +140,14 @@ class GenePanel:
         values = np.concatenate([np.where(p, v, np.nan) for v, p in parts])  # absent is not zero
         mean, std = np.nanmean(values, 0), np.nanstd(values, 0)
         return cls(genes, mean, np.where(std > 1e-6, std, 1.0), share, zscore, clip)
+
+    @classmethod
+    def from_config(cls, sections, config: Config, *, include=()):
+        """`fit` with a config's settings on training `sections.Section`s."""
+        return cls.fit(
+            [s.adata for s in sections], n_genes=config.n_genes, include=include, flavor=config.hvg,
+            share=config.smooth, zscore=config.zscore, clip=config.clip,
+        )  # fmt: skip
 
     def expression(self, adata) -> tuple[np.ndarray, np.ndarray]:
         """Smoothed log-normalised expression (n, genes) float32, and which genes were present."""

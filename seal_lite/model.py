@@ -160,8 +160,10 @@ class SEAL(nn.Module):
         return {"gene": gene, "kl": kl, "loss": c.w_gene * gene + c.w_kl * kl}
 
     def heads(self) -> dict[str, torch.Tensor]:
-        """Everything but the vision encoder, by name."""
-        return {k: v for k, v in self.state_dict().items() if not k.startswith("encoder.")}
+        """Everything but the vision encoder, by name; and of it what is trained without LoRA."""
+        whole = {n for n, p in self.named_parameters() if p.requires_grad and "lora_" not in n}
+        return {k: v for k, v in self.state_dict().items()
+                if not k.startswith("encoder.") or k in whole}  # fmt: skip
 
     def trainable(self) -> dict[str, torch.Tensor]:
         """What training changes: the adapter (peft's names) and the heads."""

@@ -29,6 +29,7 @@ STYLE = {
 }  # fmt: skip
 LABELS = {
     "tuned": "finetuned", "shuffled": "finetuned on\nshuffled pairs", "frozen": "frozen ImageNet",
+    "frozen_best": "frozen, best stage",
     "random_init": "random weights", "colour": "colour (6 numbers)", "log_depth": "log depth",
     "neighbours": "8 neighbours' mean", "ceiling": "noise ceiling", "oracle": "oracle",
     "hest": "probe A (HEST-bench)", "tuned_ridge": "probe B (tuned ridge)", "decoder": "decoder",
@@ -274,8 +275,9 @@ def deltas(result):
     places.sort(key=lambda p: p[1] is not None)
     pairs = list(dict.fromkeys((d["of"], d["minus"]) for d in found))
     probes = list(dict.fromkeys(d["probe"] for d in found))
+    size = (2.5 + 2.7 * len(pairs), 1.1 + 0.55 * len(places))
     figure, axes = plt.subplots(1, len(pairs), sharey=True, sharex=True, squeeze=False,
-                                figsize=(8.5, 1.1 + 0.55 * len(places)))  # fmt: skip
+                                figsize=size)  # fmt: skip
     for ax, pair in zip(axes.flat, pairs, strict=True):
         for d in (d for d in found if (d["of"], d["minus"]) == pair):
             if (place := (d["target"], d.get("class"))) in places:
@@ -293,7 +295,7 @@ def deltas(result):
 
 
 @_styled
-def retrieval(section, panel, genes, hits, cosines, *, patch_um=112.0):
+def retrieval(section, panel, genes, hits, cosines, *, patch_um):
     """Where the regions that a gene set found lie, what was measured there, and how they look.
 
     hits (k,) indices of patches, best first; cosines (k,). z is the mean measured z-score of the

@@ -21,6 +21,7 @@ import numpy as np
 import pandas as pd
 from PIL import Image
 
+from .config import Config
 from .errors import InputError
 
 log = logging.getLogger(__name__)
@@ -215,8 +216,8 @@ def um_per_px(adata, *, pitch_um: float = PITCH_UM, source: str = "coordinates")
     return float(pitch_um / pitch_px)
 
 
-def extract_patches(adata, *, patch_um: float = 112.0, patch_px: int = 224):
-    """Cut a square region around every spot and resample it to `patch_px`.
+def extract_patches(adata, *, patch_um=Config.patch_um, patch_px=Config.patch_px):
+    """Cut a square region of `patch_um` um around every spot and resample it to `patch_px`.
 
     Returns rows (n,) into `adata` and patches (n, patch_px, patch_px, 3) uint8. A region that
     leaves the image is dropped and reported. Raises `InputError` where the image is absent or the
@@ -269,8 +270,8 @@ def thumbnail(adata, *, um_per_px: float = 8.0) -> tuple[np.ndarray, float]:
     return np.asarray(small), full / small.width
 
 
-def load_sections(root, names=None, *, patch_um=112.0, patch_px=224) -> list[Section]:
-    """Read sections with their patches; `names=None` takes all that have an image."""
+def load_sections(root, names=None, *, patch_um=Config.patch_um, patch_px=Config.patch_px):
+    """A list of `Section`s with their patches; `names=None` takes all that have an image."""
     known = list_sections(root)
     names = list(known if names is None else names)
     for n in names:

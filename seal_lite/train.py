@@ -102,10 +102,7 @@ def finetune(sections, config: Config, *, panel: GenePanel | None = None, out=No
     """
     out = None if out is None else Path(out)
     if panel is None:
-        panel = GenePanel.fit(
-            [s.adata for s in sections], n_genes=config.n_genes, flavor=config.hvg, include=include,
-            share=config.smooth, zscore=config.zscore, clip=config.clip,
-        )  # fmt: skip
+        panel = GenePanel.from_config(sections, config, include=include)
     genes = hashlib.sha256(" ".join(panel.genes).encode()).hexdigest()
     record = provenance(sections, config, shuffle_pairs=shuffle_pairs, genes_sha256=genes)
     if out is not None and (finished := _open_run(out, record)):
@@ -149,6 +146,7 @@ def finetune(sections, config: Config, *, panel: GenePanel | None = None, out=No
                 raise InputError(
                     f"epoch {epoch}: the loss is {terms['loss'].item()}; lower lr_lora or lr_heads"
                 )
+            accelerator.clip_grad_norm_(model.parameters(), config.grad_clip)
             optimizer.step()
             scheduler.step()
             seen += len(x)

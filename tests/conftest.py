@@ -17,7 +17,7 @@ from seal_lite.train import finetune
 REPOSITORY = Path(__file__).parents[1]
 # Small enough for seconds; everything else as in the default.
 TINY = Config(patch_px=64, n_views=3, n_genes=40, hidden=(32, 16), project=16, batch_size=16,
-              epochs=2, gene_warmup_epochs=1)  # fmt: skip
+              tune_blocks=1, epochs=2, gene_warmup_epochs=1)  # fmt: skip
 
 
 @pytest.fixture(scope="session")

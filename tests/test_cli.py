@@ -59,7 +59,7 @@ def test_probe(cli, phantom_root, run, tmp_path):
     assert code == 0 and "tuned" in told and "frozen" in told
     (fold,) = result["folds"]
     assert fold["test"] == "PB1" and {"data", "backbone", "provenance", "delta"} <= set(result)
-    assert {(d["of"], d["minus"]) for d in result["delta"]} == {("tuned", "frozen")}
+    assert {d["minus"] for d in result["delta"]} == {"frozen", "frozen_best"}
 
 
 def test_crossval(cli, phantom_root, tmp_path):

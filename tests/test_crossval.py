@@ -15,7 +15,7 @@ from seal_lite.evaluate import colour_statistics, gene_classes, probe_scores, re
 from seal_lite.sections import load_sections
 
 CONFIG = replace(TINY, epochs=1, n_views=2)
-FEATURES = {"tuned", "shuffled", "frozen", "random_init", "colour", "log_depth"}
+FEATURES = {"tuned", "shuffled", "frozen", "frozen_best", "random_init", "colour", "log_depth"}
 TARGETS = {*tg.TARGETS, tg.PARTIAL}
 
 
@@ -66,6 +66,7 @@ def test_deltas_are_paired_differences_overall_and_by_class(finished):
         seen.add((d["of"], d["minus"], *place, d.get("class")))
     kinds = [None, "visible", "subtle", "invisible"]
     expected = {("tuned", m, p, t, k) for m, p in (("frozen", "hest"), ("frozen", "tuned_ridge"),
+                ("frozen_best", "hest"), ("frozen_best", "tuned_ridge"),
                 ("shuffled", "hest"), ("shuffled", "tuned_ridge"), ("shuffled", "decoder"))
                 for t in TARGETS for k in kinds}  # fmt: skip
     assert seen == expected and len(result["delta"]) == len(seen)

@@ -95,6 +95,54 @@ def test_embedding_is_deterministic_and_independent_of_its_batch(name):
     np.testing.assert_allclose(moved, first[order], rtol=1e-4, atol=1e-5)
 
 
+def stir(encoder, seed=0):
+    """Give LoRA's B matrices, zero at the start, some values."""
+    torch.manual_seed(seed)
+    with torch.no_grad():
+        for name, parameter in encoder.named_parameters():
+            if "lora_B" in name:
+                parameter.normal_(std=0.02)
+
+
+def test_convolution_with_merged_lora_is_pefts_own_in_value_and_gradient():
+    """Without dropout W x + s B A x is computed as (W + s B A) x."""
+    name, x = "tf_efficientnet_lite0", images(64)
+    merged = build_encoder(name, tune_blocks=2, dropout=0.0)
+    peft = build_encoder(name, tune_blocks=2, dropout=0.5).eval()  # its dropout is off in eval
+    found = []
+    for encoder in (merged, peft):
+        stir(encoder)
+        out = encoder(x)
+        out.square().mean().backward()
+        found.append([out] + [p.grad for p in encoder.parameters() if p.requires_grad])
+    assert found[0][0].std() > 0 and len(found[0]) > 10
+    for one, other in zip(*found, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-3, atol=1e-5)
+
+
+@both
+@torch.inference_mode()
+def test_taps_are_the_embeddings_of_networks_cut_at_those_stages(name):
+    px, _, dim = KINDS[name]
+    encoder = build_encoder(name, tune_blocks=2)
+    x = images(px)
+    found = encoder.taps(encoder.prefix(x))
+    assert list(found) == [encoder.prefix_stages[-1], *encoder.tail_stages]
+    torch.testing.assert_close(found[encoder.row.tap], encoder(x))
+    row = replace(encoder.row, tap=encoder.prefix_stages[-1], fingerprint=None)
+    early = VisionEncoder(encoders.load_backbone(row), row)
+    torch.testing.assert_close(found[row.tap], early(x))
+
+
+def test_rank_0_trains_every_weight_of_the_last_blocks_and_nothing_else():
+    encoder = build_encoder("tf_efficientnet_lite0", tune_blocks=2, rank=0)
+    trained = {n for n, p in encoder.named_parameters() if p.requires_grad}
+    last = ("net.blocks.3.", "net.blocks.4.")
+    inside = {n for n, _ in encoder.named_parameters() if n.startswith(last)}
+    assert trained == inside and any("conv_dw" in n for n in trained)
+    assert not any(isinstance(m, LoraLayer) for m in encoder.modules())
+
+
 def test_training_mode_touches_lora_dropout_only():
     encoder = build_encoder("tf_efficientnet_lite0", tune_blocks=1).train()
     on = [m for m in encoder.net.modules() if m.training and not list(m.children())]

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -10,10 +11,11 @@ from conftest import make_adata
 from safetensors.torch import load_file, save_file
 
 from seal_lite import Config
-from seal_lite.encoders import embed
+from seal_lite.encoders import build_encoder, embed
 from seal_lite.errors import InputError
 from seal_lite.genes import GenePanel
 from seal_lite.model import SEAL, GeneVAE, PlanarFlow
+from seal_lite.train import finetune
 
 
 @pytest.fixture
@@ -147,6 +149,19 @@ def test_a_loaded_run_reproduces_every_output_to_the_bit(trained, sections):
     np.testing.assert_array_equal(again.panel.transform(section.adata), z)
     for call, x in (("encode_genes", z), ("project_images", e), ("predict_genes", e)):
         np.testing.assert_array_equal(getattr(again, call)(x), getattr(model, call)(x))
+
+
+def test_a_run_without_lora_keeps_its_tuned_blocks(sections, tiny, tmp_path):
+    config = replace(tiny, lora_rank=0, lr_lora=1e-3)
+    model, _ = finetune(sections[:1], config, out=tmp_path / "run", progress=False)
+    frozen, patches = build_encoder(tiny.backbone), sections[1].patches[:8]
+    e = embed(model.encoder, patches)
+    assert np.abs(e - embed(frozen, patches)).max() > 1e-3
+    np.testing.assert_array_equal(embed(SEAL.from_pretrained(tmp_path / "run").encoder, patches), e)
+    assert not (tmp_path / "run/adapter").exists()
+    state = load_file(tmp_path / "run/heads.safetensors")
+    tuned = {k for k in state if k.startswith("encoder.")}
+    assert tuned and all(k.startswith("encoder.net.blocks.4.") for k in tuned)
 
 
 @pytest.fixture

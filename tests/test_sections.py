@@ -22,7 +22,7 @@ from seal_lite.sections import (
     um_per_px,
 )
 
-PITCH, EDGE = 20.0, 11.2  # px: 10 um per px, so 112 um are 11.2 px
+PITCH, EDGE = 20.0, 22.4  # px: 10 um per px, so 224 um are 22.4 px
 
 
 def spot_table(side=4, offset=(30.0, 40.0)):
@@ -224,7 +224,7 @@ def test_patch_shows_its_place_at_sub_pixel_precision(tmp_path, shift):
 
 
 def test_region_that_leaves_the_image_is_dropped_and_reported(tmp_path, caplog):
-    spots = spot_table(offset=(4.0, 40.0))  # the first column's regions begin 1.6 px outside
+    spots = spot_table(offset=(4.0, 40.0))  # the first column's regions begin 7.2 px outside
     with caplog.at_level(logging.INFO):
         (section,) = load_sections(write(tmp_path, spots=spots), patch_px=8)
     inside = np.flatnonzero(spots.x > 5)
@@ -239,9 +239,9 @@ def test_region_that_leaves_the_image_is_dropped_and_reported(tmp_path, caplog):
 
 def test_pixels_that_do_not_exist_are_refused(tmp_path):
     adata = read_section(write(tmp_path), "X1")
-    assert extract_patches(adata, patch_px=22)[1].shape[1] == 22  # 11.2 px: just below 2 x
+    assert extract_patches(adata, patch_px=44)[1].shape[1] == 44  # 22.4 px: just below 2 x
     with pytest.raises(InputError, match="um/px"):
-        extract_patches(adata, patch_px=23)
+        extract_patches(adata, patch_px=45)
     with pytest.raises(InputError, match="um/px"):
         extract_patches(adata, patch_um=50, patch_px=22)
 
@@ -282,7 +282,7 @@ def test_her2st_sections(her2st, name, selected, paired, deep):
 
 def test_her2st_patches_and_counts_only_section(her2st):
     (section,) = load_sections(her2st, ["C3"])
-    assert section.patches.shape == (len(section.rows), 224, 224, 3)
+    assert section.patches.shape == (len(section.rows), 160, 160, 3)
     assert len(section.rows) == 179  # all paired spots of 100 counts
     tissue = section.patches.mean((1, 2, 3)) < 230  # of 255: slide is white
     assert tissue.mean() > 0.9  # swapped axes or a wrong scale would land on blank slide

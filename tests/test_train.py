@@ -39,7 +39,7 @@ def test_run_folder_holds_all_that_a_result_needs(trained, sections, tiny):
     assert needed <= files and not any(f.endswith((".pt", ".part", ".bin", ".pkl")) for f in files)
     assert Config.from_json(run / "config.json") == tiny
     adapter = json.loads((run / "adapter/adapter_config.json").read_text())
-    assert (adapter["peft_type"], adapter["r"], adapter["lora_alpha"]) == ("LORA", 8, 16.0)
+    assert (adapter["peft_type"], adapter["r"], adapter["lora_alpha"]) == ("LORA", 32, 64.0)
     assert len(load_file(run / "adapter/adapter_model.safetensors")) == 12  # A and B of six
     record = json.loads((run / "provenance.json").read_text())
     assert record["sections"] == ["PA1"] and record["seed"] == 0 and record["finished"]

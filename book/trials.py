@@ -1,0 +1,168 @@
+"""Which settings earn their place: every trial and every ablation, measured the same way.
+
+    python book/trials.py inner HER2ST [--seeds 1]   # selection: results/trials.json
+    python book/trials.py outer HER2ST [--seeds 5]   # report:    results/ablation.json
+
+`inner` is the cross-validation inside every outer fold's training sections: it trains on each pair
+of sections and scores on the two others, one of which is in turn the outer fold's test section and
+is then not looked at. A setting becomes the default only where every outer fold prefers it by
+itself, so no fold's choice has seen its own test section. `outer` leaves one section out, as the
+recorded results do. Runs are kept in runs/trials/ and not made again; one process a core.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import hashlib
+import itertools
+import json
+import os
+from concurrent.futures import ProcessPoolExecutor
+from pathlib import Path
+
+import numpy as np
+
+from seal_lite import Config
+
+ROOT = Path(__file__).parents[1]
+RUNS, RESULTS = ROOT / "runs/trials", ROOT / "results"
+SECTIONS = ("C2", "C3", "C4", "C5")
+SCORES = ("pearson_residuals", "log1p_cp10k|depth")
+
+# name: (group, what was thought, settings that differ from the default)
+ARMS = {
+    "default": ("default", "the configuration that all others are compared with", {}),
+    "no contrast": ("loss", "the contrast shapes the shared space only", {"w_clip": 0.0}),
+    "no gene -> gene": ("loss", "the gene encoder needs its reconstruction", {"w_gene": 0.0}),
+    "no image -> gene": ("loss", "the contrast alone teaches the encoder", {"w_image": 0.0}),
+    "no correlation": ("loss", "the mean squared error alone is enough", {"w_corr": 0.0}),
+    "no squared error": ("loss", "the correlation alone is enough", {"w_mse": 0.0}),
+    "KL 1e-3": ("loss", "a prior on the gene embedding regularises it", {"w_kl": 1e-3}),
+    "soft targets": ("loss", "look-alike neighbours are no negatives", {"soft_targets": 0.5}),
+    "regression only": ("loss", "ST-Net: one loss, image to gene",
+                        {"w_clip": 0.0, "w_gene": 0.0, "w_corr": 0.0}),
+    "contrast only": ("loss", "BLEEP, Loki: no reconstruction at all",
+                      {"w_gene": 0.0, "w_image": 0.0}),
+    "no smoothing": ("genes", "a spot's own counts are the sharper target", {"smooth": 0.0}),
+    "smoothing 0.8": ("genes", "neighbours remove noise", {"smooth": 0.8}),
+    "512 genes": ("genes", "more genes teach more", {"n_genes": 512}),
+    "released genes": ("genes", "seurat's dispersion finds genes as good", {"hvg": "seurat"}),
+    "training z-score": ("genes", "one scale for all sections", {"zscore": "train"}),
+    "no augmentation": ("views", "turns and stains keep it from learning by heart",
+                        {"n_views": 1}),
+    "16 views": ("views", "twice the views, half the repeats", {"n_views": 16}),
+    "stain jitter 0.3": ("views", "stronger stains carry over better", {"stain_jitter": 0.3}),
+    "no gene warm-up": ("schedule", "the gene encoder needs no start", {"gene_warmup_epochs": 0}),
+    "10 epochs": ("schedule", "half the time is enough", {"epochs": 10}),
+    "40 epochs": ("schedule", "it has not converged", {"epochs": 40}),
+    "rank 2": ("encoder", "a small change is enough", {"lora_rank": 2, "lora_alpha": 4.0}),
+    "rank 8": ("encoder", "a small change is enough", {"lora_rank": 8, "lora_alpha": 16.0}),
+    "full finetuning": ("encoder", "low rank regularises", {"lora_rank": 0, "lr_lora": 3e-3}),
+    "LoRA dropout 0.15": ("encoder", "dropout regularises", {"lora_dropout": 0.15}),
+    "1 block": ("encoder", "the last block carries the meaning", {"tune_blocks": 1}),
+    "2 blocks": ("encoder", "the last block carries the meaning", {"tune_blocks": 2}),
+    "4 blocks": ("encoder", "early texture matters", {"tune_blocks": 4}),
+    "all blocks": ("encoder", "early texture matters", {"tune_blocks": 5}),
+    "112 um, 0.7 um/px": ("patch", "the spot itself is enough", {"patch_um": 112.0}),
+    "112 um, 0.5 um/px": ("patch", "the paper's patch", {"patch_um": 112.0, "patch_px": 224}),
+    "224 um, 1.0 um/px": ("patch", "detail matters more than time", {"patch_px": 224}),
+}  # fmt: skip
+
+
+def splits(mode: str):
+    """(training sections, test sections) of every run."""
+    size = 2 if mode == "inner" else 3
+    for train in itertools.combinations(SECTIONS, size):
+        yield train, tuple(s for s in SECTIONS if s not in train)
+
+
+def measure(root, train_names, test_names, config: Config) -> dict:
+    """Finetune once; mean r by test section, features, probe and target."""
+    from seal_lite.evaluate import decoder_scores, embed_clean, genes_to_score, probe_scores
+    from seal_lite.sections import load_sections
+    from seal_lite.train import finetune
+
+    options = {"patch_um": config.patch_um, "patch_px": config.patch_px}
+    train, test = (load_sections(root, names, **options) for names in (train_names, test_names))
+    genes, caches = genes_to_score(root, train), RUNS / "cache"
+    model, history = finetune(train, config, include=genes, cache_dir=caches, progress=False)
+    x = embed_clean(model.encoder, [*train, *test], config, caches)
+    fit, held = x[: len(train)], x[len(train) :]
+    out = {"seconds": sum(h["seconds"] for h in history)}
+    for section, e in zip(test, held, strict=True):
+        found = probe_scores(train, [section], fit, [e], genes, seed=config.seed)
+        found |= {
+            ("decoder", t): r for t, r in decoder_scores(model, [section], [e], genes).items()
+        }
+        out[section.name] = {
+            f"{probe}/{t}": round(float(r.mean()), 4)
+            for (probe, t), r in found.items() if t in SCORES
+        }  # fmt: skip
+    return out
+
+
+def one(job):
+    """A run, unless it is on disk. Single-threaded: as many run at once as there are cores."""
+    import torch
+
+    root, path, train, test, config = job
+    if not path.exists():
+        torch.set_num_threads(1)
+        try:
+            found = measure(root, train, test, config)
+        except Exception as error:  # a setting that breaks is a finding too
+            found = {"failed": f"{type(error).__name__}: {error}"}
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(json.dumps(found))
+    return json.loads(path.read_text())
+
+
+def run(mode: str, root, seeds: int, only=None) -> dict:
+    """All arms, splits and seeds; {"arms": {name: {...}}, "runs": [...]}."""
+    from seal_lite.sections import load_sections
+    from seal_lite.train import code_hash, provenance
+
+    jobs, rows = [], []
+    for seed, (name, (*_, changes)) in itertools.product(range(seeds), ARMS.items()):
+        if only and name not in only:
+            continue
+        config = dataclasses.replace(Config(seed=seed), **changes)
+        stamp = hashlib.sha256((config.to_json() + code_hash()).encode()).hexdigest()[:12]
+        for train, test in splits(mode):
+            jobs.append((root, RUNS / f"{'+'.join(train)}-{stamp}.json", train, test, config))
+            rows.append({"arm": name, "train": train, "seed": seed})
+    with ProcessPoolExecutor(os.cpu_count()) as pool:
+        for i, (row, found) in enumerate(zip(rows, pool.map(one, jobs), strict=True), start=1):
+            row |= {"scores": found}
+            print(f"{i}/{len(jobs)} {row['arm']}, seed {row['seed']}", flush=True)
+    record = provenance(load_sections(root, SECTIONS), Config(), seeds=seeds, mode=mode)
+    arms = {k: {"group": g, "thought": w, "changes": c} for k, (g, w, c) in ARMS.items()}
+    return {"provenance": record, "arms": arms, "runs": rows}
+
+
+def votes(result: dict, arm: str, key="tuned_ridge/pearson_residuals") -> dict[str, float]:
+    """Mean inner gain of an arm over the default, by outer test section, which is not looked at."""
+    table = {}
+    for row in result["runs"]:
+        if row["arm"] in (arm, "default") and "failed" not in row["scores"]:
+            for section in set(SECTIONS) - set(row["train"]):
+                outer = (set(SECTIONS) - set(row["train"]) - {section}).pop()
+                value = row["scores"][section][key] * (1 if row["arm"] == arm else -1)
+                table.setdefault(outer, []).append(2 * value)
+    return {outer: float(np.mean(v)) for outer, v in sorted(table.items())}
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("mode", choices=("inner", "outer"))
+    parser.add_argument("root")
+    parser.add_argument("--seeds", type=int, default=1)
+    parser.add_argument("--only", nargs="*", help="names of arms")
+    a = parser.parse_args()
+    found = run(a.mode, a.root, a.seeds, a.only)
+    target = RESULTS / ("trials.json" if a.mode == "inner" else "ablation.json")
+    target.write_text(json.dumps(found))
+    if a.mode == "inner":
+        for arm in dict.fromkeys(r["arm"] for r in found["runs"]):
+            print(arm, {k: round(v, 4) for k, v in votes(found, arm).items()})
