@@ -13,6 +13,7 @@ recorded results do. Runs are kept in runs/trials/ and not made again; one proce
 from __future__ import annotations
 
 import argparse
+import contextlib
 import dataclasses
 import hashlib
 import itertools
@@ -22,6 +23,7 @@ from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 
 import numpy as np
+import variants
 
 from seal_lite import Config
 
@@ -30,7 +32,7 @@ RUNS, RESULTS = ROOT / "runs/trials", ROOT / "results"
 SECTIONS = ("C2", "C3", "C4", "C5")
 SCORES = ("pearson_residuals", "log1p_cp10k|depth")
 
-# name: (group, what was thought, settings that differ from the default)
+# name: (group, what was thought, settings that differ from the default[, a variant])
 ARMS = {
     "default": ("default", "the configuration that all others are compared with", {}),
     "no contrast": ("loss", "the contrast shapes the shared space only", {"w_clip": 0.0}),
@@ -44,6 +46,10 @@ ARMS = {
                         {"w_clip": 0.0, "w_gene": 0.0, "w_corr": 0.0}),
     "contrast only": ("loss", "BLEEP, Loki: no reconstruction at all",
                       {"w_gene": 0.0, "w_image": 0.0}),
+    "SigLIP": ("loss", "yes-or-no questions suit small batches", {}, variants.siglip),
+    "targets by expression": ("loss", "near-duplicates are no negatives", {},
+                              variants.expression_targets),
+    "near the base": ("loss", "a leash keeps what ImageNet taught", {}, variants.near_the_base),
     "no smoothing": ("genes", "a spot's own counts are the sharper target", {"smooth": 0.0}),
     "smoothing 0.8": ("genes", "neighbours remove noise", {"smooth": 0.8}),
     "512 genes": ("genes", "more genes teach more", {"n_genes": 512}),
@@ -54,6 +60,10 @@ ARMS = {
     "16 views": ("views", "twice the views, half the repeats", {"n_views": 16}),
     "stain jitter 0.3": ("views", "stronger stains carry over better", {"stain_jitter": 0.3}),
     "no gene warm-up": ("schedule", "the gene encoder needs no start", {"gene_warmup_epochs": 0}),
+    "warm-up on 24 more sections": ("schedule", "profiles without pictures help the gene encoder",
+                                    {}, variants.warm_on_expression),
+    "averaged weights": ("schedule", "the mean of the last epochs generalises better", {},
+                         variants.averaged),
     "10 epochs": ("schedule", "half the time is enough", {"epochs": 10}),
     "40 epochs": ("schedule", "it has not converged", {"epochs": 40}),
     "rank 2": ("encoder", "a small change is enough", {"lora_rank": 2, "lora_alpha": 4.0}),
@@ -77,27 +87,60 @@ def splits(mode: str):
         yield train, tuple(s for s in SECTIONS if s not in train)
 
 
-def measure(root, train_names, test_names, config: Config) -> dict:
-    """Finetune once; mean r by test section, features, probe and target."""
-    from seal_lite.evaluate import decoder_scores, embed_clean, genes_to_score, probe_scores
+def measure(root, train_names, test_names, config: Config, variant=None, *, beside=False) -> dict:
+    """Finetune once; mean r by test section, of features, probe and target.
+
+    The tuned embedding is read by both probes, by the model's decoder, and by retrieval as BLEEP
+    and Loki predict: the expression of the training spots, weighted by how close their profiles lie
+    to the image in the shared space. `beside` adds the frozen embedding at every stage of the tail
+    and tuned and frozen side by side.
+    """
+    from seal_lite.encoders import build_encoder
+    from seal_lite.evaluate import _score_sections as score_sections
+    from seal_lite.evaluate import (
+        decoder_scores,
+        embed_clean,
+        embed_taps,
+        genes_to_score,
+        probe_scores,
+    )
     from seal_lite.sections import load_sections
+    from seal_lite.targets import TARGETS, section_targets
     from seal_lite.train import finetune
 
     options = {"patch_um": config.patch_um, "patch_px": config.patch_px}
     train, test = (load_sections(root, names, **options) for names in (train_names, test_names))
-    genes, caches = genes_to_score(root, train), RUNS / "cache"
-    model, history = finetune(train, config, include=genes, cache_dir=caches, progress=False)
-    x = embed_clean(model.encoder, [*train, *test], config, caches)
-    fit, held = x[: len(train)], x[len(train) :]
+    both, genes, caches = [*train, *test], genes_to_score(root, train), RUNS / "cache"
+    with variant(train) if variant else contextlib.nullcontext():
+        model, history = finetune(train, config, include=genes, cache_dir=caches, progress=False)
+    tuned = embed_clean(model.encoder, both, config, caches)
+    features = {"tuned": tuned}
+    if beside:
+        frozen = build_encoder(config.backbone, tune_blocks=config.tune_blocks)
+        stages = embed_taps(frozen, both, config, caches)
+        features |= {f"frozen {stage}": x for stage, x in stages.items()}
+        pairs = zip(tuned, stages[frozen.row.tap], strict=True)
+        features["tuned + frozen"] = [np.concatenate(pair, 1) for pair in pairs]
+    known = model.encode_genes(np.concatenate([model.panel.transform(s.adata)[s.rows]
+                                               for s in train]))  # fmt: skip
+    y = {t: np.concatenate([section_targets(s.adata, genes)[t][s.rows] for s in train])
+         for t in TARGETS}  # fmt: skip
     out = {"seconds": sum(h["seconds"] for h in history)}
-    for section, e in zip(test, held, strict=True):
-        found = probe_scores(train, [section], fit, [e], genes, seed=config.seed)
-        found |= {
-            ("decoder", t): r for t, r in decoder_scores(model, [section], [e], genes).items()
-        }
+    for i, section in enumerate(test, start=len(train)):
+        found = {}
+        for name, x in features.items():
+            scored = probe_scores(train, [section], x[: len(train)], [x[i]], genes,
+                                  seed=config.seed)  # fmt: skip
+            found |= {(name, probe, t): r for (probe, t), r in scored.items()}
+        scored = decoder_scores(model, [section], [tuned[i]], genes)
+        found |= {("tuned", "decoder", t): r for t, r in scored.items()}
+        near = np.exp(model.project_images(tuned[i]) @ known.T / config.temperature)
+        near /= near.sum(1, keepdims=True)
+        scored = score_sections({t: near @ v for t, v in y.items()}, [section], genes)
+        found |= {("tuned", "retrieval", t): r for t, r in scored.items()}
         out[section.name] = {
-            f"{probe}/{t}": round(float(r.mean()), 4)
-            for (probe, t), r in found.items() if t in SCORES
+            "/".join(place): round(float(r.mean()), 4)
+            for place, r in found.items() if place[-1] in SCORES
         }  # fmt: skip
     return out
 
@@ -106,11 +149,11 @@ def one(job):
     """A run, unless it is on disk. Single-threaded: as many run at once as there are cores."""
     import torch
 
-    root, path, train, test, config = job
+    root, path, train, test, config, variant, beside = job
     if not path.exists():
         torch.set_num_threads(1)
         try:
-            found = measure(root, train, test, config)
+            found = measure(root, train, test, config, variant, beside=beside)
         except Exception as error:  # a setting that breaks is a finding too
             found = {"failed": f"{type(error).__name__}: {error}"}
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -124,24 +167,29 @@ def run(mode: str, root, seeds: int, only=None) -> dict:
     from seal_lite.train import code_hash, provenance
 
     jobs, rows = [], []
-    for seed, (name, (*_, changes)) in itertools.product(range(seeds), ARMS.items()):
+    for seed, (name, (group, _, changes, *variant)) in itertools.product(
+        range(seeds), ARMS.items()
+    ):
         if only and name not in only:
             continue
         config = dataclasses.replace(Config(seed=seed), **changes)
-        stamp = hashlib.sha256((config.to_json() + code_hash()).encode()).hexdigest()[:12]
+        variant = variant[0] if variant else None
+        what = config.to_json() + code_hash() + getattr(variant, "__name__", "")
+        stamp = hashlib.sha256(what.encode()).hexdigest()[:12]
         for train, test in splits(mode):
-            jobs.append((root, RUNS / f"{'+'.join(train)}-{stamp}.json", train, test, config))
+            path = RUNS / f"{'+'.join(train)}-{stamp}.json"
+            jobs.append((root, path, train, test, config, variant, group in ("default", "patch")))
             rows.append({"arm": name, "train": train, "seed": seed})
     with ProcessPoolExecutor(os.cpu_count()) as pool:
         for i, (row, found) in enumerate(zip(rows, pool.map(one, jobs), strict=True), start=1):
             row |= {"scores": found}
             print(f"{i}/{len(jobs)} {row['arm']}, seed {row['seed']}", flush=True)
     record = provenance(load_sections(root, SECTIONS), Config(), seeds=seeds, mode=mode)
-    arms = {k: {"group": g, "thought": w, "changes": c} for k, (g, w, c) in ARMS.items()}
+    arms = {k: {"group": g, "thought": w, "changes": c} for k, (g, w, c, *_) in ARMS.items()}
     return {"provenance": record, "arms": arms, "runs": rows}
 
 
-def votes(result: dict, arm: str, key="tuned_ridge/pearson_residuals") -> dict[str, float]:
+def votes(result: dict, arm: str, key="tuned/tuned_ridge/pearson_residuals") -> dict[str, float]:
     """Mean inner gain of an arm over the default, by outer test section, which is not looked at."""
     table = {}
     for row in result["runs"]:

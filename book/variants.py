@@ -1,0 +1,127 @@
+"""Ideas that are tried without being part of the method: each replaces one piece of it for one run.
+
+What earns its place moves into `seal_lite`; the others stay here, so that the trial log can be
+measured again. Every variant is a context manager around `finetune`, given the training sections.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+from pathlib import Path
+from unittest import mock
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+
+from seal_lite import losses, train
+from seal_lite.model import SEAL, GeneVAE
+from seal_lite.sections import read_section
+from seal_lite.train import Pairs
+
+
+@contextlib.contextmanager
+def siglip(sections):
+    """Every pair of a batch is its own yes-or-no question (SigLIP, Zhai et al., 2023).
+
+    Scale 1 / temperature, and the bias at which a batch's one positive balances its negatives.
+    """
+
+    def loss(image, gene, *, temperature, soft=0.0):
+        logits = F.normalize(image, dim=1) @ F.normalize(gene, dim=1).T / temperature
+        bias = -np.log(len(logits) - 1)
+        sign = 2 * torch.eye(len(logits), device=logits.device) - 1
+        return -F.logsigmoid(sign * (logits + bias)).sum(1).mean()
+
+    with mock.patch.object(losses, "clip_loss", loss):
+        yield
+
+
+@contextlib.contextmanager
+def expression_targets(sections):
+    """Half of a contrast's target goes to pairs whose measured profiles are alike: neighbouring
+    near-duplicates are then no negatives."""
+    seen, plain = {}, GeneVAE.forward
+
+    def forward(self, x):
+        seen["x"] = F.normalize(x, dim=1)
+        return plain(self, x)
+
+    def loss(image, gene, *, temperature, soft=0.0):
+        logits = F.normalize(image, dim=1) @ F.normalize(gene, dim=1).T / temperature
+        alike = (seen["x"] @ seen["x"].T / temperature).softmax(1)
+        target = (torch.eye(len(logits), device=logits.device) + alike) / 2
+        rows, columns = logits.log_softmax(1), logits.T.log_softmax(1)
+        return -(target * (rows + columns)).sum(1).mean() / 2
+
+    with (
+        mock.patch.object(GeneVAE, "forward", forward),
+        mock.patch.object(losses, "clip_loss", loss),
+    ):
+        yield
+
+
+@contextlib.contextmanager
+def averaged(sections, *, last: int = 5):
+    """The mean of the trainable weights over the last epochs (SWA, Izmailov et al., 2018)."""
+    kept, saved = [], train._checkpoint
+
+    def checkpoint(out, model, optimizer, scheduler, history):
+        saved(out, model, optimizer, scheduler, history)
+        kept.append({k: v.detach().clone() for k, v in model.trainable().items()})
+        del kept[:-last]
+        total = model.config.gene_warmup_epochs + model.config.epochs
+        if len(history) == total:
+            mean = {k: torch.stack([w[k].float() for w in kept]).mean(0).to(v.dtype)
+                    for k, v in kept[-1].items()}  # fmt: skip
+            model.load_trainable(mean, source="the mean of the last epochs")
+
+    with mock.patch.object(train, "_checkpoint", checkpoint):
+        yield
+
+
+@contextlib.contextmanager
+def near_the_base(sections, *, weight: float = 1.0):
+    """The embedding is held near the frozen one: their squared distance, in the frozen one's
+    variance over the batch, joins the loss."""
+    base, plain = {}, SEAL.forward
+
+    def forward(self, hidden, x):
+        if "tail" not in base:
+            base["tail"] = copy.deepcopy(self.encoder).eval().requires_grad_(False).tail
+        terms = plain(self, hidden, x)
+        with torch.no_grad():
+            frozen = base["tail"](hidden)
+        gap = (self.encoder.tail(hidden) - frozen).square().mean(0) / frozen.var(0)
+        terms["loss"] = terms["loss"] + weight * gap.mean()
+        return terms
+
+    with mock.patch.object(SEAL, "forward", forward):
+        yield
+
+
+@contextlib.contextmanager
+def warm_on_expression(sections):
+    """The gene encoder's own epochs read the sections that have counts and no image, too."""
+    root = Path(sections[0].adata.uns["image_path"]).parents[4]
+    names = [p.name.removesuffix(".tsv.gz") for p in sorted(root.glob("data/ST-cnts/*.tsv.gz"))]
+    others = [read_section(root, n) for n in names if n[0] != sections[0].patient]
+    begin, plain = Pairs.__init__, Pairs.epoch
+
+    def init(self, given, panel, *args, **options):
+        begin(self, given, panel, *args, **options)
+        more = [torch.from_numpy(panel.transform(a)) for a in others]
+        self.profiles = torch.cat([self.expression, *more])
+
+    def epoch(self, number):
+        if number >= self.config.gene_warmup_epochs:
+            yield from plain(self, number)
+            return
+        rng = np.random.default_rng([self.config.seed, number])
+        order, b = rng.permutation(len(self.profiles)), self.config.batch_size
+        for i in range(0, len(order) - b + 1, b):
+            yield torch.empty(0), self.profiles[order[i : i + b]]
+
+    with mock.patch.object(Pairs, "__init__", init), mock.patch.object(Pairs, "epoch", epoch):
+        yield
