@@ -17,7 +17,7 @@ RECORDED  := $(shell find results -name '*.json' 2>/dev/null)
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
 .NOTPARALLEL: # the notebooks share data/ and runs/, and each uses every core
-.PHONY: help install book test lint notebooks results record recheck hero sync lock clean
+.PHONY: help install book test lint notebooks results record trials ablation recheck hero sync lock clean
 say = @printf '\n== %s\n' $(1)
 
 help: ## show this list
@@ -50,7 +50,7 @@ book/notebooks/%.ipynb: notebooks/%.ipynb $(PACKAGE) $(STAMP)
 
 results: book/results.md ## write the page of recorded results from results/**/*.json
 
-book/results.md: book/results.py book/settings.py book/architecture.py $(RECORDED) $(PACKAGE) $(STAMP)
+book/results.md: book/results.py book/earned.py book/trials.py book/settings.py book/architecture.py $(RECORDED) $(PACKAGE) $(STAMP)
 	$(call say,'Writing the page of recorded results')
 	$(PY) book/results.py
 
@@ -63,7 +63,7 @@ record: $(STAMP) ## measure results/ again: hours on 2 cores, needs her2st (HER2
 	$(CLI) crossval --data $(HER2ST) --sections C2,C3,C4,C5 --groups section --seeds 3 \
 	  --out $(RUNS)/her2st
 	$(CLI) phantom --out data/phantom-record --patients 4 --sections-per-patient 1 --spots 160
-	$(CLI) crossval --data data/phantom-record --groups patient --seeds 3 --out $(RUNS)/phantom
+	$(CLI) crossval --data data/phantom-record --groups patient --seeds 1 --out $(RUNS)/phantom
 	@mkdir -p results
 	cp $(RUNS)/her2st/metrics.json results/her2st.json
 	cp $(RUNS)/phantom/metrics.json results/phantom.json
@@ -71,6 +71,12 @@ record: $(STAMP) ## measure results/ again: hours on 2 cores, needs her2st (HER2
 	$(CLI) finetune --data $(HER2ST) --train C3,C4,C5 --include ERBB2,GRB7 --seed 0 \
 	  --out runs/her2st-C2
 	$(PY) book/real_figures.py $(HER2ST) runs/her2st-C2 --section C2 --genes ERBB2,GRB7
+
+trials: $(STAMP) ## choose settings inside the training sections: hours, needs her2st
+	$(PY) book/trials.py inner $(HER2ST)
+
+ablation: $(STAMP) ## measure what each part is worth: many hours, needs her2st
+	$(PY) book/trials.py outer $(HER2ST)
 
 recheck: $(STAMP) ## recompute a fold of each record with the code at hand, and compare
 	$(PY) book/recheck.py $(HER2ST)

@@ -205,10 +205,10 @@ if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("mode", choices=("inner", "outer"))
     parser.add_argument("root")
-    parser.add_argument("--seeds", type=int, default=1)
+    parser.add_argument("--seeds", type=int)
     parser.add_argument("--only", nargs="*", help="names of arms")
     a = parser.parse_args()
-    found = run(a.mode, a.root, a.seeds, a.only)
+    found = run(a.mode, a.root, a.seeds or (1 if a.mode == "inner" else 5), a.only)
     target = RESULTS / ("trials.json" if a.mode == "inner" else "ablation.json")
     target.write_text(json.dumps(found))
     if a.mode == "inner":

@@ -220,7 +220,7 @@ plots.patches(test.patches[rows], titles, patch_um=config.patch_um)
 #
 # ## What to remember
 #
-# - The base weights never change; LoRA begins as a no-op and trains under a percent of the numbers.
+# - The base weights never change; LoRA begins as a no-op and trains a small part of the numbers.
 # - What cannot change is computed once. The losses are the same, the pairs per second are not.
 # - A run folder says what it was made of, and loads to the same embeddings.
 # - A falling training loss is no evidence. Held-out patients are.

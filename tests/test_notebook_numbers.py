@@ -73,7 +73,7 @@ def test_panel_and_gene_encoder():
 
 def test_finetune():
     f = figures(4)
-    assert f["lora_modules"] > 0 and 0 < f["trainable_share"] < 0.01
+    assert f["lora_modules"] > 0 and 0 < f["trainable_share"] < 0.1
     assert f["no_op_difference"] == 0 and f["reload_difference"] == 0 and f["moved"] > 0.001
     assert f["loss_gap"] < 1e-4
     assert f["pairs_per_s"]["cached"] > 1.2 * f["pairs_per_s"]["plain"]

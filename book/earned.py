@@ -1,0 +1,145 @@
+"""Which parts earn their place: the ablation's table and the log of trials (for `results.py`)."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import matplotlib.pyplot as plt
+import numpy as np
+from page import NBSP, details, figure, load, missing, provenance_table, stale
+from settings import table
+from trials import votes
+
+from seal_lite.crossval import bootstrap_ci
+from seal_lite.plots import COLOURS, GREY, STYLE
+
+PLACES = {  # column: (probe, target)
+    "residuals, B": "tuned/tuned_ridge/pearson_residuals",
+    "given depth, B": "tuned/tuned_ridge/log1p_cp10k|depth",
+    "residuals, A": "tuned/hest/pearson_residuals",
+}
+
+
+def section(results: Path, out: Path) -> list[str]:
+    """Which parts earn their place: the ablation, then the log of trials that chose the default."""
+    parts = ["\n(earned)=\n## Which parts earn their place\n"]
+    ablation, trials = (load(results / f"{name}.json") for name in ("ablation", "trials"))
+    if ablation is None:
+        parts.append(missing(results / "ablation.json", "make ablation"))
+    else:
+        file = "figures/results_ablation.png"
+        forest(ablation, out / file)
+        parts += [
+            stale(ablation["provenance"]),
+            "One setting changed at a time, everything else as in the default, on real tissue with "
+            "one section held out. Bold: the interval does not contain 0.\n",
+            figure(file, "Difference to the default, Pearson residuals, probe B.",
+                   "Forest plot of every ablation's difference to the default with intervals."),
+            ablation_table(ablation),
+            details("Where this comes from", provenance_table(ablation["provenance"])),
+        ]  # fmt: skip
+    parts.append("### The log of trials\n")
+    if trials is None:
+        return [*parts, missing(results / "trials.json", "make trials")]
+    return [
+        *parts,
+        stale(trials["provenance"]),
+        "Each trial trains on two sections and is scored on a third, so that every outer fold sees "
+        "gains from its own training sections alone. A setting becomes the default only where "
+        "every fold prefers it by itself. Gains are in *r* over the default, Pearson residuals, "
+        "probe B, when the held-out section of the outer fold is in turn "
+        f"{', '.join(trials['provenance']['sections'])}.\n",
+        trial_table(trials),
+        details("Where this comes from", provenance_table(trials["provenance"])),
+    ]
+
+
+def scores(result: dict, arm: str, key: str) -> dict[tuple, float]:
+    """{(test section, seed): r} of an arm's runs that did not fail."""
+    return {
+        (section, run["seed"]): run["scores"][section][key]
+        for run in result["runs"] if run["arm"] == arm and "failed" not in run["scores"]
+        for section in run["scores"] if section != "seconds"
+    }  # fmt: skip
+
+
+def difference(result: dict, arm: str, key: str, *, minus="default", other=None):
+    """Mean paired difference of an arm and another over folds and seeds, and its 95% interval."""
+    mine, theirs = scores(result, arm, key), scores(result, minus, other or key)
+    folds: dict[str, list] = {}
+    for place in mine.keys() & theirs.keys():
+        folds.setdefault(place[0], []).append([mine[place] - theirs[place]])
+    found = [np.array(folds[k]) for k in sorted(folds)]
+    return float(np.mean([f.mean() for f in found])), bootstrap_ci(found)
+
+
+def ablation_rows(result: dict) -> list[list]:
+    """A row per arm: what differs, r, and the differences to the default with their verdict."""
+    rows = []
+    for arm in dict.fromkeys(run["arm"] for run in result["runs"]):
+        runs = [run for run in result["runs"] if run["arm"] == arm]
+        broken = sum("failed" in run["scores"] for run in runs)
+        seconds = [run["scores"]["seconds"] for run in runs if "failed" not in run["scores"]]
+        if not seconds:
+            rows.append([arm, f"broke in all {broken} runs", *[""] * (len(PLACES) + 1)])
+            continue
+        level = np.mean(list(scores(result, arm, PLACES["residuals, B"]).values()))
+        cells = [_cell(*difference(result, arm, key)) if arm != "default" else ""
+                 for key in PLACES.values()]  # fmt: skip
+        name = f"{arm} ({broken} of {len(runs)} runs broke)" if broken else arm
+        rows.append([name, f"{level:.3f}", *cells, f"{np.mean(seconds):.0f}{NBSP}s"])
+    return rows
+
+
+def _cell(mean: float, ci) -> str:
+    low, high = ci
+    text = f"{mean:+.3f} [{low:+.3f}, {high:+.3f}]".replace("-", "−").replace(" ", NBSP)
+    return f"**{text}**" if low > 0 or high < 0 else text
+
+
+def forest(result: dict, file):
+    """Every arm's difference to the default on Pearson residuals, probe B, with its interval."""
+    key = PLACES["residuals, B"]
+    arms = [a for a in dict.fromkeys(r["arm"] for r in result["runs"])
+            if a != "default" and scores(result, a, key)]  # fmt: skip
+    groups = list(dict.fromkeys(result["arms"][a]["group"] for a in arms))
+    with plt.rc_context(STYLE):
+        figure, ax = plt.subplots(figsize=(8, 0.6 + 0.24 * len(arms)))
+        for y, arm in enumerate(arms):
+            mean, (low, high) = difference(result, arm, key)
+            colour = COLOURS[groups.index(result["arms"][arm]["group"]) % len(COLOURS)]
+            sure = low > 0 or high < 0
+            ax.plot([low, high], [y, y], color=colour, lw=1.8)
+            ax.plot(mean, y, "o", ms=6, mec=colour, mfc=colour if sure else "white")
+        ax.axvline(0, color=GREY, lw=0.8, zorder=0)
+        ax.set_yticks(range(len(arms)), arms)
+        ax.set(ylim=(len(arms) - 0.4, -0.6), xlabel="difference in mean r to the default, 95% CI")
+        figure.savefig(file, dpi=150, bbox_inches="tight")
+    plt.close(figure)
+
+
+def trial_rows(result: dict) -> list[list]:
+    """A row per trial: what was thought, the gain every outer fold saw, and what followed."""
+    rows = []
+    for arm in dict.fromkeys(run["arm"] for run in result["runs"]):
+        if arm == "default":
+            continue
+        gains = votes(result, arm)
+        if not gains:
+            rows.append([arm, result["arms"][arm]["thought"], "the run broke", "no"])
+            continue
+        seen = ", ".join(f"{g:+.3f}".replace("-", "−") for g in gains.values())
+        better = "every fold prefers it" if min(gains.values()) > 0 else (
+            "no fold prefers it" if max(gains.values()) <= 0 else "the folds disagree"
+        )  # fmt: skip
+        rows.append([arm, result["arms"][arm]["thought"], seen, better])
+    return rows
+
+
+def ablation_table(result: dict) -> str:
+    head = ["", "*r*, residuals, B", *(f"minus default: {p}" for p in PLACES), "a run"]
+    return table(head, ablation_rows(result))
+
+
+def trial_table(result: dict) -> str:
+    return table(["trial", "what was thought", "gain by outer fold", "said"], trial_rows(result))

@@ -1,0 +1,87 @@
+"""The pieces that every generated page is made of: figures, tables, provenance, verdicts."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+from settings import table
+
+from seal_lite import plots
+from seal_lite.train import code_hash
+
+NBSP = "\N{NO-BREAK SPACE}"
+SHORT = {"tuned": "**finetuned**", "shuffled": "shuffled pairs", "hest": "A", "tuned_ridge": "B",
+         "frozen": "frozen", "frozen_best": "frozen, best stage", "none": "–"}  # fmt: skip
+
+
+def load(path: Path):
+    return json.loads(path.read_text()) if path.exists() else None
+
+
+def missing(path: Path, command: str = "make record") -> str:
+    return f"*Not recorded yet: there is no `results/{path.name}`. `{command}` writes it.*\n"
+
+
+def figure(path: str, caption: str, alt: str) -> str:
+    return f":::{{figure}} {path}\n:alt: {alt}\n{caption}\n:::\n"
+
+
+def details(title: str, body: str) -> str:
+    return f"::::{{dropdown}} {title}\n{body}::::\n"
+
+
+def label(key: str) -> str:
+    """A short name for a table's cell, or else the figures' name."""
+    return SHORT.get(key) or plots.LABELS[key].replace("|", "given")
+
+
+def r(value: float) -> str:
+    return f"{value:.3f}".replace("-", "−")
+
+
+def stale(provenance: dict, again: dict | None = None) -> str:
+    """A warning where the record was made by other code than this book's.
+
+    `again` is what `book/recheck.py` found when it recomputed a fold with the code at hand.
+    """
+    if provenance["code_sha256"] == code_hash():
+        return ""
+    if again and again["code_sha256"] == code_hash():
+        return (
+            ":::{note}\nThe code has changed since this was recorded. Recomputed with this book's "
+            f"code, fold {again['test']} with seed {again['seed']} differs by at most "
+            f"{again['largest_difference']:.4f} in any of its {again['compared']} values of *r* "
+            "(`make recheck`).\n:::\n"
+        )
+    return (
+        ":::{admonition} Stale\n:class: caution\nThis record was made by an earlier version of the "
+        "code than this book's. `make record` brings it up to date.\n:::\n"
+    )
+
+
+def provenance_table(p: dict) -> str:
+    rows = [
+        ("sections", ", ".join(p["sections"])),
+        ("data, SHA-256", f"`{p['data_sha256'][:16]}`"),
+        ("settings, SHA-256", f"`{p['config_sha256'][:16]}`"),
+        ("code, SHA-256", f"`{p['code_sha256'][:16]}`"),
+        ("commit", f"`{p['commit']}`"),
+        ("seeds", ", ".join(map(str, range(p["seeds"]))) if "seeds" in p else p["seed"]),
+        ("device", p["device"]),
+        ("versions", ", ".join(f"{k} {v}" for k, v in p["versions"].items())),
+    ]
+    if "finished" in p:
+        rows.append(("date", p["finished"]))
+    return table(["", ""], rows)
+
+
+def verdict(ci) -> str:
+    low, high = ci
+    return "**higher**" if low > 0 else "**lower**" if high < 0 else f"no{NBSP}difference"
+
+
+def interval(row: dict) -> str:
+    low, high = row["ci95"]
+    text = f"{row['mean']:+.3f} [{low:+.3f}, {high:+.3f}]"
+    return text.replace("-", "−").replace(" ", NBSP)
