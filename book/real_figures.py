@@ -56,7 +56,8 @@ def draw(root: Path, run: Path, *, section: str, genes: list[str], top: int = 10
     gallery = model.project_images(embedding)
     query = model.encode_genes(gene_set_profile(model.panel, genes))
     (hits,), (cosines,) = search(query, gallery, top=top)
-    save(plots.retrieval(held, model.panel, genes, hits, cosines), "retrieval")
+    drawn = plots.retrieval(held, model.panel, genes, hits, cosines, patch_um=config.patch_um)
+    save(drawn, "retrieval")
     asked = [model.panel.genes.index(g) for g in genes]
     z = model.panel.transform(held.adata)[held.rows][:, asked].mean(1)
     rng = np.random.default_rng(0)

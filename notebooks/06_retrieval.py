@@ -101,7 +101,7 @@ answers = {
 }
 first = next(iter(sets))
 (hits,), (cosines,) = answers[first]
-plots.retrieval(test, model.panel, sets[first], hits, cosines)
+plots.retrieval(test, model.panel, sets[first], hits, cosines, patch_um=model.config.patch_um)
 
 # %% [markdown]
 # Left, where the regions lie that the query found; right, what was measured there, which the query
@@ -112,7 +112,7 @@ plots.retrieval(test, model.panel, sets[first], hits, cosines)
 # %%
 last = list(sets)[-1]
 (hits,), (cosines,) = answers[last]
-plots.retrieval(test, model.panel, sets[last], hits, cosines)
+plots.retrieval(test, model.panel, sets[last], hits, cosines, patch_um=model.config.patch_um)
 
 # %% [markdown]
 # ## Expression of what was found

@@ -57,7 +57,7 @@ def test_meet_a_section():
 def test_pairs():
     f = figures(2)
     assert f["pairs"] <= 160 and f["dropped_at_900_um"] > 0
-    assert f["patch_px_in_image"] == pytest.approx(224, rel=0.01)
+    assert f["patch_px_in_image"] == pytest.approx(448, rel=0.01)
     assert f["smoothing_difference"] < 1e-5 and f["view_0_difference"] < 1e-4
     assert [shape[0] for shape in f["batch"]] == [64, 64]
 

@@ -149,7 +149,7 @@ def test_an_interval_over_zero_has_an_open_mark(result):
 def test_retrieval_marks_the_hits_where_they_are(section):
     panel = GenePanel.fit([section.adata], n_genes=4)
     hits, cosines = np.array([7, 3]), np.array([0.9, 0.5])
-    figure = plots.retrieval(section, panel, ["B"], hits, cosines)
+    figure = plots.retrieval(section, panel, ["B"], hits, cosines, patch_um=112)
     squares = [r for r in figure.axes[0].patches if isinstance(r, Rectangle)]
     centres = [np.add(r.get_xy(), r.get_width() / 2) for r in squares]
     np.testing.assert_allclose(centres, section.adata.obsm["spatial"][hits] * UM_PER_PX)
