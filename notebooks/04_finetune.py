@@ -70,6 +70,9 @@ print("training sections:", ", ".join(s.name for s in train), "| held out:", tes
 # read: the *tap*. The default is a small EfficientNet {cite:p}`tan2019efficientnet` with ImageNet
 # weights that come as a package, so nothing is fetched. Its fifth stage, averaged over the patch,
 # tells more about tissue than its last layer, whose 1280 numbers were made for naming photographs.
+# As it comes, an even earlier stage tells more still, about colour and texture. That is no reason
+# to read it there: finetuning changes what the later one sees. But it is a rival that a gain has to
+# beat, and so it stands among the [recorded results](../results.md).
 
 # %%
 config = Config(epochs=EPOCHS, n_views=N_VIEWS, seed=SEED)
