@@ -289,7 +289,7 @@ def deltas(result):
         minus = LABELS[pair[1]].replace("\n", " ")
         _rows(ax, [LABELS[t] + (f"\n{c} genes" if c else "") for t, c in places],
               label="difference in mean r, 95% CI")  # fmt: skip
-        ax.set_title(f"{LABELS[pair[0]]} minus {minus}")
+        ax.set_title(f"{LABELS[pair[0]]}\nminus {minus}")
     _legend(figure, probes)
     return figure
 
