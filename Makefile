@@ -50,7 +50,7 @@ book/notebooks/%.ipynb: notebooks/%.ipynb $(PACKAGE) $(STAMP)
 
 results: book/results.md ## write the page of recorded results from results/**/*.json
 
-book/results.md: book/results.py book/earned.py book/trials.py book/settings.py book/architecture.py $(RECORDED) $(PACKAGE) $(STAMP)
+book/results.md: $(wildcard book/*.py) $(RECORDED) $(PACKAGE) $(STAMP)
 	$(call say,'Writing the page of recorded results')
 	$(PY) book/results.py
 

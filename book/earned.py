@@ -6,7 +6,7 @@ from pathlib import Path
 
 import matplotlib.pyplot as plt
 import numpy as np
-from page import NBSP, details, figure, load, missing, provenance_table, stale
+from page import NBSP, details, figure, interval, load, missing, provenance_table, r, stale
 from settings import table
 from trials import votes
 
@@ -63,14 +63,21 @@ def scores(result: dict, arm: str, key: str) -> dict[tuple, float]:
     }  # fmt: skip
 
 
-def difference(result: dict, arm: str, key: str, *, minus="default", other=None):
-    """Mean paired difference of an arm and another over folds and seeds, and its 95% interval."""
-    mine, theirs = scores(result, arm, key), scores(result, minus, other or key)
+def difference(result: dict, arm: str, key: str) -> dict:
+    """Mean paired difference of an arm and the default over folds and seeds, and its 95% interval,
+    named as `crossval.deltas` names them."""
+    mine, theirs = scores(result, arm, key), scores(result, "default", key)
     folds: dict[str, list] = {}
     for place in mine.keys() & theirs.keys():
         folds.setdefault(place[0], []).append([mine[place] - theirs[place]])
     found = [np.array(folds[k]) for k in sorted(folds)]
-    return float(np.mean([f.mean() for f in found])), bootstrap_ci(found)
+    return {"mean": float(np.mean([f.mean() for f in found])), "ci95": bootstrap_ci(found)}
+
+
+def sure(row: dict) -> bool:
+    """Whether the interval leaves 0 out."""
+    low, high = row["ci95"]
+    return low > 0 or high < 0
 
 
 def ablation_rows(result: dict) -> list[list]:
@@ -84,33 +91,29 @@ def ablation_rows(result: dict) -> list[list]:
             rows.append([arm, f"broke in all {broken} runs", *[""] * (len(PLACES) + 1)])
             continue
         level = np.mean(list(scores(result, arm, PLACES["residuals, B"]).values()))
-        cells = [_cell(*difference(result, arm, key)) if arm != "default" else ""
-                 for key in PLACES.values()]  # fmt: skip
+        cells = [""] * len(PLACES)
+        if arm != "default":
+            found = [difference(result, arm, key) for key in PLACES.values()]
+            cells = [f"**{interval(d)}**" if sure(d) else interval(d) for d in found]
         name = f"{arm} ({broken} of {len(runs)} runs broke)" if broken else arm
-        rows.append([name, f"{level:.3f}", *cells, f"{np.mean(seconds):.0f}{NBSP}s"])
+        rows.append([name, r(level), *cells, f"{np.mean(seconds):.0f}{NBSP}s"])
     return rows
-
-
-def _cell(mean: float, ci) -> str:
-    low, high = ci
-    text = f"{mean:+.3f} [{low:+.3f}, {high:+.3f}]".replace("-", "−").replace(" ", NBSP)
-    return f"**{text}**" if low > 0 or high < 0 else text
 
 
 def forest(result: dict, file):
     """Every arm's difference to the default on Pearson residuals, probe B, with its interval."""
     key = PLACES["residuals, B"]
-    arms = [a for a in dict.fromkeys(r["arm"] for r in result["runs"])
+    arms = [a for a in dict.fromkeys(run["arm"] for run in result["runs"])
             if a != "default" and scores(result, a, key)]  # fmt: skip
     groups = list(dict.fromkeys(result["arms"][a]["group"] for a in arms))
     with plt.rc_context(STYLE):
         figure, ax = plt.subplots(figsize=(8, 0.6 + 0.24 * len(arms)))
         for y, arm in enumerate(arms):
-            mean, (low, high) = difference(result, arm, key)
+            found = difference(result, arm, key)
             colour = COLOURS[groups.index(result["arms"][arm]["group"]) % len(COLOURS)]
-            sure = low > 0 or high < 0
-            ax.plot([low, high], [y, y], color=colour, lw=1.8)
-            ax.plot(mean, y, "o", ms=6, mec=colour, mfc=colour if sure else "white")
+            ax.plot(found["ci95"], [y, y], color=colour, lw=1.8)
+            fill = colour if sure(found) else "white"
+            ax.plot(found["mean"], y, "o", ms=6, mec=colour, mfc=fill)
         ax.axvline(0, color=GREY, lw=0.8, zorder=0)
         ax.set_yticks(range(len(arms)), arms)
         ax.set(ylim=(len(arms) - 0.4, -0.6), xlabel="difference in mean r to the default, 95% CI")

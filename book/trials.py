@@ -18,14 +18,20 @@ import dataclasses
 import hashlib
 import itertools
 import json
-import os
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 
 import numpy as np
+import torch
 import variants
 
 from seal_lite import Config
+from seal_lite.encoders import build_encoder
+from seal_lite.evaluate import _score_sections as score_sections
+from seal_lite.evaluate import decoder_scores, embed_clean, embed_taps, genes_to_score, probe_scores
+from seal_lite.sections import load_sections
+from seal_lite.targets import TARGETS, section_targets
+from seal_lite.train import code_hash, finetune, provenance
 
 ROOT = Path(__file__).parents[1]
 RUNS, RESULTS = ROOT / "runs/trials", ROOT / "results"
@@ -95,19 +101,6 @@ def measure(root, train_names, test_names, config: Config, variant=None, *, besi
     to the image in the shared space. `beside` adds the frozen embedding at every stage of the tail
     and tuned and frozen side by side.
     """
-    from seal_lite.encoders import build_encoder
-    from seal_lite.evaluate import _score_sections as score_sections
-    from seal_lite.evaluate import (
-        decoder_scores,
-        embed_clean,
-        embed_taps,
-        genes_to_score,
-        probe_scores,
-    )
-    from seal_lite.sections import load_sections
-    from seal_lite.targets import TARGETS, section_targets
-    from seal_lite.train import finetune
-
     options = {"patch_um": config.patch_um, "patch_px": config.patch_px}
     train, test = (load_sections(root, names, **options) for names in (train_names, test_names))
     both, genes, caches = [*train, *test], genes_to_score(root, train), RUNS / "cache"
@@ -146,12 +139,9 @@ def measure(root, train_names, test_names, config: Config, variant=None, *, besi
 
 
 def one(job):
-    """A run, unless it is on disk. Single-threaded: as many run at once as there are cores."""
-    import torch
-
+    """A run, unless it is on disk."""
     root, path, train, test, config, variant, beside = job
     if not path.exists():
-        torch.set_num_threads(1)
         try:
             found = measure(root, train, test, config, variant, beside=beside)
         except Exception as error:  # a setting that breaks is a finding too
@@ -163,9 +153,6 @@ def one(job):
 
 def run(mode: str, root, seeds: int, only=None) -> dict:
     """All arms, splits and seeds; {"arms": {name: {...}}, "runs": [...]}."""
-    from seal_lite.sections import load_sections
-    from seal_lite.train import code_hash, provenance
-
     jobs, rows = [], []
     for seed, (name, (group, _, changes, *variant)) in itertools.product(
         range(seeds), ARMS.items()
@@ -180,7 +167,8 @@ def run(mode: str, root, seeds: int, only=None) -> dict:
             path = RUNS / f"{'+'.join(train)}-{stamp}.json"
             jobs.append((root, path, train, test, config, variant, group in ("default", "patch")))
             rows.append({"arm": name, "train": train, "seed": seed})
-    with ProcessPoolExecutor(os.cpu_count()) as pool:
+    # One thread each, as many runs at once as there are cores.
+    with ProcessPoolExecutor(initializer=torch.set_num_threads, initargs=(1,)) as pool:
         for i, (row, found) in enumerate(zip(rows, pool.map(one, jobs), strict=True), start=1):
             row |= {"scores": found}
             print(f"{i}/{len(jobs)} {row['arm']}, seed {row['seed']}", flush=True)
@@ -191,13 +179,15 @@ def run(mode: str, root, seeds: int, only=None) -> dict:
 
 def votes(result: dict, arm: str, key="tuned/tuned_ridge/pearson_residuals") -> dict[str, float]:
     """Mean inner gain of an arm over the default, by outer test section, which is not looked at."""
-    table = {}
-    for row in result["runs"]:
-        if row["arm"] in (arm, "default") and "failed" not in row["scores"]:
-            for section in set(SECTIONS) - set(row["train"]):
-                outer = (set(SECTIONS) - set(row["train"]) - {section}).pop()
-                value = row["scores"][section][key] * (1 if row["arm"] == arm else -1)
-                table.setdefault(outer, []).append(2 * value)
+    runs = {(row["arm"], *row["train"], row["seed"]): row["scores"] for row in result["runs"]}
+    table: dict[str, list] = {}
+    for (name, *place), mine in runs.items():
+        base = runs["default", *place]
+        if name != arm or "failed" in mine or "failed" in base:
+            continue
+        one, two = (section for section in mine if section != "seconds")
+        for scored, outer in ((one, two), (two, one)):
+            table.setdefault(outer, []).append(mine[scored][key] - base[scored][key])
     return {outer: float(np.mean(v)) for outer, v in sorted(table.items())}
 
 

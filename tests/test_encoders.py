@@ -123,7 +123,7 @@ def test_convolution_with_merged_lora_is_pefts_own_in_value_and_gradient():
 @both
 @torch.inference_mode()
 def test_taps_are_the_embeddings_of_networks_cut_at_those_stages(name):
-    px, _, dim = KINDS[name]
+    px, _, _ = KINDS[name]
     encoder = build_encoder(name, tune_blocks=2)
     x = images(px)
     found = encoder.taps(encoder.prefix(x))
@@ -252,10 +252,7 @@ def test_cache_name_follows_weights_pixels_and_views_but_not_the_adapter(section
         return cache_key(encoder, section, n_views=n_views, jitter=jitter)
 
     first = key()
-    with torch.no_grad():
-        for name, parameter in encoder.named_parameters():
-            if "lora_B" in name:
-                parameter.add_(1)
+    stir(encoder)
     assert key() == first
     pixels = section.patches.copy()
     pixels[-1, 0, 0, 0] ^= 1
