@@ -6,7 +6,20 @@ from pathlib import Path
 
 import matplotlib.pyplot as plt
 import numpy as np
-from page import NBSP, details, figure, interval, load, missing, provenance_table, r, stale
+from page import (
+    CLAIMS,
+    NBSP,
+    SHORT,
+    details,
+    figure,
+    interval,
+    label,
+    load,
+    missing,
+    provenance_table,
+    r,
+    stale,
+)
 from settings import table
 from trials import votes
 
@@ -30,12 +43,17 @@ def section(results: Path, out: Path) -> list[str]:
         file = "figures/results_ablation.png"
         forest(ablation, out / file)
         parts += [
-            stale(ablation["provenance"]),
+            stale(ablation["provenance"], command="make ablation"),
             "One setting changed at a time, everything else as in the default, on real tissue with "
-            "one section held out. Bold: the interval does not contain 0.\n",
+            "one section held out. Bold: the interval does not contain 0.\n" + unfinished(ablation),
             figure(file, "Difference to the default, Pearson residuals, probe B.",
                    "Forest plot of every ablation's difference to the default with intervals."),
             ablation_table(ablation),
+            "### The same encoders, read otherwise\n\nA decoder trained with the encoder, "
+            "prediction by retrieval as BLEEP and Loki do it (expression of the training spots, "
+            "weighted by their closeness in the shared space), the frozen encoder at each of its "
+            "stages, and embeddings side by side.\n",
+            reads_table(ablation),
             details("Where this comes from", provenance_table(ablation["provenance"])),
         ]  # fmt: skip
     parts.append("### The log of trials\n")
@@ -43,7 +61,7 @@ def section(results: Path, out: Path) -> list[str]:
         return [*parts, missing(results / "trials.json", "make trials")]
     return [
         *parts,
-        stale(trials["provenance"]),
+        stale(trials["provenance"], command="make trials"),
         "Each trial trains on two sections and is scored on a third, so that every outer fold sees "
         "gains from its own training sections alone. A setting becomes the default only where "
         "every fold prefers it by itself. Gains are in *r* over the default, Pearson residuals, "
@@ -52,6 +70,17 @@ def section(results: Path, out: Path) -> list[str]:
         trial_table(trials),
         details("Where this comes from", provenance_table(trials["provenance"])),
     ]
+
+
+def unfinished(result: dict) -> str:
+    """Which share of the planned runs is there, unless all are."""
+    p, arms = result["provenance"], result["arms"]
+    folds = len({tuple(run["train"]) for run in result["runs"]})
+    planned, there = len(arms) * folds * p["seeds"], len(result["runs"])
+    return "" if there >= planned else (
+        f"\n**Unfinished: {there} of {planned} runs.** Each difference is over the folds and seeds "
+        "that both arms have.\n"
+    )  # fmt: skip
 
 
 def scores(result: dict, arm: str, key: str) -> dict[tuple, float]:
@@ -137,6 +166,22 @@ def trial_rows(result: dict) -> list[list]:
         )  # fmt: skip
         rows.append([arm, result["arms"][arm]["thought"], seen, better])
     return rows
+
+
+def reads_table(result: dict) -> str:
+    """Mean r of whatever was read beside the probes on the tuned embedding, for the arms with
+    another kind of encoder."""
+    rows = []
+    for arm in ("default", "contrast only", "two scales"):
+        runs = [s for run in result["runs"] if run["arm"] == arm and "failed" not in run["scores"]
+                for k, s in run["scores"].items() if k != "seconds"]  # fmt: skip
+        read = dict.fromkeys(tuple(k.split("/")[:2]) for s in runs for k in s)
+        for features, probe in read:
+            if probe == "hest":
+                continue
+            means = [np.mean([s[f"{features}/{probe}/{t}"] for s in runs]) for t in CLAIMS]
+            rows.append([arm, features, SHORT.get(probe, probe), *map(r, means)])
+    return table(["arm", "features", "read by", *map(label, CLAIMS)], rows, right=2)
 
 
 def ablation_table(result: dict) -> str:

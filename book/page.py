@@ -11,6 +11,7 @@ from seal_lite import plots
 from seal_lite.train import code_hash
 
 NBSP = "\N{NO-BREAK SPACE}"
+CLAIMS = ("pearson_residuals", "log1p_cp10k|depth")  # the targets from which depth is discounted
 SHORT = {"tuned": "**finetuned**", "shuffled": "shuffled pairs", "hest": "A", "tuned_ridge": "B",
          "frozen": "frozen", "frozen_best": "frozen, best stage", "none": "–"}  # fmt: skip
 
@@ -40,8 +41,8 @@ def r(value: float) -> str:
     return f"{value:.3f}".replace("-", "−")
 
 
-def stale(provenance: dict, again: dict | None = None) -> str:
-    """A warning where the record was made by other code than this book's.
+def stale(provenance: dict, again: dict | None = None, *, command: str = "make record") -> str:
+    """A warning where the record was made by other code than this book's; `command` renews it.
 
     `again` is what `book/recheck.py` found when it recomputed a fold with the code at hand.
     """
@@ -56,7 +57,7 @@ def stale(provenance: dict, again: dict | None = None) -> str:
         )
     return (
         ":::{admonition} Stale\n:class: caution\nThis record was made by an earlier version of the "
-        "code than this book's. `make record` brings it up to date.\n:::\n"
+        f"code than this book's. `{command}` brings it up to date.\n:::\n"
     )
 
 

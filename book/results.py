@@ -18,6 +18,7 @@ import earned
 import numpy as np
 from architecture import architecture
 from page import (
+    CLAIMS,
     NBSP,
     details,
     figure,
@@ -42,7 +43,6 @@ FEATURES = ("tuned", "shuffled", "frozen", "frozen_best", "random_init", "colour
 PROBES = ("hest", "tuned_ridge", "decoder", "none")
 TARGETS = ("pearson_residuals", "log1p_cp10k|depth", "log1p_cp10k", "log1p_raw")
 RIVALS = ("shuffled", "frozen_best")  # a gain has to be one over both
-CLAIMS = ("pearson_residuals", "log1p_cp10k|depth")  # the targets from which depth is discounted
 
 RECORDS = {
     "her2st": (
@@ -120,6 +120,7 @@ def crossval_section(name: str, path: Path, out: Path) -> list[str]:
     if result["classes"]:
         parts.append(class_table(result))
     parts += [
+        morphology_table(result),
         "### Every score\n",
         score_table(result),
         "The last rows are no encoders. The neighbours' mean and the noise ceiling look at the "
@@ -250,6 +251,31 @@ def class_table(result: dict) -> str:
         "what a probe took for a relation in the training patients was chance, and failed in the "
         "next.\n\n"
     ) + table(head, rows, right=6)
+
+
+def morphology_table(result: dict) -> str:
+    """Effective rank and, where regions are known, their accuracy: mean and range over folds."""
+    kept: dict[str, dict[str, list]] = {}
+    for fold in result["folds"]:
+        for features, found in fold["morphology"].items():
+            for key, value in found.items():
+                kept.setdefault(features, {}).setdefault(key, []).append(value)
+    columns = {"region_accuracy": ("balanced accuracy of the region", 3),
+               "effective_rank": ("effective rank", 1)}  # fmt: skip
+    columns = {k: v for k, v in columns.items() if k in kept["tuned"]}
+    rows = [
+        [label(f), *(f"{np.mean(v):.{n}f} ({min(v):.{n}f} to {max(v):.{n}f})"
+                     for v, n in ((kept[f][k], n) for k, (_, n) in columns.items()))]
+        for f in FEATURES if f in kept
+    ]  # fmt: skip
+    regions = (
+        "A logistic regression names the region (tumour, stroma, gland, fat, lymphoid, necrosis) "
+        "of every held-out spot. " if "region_accuracy" in columns else ""
+    )  # fmt: skip
+    return (
+        f"### Is the tissue still in it?\n\n{regions}The effective rank counts the directions that "
+        "an embedding uses on the held-out sections. Mean, and range over folds and seeds.\n\n"
+    ) + table(["features", *(title for title, _ in columns.values())], rows, right=len(columns))
 
 
 def real_section(path: Path, out: Path) -> list[str]:

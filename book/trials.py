@@ -7,7 +7,8 @@
 of sections and scores on the two others, one of which is in turn the outer fold's test section and
 is then not looked at. A setting becomes the default only where every outer fold prefers it by
 itself, so no fold's choice has seen its own test section. `outer` leaves one section out, as the
-recorded results do. Runs are kept in runs/trials/ and not made again; one process a core.
+recorded results do. Every finished run is in the file at once and not made again: the hours that
+all of it takes can be spent in parts. One process a core.
 """
 
 from __future__ import annotations
@@ -15,30 +16,40 @@ from __future__ import annotations
 import argparse
 import contextlib
 import dataclasses
+import functools
 import hashlib
 import itertools
 import json
+import multiprocessing
+import os
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 
 import numpy as np
 import torch
 import variants
+from threadpoolctl import threadpool_limits
+from tqdm import tqdm
 
-from seal_lite import Config
+from seal_lite import Config, InputError
 from seal_lite.encoders import build_encoder
-from seal_lite.evaluate import _score_sections as score_sections
-from seal_lite.evaluate import decoder_scores, embed_clean, embed_taps, genes_to_score, probe_scores
+from seal_lite.evaluate import (
+    decoder_scores,
+    embed_stages,
+    genes_to_score,
+    probe_scores,
+    score_sections,
+)
 from seal_lite.sections import load_sections
 from seal_lite.targets import TARGETS, section_targets
-from seal_lite.train import code_hash, finetune, provenance
+from seal_lite.train import code_hash, finetune, provenance, write_atomic
 
 ROOT = Path(__file__).parents[1]
 RUNS, RESULTS = ROOT / "runs/trials", ROOT / "results"
 SECTIONS = ("C2", "C3", "C4", "C5")
 SCORES = ("pearson_residuals", "log1p_cp10k|depth")
 
-# name: (group, what was thought, settings that differ from the default[, a variant])
+# name: (group, what was thought, settings that differ from the default[, a variant[, second um]])
 ARMS = {
     "default": ("default", "the configuration that all others are compared with", {}),
     "no contrast": ("loss", "the contrast shapes the shared space only", {"w_clip": 0.0}),
@@ -83,6 +94,8 @@ ARMS = {
     "112 um, 0.7 um/px": ("patch", "the spot itself is enough", {"patch_um": 112.0}),
     "112 um, 0.5 um/px": ("patch", "the paper's patch", {"patch_um": 112.0, "patch_px": 224}),
     "224 um, 1.0 um/px": ("patch", "detail matters more than time", {"patch_px": 224}),
+    "448 um, 2.8 um/px": ("patch", "the neighbourhood tells more", {"patch_um": 448.0}),
+    "two scales": ("patch", "detail and neighbourhood together", {}, None, 448.0),
 }  # fmt: skip
 
 
@@ -93,37 +106,49 @@ def splits(mode: str):
         yield train, tuple(s for s in SECTIONS if s not in train)
 
 
-def measure(root, train_names, test_names, config: Config, variant=None, *, beside=False) -> dict:
+def measure(root, train_names, test_names, config: Config, variant=None, second_um=None) -> dict:
     """Finetune once; mean r by test section, of features, probe and target.
 
     The tuned embedding is read by both probes, by the model's decoder, and by retrieval as BLEEP
     and Loki predict: the expression of the training spots, weighted by how close their profiles lie
-    to the image in the shared space. `beside` adds the frozen embedding at every stage of the tail
-    and tuned and frozen side by side.
+    to the image in the shared space. The frozen embedding stands beside it at every stage of the
+    tail, and with the tuned one. `second_um` finetunes another encoder on patches of that size and
+    reads both side by side, tuned with tuned and frozen with frozen.
     """
-    options = {"patch_um": config.patch_um, "patch_px": config.patch_px}
-    train, test = (load_sections(root, names, **options) for names in (train_names, test_names))
-    both, genes, caches = [*train, *test], genes_to_score(root, train), RUNS / "cache"
-    with variant(train) if variant else contextlib.nullcontext():
-        model, history = finetune(train, config, include=genes, cache_dir=caches, progress=False)
-    tuned = embed_clean(model.encoder, both, config, caches)
-    features = {"tuned": tuned}
-    if beside:
-        frozen = build_encoder(config.backbone, tune_blocks=config.tune_blocks)
-        stages = embed_taps(frozen, both, config, caches)
-        features |= {f"frozen {stage}": x for stage, x in stages.items()}
-        pairs = zip(tuned, stages[frozen.row.tap], strict=True)
-        features["tuned + frozen"] = [np.concatenate(pair, 1) for pair in pairs]
+    scales = [config, dataclasses.replace(config, patch_um=second_um)] if second_um else [config]
+    n, caches = len(train_names), RUNS / "cache"
+    loaded = [load_sections(root, (*train_names, *test_names), patch_um=c.patch_um,
+                            patch_px=c.patch_px) for c in scales]  # fmt: skip
+    for same in zip(*loaded, strict=True):  # a larger patch leaves the image at fewer spots
+        rows = functools.reduce(np.intersect1d, [s.rows for s in same])
+        for s in same:
+            s.patches, s.rows = s.patches[np.isin(s.rows, rows)], rows
+    genes = genes_to_score(root, loaded[0][:n])
+    models, features, seconds = [], {}, 0.0
+    for c, sections in zip(scales, loaded, strict=True):
+        with variant(sections[:n]) if variant else contextlib.nullcontext():
+            model, history = finetune(sections[:n], c, include=genes, cache_dir=caches,
+                                      progress=False)  # fmt: skip
+        tuned = embed_stages(model.encoder, sections, c, caches)[model.encoder.row.tap]
+        frozen = build_encoder(c.backbone, tune_blocks=c.tune_blocks)
+        stages = embed_stages(frozen, sections, c, caches)
+        found = {"tuned": tuned, **{f"frozen {stage}": x for stage, x in stages.items()}}
+        found["tuned + frozen"] = beside(tuned, stages[frozen.row.tap])
+        features = {k: beside(features[k], x) if features else x for k, x in found.items()}
+        models.append((model, tuned))
+        seconds += sum(h["seconds"] for h in history)
+    train, (model, tuned) = loaded[0][:n], models[0]
+    if second_um:
+        features["tuned, first scale"] = tuned
     known = model.encode_genes(np.concatenate([model.panel.transform(s.adata)[s.rows]
                                                for s in train]))  # fmt: skip
     y = {t: np.concatenate([section_targets(s.adata, genes)[t][s.rows] for s in train])
          for t in TARGETS}  # fmt: skip
-    out = {"seconds": sum(h["seconds"] for h in history)}
-    for i, section in enumerate(test, start=len(train)):
+    out = {"seconds": round(seconds, 1)}
+    for i, section in enumerate(loaded[0][n:], start=n):
         found = {}
         for name, x in features.items():
-            scored = probe_scores(train, [section], x[: len(train)], [x[i]], genes,
-                                  seed=config.seed)  # fmt: skip
+            scored = probe_scores(train, [section], x[:n], [x[i]], genes, seed=config.seed)
             found |= {(name, probe, t): r for (probe, t), r in scored.items()}
         scored = decoder_scores(model, [section], [tuned[i]], genes)
         found |= {("tuned", "decoder", t): r for t, r in scored.items()}
@@ -138,43 +163,60 @@ def measure(root, train_names, test_names, config: Config, variant=None, *, besi
     return out
 
 
+def beside(one: list, other: list) -> list[np.ndarray]:
+    """Two embeddings of each section side by side."""
+    return [np.concatenate(pair, 1) for pair in zip(one, other, strict=True)]
+
+
 def one(job):
-    """A run, unless it is on disk."""
-    root, path, train, test, config, variant, beside = job
-    if not path.exists():
-        try:
-            found = measure(root, train, test, config, variant, beside=beside)
-        except Exception as error:  # a setting that breaks is a finding too
-            found = {"failed": f"{type(error).__name__}: {error}"}
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(json.dumps(found))
-    return json.loads(path.read_text())
+    """A run. A setting that breaks is a finding too, and kept; any other error stops everything."""
+    try:
+        return measure(*job)
+    except InputError as error:
+        return {"failed": str(error)}
 
 
-def run(mode: str, root, seeds: int, only=None) -> dict:
-    """All arms, splits and seeds; {"arms": {name: {...}}, "runs": [...]}."""
-    jobs, rows = [], []
-    for seed, (name, (group, _, changes, *variant)) in itertools.product(
-        range(seeds), ARMS.items()
-    ):
-        if only and name not in only:
-            continue
+def _own_core(cores):
+    """Give a worker a core of its own: libraries that ask then start one thread each."""
+    if hasattr(os, "sched_setaffinity"):
+        os.sched_setaffinity(0, {cores.get()})
+    torch.set_num_threads(1)
+    threadpool_limits(1)
+
+
+def run(mode: str, root, seeds: int, target: Path, only=None):
+    """All arms, splits and seeds into `target`: {"provenance", "arms", "runs"}.
+
+    A run that stands there already, made by this code with these settings, is not made again; the
+    file is written after every run, so hours of work can be done in parts.
+    """
+    old = json.loads(target.read_text())["runs"] if target.exists() else []
+    done = {(row["arm"], *row["train"], row["seed"], row["stamp"]): row for row in old}
+    rows, jobs = [], {}
+    for seed, (name, (_, _, changes, *rest)) in itertools.product(range(seeds), ARMS.items()):
+        variant, second_um = [*rest, None, None][:2]
         config = dataclasses.replace(Config(seed=seed), **changes)
-        variant = variant[0] if variant else None
-        what = config.to_json() + code_hash() + getattr(variant, "__name__", "")
-        stamp = hashlib.sha256(what.encode()).hexdigest()[:12]
+        what = [config.to_json(), code_hash(), getattr(variant, "__name__", ""), second_um]
+        stamp = hashlib.sha256(repr(what).encode()).hexdigest()[:12]
         for train, test in splits(mode):
-            path = RUNS / f"{'+'.join(train)}-{stamp}.json"
-            jobs.append((root, path, train, test, config, variant, group in ("default", "patch")))
-            rows.append({"arm": name, "train": train, "seed": seed})
-    # One thread each, as many runs at once as there are cores.
-    with ProcessPoolExecutor(initializer=torch.set_num_threads, initargs=(1,)) as pool:
-        for i, (row, found) in enumerate(zip(rows, pool.map(one, jobs), strict=True), start=1):
-            row |= {"scores": found}
-            print(f"{i}/{len(jobs)} {row['arm']}, seed {row['seed']}", flush=True)
+            row = {"arm": name, "train": train, "seed": seed, "stamp": stamp}
+            if kept := done.get((name, *train, seed, stamp)):
+                rows.append(kept)
+            elif not only or name in only:
+                jobs[len(rows)] = (root, train, test, config, variant, second_um)
+                rows.append(row)
     record = provenance(load_sections(root, SECTIONS), Config(), seeds=seeds, mode=mode)
+    record["device"] = record["device"].replace(f"{torch.get_num_threads()} threads", "1 thread")
     arms = {k: {"group": g, "thought": w, "changes": c} for k, (g, w, c, *_) in ARMS.items()}
-    return {"provenance": record, "arms": arms, "runs": rows}
+    cores = multiprocessing.Queue()
+    for core in sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else ():
+        cores.put(core)
+    pool = ProcessPoolExecutor(os.cpu_count(), initializer=_own_core, initargs=(cores,))
+    with pool:
+        for i, found in tqdm(zip(jobs, pool.map(one, jobs.values()), strict=True), total=len(jobs)):
+            rows[i]["scores"] = found
+            finished = [row for row in rows if "scores" in row]
+            write_atomic(target, json.dumps({"provenance": record, "arms": arms, "runs": finished}))
 
 
 def votes(result: dict, arm: str, key="tuned/tuned_ridge/pearson_residuals") -> dict[str, float]:
@@ -198,9 +240,9 @@ if __name__ == "__main__":
     parser.add_argument("--seeds", type=int)
     parser.add_argument("--only", nargs="*", help="names of arms")
     a = parser.parse_args()
-    found = run(a.mode, a.root, a.seeds or (1 if a.mode == "inner" else 5), a.only)
     target = RESULTS / ("trials.json" if a.mode == "inner" else "ablation.json")
-    target.write_text(json.dumps(found))
+    run(a.mode, a.root, a.seeds or (1 if a.mode == "inner" else 5), target, a.only)
     if a.mode == "inner":
+        found = json.loads(target.read_text())
         for arm in dict.fromkeys(r["arm"] for r in found["runs"]):
             print(arm, {k: round(v, 4) for k, v in votes(found, arm).items()})

@@ -154,7 +154,8 @@ at = [genes.index(g) for g in one_each]
 measured = targets.section_targets(adata, genes)["log1p_cp10k"][section.rows]
 columns, titles = measured[:, at], [f"{g}: measured" for g in one_each]
 if truth is not None:
-    columns = np.c_[columns, np.log1p(1e4 * truth[:, at])]
+    expected, region = truth
+    columns = np.c_[columns, np.log1p(1e4 * expected[:, at])]
     titles += [f"{g}: {classes[g]}, truth" for g in one_each]
 plots.gene_maps(section, columns, titles, label="log(1 + counts per 10,000)")
 

@@ -46,8 +46,7 @@ import pandas as pd
 from seal_lite import Config, plots
 from seal_lite.crossval import score_rows, tidy
 from seal_lite.datasets import phantom
-from seal_lite.encoders import build_encoder
-from seal_lite.evaluate import embed_clean, gene_classes, genes_to_score, score_models
+from seal_lite.evaluate import fold_features, gene_classes, genes_to_score, score_models
 from seal_lite.probe import tuned_probe
 from seal_lite.sections import list_sections, load_sections, patient_of
 from seal_lite.targets import section_targets
@@ -108,7 +107,8 @@ models = {
 #   estimated by splitting them in two; and on the phantom the **oracle**, the true expectation.
 
 # %%
-scores = score_models(ROOT, train, [test], genes, models, config, caches="runs/cache")
+features = fold_features(train, [test], genes, models, config, caches="runs/cache")
+scores = score_models(ROOT, train, [test], genes, models, features, seed=SEED)
 classes = gene_classes(ROOT)
 result = {
     "classes": classes,
@@ -188,12 +188,17 @@ for kind, row in summary.items():
 
 # %%
 both = [*train, test]
-features = embed_clean(models["tuned"].encoder, both, config, "runs/cache")
 y = [section_targets(s.adata, genes)[target][s.rows] for s in both]
 groups = np.concatenate([[s.name] * len(s.rows) for s in train])
-predicted = tuned_probe(
-    np.concatenate(features[:-1]).astype(float), np.concatenate(y[:-1]), groups, features[-1]
-)
+
+
+def predict(name):
+    """Probe B's prediction for the held-out patient from the features of that name."""
+    *x, held = features[name]
+    return tuned_probe(np.concatenate(x).astype(float), np.concatenate(y[:-1]), groups, held)
+
+
+predicted = predict("tuned")
 kinds = list(dict.fromkeys(label))
 first = [genes.index(g) for g in ("ERBB2", "MKI67", "ISG15") if g in genes]
 shown = first if len(first) == 3 else list(np.argsort(-tuned)[:3])
@@ -207,11 +212,7 @@ plots.prediction_maps(
 # The same three genes, the same probe, before finetuning:
 
 # %%
-plain = build_encoder(config.backbone, tune_blocks=config.tune_blocks)
-features = embed_clean(plain, both, config, "runs/cache")
-before = tuned_probe(
-    np.concatenate(features[:-1]).astype(float), np.concatenate(y[:-1]), groups, features[-1]
-)
+before = predict("frozen")
 plots.prediction_maps(
     test, y[-1][:, shown], before[:, shown], [f"{genes[i]} ({label[i]})" for i in shown]
 )

@@ -20,18 +20,14 @@ from .views import make_views
 
 
 def cache_key(encoder: VisionEncoder, section, *, n_views: int, jitter: float) -> str:
-    """SHA-256 over prefix weights, normalisation, views, patch names and pixels."""
-    h = hashlib.sha256(repr((encoder.prefix_stages, n_views, jitter, section.keys)).encode())
+    """SHA-256 over prefix weights, normalisation, views and the section (names, counts, pixels)."""
+    h = hashlib.sha256(repr((encoder.prefix_stages, n_views, jitter, section.digest)).encode())
     # LoRA wraps only tail modules; their tensors are left out so that every run shares the cache.
     tail = tuple(f"{s}." for s in encoder.tail_stages)
-    for name, tensor in [
-        *encoder.base.state_dict().items(),
-        ("m", encoder.mean),
-        ("s", encoder.std),
-    ]:
+    scale = {"mean": encoder.mean, "std": encoder.std}
+    for name, tensor in (encoder.base.state_dict() | scale).items():
         if not name.startswith(tail):
             h.update(name.encode() + tensor.cpu().contiguous().numpy().tobytes())
-    h.update(np.ascontiguousarray(section.patches).data)
     return h.hexdigest()[:32]
 
 

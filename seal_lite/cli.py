@@ -118,7 +118,7 @@ def probe(
 ):
     """Score a run against the frozen encoder and the controls on held-out sections."""
     from .crossval import deltas, score_rows, summary
-    from .evaluate import gene_classes, genes_to_score, score_models
+    from .evaluate import fold_features, gene_classes, genes_to_score, score_models
     from .model import SEAL
     from .train import provenance
 
@@ -137,7 +137,9 @@ def probe(
         raise InputError(f"{run}: none of the genes to score is in its panel; finetune on --train")
     if len(genes) < len(wanted):
         typer.echo(f"{len(wanted) - len(genes)} of {len(wanted)} genes are not in the run's panel")
-    scores = score_models(data, fit, held, genes, {"tuned": model}, config)
+    models = {"tuned": model}
+    features = fold_features(fit, held, genes, models, config)
+    scores = score_models(data, fit, held, genes, models, features, seed=config.seed)
     folds = [{"test": test, "seed": config.seed, "scores": score_rows(scores, genes)}]
     classes, record = gene_classes(data), provenance([*fit, *held], config, run=str(run))
     result = {"data": data.name, "backbone": config.backbone, "provenance": record,
@@ -151,6 +153,9 @@ def crossval(
     data: Data,
     out: Annotated[Path, typer.Option(help="Folder for folds and metrics.json; resumes.")],
     groups: Annotated[str, typer.Option(help="Hold out a section or a patient.")] = "section",
+    train_groups: Annotated[
+        int | None, typer.Option(help="Train on so many groups; default all but one.")
+    ] = None,
     seeds: int = 3,
     sections: Annotated[str | None, typer.Option(help="Default: all with an image.")] = None,
     backbone: str | None = None,
@@ -163,7 +168,8 @@ def crossval(
 
     config = _config(preset, set_, backbone=backbone, epochs=epochs)
     loaded = _load(data, _names(sections), config)
-    result = cv.crossval(data, loaded, config, by=groups, seeds=seeds, out=out)
+    result = cv.crossval(data, loaded, config, by=groups, train_groups=train_groups, seeds=seeds,
+                         out=out)  # fmt: skip
     typer.echo(cv.summary(result).round(3).to_string())
     for d in result["delta"]:
         low, high = d["ci95"]

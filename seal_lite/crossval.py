@@ -18,7 +18,8 @@ import pandas as pd
 from . import targets as tg
 from .config import Config
 from .errors import InputError
-from .evaluate import gene_classes, genes_to_score, score_models
+from .evaluate import fold_features, gene_classes, genes_to_score, score_models
+from .morphology import morphology
 from .train import finetune, provenance, write_atomic
 
 log = logging.getLogger(__name__)
@@ -38,30 +39,44 @@ def groups_of(sections, by: str) -> list[str]:
     return groups
 
 
-def crossval(root, sections, config: Config, *, by="section", seeds=3, out, progress=True) -> dict:
+def folds_of(groups: list[str], train_groups: int | None = None):
+    """Yield the held-out groups of each fold: every group once, or, with `train_groups`, all but
+    so many: folds then train on disjoint groups, and more unseen ones judge each of them."""
+    names = list(dict.fromkeys(groups))
+    k = 1 if train_groups is None else train_groups
+    if not 1 <= k < len(names):
+        raise InputError(f"--train-groups {k}: there are {len(names)} groups; leave some to test")
+    parts = [names[i : i + k] for i in range(0, len(names) - k + 1, k)]
+    inverted = ([n for n in names if n not in part] for part in parts)
+    yield from parts if train_groups is None else inverted
+
+
+def crossval(root, sections, config: Config, *, by="section", train_groups=None, seeds=3, out,
+             progress=True) -> dict:  # fmt: skip
     """Run every fold and seed; returns and writes `out/metrics.json`, and `out/per_gene.csv`.
 
-    A finished fold is kept in `out/folds/` and not run again; a folder with other data or settings
-    is refused (`InputError`). The prefix cache is shared by all folds: it holds nothing fitted.
+    Each group `by` "section" or "patient" is held out in turn (or see `folds_of`). A finished fold
+    is kept in `out/folds/` and not run again; a folder with other data or settings is refused
+    (`InputError`). The prefix cache is shared by all folds: it holds nothing fitted.
     """
     out, groups = Path(out), groups_of(sections, by)
-    record = provenance(sections, config, groups=by, seeds=seeds)
+    record = provenance(sections, config, groups=by, train_groups=train_groups, seeds=seeds)
     _claim(out, record)
     classes = gene_classes(root)
     caches, folds = out / "cache", []
-    for test_group in dict.fromkeys(groups):
-        train = [s for s, g in zip(sections, groups, strict=True) if g != test_group]
-        test = [s for s, g in zip(sections, groups, strict=True) if g == test_group]
+    for held_out in folds_of(groups, train_groups):
+        train = [s for s, g in zip(sections, groups, strict=True) if g not in held_out]
+        test = [s for s, g in zip(sections, groups, strict=True) if g in held_out]
+        name = "+".join(held_out)
         genes = genes_to_score(root, train)
         for seed in range(seeds):
-            path = out / f"folds/{test_group}-{seed}.json"
+            path = out / f"folds/{name}-{seed}.json"
             if not path.exists():
-                log.info("fold: test %s, seed %d", test_group, seed)
+                log.info("fold: test %s, seed %d", name, seed)
                 c = dataclasses.replace(config, seed=seed)
-                scores = run_fold(root, train, test, genes, c, caches, progress=progress)
+                found = run_fold(root, train, test, genes, c, caches, progress=progress)
                 path.parent.mkdir(parents=True, exist_ok=True)
-                fold = {"test": test_group, "seed": seed, "scores": score_rows(scores, genes)}
-                write_atomic(path, json.dumps(fold))
+                write_atomic(path, json.dumps({"test": name, "seed": seed, **found}))
             folds.append(json.loads(path.read_text()))
     shutil.rmtree(caches, ignore_errors=True)  # gigabytes that the results no longer need
     result = {"data": Path(root).name, "backbone": config.backbone, "provenance": record,
@@ -72,18 +87,24 @@ def crossval(root, sections, config: Config, *, by="section", seeds=3, out, prog
 
 
 def run_fold(root, train, test, genes, config: Config, caches, *, progress=True) -> dict:
-    """Finetune on true and on shuffled pairs, then score everything on the held-out sections."""
+    """Finetune on true and on shuffled pairs, then score everything on the held-out sections.
+
+    Returns {"scores": `score_rows`, "morphology": `morphology.morphology`}.
+    """
     models = {
         name: finetune(train, config, include=genes, shuffle_pairs=shuffle, cache_dir=caches,
                        progress=progress)[0]
         for name, shuffle in (("tuned", False), ("shuffled", True))
     }  # fmt: skip
-    return score_models(root, train, test, genes, models, config, caches=caches)
+    features = fold_features(train, test, genes, models, config, caches=caches)
+    scores = score_models(root, train, test, genes, models, features, seed=config.seed)
+    return {"scores": score_rows(scores, genes),
+            "morphology": morphology(root, train, test, features)}  # fmt: skip
 
 
 def _claim(out: Path, record: dict):
     path = out / "provenance.json"
-    same = ("sections", "data_sha256", "config_sha256", "groups", "code_sha256")
+    same = ("sections", "data_sha256", "config_sha256", "groups", "train_groups", "code_sha256")
     if path.exists():
         old = json.loads(path.read_text())
         if any(old.get(k) != record[k] for k in same):

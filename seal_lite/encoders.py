@@ -24,6 +24,7 @@ from peft.tuners.lora import layer as lora_layer
 from torch import nn
 
 from .errors import InputError
+from .views import make_views
 
 HALF = (0.5, 0.5, 0.5)
 
@@ -231,26 +232,26 @@ class VisionEncoder(nn.Module):
 
     def prefix(self, images: torch.Tensor) -> torch.Tensor:
         """Images (b, 3, h, w) in [0, 1] -> activations before the first tuned block."""
-        x = _channels_last((images - self.mean) / self.std)
-        for stage in self.prefix_stages:
-            x = attrgetter(stage)(self.base)(x)
-        return x
+        return self._run((images - self.mean) / self.std, self.prefix_stages)
 
     def tail(self, x: torch.Tensor) -> torch.Tensor:
         """Activations -> pooled embedding (b, dim)."""
-        x = _channels_last(x)
-        for stage in self.tail_stages:
-            x = attrgetter(stage)(self.base)(x)
-        return self.pool(x)
+        return self.pool(self._run(x, self.tail_stages))
 
     def taps(self, x: torch.Tensor) -> dict[str, torch.Tensor]:
         """The pooled embedding behind the prefix and behind every block of the tail, by stage."""
-        x = _channels_last(x)
         found = {self.prefix_stages[-1]: self.pool(x)}
         for stage in self.tail_stages:
-            x = attrgetter(stage)(self.base)(x)
+            x = self._run(x, [stage])
             found[stage] = self.pool(x)
         return found
+
+    def _run(self, x: torch.Tensor, stages) -> torch.Tensor:
+        if x.ndim == 4:  # the layout in which depthwise convolutions are fast on a CPU
+            x = x.contiguous(memory_format=torch.channels_last)
+        for stage in stages:
+            x = attrgetter(stage)(self.base)(x)
+        return x
 
     def pool(self, x: torch.Tensor) -> torch.Tensor:
         """A stage's output -> (b, its width): the mean over positions, or the class token."""
@@ -266,15 +267,12 @@ class VisionEncoder(nn.Module):
 
 def _merged_forward(layer, x: torch.Tensor) -> torch.Tensor:
     """A LoRA convolution as one convolution with W + (alpha / r) B A; the same up to rounding."""
+    if layer.disable_adapters or layer.merged:
+        return lora_layer.Conv2d.forward(layer, x)
     base = layer.base_layer
     weight = base.weight + layer.get_delta_weight("default")
     return nn.functional.conv2d(x, weight, base.bias, base.stride, base.padding, base.dilation,
                                 base.groups)  # fmt: skip
-
-
-def _channels_last(x: torch.Tensor) -> torch.Tensor:
-    """The layout in which depthwise convolutions are fast on a CPU; tokens pass unchanged."""
-    return x.contiguous(memory_format=torch.channels_last) if x.ndim == 4 else x
 
 
 def fingerprint(encoder: VisionEncoder) -> str:
@@ -300,16 +298,17 @@ def build_encoder(name: str, *, weights: str | None = None, seed: int = 0, **lor
         return VisionEncoder(net, row, **lora).eval()
 
 
+def clean_images(patches: np.ndarray, *, batch_size: int = 16):
+    """Yield uint8 patches (n, h, w, 3), as they are, in batches (b, 3, h, w) in [0, 1]."""
+    for i in range(0, len(patches), batch_size):
+        part = patches[i : i + batch_size]
+        yield make_views(part, [""] * len(part), np.zeros(len(part), int), jitter=0.0)
+
+
+@torch.inference_mode()
 def embed(encoder: VisionEncoder, patches: np.ndarray, *, batch_size: int = 16) -> np.ndarray:
     """Embeddings (n, dim) float32 of uint8 patches (n, h, w, 3), deterministic, in their order."""
-    from .views import make_views
-
     device = next(encoder.parameters()).device
     encoder.eval()
-    out = np.empty((len(patches), encoder.row.dim), np.float32)
-    with torch.inference_mode():
-        for i in range(0, len(patches), batch_size):
-            part = patches[i : i + batch_size]
-            images = make_views(part, [""] * len(part), np.zeros(len(part), int), jitter=0.0)
-            out[i : i + batch_size] = encoder(images.to(device)).float().cpu().numpy()
-    return out
+    batches = clean_images(patches, batch_size=batch_size)
+    return torch.cat([encoder(x.to(device)).float().cpu() for x in batches]).numpy()

@@ -11,10 +11,9 @@ import torch
 from . import targets as tg
 from .cache import prefix_cache
 from .config import Config
-from .encoders import build_encoder, embed
+from .encoders import build_encoder, clean_images, embed
 from .genes import columns
 from .probe import PROBES, inner_scores
-from .views import make_views
 
 
 def colour_statistics(patches: np.ndarray) -> np.ndarray:
@@ -24,14 +23,16 @@ def colour_statistics(patches: np.ndarray) -> np.ndarray:
 
 
 def read_truth(root, section, genes):
-    """A phantom section's noise-free expected fractions (n, g), or None for real data."""
+    """A phantom section's noise-free expected fractions (n, g) and the patches' regions (n,) str,
+    or None for real data."""
     path = Path(root) / f"truth/{section.name}.npz"
     if not path.exists():
         return None
     with np.load(path) as truth:
         row = {b: i for i, b in enumerate(truth["barcodes"])}
         at = [row[b] for b in section.adata.obs_names[section.rows]]
-        return columns(truth["expected"][at], truth["genes"], genes)[0].astype(float)
+        expected, _ = columns(truth["expected"][at], truth["genes"], genes)
+        return expected.astype(float), truth["region"][at]
 
 
 def gene_classes(root) -> dict[str, str] | None:
@@ -62,11 +63,11 @@ def probe_scores(train, test, train_x, test_x, genes, *, seed=0) -> dict[tuple, 
     for name, probe in PROBES.items():
         predicted = {t: probe(x, joined[t], groups, np.concatenate(test_x), seed=seed)
                      for t in tg.TARGETS}  # fmt: skip
-        out |= {(name, t): r for t, r in _score_sections(predicted, test, genes).items()}
+        out |= {(name, t): r for t, r in score_sections(predicted, test, genes).items()}
     return out
 
 
-def _score_sections(predicted: dict, test, genes) -> dict[str, np.ndarray]:
+def score_sections(predicted: dict, test, genes) -> dict[str, np.ndarray]:
     """Mean over test sections of per-gene r: correlation within a section, never across."""
     scores, start = [], 0
     for s in test:
@@ -84,13 +85,13 @@ def direct_scores(root, test, genes) -> dict[tuple, np.ndarray]:
     near = [tg.neighbour_prediction(s.adata, genes) for s in test]
     joined = {t: np.concatenate([n[t][s.rows] for n, s in zip(near, test, strict=True)])
               for t in tg.TARGETS}  # fmt: skip
-    out |= {("neighbours", t): r for t, r in _score_sections(joined, test, genes).items()}
+    out |= {("neighbours", t): r for t, r in score_sections(joined, test, genes).items()}
     truth = [read_truth(root, s, genes) for s in test]
-    if truth[0] is not None:
-        best = [tg.oracle_prediction(f, tg.depth(s.adata)[s.rows])
-                for f, s in zip(truth, test, strict=True)]  # fmt: skip
+    if None not in truth:
+        best = [tg.oracle_prediction(expected, tg.depth(s.adata)[s.rows])
+                for (expected, _), s in zip(truth, test, strict=True)]  # fmt: skip
         joined = {t: np.concatenate([b[t] for b in best]) for t in tg.TARGETS}
-        out |= {("oracle", t): r for t, r in _score_sections(joined, test, genes).items()}
+        out |= {("oracle", t): r for t, r in score_sections(joined, test, genes).items()}
     return out
 
 
@@ -98,32 +99,41 @@ def decoder_scores(model, test, test_x, genes) -> dict[str, np.ndarray]:
     """Per-gene r of the model's own image -> gene decoder, by target (r ignores its scale)."""
     at = [model.panel.genes.index(g) for g in genes]
     predicted = model.predict_genes(np.concatenate(test_x))[:, at]
-    return _score_sections({t: predicted for t in tg.TARGETS}, test, genes)
+    return score_sections({t: predicted for t in tg.TARGETS}, test, genes)
 
 
-def score_models(root, train, test, genes, models: dict, config: Config, *, caches=None) -> dict:
-    """All features, probes and targets: {(features, probe, target): per-gene r (g,)}.
+def fold_features(train, test, genes, models: dict, config: Config, *, caches=None) -> dict:
+    """All embeddings that a fold compares: {features: list of (n, d), training sections first}.
 
     `models` are finetuned `SEAL`s by name ("tuned", "shuffled"). Beside them stand the frozen
     encoder at the same tap and at its best one (`best_stage`), a random-init one, colour
-    statistics, log depth, the neighbours' mean, the noise ceiling, and on the phantom the oracle.
+    statistics and log depth.
     """
-    both, n = [*train, *test], len(train)
-    features = {name: embed_clean(m.encoder, both, config, caches) for name, m in models.items()}
+    both = [*train, *test]
+    found = {name: embed_stages(m.encoder, both, config, caches)[m.encoder.row.tap]
+             for name, m in models.items()}  # fmt: skip
     frozen = build_encoder(  # LoRA starts as a no-op; the seed matters to random weights only
         config.backbone, tune_blocks=config.tune_blocks, seed=config.seed
     )
-    stages = embed_taps(frozen, both, config, caches)
-    features["frozen"] = stages[frozen.row.tap]
-    features["frozen_best"] = stages[best_stage(stages, train, genes)]
+    stages = embed_stages(frozen, both, config, caches)
+    found["frozen"] = stages[frozen.row.tap]
+    found["frozen_best"] = stages[best_stage(stages, train, genes)]
     random = build_encoder(config.backbone, weights="random", seed=config.seed)
-    features["random_init"] = [embed(random, s.patches) for s in both]
-    features["colour"] = [colour_statistics(s.patches) for s in both]
-    features["log_depth"] = [np.log(tg.depth(s.adata)[s.rows])[:, None] for s in both]
+    found["random_init"] = [embed(random, s.patches) for s in both]
+    found["colour"] = [colour_statistics(s.patches) for s in both]
+    found["log_depth"] = [np.log(tg.depth(s.adata)[s.rows])[:, None] for s in both]
+    return found
 
-    scores = {}
+
+def score_models(root, train, test, genes, models: dict, features: dict, *, seed=0) -> dict:
+    """All features, probes and targets: {(features, probe, target): per-gene r (g,)}.
+
+    Beside the `features` of `fold_features` stand the models' own decoders, the neighbours' mean,
+    the noise ceiling, and on the phantom the oracle.
+    """
+    scores, n = {}, len(train)
     for name, x in features.items():
-        found = probe_scores(train, test, x[:n], x[n:], genes, seed=config.seed)
+        found = probe_scores(train, test, x[:n], x[n:], genes, seed=seed)
         scores |= {(name, probe, t): r for (probe, t), r in found.items()}
     for name, model in models.items():
         found = decoder_scores(model, test, features[name][n:], genes)
@@ -148,39 +158,22 @@ def best_stage(stages: dict, train, genes) -> str:
     return max(stages, key=inner)
 
 
-def clean_prefix(encoder, section, config, caches=None):
-    """Yield the prefix activations of the patches as they are, batch by batch; from the prefix
-    cache where there is a folder for it."""
-    device = next(encoder.parameters()).device
+@torch.inference_mode()
+def embed_stages(encoder, sections, config, caches=None) -> dict[str, list[np.ndarray]]:
+    """Embeddings (n, width) per section of the patches as they are, at every stage from the end of
+    the prefix to the tap; `caches` is the folder of the prefix cache, if there is one."""
+    device, found = next(encoder.parameters()).device, {}
     encoder.eval()
-    if caches is None:
-        for i in range(0, len(section.patches), 16):
-            part = section.patches[i : i + 16]
-            views = make_views(part, [""] * len(part), np.zeros(len(part), int), jitter=0.0)
-            yield encoder.prefix(views.to(device))
-        return
-    stored = prefix_cache(encoder, section, n_views=config.n_views, jitter=config.stain_jitter,
-                          folder=caches)[0]  # fmt: skip
-    for i in range(0, len(stored), 64):
-        yield torch.from_numpy(stored[i : i + 64].copy()).to(device)
-
-
-@torch.inference_mode()
-def embed_clean(encoder, sections, config, caches=None) -> list[np.ndarray]:
-    """Embeddings (n, dim) per section."""
-    return [
-        torch.cat([encoder.tail(h) for h in clean_prefix(encoder, s, config, caches)])
-        .float().cpu().numpy() for s in sections
-    ]  # fmt: skip
-
-
-@torch.inference_mode()
-def embed_taps(encoder, sections, config, caches=None) -> dict[str, list[np.ndarray]]:
-    """Embeddings (n, width) per section at every stage from the end of the prefix to the tap."""
-    found: dict[str, list] = {}
     for s in sections:
-        parts = [encoder.taps(h) for h in clean_prefix(encoder, s, config, caches)]
-        for stage in parts[0]:
-            joined = torch.cat([p[stage] for p in parts]).float().cpu().numpy()
+        if caches is None:
+            hidden = (encoder.prefix(x.to(device)) for x in clean_images(s.patches))
+        else:
+            stored = prefix_cache(encoder, s, n_views=config.n_views, jitter=config.stain_jitter,
+                                  folder=caches)[0]  # fmt: skip
+            parts = (stored[i : i + 64] for i in range(0, len(stored), 64))
+            hidden = (torch.from_numpy(part.copy()).to(device) for part in parts)
+        taps = [encoder.taps(h) for h in hidden]
+        for stage in taps[0]:
+            joined = torch.cat([t[stage] for t in taps]).float().cpu().numpy()
             found.setdefault(stage, []).append(joined)
     return found

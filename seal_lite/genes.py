@@ -178,20 +178,14 @@ class GenePanel:
         return np.where(present, z, 0.0).astype(np.float32)
 
     def save(self, path):
-        record = {
-            "genes": list(self.genes),
-            "mean": np.asarray(self.mean, float).tolist(),
-            "std": np.asarray(self.std, float).tolist(),
-            "share": self.share,
-            "zscore": self.zscore,
-            "clip": self.clip if np.isfinite(self.clip) else None,
-        }
-        Path(path).write_text(json.dumps(record))
+        """Write the panel as JSON; no clipping is null."""
+        numbers = {"mean": self.mean.tolist(), "std": self.std.tolist()}
+        clip = {"clip": self.clip if np.isfinite(self.clip) else None}
+        Path(path).write_text(json.dumps(vars(self) | numbers | clip))
 
     @classmethod
     def load(cls, path) -> GenePanel:
         """Read a panel written by `save`."""
         r = json.loads(Path(path).read_text())
-        clip = np.inf if r["clip"] is None else r["clip"]
-        return cls(tuple(r["genes"]), np.array(r["mean"]), np.array(r["std"]), r["share"],
-                   r["zscore"], clip)  # fmt: skip
+        r |= {k: np.array(r[k]) for k in ("mean", "std")} | {"genes": tuple(r["genes"])}
+        return cls(**r | {"clip": np.inf if r["clip"] is None else r["clip"]})

@@ -23,6 +23,8 @@ from .encoders import VIT_STEM, VisionEncoder, backbone_row, build_encoder
 from .errors import InputError
 from .genes import GenePanel
 
+ADAPTER, BLOCKS = "adapter/adapter_model.safetensors", "blocks.safetensors"
+
 
 def _tensors(path) -> dict[str, torch.Tensor]:
     try:
@@ -160,15 +162,20 @@ class SEAL(nn.Module):
         return {"gene": gene, "kl": kl, "loss": c.w_gene * gene + c.w_kl * kl}
 
     def heads(self) -> dict[str, torch.Tensor]:
-        """Everything but the vision encoder, by name; and of it what is trained without LoRA."""
-        whole = {n for n, p in self.named_parameters() if p.requires_grad and "lora_" not in n}
-        return {k: v for k, v in self.state_dict().items()
-                if not k.startswith("encoder.") or k in whole}  # fmt: skip
+        """Everything but the vision encoder, by name."""
+        return {k: v for k, v in self.state_dict().items() if not k.startswith("encoder.")}
+
+    def tuned(self) -> dict[str, torch.Tensor]:
+        """What training changes in the vision encoder: the adapter (peft's names), or without LoRA
+        the weights of the tuned blocks (the network's own names)."""
+        net = self.encoder.net
+        if self.encoder.adapted:
+            return get_peft_model_state_dict(net)
+        return {k: p.detach() for k, p in net.named_parameters() if p.requires_grad}
 
     def trainable(self) -> dict[str, torch.Tensor]:
-        """What training changes: the adapter (peft's names) and the heads."""
-        adapter = get_peft_model_state_dict(self.encoder.net) if self.encoder.adapted else {}
-        return {**{f"adapter.{k}": v for k, v in adapter.items()}, **self.heads()}
+        """What training changes: "tuned.*" of the vision encoder, and the heads."""
+        return {**{f"tuned.{k}": v for k, v in self.tuned().items()}, **self.heads()}
 
     def load_trainable(self, state: dict[str, torch.Tensor], *, source):
         """Strict inverse of `trainable`; a differing key is an `InputError` naming `source`."""
@@ -179,14 +186,17 @@ class SEAL(nn.Module):
                 f"{source}: tensor {sorted(odd)[0]} does not fit this model; was it made with "
                 "another backbone, panel or config?"
             )
-        heads = {k: v for k, v in state.items() if not k.startswith("adapter.")}
-        self.load_state_dict({**self.state_dict(), **heads}, strict=True)
+        tuned = {k[6:]: v for k, v in state.items() if k.startswith("tuned.")}
+        heads = {k: v for k, v in state.items() if not k.startswith("tuned.")}
         if self.encoder.adapted:
-            adapter = {k[8:]: v for k, v in state.items() if k.startswith("adapter.")}
-            set_peft_model_state_dict(self.encoder.net, adapter)
+            set_peft_model_state_dict(self.encoder.net, tuned)
+        else:
+            heads |= {f"encoder.net.{k}": v for k, v in tuned.items()}
+        self.load_state_dict({**self.state_dict(), **heads}, strict=True)
 
     def save_pretrained(self, out):
-        """Write config.json, panel.json, adapter/ (peft, safetensors) and heads.safetensors."""
+        """Write config.json, panel.json, heads.safetensors and what was tuned: adapter/ (peft,
+        safetensors), or without LoRA blocks.safetensors."""
         out = Path(out)
         out.mkdir(parents=True, exist_ok=True)
         (out / "config.json").write_text(self.config.to_json())
@@ -195,6 +205,8 @@ class SEAL(nn.Module):
         if self.encoder.adapted:
             shutil.rmtree(out / "adapter", ignore_errors=True)
             self.encoder.net.save_pretrained(str(out / "adapter"))
+        else:
+            save_file({k: v.contiguous() for k, v in self.tuned().items()}, out / BLOCKS)
 
     @classmethod
     def from_pretrained(cls, run) -> SEAL:
@@ -205,12 +217,11 @@ class SEAL(nn.Module):
                 raise InputError(f"{run}: no {file} in it; give a folder that `finetune` finished")
         config = Config.from_json(run / "config.json")
         model = cls.build(GenePanel.load(run / "panel.json"), config)
-        state = _tensors(run / "heads.safetensors")
-        if model.encoder.adapted:
-            file = run / "adapter/adapter_model.safetensors"
-            if not file.is_file():
-                raise InputError(f"{file}: the run's adapter is absent; copy the whole run folder")
-            state |= {f"adapter.{k}": v for k, v in _tensors(file).items()}
+        file = run / (ADAPTER if model.encoder.adapted else BLOCKS)
+        if not file.is_file():
+            raise InputError(f"{file}: what the run tuned is absent; copy the whole run folder")
+        state = {f"tuned.{k}": v for k, v in _tensors(file).items()}
+        state |= _tensors(run / "heads.safetensors")
         model.load_trainable(state, source=run)
         return model.eval()
 

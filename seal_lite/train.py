@@ -174,16 +174,9 @@ def provenance(sections, config: Config, **extra) -> dict:
     import timm
 
     data = hashlib.sha256("".join(s.digest for s in sections).encode()).hexdigest()
-    git = [
-        "git",
-        "-C",
-        str(Path(__file__).parent),
-        "describe",
-        "--always",
-        "--dirty",
-        "--abbrev=12",
-    ]
-    commit = subprocess.run(git, capture_output=True, text=True).stdout.strip()
+    git = "git describe --always --dirty --abbrev=12".split()
+    here = Path(__file__).parent
+    commit = subprocess.run(git, cwd=here, capture_output=True, text=True).stdout.strip()
     device = torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu"
     return {
         "sections": [s.name for s in sections],

@@ -46,6 +46,9 @@ def test_metrics_have_the_documented_keys(finished, phantom_root):
             r = list(s["per_gene"].values())
             assert list(s["per_gene"]) == list(classes) and np.abs(r).max() <= 1
             assert s["pcc"] == pytest.approx(np.mean(r), abs=1e-4)
+        assert set(fold["morphology"]) == FEATURES
+        kept = {k: v["region_accuracy"] for k, v in fold["morphology"].items()}
+        assert all(0 < v < 1 for v in kept.values()) and kept["tuned"] != kept["frozen"]
     assert not (out / "cache").exists()  # gigabytes on real data
 
 
@@ -103,14 +106,11 @@ def test_finished_folds_are_not_run_again(finished, phantom_root, sections, monk
     lost = finished[0] / "folds/PB-0.json"
     kept = lost.read_text()
     lost.unlink()
-    fold = {s["features"]: s for s in json.loads(kept)["scores"]}
-    genes, calls = list(fold["tuned"]["per_gene"]), []
+    calls = []
 
     def only_this(root, train, test, genes_, config, *_, **__):
         calls.append(([s.name for s in train], [s.name for s in test], config.seed))
-        scores = json.loads(kept)["scores"]
-        return {(s["features"], s["probe"], s["target"]): [s["per_gene"][g] for g in genes]
-                for s in scores}  # fmt: skip
+        return {k: json.loads(kept)[k] for k in ("scores", "morphology")}
 
     monkeypatch.setattr(cv, "run_fold", only_this)
     again = _crossval(finished, phantom_root, sections)
@@ -135,6 +135,16 @@ def test_other_settings_or_data_are_refused(finished, phantom_root, sections, tm
         cv.groups_of(sections[:1], "patient")
 
 
+def test_folds_hold_out_one_group_or_train_on_few():
+    groups = ["A", "A", "B", "C", "D", "E"]
+    assert list(cv.folds_of(groups)) == [["A"], ["B"], ["C"], ["D"], ["E"]]
+    two = list(cv.folds_of(groups, 2))  # E is left over: in both folds a test group
+    assert two == [["C", "D", "E"], ["A", "B", "E"]]
+    for k in (5, 0):
+        with pytest.raises(InputError, match="--train-groups"):
+            list(cv.folds_of(groups, k))
+
+
 def test_a_fold_is_fitted_without_its_held_out_section(phantom_root, tmp_path, monkeypatch):
     """Real data's path (no declared genes): garbling the test section changes neither the genes
     to predict nor the panel of its fold."""
@@ -157,7 +167,8 @@ def test_a_fold_is_fitted_without_its_held_out_section(phantom_root, tmp_path, m
                 record(train, config, include=genes, progress=False)
             panel = caught.value.panel
             found[test[0].name] = (list(genes), panel.genes, panel.mean.tolist())
-            return {("tuned", "hest", t): np.zeros(len(genes)) for t in TARGETS}
+            scores = {("tuned", "hest", t): np.zeros(len(genes)) for t in TARGETS}
+            return {"scores": cv.score_rows(scores, genes), "morphology": {}}
 
         monkeypatch.setattr(cv, "run_fold", fold)
         cv.crossval(phantom_root, sections, CONFIG, seeds=1, out=out, progress=False)
@@ -202,9 +213,11 @@ def test_colour_statistics():
 def test_truth_is_matched_by_name(phantom_root, sections):
     section = sections[0]
     genes = ["KRT19", "NO_SUCH_GENE", "ERBB2"]
-    found = read_truth(phantom_root, section, genes)
+    found, region = read_truth(phantom_root, section, genes)
     with np.load(phantom_root / "truth/PA1.npz") as truth:
         table = pd.DataFrame(truth["expected"], index=truth["barcodes"], columns=truth["genes"])
+        regions = pd.Series(truth["region"], index=truth["barcodes"])
     barcodes = section.adata.obs_names[section.rows]
     np.testing.assert_allclose(found[:, [0, 2]], table.loc[barcodes, ["KRT19", "ERBB2"]])
+    np.testing.assert_array_equal(region, regions[barcodes])
     assert (found[:, 1] == 0).all() and read_truth("elsewhere", section, genes) is None

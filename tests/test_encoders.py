@@ -118,6 +118,10 @@ def test_convolution_with_merged_lora_is_pefts_own_in_value_and_gradient():
     assert found[0][0].std() > 0 and len(found[0]) > 10
     for one, other in zip(*found, strict=True):
         torch.testing.assert_close(one, other, rtol=1e-3, atol=1e-5)
+    with merged.net.disable_adapter():  # peft's own switches still work
+        torch.testing.assert_close(merged(x), build_encoder(name)(x))
+    merged.net.merge_adapter()
+    torch.testing.assert_close(merged(x), found[0][0], rtol=1e-3, atol=1e-5)
 
 
 @both

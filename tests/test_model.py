@@ -159,9 +159,12 @@ def test_a_run_without_lora_keeps_its_tuned_blocks(sections, tiny, tmp_path):
     assert np.abs(e - embed(frozen, patches)).max() > 1e-3
     np.testing.assert_array_equal(embed(SEAL.from_pretrained(tmp_path / "run").encoder, patches), e)
     assert not (tmp_path / "run/adapter").exists()
-    state = load_file(tmp_path / "run/heads.safetensors")
-    tuned = {k for k in state if k.startswith("encoder.")}
-    assert tuned and all(k.startswith("encoder.net.blocks.4.") for k in tuned)
+    assert not any(k.startswith("encoder") for k in load_file(tmp_path / "run" / HEADS))
+    tuned = load_file(tmp_path / "run/blocks.safetensors")
+    assert tuned and all(k.startswith("blocks.4.") for k in tuned)
+    (tmp_path / "run/blocks.safetensors").unlink()
+    with pytest.raises(InputError, match="blocks.safetensors"):
+        SEAL.from_pretrained(tmp_path / "run")
 
 
 @pytest.fixture

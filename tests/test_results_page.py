@@ -37,7 +37,9 @@ def record(*, gain: float, classes=None, code=None) -> dict:
                 found = base + gain * (features == "tuned")
                 scores |= {(features, p, target): found for p in ("hest", "tuned_ridge")}
         scores |= {("oracle", "none", target): 2 * base for target in TARGETS}
-        folds.append({"test": test, "seed": 0, "scores": score_rows(scores, genes)})
+        kept = {"effective_rank": 12.5, **({"region_accuracy": 0.625} if classes else {})}
+        folds.append({"test": test, "seed": 0, "scores": score_rows(scores, genes),
+                      "morphology": {"tuned": kept, "frozen": kept}})  # fmt: skip
     provenance = {"sections": ["S1", "S2"], "data_sha256": "d" * 64, "config_sha256": "c" * 64,
                   "code_sha256": code or code_hash(), "commit": "abc", "seed": 0, "seeds": 1,
                   "groups": "section", "device": "cpu", "versions": {"torch": "2"}}  # fmt: skip
@@ -85,6 +87,7 @@ def test_depth_confounded_targets_get_no_verdict(page, tmp_path):
 def test_gene_classes_are_shares_of_the_oracle(page, tmp_path):
     classes = {"A": "visible", "B": "subtle", "C": "invisible"}
     text, _ = written(page, tmp_path, phantom=record(gain=0.0, classes=classes))
+    assert re.search(r"\| frozen \| 0.625 \(0.625 to 0.625\) \| 12.5", text)
     assert re.search(r"\| visible \(1\sgenes\) \| A \|.* 50% \| 50% \|", text)
 
 
@@ -138,7 +141,10 @@ def test_ablation_says_what_earns_its_place(page, tmp_path):
     text, _ = written(page, tmp_path, ablation=found)
     rows = {line.split("|")[1].strip(): line for line in text.splitlines() if line.startswith("| ")}
     assert "**−0.030" in rows["no contrast"] and "**" not in rows["rank 2"]
-    assert "broke in all 4 runs" in rows["broken"]
+    assert "broke in all 4 runs" in rows["broken"] and "Unfinished" not in text
+    found["runs"].pop()
+    (tmp_path / "less").mkdir()
+    assert "Unfinished: 15 of 16 runs" in written(page, tmp_path / "less", ablation=found)[0]
     assert (tmp_path / "book/figures/results_ablation.png").exists()
 
 
