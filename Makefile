@@ -60,7 +60,7 @@ HER2ST ?= ../shared/her2st
 CLI    := $(VENV)/bin/seal-lite
 RUNS   := runs/record
 record: $(STAMP) ## measure results/ again: hours on 2 cores, needs her2st (HER2ST=DIR)
-	$(CLI) crossval --data $(HER2ST) --sections C2,C3,C4,C5 --groups section --seeds 3 \
+	$(CLI) crossval --data $(HER2ST) --sections C2,C3,C4,C5 --groups section --seeds 5 \
 	  --out $(RUNS)/her2st
 	$(CLI) phantom --out data/phantom-record --patients 4 --sections-per-patient 1 --spots 160
 	$(CLI) crossval --data data/phantom-record --groups patient --seeds 1 --out $(RUNS)/phantom

@@ -86,6 +86,7 @@ ARMS = {
     "rank 2": ("encoder", "a small change is enough", {"lora_rank": 2, "lora_alpha": 4.0}),
     "rank 8": ("encoder", "a small change is enough", {"lora_rank": 8, "lora_alpha": 16.0}),
     "full finetuning": ("encoder", "low rank regularises", {"lora_rank": 0, "lr_lora": 3e-3}),
+    "LoRA alone": ("encoder", "matrices of low rank are enough", {}, variants.lora_alone),
     "LoRA dropout 0.15": ("encoder", "dropout regularises", {"lora_dropout": 0.15}),
     "1 block": ("encoder", "the last block carries the meaning", {"tune_blocks": 1}),
     "2 blocks": ("encoder", "the last block carries the meaning", {"tune_blocks": 2}),

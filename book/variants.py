@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import dataclasses
 from pathlib import Path
 from unittest import mock
 
@@ -15,7 +16,8 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
-from seal_lite import losses, train
+from seal_lite import Config, losses, train
+from seal_lite.encoders import BACKBONES
 from seal_lite.model import SEAL, GeneVAE
 from seal_lite.sections import read_section
 from seal_lite.train import Pairs
@@ -78,6 +80,14 @@ def averaged(sections, *, last: int = 5):
             model.load_trainable(mean, source="the mean of the last epochs")
 
     with mock.patch.object(train, "_checkpoint", checkpoint):
+        yield
+
+
+@contextlib.contextmanager
+def lora_alone(sections):
+    """Depthwise filters and normalisation stay as they were: LoRA's matrices alone are tuned."""
+    name = Config.backbone
+    with mock.patch.dict(BACKBONES, {name: dataclasses.replace(BACKBONES[name], whole="")}):
         yield
 
 

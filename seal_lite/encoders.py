@@ -45,7 +45,8 @@ class Backbone:
     whose tensors have the network's order and shapes), "file:PATH" (safetensors) or "random".
     `stem` and `final` are attributes called in order before and after `blocks.0 ... blocks.n`.
     `tap` names the stage whose output is pooled ("mean" over positions or "class" token) to `dim`
-    numbers; stages behind it never run. In `lora`, {k} becomes the numbers of the tuned blocks.
+    numbers; stages behind it never run. `lora` matches the layers that LoRA adapts and `whole`
+    those that are tuned whole beside it; {k} becomes the numbers of the tuned blocks.
     """
 
     arch: str
@@ -59,6 +60,7 @@ class Backbone:
     mean: tuple[float, float, float] = HALF
     std: tuple[float, float, float] = HALF
     px: int = 224
+    whole: str = ""
     fingerprint: str | None = None  # of the embedding of a fixed input, see `fingerprint`
 
 
@@ -75,6 +77,8 @@ BACKBONES = {
         tap="blocks.4",
         pool="mean",
         lora=r"blocks\.({k})\.\d+\.(conv_pw|conv_pwl)",
+        # One 3 x 3 or 5 x 5 filter a channel and two numbers a channel: nothing of low rank.
+        whole=r"blocks\.({k})\.\d+\.(conv_dw|bn\d)",
         stem=("conv_stem", "bn1"),
         final=("conv_head", "bn2"),
         fingerprint="3b063a51c598febc",
@@ -196,10 +200,13 @@ class VisionEncoder(nn.Module):
             for stage in tuned:
                 net.get_submodule(stage).requires_grad_(True)
         elif tuned:
-            pattern = row.lora.format(k="|".join(s.removeprefix("blocks.") for s in tuned))
-            self.adapted = [m for m, _ in net.named_modules() if re.fullmatch(pattern, m)]
+            k = "|".join(s.removeprefix("blocks.") for s in tuned)
+            pattern, whole = row.lora.format(k=k), row.whole.format(k=k)
+            names = [name for name, _ in net.named_modules()]
+            self.adapted = [m for m in names if re.fullmatch(pattern, m)]
             config = LoraConfig(r=rank, lora_alpha=alpha, lora_dropout=dropout,
-                                target_modules=pattern)  # fmt: skip
+                                target_modules=pattern, modules_to_save=[
+                                    m for m in names if m and re.fullmatch(whole, m)])  # fmt: skip
             self.net = get_peft_model(net, config)
             hit = sum(isinstance(m, LoraLayer) for m in self.net.modules())
             if not hit or hit != len(self.adapted):

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import numpy as np
 from sklearn.linear_model import LogisticRegression
-from sklearn.metrics import balanced_accuracy_score
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
@@ -20,12 +19,14 @@ def effective_rank(x) -> float:
 
 
 def region_accuracy(x, regions, x_test, regions_test) -> float:
-    """Balanced accuracy of a logistic regression on standardised embeddings (n, d) and (m, d).
+    """Balanced accuracy (mean over the test spots' regions of the share named right) of a logistic
+    regression on standardised embeddings (n, d) and (m, d).
 
     Its penalty (C = 0.1) is the same for all features: nothing is chosen.
     """
     model = make_pipeline(StandardScaler(), LogisticRegression(C=0.1, max_iter=2000))
-    return float(balanced_accuracy_score(regions_test, model.fit(x, regions).predict(x_test)))
+    right = model.fit(x, regions).predict(x_test) == regions_test
+    return float(np.mean([right[regions_test == r].mean() for r in np.unique(regions_test)]))
 
 
 def morphology(root, train, test, features: dict) -> dict[str, dict[str, float]]:

@@ -48,7 +48,7 @@ def test_metrics_have_the_documented_keys(finished, phantom_root):
             assert s["pcc"] == pytest.approx(np.mean(r), abs=1e-4)
         assert set(fold["morphology"]) == FEATURES
         kept = {k: v["region_accuracy"] for k, v in fold["morphology"].items()}
-        assert all(0 < v < 1 for v in kept.values()) and kept["tuned"] != kept["frozen"]
+        assert all(0 < v < 1 for v in kept.values()) and len(set(kept.values())) > 1
     assert not (out / "cache").exists()  # gigabytes on real data
 
 

@@ -41,7 +41,11 @@ def test_lora_adapts_exactly_the_named_modules_of_the_last_blocks(name):
     assert last == {"tf_efficientnet_lite0": 4, "test_vit": 5}[name]  # the block at the tap
     assert all(f"blocks.{last}." in m for m in encoder.adapted)
     trainable = [n for n, p in encoder.named_parameters() if p.requires_grad]
-    assert len(trainable) == 2 * count and all("lora_" in n for n in trainable)
+    whole = [n for n in trainable if "lora_" not in n]
+    assert len(trainable) - len(whole) == 2 * count
+    # Depthwise filters and normalisation are no matrices: 3 + 9 x 2 tensors in three layers.
+    assert len(whole) == {"tf_efficientnet_lite0": 21, "test_vit": 0}[name]
+    assert all(f"blocks.{last}." in n and re.search(r"\.(conv_dw|bn\d)\.", n) for n in whole)
     assert len(build_encoder(name, tune_blocks=2).adapted) > count
     with pytest.raises(InputError, match="tune_blocks=99"):
         build_encoder(name, tune_blocks=99)
@@ -100,7 +104,7 @@ def stir(encoder, seed=0):
     torch.manual_seed(seed)
     with torch.no_grad():
         for name, parameter in encoder.named_parameters():
-            if "lora_B" in name:
+            if "lora_B" in name or "conv_dw.modules_to_save" in name:
                 parameter.normal_(std=0.02)
 
 

@@ -116,7 +116,9 @@ def test_a_step_changes_lora_and_heads_and_nothing_else(model):
     changed = {k for k, v in model.state_dict().items() if not torch.equal(v, before[k])}
     encoder = {k for k in changed if k.startswith("encoder.")}
     assert encoder == {n for n in trained if n.startswith("encoder.")}
-    assert len(encoder) == 12 and all("lora_" in k for k in encoder)  # A and B of six modules
+    lora, whole = ([k for k in encoder if ("lora_" in k) == is_lora] for is_lora in (True, False))
+    assert len(lora) == 12 and len(whole) == 21  # A and B of six; depthwise filters, scale, shift
+    assert all("modules_to_save" in k for k in whole)
     statistics = {k for k in before if k.startswith("genes.trunk") and "num_batches" in k}
     assert statistics <= changed  # the gene encoder's own BatchNorm does learn
     heads = {n for n in trained if not n.startswith("encoder.")}

@@ -2,6 +2,7 @@
 
 import json
 import math
+import re
 from dataclasses import replace
 
 import numpy as np
@@ -40,7 +41,9 @@ def test_run_folder_holds_all_that_a_result_needs(trained, sections, tiny):
     assert Config.from_json(run / "config.json") == tiny
     adapter = json.loads((run / "adapter/adapter_config.json").read_text())
     assert (adapter["peft_type"], adapter["r"], adapter["lora_alpha"]) == ("LORA", 32, 64.0)
-    assert len(load_file(run / "adapter/adapter_model.safetensors")) == 12  # A and B of six
+    kept = load_file(run / "adapter/adapter_model.safetensors")
+    assert sum("lora_" in k for k in kept) == 12  # A and B of six
+    assert all(re.search(r"lora_|\.conv_dw\.|\.bn\d\.", k) for k in kept)
     record = json.loads((run / "provenance.json").read_text())
     assert record["sections"] == ["PA1"] and record["seed"] == 0 and record["finished"]
     for key in ("data_sha256", "config_sha256", "code_sha256", "commit", "versions", "device"):
@@ -65,8 +68,9 @@ def test_training_moves_the_embedding_and_leaves_the_base(trained, sections):
     frozen = build_encoder(TINY.backbone)
     base = frozen.base.state_dict()
     for name, tensor in model.encoder.base.state_dict().items():
-        if "lora_" not in name:
-            assert torch.equal(tensor, base[name.replace("base_layer.", "")]), name
+        if "lora_" not in name and "modules_to_save" not in name:
+            plain = name.replace("base_layer.", "").replace("original_module.", "")
+            assert torch.equal(tensor, base[plain]), name
     moved = embed(model.encoder, sections[1].patches) - embed(frozen, sections[1].patches)
     assert np.abs(moved).max() > 1e-3
 
@@ -202,7 +206,7 @@ def test_two_parameter_groups_with_their_own_rates(sections, tiny, monkeypatch):
     config = replace(tiny, epochs=1, gene_warmup_epochs=0, n_views=1)
     model, _ = finetune(sections[:1], config, progress=False)
     ((adapter, heads), options) = made[0]
-    assert adapter == (12, tiny.lr_lora) and options["weight_decay"] == tiny.weight_decay
+    assert adapter == (12 + 21, tiny.lr_lora) and options["weight_decay"] == tiny.weight_decay
     named = [n for n, _ in model.named_parameters() if not n.startswith("encoder.")]
     assert heads == (len(named), tiny.lr_heads)
 

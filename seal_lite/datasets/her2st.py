@@ -26,30 +26,16 @@ CITATION = (
 )
 
 
-def fetch_her2st(
-    out: str | Path,
-    *,
-    sections: Iterable[str] | None = None,
-    progress: bool = True,
-    base_url: str = BASE_URL,
-) -> Path:
-    """Download her2st into `out`, keeping upstream's paths (`out/data/ST-imgs/...`).
+def fetch_her2st(out: str | Path, *, sections: Iterable[str] | None = None, progress: bool = True,
+                 base_url: str = BASE_URL) -> Path:  # fmt: skip
+    """Download her2st into `out`, keeping upstream's paths (`out/data/ST-imgs/...`); returns `out`.
 
-    Safe to repeat and to interrupt: files that are already right are skipped, wrong ones are
-    fetched again, and a file appears under its own name only once it is whole and verified.
-
-    Args:
-        out: folder to fill; made if it does not exist.
-        sections: names such as `["C2", "C3"]`; None for all of them and every label table.
-        progress: show a bar that counts files.
-        base_url: where upstream's root is found, with its final slash (a mirror, or a test).
-
-    Returns:
-        `out`, a root that `seal_lite.sections` reads.
-
-    Raises:
-        InputError: a section does not exist, a file cannot be downloaded or written, or what
-            arrives is not what the manifest promises.
+    `sections` are names such as `["C2", "C3"]`, None for all of them and every label table;
+    `base_url` is upstream's root or a mirror, with its final slash. Safe to repeat and to
+    interrupt: files that are already right are skipped, wrong ones are fetched again, and a file
+    appears under its own name only once it is whole and verified. Raises `InputError` where a
+    section does not exist, a file cannot be downloaded or written, or is not what the manifest
+    promises.
     """
     out, wanted = Path(out), _select(sections)
     try:
@@ -72,9 +58,8 @@ def git_blob_sha1(path: Path) -> str:
 def _select(sections: Iterable[str] | None) -> dict[str, str]:
     """Upstream path -> git blob SHA-1 of the files to fetch."""
     with MANIFEST.open(newline="") as file:
-        manifest = {
-            row["path"]: row["git_blob_sha1"] for row in csv.DictReader(file, delimiter="\t")
-        }
+        rows = csv.DictReader(file, delimiter="\t")
+        manifest = {row["path"]: row["git_blob_sha1"] for row in rows}
     if sections is None:
         return manifest
     known = sorted({_section(path) for path in manifest if path.startswith("data/ST-cnts/")})
