@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 
 import matplotlib.pyplot as plt
@@ -23,6 +24,7 @@ from page import (
 from settings import table
 from trials import votes
 
+from seal_lite import Config
 from seal_lite.crossval import bootstrap_ci
 from seal_lite.plots import COLOURS, GREY, STYLE
 
@@ -166,6 +168,30 @@ def trial_rows(result: dict) -> list[list]:
         )  # fmt: skip
         rows.append([arm, result["arms"][arm]["thought"], seen, better])
     return rows
+
+
+def defaults(results: Path) -> str:
+    """Every setting that was changed alone, with what the change was worth, in the settings' order
+    (for the notebook that explains them)."""
+    result = load(results / "ablation.json")
+    if result is None:
+        return missing(results / "ablation.json", "make ablation")
+    rows, done = [], {run["arm"] for run in result["runs"]}
+    for field in dataclasses.fields(Config):
+        for arm, about in result["arms"].items():
+            if arm in done and field.name in about.get("changes", ()):
+                if not scores(result, arm, PLACES["residuals, B"]):
+                    said = "broke"
+                else:
+                    found = difference(result, arm, PLACES["residuals, B"])
+                    said = f"**{interval(found)}**" if sure(found) else interval(found)
+                changes = ", ".join(f"`{k}={v:g}`" if isinstance(v, float) else f"`{k}={v}`"
+                                    for k, v in about["changes"].items())  # fmt: skip
+                default = getattr(Config, field.name)
+                shown = f"{default:g}" if isinstance(default, float) else default
+                rows.append([f"`{field.name}`", shown, changes, said])
+    head = ["setting", "default", "changed to", "difference in *r* [95% CI]"]
+    return unfinished(result) + "\n" + table(head, rows)
 
 
 def reads_table(result: dict) -> str:

@@ -131,6 +131,8 @@ def ablation(gains: dict, mode="outer") -> dict:
             found = failed if gain is None else {"seconds": 60.0, **scores}
             runs.append({"arm": arm, "train": list(train), "seed": 0, "scores": found})
     arms = {arm: {"group": "loss", "thought": "why", "changes": {}} for arm in gains}
+    if "no contrast" in arms:
+        arms["no contrast"]["changes"] = {"w_clip": 0.0}
     provenance = record(gain=0.0)["provenance"] | {"sections": list(names)}
     return {"provenance": provenance, "arms": arms | {"default": {"group": "default"}},
             "runs": runs}  # fmt: skip
@@ -146,6 +148,8 @@ def test_ablation_says_what_earns_its_place(page, tmp_path):
     (tmp_path / "less").mkdir()
     assert "Unfinished: 15 of 16 runs" in written(page, tmp_path / "less", ablation=found)[0]
     assert (tmp_path / "book/figures/results_ablation.png").exists()
+    measured = (tmp_path / "book/defaults.md").read_text()
+    assert re.search(r"\| `w_clip` \| 0.5 \| `w_clip=0` \| \*\*−0.030", measured)
 
 
 def test_a_trial_is_preferred_only_where_every_outer_fold_prefers_it(page, tmp_path):
