@@ -36,42 +36,40 @@ PLACES = {  # column: (probe, target)
 
 
 def section(results: Path, out: Path) -> list[str]:
-    """Which parts earn their place: the ablation, then the log of trials that chose the default."""
+    """Which parts earn their place: the ablation."""
     parts = ["\n(earned)=\n## Which parts earn their place\n"]
-    ablation, trials = (load(results / f"{name}.json") for name in ("ablation", "trials"))
+    ablation = load(results / "ablation.json")
     if ablation is None:
-        parts.append(missing(results / "ablation.json", "make ablation"))
-    else:
-        file = "figures/results_ablation.png"
-        forest(ablation, out / file)
-        parts += [
-            stale(ablation["provenance"], command="make ablation"),
-            "One setting changed at a time, everything else as in the default, on real tissue with "
-            "one section held out. Bold: the interval does not contain 0.\n" + unfinished(ablation),
-            figure(file, "Difference to the default, Pearson residuals, probe B.",
-                   "Forest plot of every ablation's difference to the default with intervals."),
-            ablation_table(ablation),
-            "### The same encoders, read otherwise\n\nA decoder trained with the encoder, "
-            "prediction by retrieval as BLEEP and Loki do it (expression of the training spots, "
-            "weighted by their closeness in the shared space), the frozen encoder at each of its "
-            "stages, and embeddings side by side.\n",
-            reads_table(ablation),
-            details("Where this comes from", provenance_table(ablation["provenance"])),
-        ]  # fmt: skip
-    parts.append("### The log of trials\n")
-    if trials is None:
-        return [*parts, missing(results / "trials.json", "make trials")]
+        return [*parts, missing(results / "ablation.json", "make ablation")]
+    file = "figures/results_ablation.png"
+    forest(ablation, out / file)
     return [
         *parts,
-        stale(trials["provenance"], command="make trials"),
-        "Each trial trains on two sections and is scored on a third, so that every outer fold sees "
-        "gains from its own training sections alone. A setting becomes the default only where "
-        "every fold prefers it by itself. Gains are in *r* over the default, Pearson residuals, "
-        "probe B, when the held-out section of the outer fold is in turn "
-        f"{', '.join(trials['provenance']['sections'])}.\n",
+        stale(ablation["provenance"], command="make ablation"),
+        "One setting changed at a time, everything else as in the default, on real tissue with one "
+        "section held out. Bold: the interval does not contain 0.\n" + unfinished(ablation),
+        figure(file, "Difference to the default, Pearson residuals, probe B.",
+               "Forest plot of every ablation's difference to the default with intervals."),
+        ablation_table(ablation),
+        "### The same encoders, read otherwise\n\nA decoder trained with the encoder; prediction "
+        "by retrieval as BLEEP and Loki do it (expression of the training spots, weighted by their "
+        "closeness in the shared space); the frozen encoder at each of its stages; embeddings side "
+        "by side.\n",
+        reads_table(ablation),
+        details("Where this comes from", provenance_table(ablation["provenance"])),
+    ]  # fmt: skip
+
+
+def log(results: Path) -> str:
+    """The log of trials, for its chapter."""
+    trials = load(results / "trials.json")
+    if trials is None:
+        return missing(results / "trials.json", "make trials")
+    return "\n".join([
+        stale(trials["provenance"], command="make trials") + unfinished(trials),
         trial_table(trials),
         details("Where this comes from", provenance_table(trials["provenance"])),
-    ]
+    ])  # fmt: skip
 
 
 def unfinished(result: dict) -> str:
@@ -159,14 +157,15 @@ def trial_rows(result: dict) -> list[list]:
         if arm == "default":
             continue
         gains = votes(result, arm)
+        about = [arm, result["arms"][arm]["thought"], result["arms"][arm]["expected"]]
         if not gains:
-            rows.append([arm, result["arms"][arm]["thought"], "the run broke", "no"])
+            rows.append([*about, "the run broke", "no"])
             continue
         seen = ", ".join(f"{g:+.3f}".replace("-", "−") for g in gains.values())
         better = "every fold prefers it" if min(gains.values()) > 0 else (
             "no fold prefers it" if max(gains.values()) <= 0 else "the folds disagree"
         )  # fmt: skip
-        rows.append([arm, result["arms"][arm]["thought"], seen, better])
+        rows.append([*about, seen, better])
     return rows
 
 
@@ -216,4 +215,6 @@ def ablation_table(result: dict) -> str:
 
 
 def trial_table(result: dict) -> str:
-    return table(["trial", "what was thought", "gain by outer fold", "said"], trial_rows(result))
+    sections = ", ".join(result["provenance"]["sections"])
+    head = ["trial", "hypothesis", "expected", f"gain seen by fold {sections}", "said"]
+    return table(head, trial_rows(result))

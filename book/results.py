@@ -4,8 +4,8 @@
 
 reads results/*.json and seal_lite/config.py. Writes, in book/: results.md, headline.md (for the
 introduction), settings.md (for the method), defaults.md (for the notebook on finetuning),
-figures/results_*.png, figures/architecture.png. All of them are ignored by git. `make results`
-runs it.
+trial_log.md, figures/results_*.png, figures/architecture.png. All of them are ignored by git.
+`make results` runs it.
 """
 
 from __future__ import annotations
@@ -82,6 +82,7 @@ def write(results: Path = ROOT / "results", out: Path = ROOT / "book"):
     (out / "results.md").write_text("\n".join(parts))
     (out / "headline.md").write_text(headline(results))
     (out / "settings.md").write_text(settings())
+    (out / "trial_log.md").write_text(earned.log(results))
     (out / "defaults.md").write_text(earned.defaults(results))
     architecture().savefig(out / "figures/architecture.png", bbox_inches="tight")
 

@@ -49,54 +49,69 @@ RUNS, RESULTS = ROOT / "runs/trials", ROOT / "results"
 SECTIONS = ("C2", "C3", "C4", "C5")
 SCORES = ("pearson_residuals", "log1p_cp10k|depth")
 
-# name: (group, what was thought, settings that differ from the default[, a variant[, second um]])
+# name: (group, hypothesis, expected, changed settings[, a variant[, um of a second scale]])
 ARMS = {
-    "default": ("default", "the configuration that all others are compared with", {}),
-    "no contrast": ("loss", "the contrast shapes the shared space only", {"w_clip": 0.0}),
-    "no gene -> gene": ("loss", "the gene encoder needs its reconstruction", {"w_gene": 0.0}),
-    "no image -> gene": ("loss", "the contrast alone teaches the encoder", {"w_image": 0.0}),
-    "no correlation": ("loss", "the mean squared error alone is enough", {"w_corr": 0.0}),
-    "no squared error": ("loss", "the correlation alone is enough", {"w_mse": 0.0}),
-    "KL 1e-3": ("loss", "a prior on the gene embedding regularises it", {"w_kl": 1e-3}),
-    "soft targets": ("loss", "look-alike neighbours are no negatives", {"soft_targets": 0.5}),
-    "regression only": ("loss", "ST-Net: one loss, image to gene",
-                        {"w_clip": 0.0, "w_gene": 0.0, "w_corr": 0.0}),
-    "contrast only": ("loss", "BLEEP, Loki: no reconstruction at all",
-                      {"w_gene": 0.0, "w_image": 0.0}),
-    "SigLIP": ("loss", "yes-or-no questions suit small batches", {}, variants.siglip),
-    "targets by expression": ("loss", "near-duplicates are no negatives", {},
-                              variants.expression_targets),
-    "near the base": ("loss", "a leash keeps what ImageNet taught", {}, variants.near_the_base),
-    "no smoothing": ("genes", "a spot's own counts are the sharper target", {"smooth": 0.0}),
-    "smoothing 0.8": ("genes", "neighbours remove noise", {"smooth": 0.8}),
-    "512 genes": ("genes", "more genes teach more", {"n_genes": 512}),
-    "released genes": ("genes", "seurat's dispersion finds genes as good", {"hvg": "seurat"}),
-    "training z-score": ("genes", "one scale for all sections", {"zscore": "train"}),
-    "no augmentation": ("views", "turns and stains keep it from learning by heart",
-                        {"n_views": 1}),
-    "16 views": ("views", "twice the views, half the repeats", {"n_views": 16}),
-    "stain jitter 0.3": ("views", "stronger stains carry over better", {"stain_jitter": 0.3}),
-    "no gene warm-up": ("schedule", "the gene encoder needs no start", {"gene_warmup_epochs": 0}),
-    "warm-up on 24 more sections": ("schedule", "profiles without pictures help the gene encoder",
-                                    {}, variants.warm_on_expression),
-    "averaged weights": ("schedule", "the mean of the last epochs generalises better", {},
-                         variants.averaged),
-    "10 epochs": ("schedule", "half the time is enough", {"epochs": 10}),
-    "40 epochs": ("schedule", "it has not converged", {"epochs": 40}),
-    "rank 2": ("encoder", "a small change is enough", {"lora_rank": 2, "lora_alpha": 4.0}),
-    "rank 8": ("encoder", "a small change is enough", {"lora_rank": 8, "lora_alpha": 16.0}),
-    "full finetuning": ("encoder", "low rank regularises", {"lora_rank": 0, "lr_lora": 3e-3}),
-    "LoRA alone": ("encoder", "matrices of low rank are enough", {}, variants.lora_alone),
-    "LoRA dropout 0.15": ("encoder", "dropout regularises", {"lora_dropout": 0.15}),
-    "1 block": ("encoder", "the last block carries the meaning", {"tune_blocks": 1}),
-    "2 blocks": ("encoder", "the last block carries the meaning", {"tune_blocks": 2}),
-    "4 blocks": ("encoder", "early texture matters", {"tune_blocks": 4}),
-    "all blocks": ("encoder", "early texture matters", {"tune_blocks": 5}),
-    "112 um, 0.7 um/px": ("patch", "the spot itself is enough", {"patch_um": 112.0}),
-    "112 um, 0.5 um/px": ("patch", "the paper's patch", {"patch_um": 112.0, "patch_px": 224}),
-    "224 um, 1.0 um/px": ("patch", "detail matters more than time", {"patch_px": 224}),
-    "448 um, 2.8 um/px": ("patch", "the neighbourhood tells more", {"patch_um": 448.0}),
-    "two scales": ("patch", "detail and neighbourhood together", {}, None, 448.0),
+    "default": ("default", "the configuration that all others are compared with", "", {}),
+    "no contrast": ("loss", "the contrast shapes the shared space only", "no change",
+        {"w_clip": 0.0}),
+    "no gene -> gene": ("loss", "the gene encoder needs its reconstruction", "worse",
+        {"w_gene": 0.0}),
+    "no image -> gene": ("loss", "the contrast alone teaches the encoder", "no change",
+        {"w_image": 0.0}),
+    "no correlation": ("loss", "the mean squared error alone is enough", "no change",
+        {"w_corr": 0.0}),
+    "no squared error": ("loss", "the correlation alone is enough", "no change", {"w_mse": 0.0}),
+    "KL 1e-3": ("loss", "a prior on the gene embedding regularises it", "better", {"w_kl": 0.001}),
+    "soft targets": ("loss", "look-alike neighbours are no negatives", "better",
+        {"soft_targets": 0.5}),
+    "regression only": ("loss", "ST-Net: one loss, image to gene", "worse",
+        {"w_clip": 0.0, "w_gene": 0.0, "w_corr": 0.0}),
+    "contrast only": ("loss", "BLEEP, Loki: no reconstruction at all", "worse",
+        {"w_gene": 0.0, "w_image": 0.0}),
+    "SigLIP": ("loss", "yes-or-no questions suit small batches", "better", {}, variants.siglip),
+    "targets by expression": ("loss", "near-duplicates are no negatives", "better",
+        {}, variants.expression_targets),
+    "near the base": ("loss", "a leash keeps what ImageNet taught", "better",
+        {}, variants.near_the_base),
+    "no smoothing": ("genes", "a spot's own counts are the sharper target", "better",
+        {"smooth": 0.0}),
+    "smoothing 0.8": ("genes", "neighbours remove noise", "better", {"smooth": 0.8}),
+    "512 genes": ("genes", "more genes teach more", "better", {"n_genes": 512}),
+    "released genes": ("genes", "seurat's dispersion finds genes as good", "no change",
+        {"hvg": "seurat"}),
+    "training z-score": ("genes", "one scale for all sections", "no change", {"zscore": "train"}),
+    "no augmentation": ("views", "turns and stains keep it from learning by heart", "worse",
+        {"n_views": 1}),
+    "16 views": ("views", "twice the views, half the repeats", "better", {"n_views": 16}),
+    "stain jitter 0.3": ("views", "stronger stains carry over better", "better",
+        {"stain_jitter": 0.3}),
+    "no gene warm-up": ("schedule", "the gene encoder needs no start", "no change",
+        {"gene_warmup_epochs": 0}),
+    "warm-up on 24 more sections": ("schedule", "profiles without pictures help too", "better",
+        {}, variants.warm_on_expression),
+    "averaged weights": ("schedule", "the mean of the last epochs generalises better", "better",
+        {}, variants.averaged),
+    "10 epochs": ("schedule", "half the time is enough", "no change", {"epochs": 10}),
+    "40 epochs": ("schedule", "it has not converged", "better", {"epochs": 40}),
+    "rank 2": ("encoder", "a small change is enough", "no change",
+        {"lora_rank": 2, "lora_alpha": 4.0}),
+    "rank 8": ("encoder", "a small change is enough", "no change",
+        {"lora_rank": 8, "lora_alpha": 16.0}),
+    "full finetuning": ("encoder", "low rank regularises", "worse",
+        {"lora_rank": 0, "lr_lora": 0.003}),
+    "LoRA alone": ("encoder", "matrices of low rank are enough", "no change",
+        {}, variants.lora_alone),
+    "LoRA dropout 0.15": ("encoder", "dropout regularises", "better", {"lora_dropout": 0.15}),
+    "1 block": ("encoder", "the last block carries the meaning", "no change", {"tune_blocks": 1}),
+    "2 blocks": ("encoder", "the last block carries the meaning", "no change", {"tune_blocks": 2}),
+    "4 blocks": ("encoder", "early texture matters", "better", {"tune_blocks": 4}),
+    "all blocks": ("encoder", "early texture matters", "better", {"tune_blocks": 5}),
+    "112 um, 0.7 um/px": ("patch", "the spot itself is enough", "no change", {"patch_um": 112.0}),
+    "112 um, 0.5 um/px": ("patch", "the paper's patch", "no change",
+        {"patch_um": 112.0, "patch_px": 224}),
+    "224 um, 1.0 um/px": ("patch", "detail matters more than time", "better", {"patch_px": 224}),
+    "448 um, 2.8 um/px": ("patch", "the neighbourhood tells more", "better", {"patch_um": 448.0}),
+    "two scales": ("patch", "detail and neighbourhood together", "better", {}, None, 448.0),
 }  # fmt: skip
 
 
@@ -194,7 +209,7 @@ def run(mode: str, root, seeds: int, target: Path, only=None):
     old = json.loads(target.read_text())["runs"] if target.exists() else []
     done = {(row["arm"], *row["train"], row["seed"], row["stamp"]): row for row in old}
     rows, jobs = [], {}
-    for seed, (name, (_, _, changes, *rest)) in itertools.product(range(seeds), ARMS.items()):
+    for seed, (name, (_, _, _, changes, *rest)) in itertools.product(range(seeds), ARMS.items()):
         variant, second_um = [*rest, None, None][:2]
         config = dataclasses.replace(Config(seed=seed), **changes)
         what = [config.to_json(), code_hash(), getattr(variant, "__name__", ""), second_um]
@@ -208,7 +223,8 @@ def run(mode: str, root, seeds: int, target: Path, only=None):
                 rows.append(row)
     record = provenance(load_sections(root, SECTIONS), Config(), seeds=seeds, mode=mode)
     record["device"] = record["device"].replace(f"{torch.get_num_threads()} threads", "1 thread")
-    arms = {k: {"group": g, "thought": w, "changes": c} for k, (g, w, c, *_) in ARMS.items()}
+    arms = {k: dict(zip(("group", "thought", "expected", "changes"), arm, strict=False))
+            for k, arm in ARMS.items()}  # fmt: skip
     cores = multiprocessing.Queue()
     for core in sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else ():
         cores.put(core)

@@ -130,7 +130,8 @@ def ablation(gains: dict, mode="outer") -> dict:
             failed = {"failed": "InputError: the loss is nan"}
             found = failed if gain is None else {"seconds": 60.0, **scores}
             runs.append({"arm": arm, "train": list(train), "seed": 0, "scores": found})
-    arms = {arm: {"group": "loss", "thought": "why", "changes": {}} for arm in gains}
+    arms = {arm: {"group": "loss", "thought": "why", "expected": "better", "changes": {}}
+            for arm in gains}  # fmt: skip
     if "no contrast" in arms:
         arms["no contrast"]["changes"] = {"w_clip": 0.0}
     provenance = record(gain=0.0)["provenance"] | {"sections": list(names)}
@@ -159,7 +160,8 @@ def test_a_trial_is_preferred_only_where_every_outer_fold_prefers_it(page, tmp_p
             for name in ("C4", "C5"):
                 for key in run["scores"][name]:
                     run["scores"][name][key] += 0.05 if name == "C4" else -0.05
-    text, _ = written(page, tmp_path, trials=found)
+    written(page, tmp_path, trials=found)
+    text = (tmp_path / "book/trial_log.md").read_text()
     rows = {line.split("|")[1].strip(): line for line in text.splitlines() if line.startswith("| ")}
     assert "every fold prefers it" in rows["better"] and "+0.020" in rows["better"]
     assert "no fold prefers it" in rows["worse"] and "the folds disagree" in rows["mixed"]
