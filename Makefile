@@ -17,7 +17,7 @@ RECORDED  := $(shell find results -name '*.json' 2>/dev/null)
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
 .NOTPARALLEL: # the notebooks share data/ and runs/, and each uses every core
-.PHONY: help install book test lint notebooks results record trials ablation recheck hero sync lock clean
+.PHONY: help install book test lint notebooks results record trials ablation yardstick recheck hero sync lock clean
 say = @printf '\n== %s\n' $(1)
 
 help: ## show this list
@@ -62,8 +62,9 @@ RUNS   := runs/record
 record: $(STAMP) ## measure results/ again: hours on 2 cores, needs her2st (HER2ST=DIR)
 	$(CLI) crossval --data $(HER2ST) --sections C2,C3,C4,C5 --groups section --seeds 5 \
 	  --out $(RUNS)/her2st
-	$(CLI) phantom --out data/phantom-record --patients 4 --sections-per-patient 1 --spots 160
-	$(CLI) crossval --data data/phantom-record --groups patient --seeds 1 --out $(RUNS)/phantom
+	$(CLI) phantom --out data/phantom-record --patients 14 --sections-per-patient 1 --spots 300
+	$(CLI) crossval --data data/phantom-record --groups patient --train-groups 8 --seeds 5 \
+	  --out $(RUNS)/phantom
 	@mkdir -p results
 	cp $(RUNS)/her2st/metrics.json results/her2st.json
 	cp $(RUNS)/phantom/metrics.json results/phantom.json
@@ -77,6 +78,9 @@ trials: $(STAMP) ## choose settings inside the training sections: hours, needs h
 
 ablation: $(STAMP) ## measure what each part is worth: many hours, needs her2st
 	$(PY) book/trials.py outer $(HER2ST)
+
+yardstick: $(STAMP) ## measure how subtle the phantom's subtle genes are: minutes on 2 cores
+	$(PY) book/yardstick.py
 
 recheck: $(STAMP) ## recompute a fold of each record with the code at hand, and compare
 	$(PY) book/recheck.py $(HER2ST)

@@ -16,7 +16,7 @@ import tempfile
 from pathlib import Path
 
 from seal_lite import Config
-from seal_lite.crossval import groups_of, run_fold
+from seal_lite.crossval import folds_of, groups_of, run_fold
 from seal_lite.evaluate import genes_to_score
 from seal_lite.sections import load_sections
 from seal_lite.train import code_hash
@@ -30,12 +30,12 @@ def recheck(record: dict, root) -> dict:
     config = dataclasses.replace(Config(), seed=fold["seed"])
     sections = load_sections(root, source["sections"])
     groups = groups_of(sections, source["groups"])
-    held_out = fold["test"].split("+")
+    held_out = next(folds_of(groups, source["train_groups"]))
     train = [s for s, g in zip(sections, groups, strict=True) if g not in held_out]
-    test = [s for s, g in zip(sections, groups, strict=True) if g in held_out]
+    test = [s for s, g in zip(sections, groups, strict=True) if g == fold["test"]]
     genes = genes_to_score(root, train)
     with tempfile.TemporaryDirectory() as caches:  # both trainings share the prefix cache
-        now = run_fold(root, train, test, genes, config, caches)["scores"]
+        now = run_fold(root, train, {fold["test"]: test}, genes, config, caches)[0]["scores"]
     gaps = [
         abs(old["per_gene"][g] - new["per_gene"][g])
         for old, new in zip(fold["scores"], now, strict=True)

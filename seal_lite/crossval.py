@@ -41,7 +41,7 @@ def groups_of(sections, by: str) -> list[str]:
 
 def folds_of(groups: list[str], train_groups: int | None = None):
     """Yield the held-out groups of each fold: every group once, or, with `train_groups`, all but
-    so many: folds then train on disjoint groups, and more unseen ones judge each of them."""
+    so many: folds then train on disjoint groups, and each group held out is scored by itself."""
     names = list(dict.fromkeys(groups))
     k = 1 if train_groups is None else train_groups
     if not 1 <= k < len(names):
@@ -66,7 +66,7 @@ def crossval(root, sections, config: Config, *, by="section", train_groups=None,
     caches, folds = out / "cache", []
     for held_out in folds_of(groups, train_groups):
         train = [s for s, g in zip(sections, groups, strict=True) if g not in held_out]
-        test = [s for s, g in zip(sections, groups, strict=True) if g in held_out]
+        tests = {h: [s for s, g in zip(sections, groups, strict=True) if g == h] for h in held_out}
         name = "+".join(held_out)
         genes = genes_to_score(root, train)
         for seed in range(seeds):
@@ -74,10 +74,10 @@ def crossval(root, sections, config: Config, *, by="section", train_groups=None,
             if not path.exists():
                 log.info("fold: test %s, seed %d", name, seed)
                 c = dataclasses.replace(config, seed=seed)
-                found = run_fold(root, train, test, genes, c, caches, progress=progress)
+                found = run_fold(root, train, tests, genes, c, caches, progress=progress)
                 path.parent.mkdir(parents=True, exist_ok=True)
-                write_atomic(path, json.dumps({"test": name, "seed": seed, **found}))
-            folds.append(json.loads(path.read_text()))
+                write_atomic(path, json.dumps(found))
+            folds += json.loads(path.read_text())
     shutil.rmtree(caches, ignore_errors=True)  # gigabytes that the results no longer need
     result = {"data": Path(root).name, "backbone": config.backbone, "provenance": record,
               "classes": classes, "folds": folds, "delta": deltas(folds, classes)}  # fmt: skip
@@ -86,20 +86,28 @@ def crossval(root, sections, config: Config, *, by="section", train_groups=None,
     return result
 
 
-def run_fold(root, train, test, genes, config: Config, caches, *, progress=True) -> dict:
+def run_fold(root, train, tests: dict, genes, config: Config, caches, *, progress=True) -> list:
     """Finetune on true and on shuffled pairs, then score everything on the held-out sections.
 
-    Returns {"scores": `score_rows`, "morphology": `morphology.morphology`}.
+    `tests` are lists of sections by group. Returns for each group {"test": its name, "seed",
+    "scores": `score_rows`, "morphology": `morphology.morphology`}.
     """
     models = {
         name: finetune(train, config, include=genes, shuffle_pairs=shuffle, cache_dir=caches,
                        progress=progress)[0]
         for name, shuffle in (("tuned", False), ("shuffled", True))
     }  # fmt: skip
-    features = fold_features(train, test, genes, models, config, caches=caches)
-    scores = score_models(root, train, test, genes, models, features, seed=config.seed)
-    return {"scores": score_rows(scores, genes),
-            "morphology": morphology(root, train, test, features)}  # fmt: skip
+    held = [s for test in tests.values() for s in test]
+    features = fold_features(train, held, genes, models, config, caches=caches)
+    scores = score_models(root, train, held, genes, models, features, seed=config.seed)
+    found, start = [], 0
+    for name, test in tests.items():
+        part, start = slice(start, start + len(test)), start + len(test)
+        mine = {f: [*x[: len(train)], *x[len(train) :][part]] for f, x in features.items()}
+        rows = score_rows({place: r[part] for place, r in scores.items()}, genes)
+        found.append({"test": name, "seed": config.seed, "scores": rows,
+                      "morphology": morphology(root, train, test, mine)})  # fmt: skip
+    return found
 
 
 def _claim(out: Path, record: dict):
@@ -119,10 +127,10 @@ def _claim(out: Path, record: dict):
 
 
 def score_rows(scores: dict, genes) -> list[dict]:
-    """The "scores" list of metrics.json."""
+    """The "scores" list of metrics.json: the mean over test sections of r (test sections, g)."""
     return [
         {"features": f, "probe": p, "target": t, "pcc": round(float(np.mean(r)), 4),
-         "per_gene": {g: round(float(v), 4) for g, v in zip(genes, r, strict=True)}}
+         "per_gene": {g: round(float(v), 4) for g, v in zip(genes, np.mean(r, 0), strict=True)}}
         for (f, p, t), r in scores.items()
     ]  # fmt: skip
 

@@ -51,7 +51,7 @@ def genes_to_score(root, train) -> list[str]:
 
 
 def probe_scores(train, test, train_x, test_x, genes, *, seed=0) -> dict[tuple, np.ndarray]:
-    """Per-gene r {(probe, target): (g,)} of features, fitted on train sections, scored on test.
+    """r {(probe, target): (test sections, g)} of features, fitted on `train`, scored on `test`.
 
     `train_x`, `test_x` are lists of (n_i, d) aligned with the sections' patches.
     """
@@ -68,20 +68,20 @@ def probe_scores(train, test, train_x, test_x, genes, *, seed=0) -> dict[tuple, 
 
 
 def score_sections(predicted: dict, test, genes) -> dict[str, np.ndarray]:
-    """Mean over test sections of per-gene r: correlation within a section, never across."""
+    """r {target: (test sections, g)}: correlation within a section, never across."""
     scores, start = [], 0
     for s in test:
         part = slice(start, start := start + len(s.rows))
         measured = {k: v[s.rows] for k, v in tg.section_targets(s.adata, genes).items()}
         log_depth = np.log(tg.depth(s.adata)[s.rows])
         scores.append(tg.score({t: p[part] for t, p in predicted.items()}, measured, log_depth))
-    return {t: np.mean([x[t] for x in scores], 0) for t in scores[0]}
+    return {t: np.stack([x[t] for x in scores]) for t in scores[0]}
 
 
 def direct_scores(root, test, genes) -> dict[tuple, np.ndarray]:
     """What needs no features: the neighbours' mean, the noise ceiling, and the phantom's oracle."""
     ceiling = [tg.noise_ceiling(s.adata, genes, s.rows) for s in test]
-    out = {("ceiling", t): np.mean([c[t] for c in ceiling], 0) for t in ceiling[0]}
+    out = {("ceiling", t): np.stack([c[t] for c in ceiling]) for t in ceiling[0]}
     near = [tg.neighbour_prediction(s.adata, genes) for s in test]
     joined = {t: np.concatenate([n[t][s.rows] for n, s in zip(near, test, strict=True)])
               for t in tg.TARGETS}  # fmt: skip
@@ -96,7 +96,8 @@ def direct_scores(root, test, genes) -> dict[tuple, np.ndarray]:
 
 
 def decoder_scores(model, test, test_x, genes) -> dict[str, np.ndarray]:
-    """Per-gene r of the model's own image -> gene decoder, by target (r ignores its scale)."""
+    """r (test sections, g) of the model's own image -> gene decoder, by target (r ignores its
+    scale)."""
     at = [model.panel.genes.index(g) for g in genes]
     predicted = model.predict_genes(np.concatenate(test_x))[:, at]
     return score_sections({t: predicted for t in tg.TARGETS}, test, genes)
@@ -126,7 +127,7 @@ def fold_features(train, test, genes, models: dict, config: Config, *, caches=No
 
 
 def score_models(root, train, test, genes, models: dict, features: dict, *, seed=0) -> dict:
-    """All features, probes and targets: {(features, probe, target): per-gene r (g,)}.
+    """All features, probes and targets: {(features, probe, target): r (test sections, g)}.
 
     Beside the `features` of `fold_features` stand the models' own decoders, the neighbours' mean,
     the noise ceiling, and on the phantom the oracle.

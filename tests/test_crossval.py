@@ -11,7 +11,15 @@ from conftest import TINY
 from seal_lite import crossval as cv
 from seal_lite import targets as tg
 from seal_lite.errors import InputError
-from seal_lite.evaluate import colour_statistics, gene_classes, probe_scores, read_truth
+from seal_lite.evaluate import (
+    colour_statistics,
+    gene_classes,
+    genes_to_score,
+    probe_scores,
+    read_truth,
+)
+from seal_lite.genes import GenePanel
+from seal_lite.model import SEAL
 from seal_lite.sections import load_sections
 
 CONFIG = replace(TINY, epochs=1, n_views=2)
@@ -75,6 +83,22 @@ def test_deltas_are_paired_differences_overall_and_by_class(finished):
     assert seen == expected and len(result["delta"]) == len(seen)
 
 
+def test_every_group_held_out_is_scored_by_itself(phantom_root, sections, monkeypatch, tmp_path):
+    """One training serves several test groups; none of their scores depends on the others."""
+
+    def untrained(train, config, *, include, **_):
+        return SEAL.build(GenePanel.from_config(train, config, include=include), config), []
+
+    monkeypatch.setattr(cv, "finetune", untrained)
+    genes = genes_to_score(phantom_root, sections[:1])
+    run = (genes, CONFIG, tmp_path)
+    tests = {"A": sections[:1], "B": sections[1:]}
+    both = cv.run_fold(phantom_root, sections[:1], tests, *run)
+    (alone,) = cv.run_fold(phantom_root, sections[:1], {"B": sections[1:]}, *run)
+    assert [f["test"] for f in both] == ["A", "B"] and both[1] == alone
+    assert both[0]["scores"] != alone["scores"]
+
+
 def test_table_is_tidy(finished):
     out, result = finished
     table = pd.read_csv(out / "per_gene.csv")
@@ -108,14 +132,15 @@ def test_finished_folds_are_not_run_again(finished, phantom_root, sections, monk
     lost.unlink()
     calls = []
 
-    def only_this(root, train, test, genes_, config, *_, **__):
-        calls.append(([s.name for s in train], [s.name for s in test], config.seed))
-        return {k: json.loads(kept)[k] for k in ("scores", "morphology")}
+    def only_this(root, train, tests, genes_, config, *_, **__):
+        ((name, (section,)),) = tests.items()
+        calls.append(([s.name for s in train], name, section.name, config.seed))
+        return json.loads(kept)
 
     monkeypatch.setattr(cv, "run_fold", only_this)
     again = _crossval(finished, phantom_root, sections)
     lost.write_text(kept)
-    assert calls == [(["PA1"], ["PB1"], 0)]
+    assert calls == [(["PA1"], "PB", "PB1", 0)]
     for one, other in zip(again["folds"], finished[1]["folds"], strict=True):
         assert [s["per_gene"] for s in one["scores"]] == [s["per_gene"] for s in other["scores"]]
 
@@ -162,13 +187,15 @@ def test_a_fold_is_fitted_without_its_held_out_section(phantom_root, tmp_path, m
     def panels(sections, out):
         found = {}
 
-        def fold(root, train, test, genes, config, *_, **__):
+        def fold(root, train, tests, genes, config, *_, **__):
+            ((name, test),) = tests.items()
             with pytest.raises(_Fitted) as caught:
                 record(train, config, include=genes, progress=False)
             panel = caught.value.panel
             found[test[0].name] = (list(genes), panel.genes, panel.mean.tolist())
-            scores = {("tuned", "hest", t): np.zeros(len(genes)) for t in TARGETS}
-            return {"scores": cv.score_rows(scores, genes), "morphology": {}}
+            scores = {("tuned", "hest", t): np.zeros((1, len(genes))) for t in TARGETS}
+            rows = cv.score_rows(scores, genes)
+            return [{"test": name, "seed": config.seed, "scores": rows, "morphology": {}}]
 
         monkeypatch.setattr(cv, "run_fold", fold)
         cv.crossval(phantom_root, sections, CONFIG, seeds=1, out=out, progress=False)

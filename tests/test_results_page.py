@@ -34,9 +34,9 @@ def record(*, gain: float, classes=None, code=None) -> dict:
         scores = {}
         for features in ("tuned", "shuffled", "frozen", "frozen_best"):
             for target in TARGETS:
-                found = base + gain * (features == "tuned")
+                found = (base + gain * (features == "tuned"))[None]
                 scores |= {(features, p, target): found for p in ("hest", "tuned_ridge")}
-        scores |= {("oracle", "none", target): 2 * base for target in TARGETS}
+        scores |= {("oracle", "none", target): 2 * base[None] for target in TARGETS}
         kept = {"effective_rank": 12.5, **({"region_accuracy": 0.625} if classes else {})}
         folds.append({"test": test, "seed": 0, "scores": score_rows(scores, genes),
                       "morphology": {"tuned": kept, "frozen": kept}})  # fmt: skip

@@ -12,7 +12,7 @@ import numpy as np
 from PIL import Image, ImageFilter
 from scipy.ndimage import gaussian_filter, map_coordinates
 
-from .tissue import CELL_TYPES, FLOW_STEP, STEP
+from .tissue import CELL_TYPES, CHROMATIN, FLOW_STEP, STEP
 
 STAINS = np.array([[0.644, 0.717, 0.267], [0.093, 0.954, 0.283]])  # H and E, absorbance in R, G, B
 TILE = 512  # px
@@ -91,17 +91,19 @@ def _stamp(seed, cell, coarse, turn, um):
 
 
 def _grain(rng, a, b, r, cell, coarse, um):
-    """Chromatin over a nucleus, of any mean: fine and even, or coarse: pale with clumps, a dark rim
-    and a nucleolus of about 2 um."""
+    """Chromatin over a nucleus, of any mean: fine and even, or coarse: a share `CHROMATIN` of the
+    way to pale with clumps, a dark rim and a nucleolus of about 2 um."""
     fine, clumps = rng.standard_normal((2, *a.shape))
     where = rng.uniform(-0.3, 0.3, 2) * (cell.length, cell.width)
+    even = np.clip(1 + 0.13 * gaussian_filter(fine, 0.35 / um) * 2 * 0.35 / um, 0.6, 1.5)
     if not coarse:
-        return np.clip(1 + 0.13 * gaussian_filter(fine, 0.35 / um) * 2 * 0.35 / um, 0.6, 1.5)
+        return even
     clumps = gaussian_filter(clumps, 0.75 / um) * (0.75 / um * 3.5)
     width = min(cell.width / 6, 0.9)
     nucleolus = np.exp(-(((a - where[0]) ** 2 + (b - where[1]) ** 2) / (2 * width**2)))
     rim = np.exp(-(((r - 0.92) / 0.16) ** 2))
-    return np.clip(0.62 + 0.26 * clumps + 0.5 * rim + 1.2 * nucleolus, 0.15, 2.6)
+    vesicular = np.clip(0.62 + 0.26 * clumps + 0.5 * rim + 1.2 * nucleolus, 0.15, 2.6)
+    return even + CHROMATIN * (vesicular - even)
 
 
 @lru_cache(maxsize=2)

@@ -1,0 +1,73 @@
+"""Is `subtle` subtle? How much of the phantom's declared classes a frozen encoder already reads.
+
+    python book/yardstick.py
+
+Draws 8 patients at full contrast and at the phantom's own, fits probe B on five of them and scores
+it on three, at every stage of the frozen default backbone. Finetuning has no part in it: this is
+how the two contrasts in `seal_lite/datasets/tissue.py` were chosen. Writes results/yardstick.json,
+which the results page quotes. `make yardstick` runs it.
+"""
+
+from __future__ import annotations
+
+import json
+import tempfile
+from pathlib import Path
+from unittest import mock
+
+import numpy as np
+import pandas as pd
+
+from seal_lite import Config
+from seal_lite.datasets import phantom, render, tissue
+from seal_lite.encoders import build_encoder
+from seal_lite.evaluate import direct_scores, embed_stages, genes_to_score, probe_scores
+from seal_lite.sections import load_sections
+from seal_lite.train import provenance
+
+RESULTS = Path(__file__).parents[1] / "results"
+TARGET = "pearson_residuals"
+FULL = (1.0, 0.27)  # what was drawn before
+
+
+def shares(root) -> tuple[dict, list]:
+    """{program: (oracle's r, {stage: frozen r})} on the last three patients, and the sections."""
+    sections = load_sections(root)
+    train, test = sections[:5], sections[5:]
+    genes = genes_to_score(root, train)
+    about = pd.read_csv(Path(root) / "truth/genes.tsv", sep="\t", index_col="gene").loc[genes]
+    program = about.program.where(about["class"] != "visible", "visible").to_numpy()
+    config = Config()
+    frozen = build_encoder(config.backbone, tune_blocks=config.tune_blocks)
+    oracle = direct_scores(root, test, genes)["oracle", TARGET].mean(0)
+    found = {p: (oracle[program == p].mean(), {}) for p in np.unique(program)}
+    for stage, x in embed_stages(frozen, sections, config).items():
+        scored = probe_scores(train, test, x[:5], x[5:], genes)["tuned_ridge", TARGET].mean(0)
+        for p in found:
+            found[p][1][stage] = scored[program == p].mean()
+    return found, sections
+
+
+def measure() -> dict:
+    """The record: both contrasts, with what was drawn of the phantom's own."""
+    rows = []
+    for contrast, pull in (FULL, (tissue.CHROMATIN, tissue.GROUP_PULL)):
+        with (
+            tempfile.TemporaryDirectory() as folder,
+            mock.patch.object(render, "CHROMATIN", contrast),
+            mock.patch.object(tissue, "GROUP_PULL", pull),
+        ):
+            render._stamps.cache_clear()
+            root = phantom(f"{folder}/phantom", patients=8, sections_per_patient=1, spots=150)
+            found, sections = shares(root)
+        render._stamps.cache_clear()
+        programs = {
+            p: {"oracle": round(best, 3), "frozen": {k: round(r, 3) for k, r in stages.items()}}
+            for p, (best, stages) in found.items()
+        }
+        rows.append({"chromatin": contrast, "pull": pull, "programs": programs})
+    return {"provenance": provenance(sections, Config()), "rows": rows}
+
+
+if __name__ == "__main__":
+    (RESULTS / "yardstick.json").write_text(json.dumps(measure(), indent=1))
