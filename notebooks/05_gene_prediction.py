@@ -47,6 +47,7 @@ from seal_lite import Config, plots
 from seal_lite.crossval import score_rows, tidy
 from seal_lite.datasets import phantom
 from seal_lite.evaluate import fold_features, gene_classes, genes_to_score, score_models
+from seal_lite.morphology import morphology
 from seal_lite.probe import tuned_probe
 from seal_lite.sections import list_sections, load_sections, patient_of
 from seal_lite.targets import section_targets
@@ -232,11 +233,26 @@ overall[["pearson_residuals", "log1p_cp10k", "log1p_cp10k|depth", "log1p_raw"]].
 ).round(3)
 
 # %% [markdown]
+# ## Is the tissue still in it?
+#
+# An encoder that has learnt to speak of genes may have forgotten what it saw. Two checks on the
+# held-out patient, before and after. The **effective rank** {cite:p}`roy2007effective` counts the
+# directions that the embedding uses: a collapse would show there first. And where the regions are
+# known, as on the phantom, a logistic regression names the region of every spot; the score is the
+# mean share named right, region by region.
+
+# %%
+kept = pd.DataFrame(morphology(ROOT, train, [test], features)).T
+kept.index = [plots.LABELS[k].replace("\n", " ") for k in kept.index]
+kept.rename(columns=lambda name: name.replace("_", " ")).round(2)
+
+# %% [markdown]
 # ## What to remember
 #
 # - A gain over the frozen encoder counts only as far as shuffled pairs do not give it too.
 # - Two probes, because a probe can flatter; controls, because colour, depth and space explain much.
 # - The ceiling and the oracle say how much there was to win.
+# - What was there before is worth a look, too: regions still named, directions still used.
 # - One fold and one seed are an illustration. The [recorded results](../results.md) are the
 #   evidence.
 
@@ -265,6 +281,7 @@ print(
                 }
                 for k in kinds
             },
+            "kept": kept.loc[["finetuned", "frozen ImageNet"]].to_dict("list"),
             "log_depth_r": {
                 t: float(scores["log_depth", probe, t].mean())
                 for t in ("pearson_residuals", "log1p_cp10k", "log1p_raw")

@@ -92,6 +92,9 @@ def test_gene_prediction():
         assert scores["ceiling"] > scores["oracle"]
         assert scores["oracle"] > max(scores["tuned"], scores["frozen"], scores["shuffled"])
     assert f["r"]["tuned/tuned_ridge"] > f["r"]["colour/tuned_ridge"]
+    after, before = f["kept"]["region_accuracy"]
+    assert after > before - 0.1 and after > 1.5 / 6  # six regions
+    assert min(f["kept"]["effective_rank"]) > 5
     assert f["log_depth_r"]["log1p_raw"] > f["log_depth_r"]["pearson_residuals"] + 0.1
 
 
