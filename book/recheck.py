@@ -4,7 +4,8 @@
 
 A record takes hours and the code it was made by is known by its hash. When the code has changed
 since, this measures whether the numbers have: the first fold and seed, every feature, probe, target
-and gene; records of the present code are left out. Writes results/recheck.json, which the results page quotes. `make recheck` runs it.
+and gene; records of the present code are left out. Writes results/recheck.json, which the results
+page quotes. `make recheck` runs it.
 """
 
 from __future__ import annotations
