@@ -290,6 +290,7 @@ def deltas(result):
         _rows(ax, [LABELS[t] + (f"\n{c} genes" if c else "") for t, c in places],
               label="difference in mean r, 95% CI")  # fmt: skip
         ax.set_title(f"{LABELS[pair[0]]}\nminus {minus}")
+        ax.locator_params(axis="x", nbins=4)  # three panels: more labels would touch
     _legend(figure, probes)
     return figure
 
