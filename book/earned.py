@@ -109,6 +109,11 @@ def sure(row: dict) -> bool:
     return low > 0 or high < 0
 
 
+def marked(row: dict) -> str:
+    """The difference and its interval, bold where that leaves 0 out."""
+    return f"**{interval(row)}**" if sure(row) else interval(row)
+
+
 def ablation_rows(result: dict) -> list[list]:
     """A row per arm: what differs, r, and the differences to the default with their verdict."""
     rows = []
@@ -122,8 +127,7 @@ def ablation_rows(result: dict) -> list[list]:
         level = np.mean(list(scores(result, arm, PLACES["residuals, B"]).values()))
         cells = [""] * len(PLACES)
         if arm != "default":
-            found = [difference(result, arm, key) for key in PLACES.values()]
-            cells = [f"**{interval(d)}**" if sure(d) else interval(d) for d in found]
+            cells = [marked(difference(result, arm, key)) for key in PLACES.values()]
         name = f"{arm} ({broken} of {len(runs)} runs broke)" if broken else arm
         rows.append([name, r(level), *cells, f"{np.mean(seconds):.0f}{NBSP}s"])
     return rows
@@ -179,11 +183,9 @@ def defaults(results: Path) -> str:
     for field in dataclasses.fields(Config):
         for arm, about in result["arms"].items():
             if arm in done and field.name in about.get("changes", ()):
-                if not scores(result, arm, PLACES["residuals, B"]):
-                    said = "broke"
-                else:
-                    found = difference(result, arm, PLACES["residuals, B"])
-                    said = f"**{interval(found)}**" if sure(found) else interval(found)
+                key = PLACES["residuals, B"]
+                there = scores(result, arm, key)
+                said = marked(difference(result, arm, key)) if there else "broke"
                 changes = ", ".join(f"`{k}={v:g}`" if isinstance(v, float) else f"`{k}={v}`"
                                     for k, v in about["changes"].items())  # fmt: skip
                 default = getattr(Config, field.name)

@@ -28,6 +28,7 @@ from pathlib import Path
 import numpy as np
 import torch
 import variants
+from page import CLAIMS
 from threadpoolctl import threadpool_limits
 from tqdm import tqdm
 
@@ -47,7 +48,6 @@ from seal_lite.train import code_hash, finetune, provenance, write_atomic
 ROOT = Path(__file__).parents[1]
 RUNS, RESULTS = ROOT / "runs/trials", ROOT / "results"
 SECTIONS = ("C2", "C3", "C4", "C5")
-SCORES = ("pearson_residuals", "log1p_cp10k|depth")
 
 # name: (group, hypothesis, expected, changed settings[, a variant[, um of a second scale]])
 ARMS = {
@@ -140,7 +140,7 @@ def measure(root, train_names, test_names, config: Config, variant=None, second_
         for s in same:
             s.patches, s.rows = s.patches[np.isin(s.rows, rows)], rows
     genes = genes_to_score(root, loaded[0][:n])
-    models, features, seconds = [], {}, 0.0
+    first, features, seconds = None, {}, 0.0
     for c, sections in zip(scales, loaded, strict=True):
         with variant(sections[:n]) if variant else contextlib.nullcontext():
             model, history = finetune(sections[:n], c, include=genes, cache_dir=caches,
@@ -151,32 +151,32 @@ def measure(root, train_names, test_names, config: Config, variant=None, second_
         found = {"tuned": tuned, **{f"frozen {stage}": x for stage, x in stages.items()}}
         found["tuned + frozen"] = beside(tuned, stages[frozen.row.tap])
         features = {k: beside(features[k], x) if features else x for k, x in found.items()}
-        models.append((model, tuned))
+        first = first or (model, tuned)
         seconds += sum(h["seconds"] for h in history)
-    train, (model, tuned) = loaded[0][:n], models[0]
+    (model, tuned), train, test = first, loaded[0][:n], loaded[0][n:]
     if second_um:
         features["tuned, first scale"] = tuned
     known = model.encode_genes(np.concatenate([model.panel.transform(s.adata)[s.rows]
                                                for s in train]))  # fmt: skip
-    y = {t: np.concatenate([section_targets(s.adata, genes)[t][s.rows] for s in train])
-         for t in TARGETS}  # fmt: skip
-    out = {"seconds": round(seconds, 1)}
-    for i, section in enumerate(loaded[0][n:], start=n):
-        found = {}
-        for name, x in features.items():
-            scored = probe_scores(train, [section], x[:n], [x[i]], genes, seed=config.seed)
-            found |= {(name, probe, t): r for (probe, t), r in scored.items()}
-        scored = decoder_scores(model, [section], [tuned[i]], genes)
-        found |= {("tuned", "decoder", t): r for t, r in scored.items()}
-        near = np.exp(model.project_images(tuned[i]) @ known.T / config.temperature)
-        near /= near.sum(1, keepdims=True)
-        scored = score_sections({t: near @ v for t, v in y.items()}, [section], genes)
-        found |= {("tuned", "retrieval", t): r for t, r in scored.items()}
-        out[section.name] = {
-            "/".join(place): round(float(r.mean()), 4)
-            for place, r in found.items() if place[-1] in SCORES
-        }  # fmt: skip
-    return out
+    y = [section_targets(s.adata, genes) for s in train]
+    near = np.exp(model.project_images(np.concatenate(tuned[n:])) @ known.T / config.temperature)
+    near /= near.sum(1, keepdims=True)
+    retrieved = {t: near @ np.concatenate([v[t][s.rows] for v, s in zip(y, train, strict=True)])
+                 for t in TARGETS}  # fmt: skip
+    found = {}
+    for name, x in features.items():
+        scored = probe_scores(train, test, x[:n], x[n:], genes, seed=config.seed)
+        found |= {(name, probe, t): r for (probe, t), r in scored.items()}
+    scored = decoder_scores(model, test, tuned[n:], genes)
+    found |= {("tuned", "decoder", t): r for t, r in scored.items()}
+    scored = score_sections(retrieved, test, genes)
+    found |= {("tuned", "retrieval", t): r for t, r in scored.items()}
+    rows = {
+        s.name: {"/".join(place): round(float(r[i].mean()), 4)
+                 for place, r in found.items() if place[-1] in CLAIMS}
+        for i, s in enumerate(test)
+    }  # fmt: skip
+    return {"seconds": round(seconds, 1), **rows}
 
 
 def beside(one: list, other: list) -> list[np.ndarray]:
