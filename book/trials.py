@@ -1,14 +1,14 @@
 """Which settings earn their place: every trial and every ablation, measured the same way.
 
-    python book/trials.py inner HER2ST [--seeds 1]   # selection: results/trials.json
-    python book/trials.py outer HER2ST [--seeds 5]   # report:    results/ablation.json
+    python book/trials.py HER2ST [--only ARM ...]    # results/trials.json
 
-`inner` is the cross-validation inside every outer fold's training sections: it trains on each pair
-of sections and scores on the two others, one of which is in turn the outer fold's test section and
-is then not looked at. A setting becomes the default only where every outer fold prefers it by
-itself, so no fold's choice has seen its own test section. `outer` leaves one section out, as the
-recorded results do. Every finished run is in the file at once and not made again: the hours that
-all of it takes can be spent in parts. One process a core.
+Every arm trains on each pair of the four sections, each pair with a seed of its own, and is scored
+on the two others. Read one way this is the ablation: six trainings, six seeds, compared with the
+default run by run. Read the other way it is the cross-validation inside every outer fold: of the
+two sections that a run scores, either is in turn the outer fold's test section and is then not
+looked at (`votes`). A setting becomes the default only where every outer fold prefers it by itself,
+so no fold's choice has seen its own test section. Every finished run is in the file at once and not
+made again: the hours that all of it takes can be spent in parts. One process a core.
 """
 
 from __future__ import annotations
@@ -41,7 +41,8 @@ from seal_lite.evaluate import (
     probe_scores,
     score_sections,
 )
-from seal_lite.sections import load_sections
+from seal_lite.retrieval import retrieval_scores
+from seal_lite.sections import Section, load_sections
 from seal_lite.targets import TARGETS, section_targets
 from seal_lite.train import code_hash, finetune, provenance, write_atomic
 
@@ -83,6 +84,7 @@ ARMS = {
     "no augmentation": ("views", "turns and stains keep it from learning by heart", "worse",
         {"n_views": 1}),
     "16 views": ("views", "twice the views, half the repeats", "better", {"n_views": 16}),
+    "no stain jitter": ("views", "turns alone are enough", "worse", {"stain_jitter": 0.0}),
     "stain jitter 0.3": ("views", "stronger stains carry over better", "better",
         {"stain_jitter": 0.3}),
     "no gene warm-up": ("schedule", "the gene encoder needs no start", "no change",
@@ -115,11 +117,16 @@ ARMS = {
 }  # fmt: skip
 
 
-def splits(mode: str):
-    """(training sections, test sections) of every run."""
-    size = 2 if mode == "inner" else 3
-    for train in itertools.combinations(SECTIONS, size):
-        yield train, tuple(s for s in SECTIONS if s not in train)
+def splits():
+    """(training sections, test sections, seed) of every run of an arm."""
+    for seed, train in enumerate(itertools.combinations(SECTIONS, 2)):
+        yield train, tuple(s for s in SECTIONS if s not in train), seed
+
+
+@functools.cache
+def read(root, patch_um: float, patch_px: int) -> dict[str, Section]:
+    """All sections by name, decoded once a process."""
+    return {s.name: s for s in load_sections(root, SECTIONS, patch_um=patch_um, patch_px=patch_px)}
 
 
 def measure(root, train_names, test_names, config: Config, variant=None, second_um=None) -> dict:
@@ -129,16 +136,20 @@ def measure(root, train_names, test_names, config: Config, variant=None, second_
     and Loki predict: the expression of the training spots, weighted by how close their profiles lie
     to the image in the shared space. The frozen embedding stands beside it at every stage of the
     tail, and with the tuned one. `second_um` finetunes another encoder on patches of that size and
-    reads both side by side, tuned with tuned and frozen with frozen.
+    reads both side by side, tuned with tuned and frozen with frozen. "recall@10" is that of a
+    spot's profile for its own region within its section.
     """
     scales = [config, dataclasses.replace(config, patch_um=second_um)] if second_um else [config]
     n, caches = len(train_names), RUNS / "cache"
-    loaded = [load_sections(root, (*train_names, *test_names), patch_um=c.patch_um,
-                            patch_px=c.patch_px) for c in scales]  # fmt: skip
-    for same in zip(*loaded, strict=True):  # a larger patch leaves the image at fewer spots
-        rows = functools.reduce(np.intersect1d, [s.rows for s in same])
-        for s in same:
-            s.patches, s.rows = s.patches[np.isin(s.rows, rows)], rows
+    loaded = [[read(root, c.patch_um, c.patch_px)[s] for s in (*train_names, *test_names)]
+              for c in scales]  # fmt: skip
+    # A larger patch leaves the image at fewer spots: keep those that all scales have.
+    common = [functools.reduce(np.intersect1d, [s.rows for s in same])
+              for same in zip(*loaded, strict=True)]  # fmt: skip
+    loaded = [
+        [Section(s.adata, rows, s.patches[np.isin(s.rows, rows)])
+         for s, rows in zip(sections, common, strict=True)] for sections in loaded
+    ]  # fmt: skip
     genes = genes_to_score(root, loaded[0][:n])
     first, features, seconds = None, {}, 0.0
     for c, sections in zip(scales, loaded, strict=True):
@@ -176,6 +187,8 @@ def measure(root, train_names, test_names, config: Config, variant=None, second_
                  for place, r in found.items() if place[-1] in CLAIMS}
         for i, s in enumerate(test)
     }  # fmt: skip
+    for s, x in zip(test, tuned[n:], strict=True):
+        rows[s.name]["recall@10"] = round(retrieval_scores(model, s, x)["recall@10"], 4)
     return {"seconds": round(seconds, 1), **rows}
 
 
@@ -200,28 +213,29 @@ def _own_core(cores):
     threadpool_limits(1)
 
 
-def run(mode: str, root, seeds: int, target: Path, only=None):
-    """All arms, splits and seeds into `target`: {"provenance", "arms", "runs"}.
+def run(root, target: Path, only=None):
+    """All arms and splits into `target`: {"provenance", "arms", "runs"}.
 
     A run that stands there already, made by this code with these settings, is not made again; the
     file is written after every run, so hours of work can be done in parts.
     """
     old = json.loads(target.read_text())["runs"] if target.exists() else []
-    done = {(row["arm"], *row["train"], row["seed"], row["stamp"]): row for row in old}
+    done = {(row["arm"], *row["train"], row["stamp"]): row for row in old}
     rows, jobs = [], {}
-    for seed, (name, (_, _, _, changes, *rest)) in itertools.product(range(seeds), ARMS.items()):
+    for name, (_, _, _, changes, *rest) in ARMS.items():
         variant, second_um = [*rest, None, None][:2]
-        config = dataclasses.replace(Config(seed=seed), **changes)
-        what = [config.to_json(), code_hash(), getattr(variant, "__name__", ""), second_um]
-        stamp = hashlib.sha256(repr(what).encode()).hexdigest()[:12]
-        for train, test in splits(mode):
+        for train, test, seed in splits():
+            config = dataclasses.replace(Config(seed=seed), **changes)
+            what = [config.to_json(), code_hash(), getattr(variant, "__name__", ""), second_um]
+            stamp = hashlib.sha256(repr(what).encode()).hexdigest()[:12]
             row = {"arm": name, "train": train, "seed": seed, "stamp": stamp}
-            if kept := done.get((name, *train, seed, stamp)):
+            if kept := done.get((name, *train, stamp)):
                 rows.append(kept)
             elif not only or name in only:
                 jobs[len(rows)] = (root, train, test, config, variant, second_um)
                 rows.append(row)
-    record = provenance(load_sections(root, SECTIONS), Config(), seeds=seeds, mode=mode)
+    seeds = len(list(splits()))
+    record = provenance(load_sections(root, SECTIONS), Config(), seeds=seeds)
     record["device"] = record["device"].replace(f"{torch.get_num_threads()} threads", "1 thread")
     arms = {k: dict(zip(("group", "thought", "expected", "changes"), arm, strict=False))
             for k, arm in ARMS.items()}  # fmt: skip
@@ -238,7 +252,7 @@ def run(mode: str, root, seeds: int, target: Path, only=None):
 
 def votes(result: dict, arm: str, key="tuned/tuned_ridge/pearson_residuals") -> dict[str, float]:
     """Mean inner gain of an arm over the default, by outer test section, which is not looked at."""
-    runs = {(row["arm"], *row["train"], row["seed"]): row["scores"] for row in result["runs"]}
+    runs = {(row["arm"], *row["train"]): row["scores"] for row in result["runs"]}
     table: dict[str, list] = {}
     for (name, *place), mine in runs.items():
         base = runs["default", *place]
@@ -252,14 +266,7 @@ def votes(result: dict, arm: str, key="tuned/tuned_ridge/pearson_residuals") -> 
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("mode", choices=("inner", "outer"))
     parser.add_argument("root")
-    parser.add_argument("--seeds", type=int)
     parser.add_argument("--only", nargs="*", help="names of arms")
     a = parser.parse_args()
-    target = RESULTS / ("trials.json" if a.mode == "inner" else "ablation.json")
-    run(a.mode, a.root, a.seeds or (1 if a.mode == "inner" else 5), target, a.only)
-    if a.mode == "inner":
-        found = json.loads(target.read_text())
-        for arm in dict.fromkeys(r["arm"] for r in found["runs"]):
-            print(arm, {k: round(v, 4) for k, v in votes(found, arm).items()})
+    run(a.root, RESULTS / "trials.json", a.only)
