@@ -17,7 +17,7 @@ RECORDED  := $(shell find results -name '*.json' 2>/dev/null)
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
 .NOTPARALLEL: # the notebooks share data/ and runs/, and each uses every core
-.PHONY: help install book test lint notebooks results record trials ablation yardstick recheck hero sync lock clean
+.PHONY: help install book test lint notebooks results record trials yardstick recheck hero sync lock clean
 say = @printf '\n== %s\n' $(1)
 
 help: ## show this list
@@ -73,11 +73,8 @@ record: $(STAMP) ## measure results/ again: hours on 2 cores, needs her2st (HER2
 	  --out runs/her2st-C2
 	$(PY) book/real_figures.py $(HER2ST) runs/her2st-C2 --section C2 --genes ERBB2,GRB7
 
-trials: $(STAMP) ## choose settings inside the training sections: hours, needs her2st
-	$(PY) book/trials.py inner $(HER2ST)
-
-ablation: $(STAMP) ## measure what each part is worth: many hours, needs her2st
-	$(PY) book/trials.py outer $(HER2ST)
+trials: $(STAMP) ## choose settings, and measure what each part is worth: hours, needs her2st
+	$(PY) book/trials.py $(HER2ST)
 
 yardstick: $(STAMP) ## measure how subtle the phantom's subtle genes are: minutes on 2 cores
 	$(PY) book/yardstick.py

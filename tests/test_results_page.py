@@ -115,46 +115,58 @@ def test_the_method_is_drawn_with_every_part(page):
     assert all(part in drawn for part in ("LoRA", "VAE", "contrast", "decoder", "frozen"))
 
 
-def ablation(gains: dict, mode="outer") -> dict:
+def trials(gains: dict) -> dict:
     """Runs of book/trials.py in which each arm gains a known amount over the default."""
     rng, runs = np.random.default_rng(0), []
     places = ["/".join(("tuned", p, t)) for p in ("tuned_ridge", "hest")
               for t in ("pearson_residuals", "log1p_cp10k|depth")]  # fmt: skip
     names = ("C2", "C3", "C4", "C5")
-    size = 3 if mode == "outer" else 2
     level = {n: 0.4 + 0.05 * rng.random() for n in names}
     for arm, gain in {"default": 0.0, **gains}.items():
-        for train in itertools.combinations(names, size):
+        for seed, train in enumerate(itertools.combinations(names, 2)):
             held = [n for n in names if n not in train]
-            scores = {n: dict.fromkeys(places, level[n] + (gain or 0.0)) for n in held}
+            scores = {n: dict.fromkeys(places, level[n] + (gain or 0.0)) | {"recall@10": 0.25}
+                      for n in held}  # fmt: skip
             failed = {"failed": "InputError: the loss is nan"}
             found = failed if gain is None else {"seconds": 60.0, **scores}
-            runs.append({"arm": arm, "train": list(train), "seed": 0, "scores": found})
+            runs.append({"arm": arm, "train": list(train), "seed": seed, "scores": found})
     arms = {arm: {"group": "loss", "thought": "why", "expected": "better", "changes": {}}
             for arm in gains}  # fmt: skip
     if "no contrast" in arms:
         arms["no contrast"]["changes"] = {"w_clip": 0.0}
-    provenance = record(gain=0.0)["provenance"] | {"sections": list(names)}
+    provenance = record(gain=0.0)["provenance"] | {"sections": list(names), "seeds": 6}
     return {"provenance": provenance, "arms": arms | {"default": {"group": "default"}},
             "runs": runs}  # fmt: skip
 
 
 def test_ablation_says_what_earns_its_place(page, tmp_path):
-    found = ablation({"no contrast": -0.03, "rank 2": 0.0, "broken": None})
-    text, _ = written(page, tmp_path, ablation=found)
+    found = trials({"no contrast": -0.03, "rank 2": 0.0, "broken": None})
+    text, _ = written(page, tmp_path, trials=found)
     rows = {line.split("|")[1].strip(): line for line in text.splitlines() if line.startswith("| ")}
     assert "**−0.030" in rows["no contrast"] and "**" not in rows["rank 2"]
-    assert "broke in all 4 runs" in rows["broken"] and "Unfinished" not in text
+    assert "| 25% |" in rows["rank 2"]
+    assert "broke in all 6 runs" in rows["broken"] and "Unfinished" not in text
     found["runs"].pop()
     (tmp_path / "less").mkdir()
-    assert "Unfinished: 15 of 16 runs" in written(page, tmp_path / "less", ablation=found)[0]
+    assert "Unfinished: 23 of 24 runs" in written(page, tmp_path / "less", trials=found)[0]
     assert (tmp_path / "book/figures/results_ablation.png").exists()
     measured = (tmp_path / "book/defaults.md").read_text()
     assert re.search(r"\| `w_clip` \| 0.5 \| `w_clip=0` \| \*\*−0.030", measured)
 
 
+def test_one_training_out_of_six_is_no_evidence(page):
+    """The interval is over trainings: a gain that a single lucky one made contains 0."""
+    found = trials({"lucky": 0.0})
+    lucky = next(run for run in found["runs"] if run["arm"] == "lucky")["scores"]
+    for name in ("C4", "C5"):
+        lucky[name] = {k: v + 0.06 for k, v in lucky[name].items()}
+    row = page.earned.difference(found, "lucky", "tuned/tuned_ridge/pearson_residuals")
+    assert row["mean"] == pytest.approx(0.01) and row["ci95"][0] == pytest.approx(0.0)
+    assert not page.earned.sure(row)
+
+
 def test_a_trial_is_preferred_only_where_every_outer_fold_prefers_it(page, tmp_path):
-    found = ablation({"better": 0.02, "worse": -0.02, "mixed": 0.0}, mode="inner")
+    found = trials({"better": 0.02, "worse": -0.02, "mixed": 0.0})
     for run in found["runs"]:
         if run["arm"] == "mixed" and run["train"] == ["C2", "C3"]:
             for name in ("C4", "C5"):
