@@ -67,6 +67,8 @@ ARMS = {
         {"soft_targets": 0.5}),
     "regression only": ("loss", "ST-Net: one loss, image to gene", "worse",
         {"w_clip": 0.0, "w_gene": 0.0, "w_corr": 0.0}),
+    "image -> gene only": ("loss", "with neither contrast nor gene encoder something is lost", "worse",
+        {"w_clip": 0.0, "w_gene": 0.0}),
     "contrast only": ("loss", "BLEEP, Loki: no reconstruction at all", "worse",
         {"w_gene": 0.0, "w_image": 0.0}),
     "SigLIP": ("loss", "yes-or-no questions suit small batches", "better", {}, variants.siglip),
@@ -112,6 +114,8 @@ ARMS = {
     "112 um, 0.5 um/px": ("patch", "the paper's patch", "no change",
         {"patch_um": 112.0, "patch_px": 224}),
     "224 um, 1.0 um/px": ("patch", "detail matters more than time", "better", {"patch_px": 224}),
+    "1.0 um/px, 10 epochs": ("patch", "detail is worth half the epochs", "better",
+        {"patch_px": 224, "epochs": 10}),
     "448 um, 2.8 um/px": ("patch", "the neighbourhood tells more", "better", {"patch_um": 448.0}),
     "two scales": ("patch", "detail and neighbourhood together", "better", {}, None, 448.0),
 }  # fmt: skip

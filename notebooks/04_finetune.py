@@ -139,9 +139,9 @@ print(f"largest difference of the embeddings before training: {no_op}")
 # ## Why these settings?
 #
 # Each default below was changed, alone, and everything measured again on real tissue: the encoder
-# finetuned on three sections, probe B on the fourth, Pearson residuals. What an interval around
-# zero means is that the setting does not matter there. (In Colab the table stays empty; it stands
-# on the book's [page of recorded results](../results.md) too.)
+# finetuned on every pair of four sections, probe B on the other two, Pearson residuals. An interval
+# around zero means that the setting does not matter there. (In Colab the table stays empty; it
+# stands on the book's [page of recorded results](../results.md) too.)
 #
 # ```{include} ../defaults.md
 # ```
