@@ -67,7 +67,7 @@ ARMS = {
         {"soft_targets": 0.5}),
     "regression only": ("loss", "ST-Net: one loss, image to gene", "worse",
         {"w_clip": 0.0, "w_gene": 0.0, "w_corr": 0.0}),
-    "image -> gene only": ("loss", "with neither contrast nor gene encoder something is lost", "worse",
+    "image -> gene only": ("loss", "without contrast and gene encoder something is lost", "worse",
         {"w_clip": 0.0, "w_gene": 0.0}),
     "contrast only": ("loss", "BLEEP, Loki: no reconstruction at all", "worse",
         {"w_gene": 0.0, "w_image": 0.0}),
