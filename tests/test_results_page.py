@@ -144,7 +144,8 @@ def test_ablation_says_what_earns_its_place(page, tmp_path):
     text, _ = written(page, tmp_path, trials=found)
     rows = {line.split("|")[1].strip(): line for line in text.splitlines() if line.startswith("| ")}
     assert "**−0.030" in rows["no contrast"] and "**" not in rows["rank 2"]
-    assert "| 25% |" in rows["rank 2"]
+    assert re.search(r"\| default \|.* 0.250 \| 60", text)
+    assert "**Earns its place, as leaving it out lowers something:** contrast (residuals, B" in text
     assert "broke in all 6 runs" in rows["broken"] and "Unfinished" not in text
     found["runs"].pop()
     (tmp_path / "less").mkdir()
