@@ -31,11 +31,12 @@ def recheck(record: dict, root) -> dict:
     config = dataclasses.replace(Config(), seed=fold["seed"])
     sections = load_sections(root, source["sections"])
     groups = groups_of(sections, source["groups"])
-    train, tests = next(folds_of(sections, groups, source["train_groups"]))
-    test = {fold["test"]: tests[fold["test"]]}
+    held_out = next(folds_of(groups, source["train_groups"]))
+    train = [s for s, g in zip(sections, groups, strict=True) if g not in held_out]
+    test = [s for s, g in zip(sections, groups, strict=True) if g == fold["test"]]
     genes = genes_to_score(root, train)
     with tempfile.TemporaryDirectory() as caches:  # both trainings share the prefix cache
-        now = run_fold(root, train, test, genes, config, caches)[0]["scores"]
+        now = run_fold(root, train, {fold["test"]: test}, genes, config, caches)[0]["scores"]
     gaps = [
         abs(old["per_gene"][g] - new["per_gene"][g])
         for old, new in zip(fold["scores"], now, strict=True)

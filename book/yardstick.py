@@ -41,7 +41,7 @@ def shares(root) -> tuple[dict, list]:
     frozen = build_encoder(config.backbone, tune_blocks=config.tune_blocks)
     oracle = direct_scores(root, test, genes)["oracle", TARGET].mean(0)
     found = {p: (oracle[program == p].mean(), {}) for p in np.unique(program)}
-    for stage, x in embed_stages(frozen, sections).items():
+    for stage, x in embed_stages(frozen, sections, config).items():
         scored = probe_scores(train, test, x[:5], x[5:], genes)["tuned_ridge", TARGET].mean(0)
         for p in found:
             found[p][1][stage] = scored[program == p].mean()
