@@ -100,10 +100,11 @@ def level(result: dict, arm: str, key: str) -> float:
     return float(np.mean([list(run.values()) for run in scores(result, arm, key).values()]))
 
 
-def difference(result: dict, arm: str, key: str) -> dict:
-    """Mean paired difference of an arm and the default over runs and test sections, and its 95%
-    interval, clustered by run, named as `crossval.deltas` names them."""
-    mine, theirs = scores(result, arm, key), scores(result, "default", key)
+def difference(result: dict, arm: str, key: str, *, minus: tuple | None = None) -> dict:
+    """Mean paired difference of an arm's score and another's (arm, key), by default the default's
+    of the same name, over runs and test sections, and its 95% interval, clustered by run, named as
+    `crossval.deltas` names them."""
+    mine, theirs = scores(result, arm, key), scores(result, *(minus or ("default", key)))
     found = [np.array([[mine[run][s] - theirs[run][s] for s in mine[run]]])
              for run in sorted(mine.keys() & theirs.keys())]  # fmt: skip
     return {"mean": float(np.mean([f.mean() for f in found])), "ci95": bootstrap_ci(found)}
@@ -219,7 +220,7 @@ def defaults(results: Path) -> str:
 
 def reads_table(result: dict) -> str:
     """Mean r of whatever was read beside the probes on the tuned embedding, for the arms with
-    another kind of encoder."""
+    another kind of encoder, and the first target's difference to the arm's own finetuned, B."""
     rows = []
     for arm in ("default", "contrast only", "two scales"):
         runs = [s for run in result["runs"] if run["arm"] == arm and "failed" not in run["scores"]
@@ -228,9 +229,13 @@ def reads_table(result: dict) -> str:
         for features, probe in read:
             if probe == "hest":
                 continue
-            means = [np.mean([s[f"{features}/{probe}/{t}"] for s in runs]) for t in CLAIMS]
-            rows.append([arm, features, SHORT.get(probe, probe), *map(r, means)])
-    return table(["arm", "features", "read by", *map(label, CLAIMS)], rows, right=2)
+            keys = [f"{features}/{probe}/{t}" for t in CLAIMS]
+            own = (arm, f"tuned/tuned_ridge/{CLAIMS[0]}")
+            less = "" if keys[0] == own[1] else marked(difference(result, arm, keys[0], minus=own))
+            means = [r(level(result, arm, key)) for key in keys]
+            rows.append([arm, features, SHORT.get(probe, probe), *means, less])
+    head = ["arm", "features", "read by", *map(label, CLAIMS), f"{label(CLAIMS[0])}, minus tuned B"]
+    return table(head, rows, right=3)
 
 
 def ablation_table(result: dict) -> str:
