@@ -178,3 +178,26 @@ def test_a_trial_is_preferred_only_where_every_outer_fold_prefers_it(page, tmp_p
     rows = {line.split("|")[1].strip(): line for line in text.splitlines() if line.startswith("| ")}
     assert "every fold prefers it" in rows["better"] and "+0.020" in rows["better"]
     assert "no fold prefers it" in rows["worse"] and "the folds disagree" in rows["mixed"]
+
+
+def test_what_the_chapter_says_of_the_trials_is_in_their_record(page):
+    """The claims of book/trials.md, "What it came to", against results/trials.json."""
+    record = json.loads((ROOT / "results/trials.json").read_text())
+    r, recall = page.earned.PLACES["residuals, B"], "recall@10"
+
+    def interval(arm, key=r, **other):
+        return page.earned.difference(record, arm, key, **other)["ci95"]
+
+    for arm in ("1 block", "2 blocks", "rank 2", "rank 8", "10 epochs"):
+        assert interval(arm)[1] < 0, arm
+    for arm in ("full finetuning", "regression only", "SigLIP", "KL 1e-3", "averaged weights"):
+        low, high = interval(arm)
+        assert low < 0 < high, arm
+    assert interval("no contrast", recall)[1] < -0.3
+    assert page.earned.level(record, "no contrast", recall) < 2 * 10 / 180  # twice chance
+    assert interval("no gene -> gene", recall)[1] < 0
+    assert min(page.earned.votes(record, "two scales").values()) > 0
+    for stage in range(1, 5):  # below the tuned encoder at equal inputs
+        key = f"frozen blocks.{stage}/tuned_ridge/pearson_residuals"
+        assert interval("two scales", key, minus=("two scales", r))[1] < 0
+    assert interval("1.0 um/px, 10 epochs", recall)[1] < 0
