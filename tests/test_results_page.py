@@ -190,9 +190,12 @@ def test_what_the_chapter_says_of_the_trials_is_in_their_record(page):
 
     for arm in ("1 block", "2 blocks", "rank 2", "rank 8", "10 epochs"):
         assert interval(arm)[1] < 0, arm
-    for arm in ("full finetuning", "regression only", "SigLIP", "KL 1e-3", "averaged weights"):
+    for arm in ("full finetuning", "regression only", "SigLIP", "KL 1e-3", "averaged weights",
+                "no correlation", "no smoothing", "no gene warm-up", "three parts fewer"):  # fmt: skip
         low, high = interval(arm)
         assert low < 0 < high, arm
+    low, high = interval("three parts fewer", recall)
+    assert low < 0 < high
     assert interval("no contrast", recall)[1] < -0.3
     assert page.earned.level(record, "no contrast", recall) < 2 * 10 / 180  # twice chance
     assert interval("no gene -> gene", recall)[1] < 0
