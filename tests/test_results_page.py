@@ -190,7 +190,8 @@ def test_what_the_chapter_says_of_the_trials_is_in_their_record(page):
 
     for arm in ("1 block", "2 blocks", "rank 2", "rank 8", "10 epochs"):
         assert interval(arm)[1] < 0, arm
-    no_difference = ("full finetuning", "regression only", "SigLIP", "KL 1e-3", "averaged weights")
+    no_difference = ("full finetuning", "regression only", "SigLIP", "targets by expression",
+                     "KL 1e-3", "averaged weights", "centre-weighted pooling")  # fmt: skip
     dropped = ("no correlation", "no smoothing", "no gene warm-up", "three parts fewer")
     for arm in no_difference + dropped:
         low, high = interval(arm)
@@ -205,3 +206,4 @@ def test_what_the_chapter_says_of_the_trials_is_in_their_record(page):
         key = f"frozen blocks.{stage}/tuned_ridge/pearson_residuals"
         assert interval("two scales", key, minus=("two scales", r))[1] < 0
     assert interval("1.0 um/px, 10 epochs", recall)[1] < 0
+    assert interval("warm-up on 24 more sections", recall)[1] < 0
