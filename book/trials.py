@@ -114,6 +114,8 @@ ARMS = {
     "112 um, 0.5 um/px": ("patch", "the paper's patch", "no change",
         {"patch_um": 112.0, "patch_px": 224}),
     "224 um, 1.0 um/px": ("patch", "detail matters more than time", "better", {"patch_px": 224}),
+    "centre-weighted pooling": ("patch", "the spot's own cells count most", "better",
+        {}, variants.centre_pooling),
     "1.0 um/px, 10 epochs": ("patch", "detail is worth half the epochs", "better",
         {"patch_px": 224, "epochs": 10}),
     "448 um, 2.8 um/px": ("patch", "the neighbourhood tells more", "better", {"patch_um": 448.0}),
@@ -160,9 +162,9 @@ def measure(root, train_names, test_names, config: Config, variant=None, second_
         with variant(sections[:n]) if variant else contextlib.nullcontext():
             model, history = finetune(sections[:n], c, include=genes, cache_dir=caches,
                                       progress=False)  # fmt: skip
-        tuned = embed_stages(model.encoder, sections, c, caches)[model.encoder.row.tap]
-        frozen = build_encoder(c.backbone, tune_blocks=c.tune_blocks)
-        stages = embed_stages(frozen, sections, c, caches)
+            tuned = embed_stages(model.encoder, sections, c, caches)[model.encoder.row.tap]
+            frozen = build_encoder(c.backbone, tune_blocks=c.tune_blocks)
+            stages = embed_stages(frozen, sections, c, caches)
         found = {"tuned": tuned, **{f"frozen {stage}": x for stage, x in stages.items()}}
         found["tuned + frozen"] = beside(tuned, stages[frozen.row.tap])
         features = {k: beside(features[k], x) if features else x for k, x in found.items()}

@@ -1,7 +1,8 @@
 """Ideas that are tried without being part of the method: each replaces one piece of it for one run.
 
 What earns its place moves into `seal_lite`; the others stay here, so that the trial log can be
-measured again. Every variant is a context manager around `finetune`, given the training sections.
+measured again. Every variant is a context manager around `finetune` and the embedding that follows,
+given the training sections.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ import torch
 import torch.nn.functional as F
 
 from seal_lite import Config, losses, train
-from seal_lite.encoders import BACKBONES
+from seal_lite.encoders import BACKBONES, VisionEncoder
 from seal_lite.model import SEAL, GeneVAE
 from seal_lite.sections import read_section
 from seal_lite.train import Pairs
@@ -88,6 +89,24 @@ def lora_alone(sections):
     """Depthwise filters and normalisation stay as they were: LoRA's matrices alone are tuned."""
     name = Config.backbone
     with mock.patch.dict(BACKBONES, {name: dataclasses.replace(BACKBONES[name], whole="")}):
+        yield
+
+
+@contextlib.contextmanager
+def centre_pooling(sections, *, sd_um: float = 80.0):
+    """The tap is averaged with a Gaussian weight around the spot: transcripts come from there."""
+    plain = VisionEncoder.pool
+
+    def pool(self, x):
+        if x.ndim != 4:
+            return plain(self, x)
+        n = x.shape[-1]
+        at = ((torch.arange(n) + 0.5) / n - 0.5) * Config.patch_um
+        weight = torch.exp(-at.square() / (2 * sd_um**2))
+        weight = weight[:, None] * weight
+        return (x * (weight / weight.sum())).sum((2, 3))
+
+    with mock.patch.object(VisionEncoder, "pool", pool):
         yield
 
 
