@@ -69,6 +69,8 @@ ARMS = {
         {"w_clip": 0.0, "w_gene": 0.0, "w_corr": 0.0}),
     "image -> gene only": ("loss", "without contrast and gene encoder something is lost", "worse",
         {"w_clip": 0.0, "w_gene": 0.0}),
+    "lean": ("loss", "what makes no difference alone makes none together", "no change",
+        {"w_gene": 0.0, "w_corr": 0.0, "gene_warmup_epochs": 0}),
     "contrast only": ("loss", "BLEEP, Loki: no reconstruction at all", "worse",
         {"w_gene": 0.0, "w_image": 0.0}),
     "SigLIP": ("loss", "yes-or-no questions suit small batches", "better", {}, variants.siglip),
