@@ -69,6 +69,8 @@ ARMS = {
         {"w_clip": 0.0, "w_gene": 0.0, "w_corr": 0.0}),
     "image -> gene only": ("loss", "without contrast and gene encoder something is lost", "worse",
         {"w_clip": 0.0, "w_gene": 0.0}),
+    "three parts fewer": ("loss", "the three that make no difference alone make none together",
+        "no change", {"w_corr": 0.0, "smooth": 0.0, "gene_warmup_epochs": 0}),
     "lean": ("loss", "what makes no difference alone makes none together", "no change",
         {"w_gene": 0.0, "w_corr": 0.0, "gene_warmup_epochs": 0}),
     "contrast only": ("loss", "BLEEP, Loki: no reconstruction at all", "worse",
