@@ -53,7 +53,8 @@ def section(results: Path, out: Path) -> list[str]:
         "interval, over the six trainings, does not contain 0. Recall@10 is of a spot's profile "
         "for its own region.\n" + unfinished(trials),
         plainly(trials),
-        figure(file, "Difference to the default, Pearson residuals, probe B.",
+        figure(file, "Difference to the default, Pearson residuals, probe B. Filled: the "
+               "interval leaves 0 out. Colours: changes to one kind of thing (loss, genes, ...).",
                "Forest plot of every ablation's difference to the default with intervals."),
         ablation_table(trials),
         "### The same encoders, read otherwise\n\nA decoder trained with the encoder; prediction "
