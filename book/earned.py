@@ -51,7 +51,9 @@ def section(results: Path, out: Path) -> list[str]:
         "on each pair of the four sections with a seed of its own, scored on the other two. The "
         "training set is two thirds of the one above, so scores are a little lower. Bold: the "
         "interval, over the six trainings, does not contain 0. Recall@10 is of a spot's profile "
-        "for its own region.\n" + unfinished(trials),
+        "for its own region. The first row of the table has the default's scores, every other "
+        "its differences to them; s is what a training took in seconds, on one core.\n",
+        unfinished(trials),
         plainly(trials),
         figure(file, "Difference to the default, Pearson residuals, probe B. Filled: the "
                "interval leaves 0 out. Colours: changes to one kind of thing (loss, genes, ...).",
@@ -118,8 +120,9 @@ def sure(row: dict) -> bool:
 
 
 def marked(row: dict) -> str:
-    """The difference and its interval, bold where that leaves 0 out."""
-    return f"**{interval(row)}**" if sure(row) else interval(row)
+    """The difference, bold where its interval leaves 0 out, and below it the interval."""
+    mean, ci = interval(row).split(f"{NBSP}[")
+    return f"**{mean}**<br>[{ci}" if sure(row) else f"{mean}<br>[{ci}"
 
 
 def ablation_rows(result: dict) -> list[list]:
@@ -135,7 +138,7 @@ def ablation_rows(result: dict) -> list[list]:
         cells = [r(level(result, arm, key)) if arm == "default" else
                  marked(difference(result, arm, key)) for key in PLACES.values()]  # fmt: skip
         name = f"{arm} ({broken} of {len(runs)} runs broke)" if broken else arm
-        rows.append([name, *cells, f"{np.mean(seconds):.0f}{NBSP}s"])
+        rows.append([name, *cells, f"{np.mean(seconds):.0f}"])
     return rows
 
 
@@ -198,25 +201,27 @@ def trial_rows(result: dict) -> list[list]:
 
 
 def defaults(results: Path) -> str:
-    """Every setting that was changed alone, with what the change was worth, in the settings' order
-    (for the notebook that explains them)."""
+    """Every setting that was changed alone, or with one that belongs to it, and what the change was
+    worth, in the settings' order (for the notebook that explains them)."""
     result = load(results / "trials.json")
     if result is None:
         return missing(results / "trials.json", "make trials")
     rows, done = [], {run["arm"] for run in result["runs"]}
     for field in dataclasses.fields(Config):
         for arm, about in result["arms"].items():
-            if arm in done and field.name in about.get("changes", ()):
+            changed = list(about.get("changes", ()))
+            if arm in done and changed[:1] == [field.name] and len(changed) <= 2:
                 key = PLACES["residuals, B"]
-                there = scores(result, arm, key)
-                said = marked(difference(result, arm, key)) if there else "broke"
-                changes = ", ".join(f"`{k}={v:g}`" if isinstance(v, float) else f"`{k}={v}`"
-                                    for k, v in about["changes"].items())  # fmt: skip
-                default = getattr(Config, field.name)
-                shown = f"{default:g}" if isinstance(default, float) else default
-                rows.append([f"`{field.name}`", shown, changes, said])
-    head = ["setting", "default", "changed to", "difference in *r* [95% CI]"]
-    return unfinished(result) + "\n" + table(head, rows)
+                known = scores(result, arm, key)
+                said = marked(difference(result, arm, key)) if known else "broke"
+                there = ", ".join(f"`{k}` {number(getattr(Config, k))} → {number(v)}"
+                                  for k, v in about["changes"].items())  # fmt: skip
+                rows.append([there, said])
+    return unfinished(result) + "\n" + table(["changed", "difference in *r* [95% CI]"], rows)
+
+
+def number(value) -> str:
+    return f"{value:g}" if isinstance(value, float) else str(value)
 
 
 def reads_table(result: dict) -> str:
@@ -240,7 +245,7 @@ def reads_table(result: dict) -> str:
 
 
 def ablation_table(result: dict) -> str:
-    head = ["the default's scores, any other's differences to them", *PLACES, "a run"]
+    head = ["arm", *PLACES, "s"]
     return table(head, ablation_rows(result))
 
 

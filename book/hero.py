@@ -74,7 +74,7 @@ def discs(ax, section, z, title):
 def encoders(ax):
     """Two encoders, drawn as boxes, and the space in which the pairs meet."""
     ax.set(xlim=(0, 10), ylim=(0, 10))
-    for y, name, note in ((7.1, "image encoder", "last block tuned by LoRA"),
+    for y, name, note in ((7.1, "image encoder", "last blocks tuned by LoRA"),
                           (1.1, "gene encoder", "variational autoencoder")):  # fmt: skip
         ax.add_patch(FancyBboxPatch((0.2, y), 5.2, 1.9, boxstyle="round,pad=0.1,rounding_size=0.3",
                                     fc="#f4f4f4", ec=GREY))  # fmt: skip

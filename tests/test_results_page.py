@@ -143,7 +143,7 @@ def test_ablation_says_what_earns_its_place(page, tmp_path):
     found = trials({"no contrast": -0.03, "rank 2": 0.0, "broken": None})
     text, _ = written(page, tmp_path, trials=found)
     rows = {line.split("|")[1].strip(): line for line in text.splitlines() if line.startswith("| ")}
-    assert "**−0.030" in rows["no contrast"] and "**" not in rows["rank 2"]
+    assert "**−0.030**<br>[−0.030" in rows["no contrast"] and "**" not in rows["rank 2"]
     assert re.search(r"\| default \|.* 0.250 \| 60", text)
     assert "**Earns its place, as leaving it out lowers something:** contrast (residuals, B" in text
     assert "broke in all 6 runs" in rows["broken"] and "Unfinished" not in text
@@ -152,7 +152,7 @@ def test_ablation_says_what_earns_its_place(page, tmp_path):
     assert "Unfinished: 23 of 24 runs" in written(page, tmp_path / "less", trials=found)[0]
     assert (tmp_path / "book/figures/results_ablation.png").exists()
     measured = (tmp_path / "book/defaults.md").read_text()
-    assert re.search(r"\| `w_clip` \| 0.5 \| `w_clip=0` \| \*\*−0.030", measured)
+    assert re.search(r"\| `w_clip` 0.5 → 0 \| \*\*−0.030", measured)
 
 
 def test_one_training_out_of_six_is_no_evidence(page):
