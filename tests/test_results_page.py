@@ -188,7 +188,7 @@ def test_what_the_chapter_says_of_the_trials_is_in_their_record(page):
     def interval(arm, key=r, **other):
         return page.earned.difference(record, arm, key, **other)["ci95"]
 
-    for arm in ("1 block", "2 blocks", "rank 2", "rank 8", "10 epochs"):
+    for arm in ("1 block", "2 blocks", "rank 2", "rank 8", "10 epochs", "near the base"):
         assert interval(arm)[1] < 0, arm
     no_difference = ("full finetuning", "regression only", "SigLIP", "targets by expression",
                      "KL 1e-3", "averaged weights", "centre-weighted pooling")  # fmt: skip
