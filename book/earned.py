@@ -21,7 +21,7 @@ from page import (
     r,
     stale,
 )
-from settings import table
+from settings import shown, table
 from trials import votes
 
 from seal_lite import Config
@@ -214,14 +214,10 @@ def defaults(results: Path) -> str:
                 key = PLACES["residuals, B"]
                 known = scores(result, arm, key)
                 said = marked(difference(result, arm, key)) if known else "broke"
-                there = ", ".join(f"`{k}` {number(getattr(Config, k))} → {number(v)}"
+                there = ", ".join(f"`{k}` {shown(getattr(Config, k))} → {shown(v)}"
                                   for k, v in about["changes"].items())  # fmt: skip
                 rows.append([there, said])
     return unfinished(result) + "\n" + table(["changed", "difference in *r* [95% CI]"], rows)
-
-
-def number(value) -> str:
-    return f"{value:g}" if isinstance(value, float) else str(value)
 
 
 def reads_table(result: dict) -> str:

@@ -24,13 +24,14 @@ def settings() -> str:
             group = heading[1].partition(":")[0]
         elif field := re.match(r"    (\w+): [^=]+ = [^#]+(?:  # (.+))?$", line):
             name, meaning = field[1], (field[2] or "").replace("|", r"\|")
-            a, b = (_show(getattr(c, name)) for c in (default, paper))
+            a, b = (shown(getattr(c, name)) for c in (default, paper))
             rows.append((group, f"`{name}`", a, a if a == b else f"**{b}**", meaning))
             group = ""
     return table(["", "setting", "default", "paper", "meaning"], rows)
 
 
-def _show(value) -> str:
+def shown(value) -> str:
+    """A setting's value as the book prints it."""
     if isinstance(value, tuple):
         return ", ".join(map(str, value))
     return "none" if value == float("inf") else f"{value:g}" if isinstance(value, float) else value
