@@ -22,11 +22,12 @@ from page import (
     stale,
 )
 from settings import shown, table
-from trials import votes
+from trials import FULL, REFERENCE, votes
 
 from seal_lite import Config
 from seal_lite.crossval import bootstrap_ci
 from seal_lite.plots import COLOURS, GREY, STYLE
+from seal_lite.train import code_hash
 
 PLACES = {  # column: features/probe/target
     "residuals, B": "tuned/tuned_ridge/pearson_residuals",
@@ -46,18 +47,20 @@ def section(results: Path, out: Path) -> list[str]:
     forest(trials, out / file)
     return [
         *parts,
-        stale(trials["provenance"], command="make trials"),
-        "One setting changed at a time, everything else as in the default, on real tissue: trained "
-        "on each pair of the four sections with a seed of its own, scored on the other two. The "
-        "training set is two thirds of the one above, so scores are a little lower. Bold: the "
-        "interval, over the six trainings, does not contain 0. Recall@10 is of a spot's profile "
-        "for its own region. The first row of the table has the default's scores, every other "
-        "its differences to them; s is what a training took in seconds, on one core.\n",
+        old(trials, results),
+        "One setting changed at a time, everything else as in the full recipe, which has every "
+        "part of the method; the default is the recipe without those that make no difference. "
+        "Real tissue: trained on each pair of the four sections with a seed of its own, scored on "
+        "the other two. The training set is two thirds of the one above, so scores are a little "
+        "lower. Bold: the interval, over the six trainings, does not contain 0. Recall@10 is of a "
+        "spot's profile for its own region. The first row of the table has the full recipe's "
+        "scores, every other its differences to them; s is what a training took in seconds, on one "
+        "core.\n",
         unfinished(trials),
         plainly(trials),
-        figure(file, "Difference to the default, Pearson residuals, probe B. Filled: the "
+        figure(file, "Difference to the full recipe, Pearson residuals, probe B. Filled: the "
                "interval leaves 0 out. Colours: changes to one kind of thing (loss, genes, ...).",
-               "Forest plot of every ablation's difference to the default with intervals."),
+               "Forest plot of every ablation's difference to the full recipe with intervals."),
         ablation_table(trials),
         "### The same encoders, read otherwise\n\nA decoder trained with the encoder; prediction "
         "by retrieval as BLEEP and Loki do it (expression of the training spots, weighted by their "
@@ -74,10 +77,18 @@ def log(results: Path) -> str:
     if trials is None:
         return missing(results / "trials.json", "make trials")
     return "\n".join([
-        stale(trials["provenance"], command="make trials") + unfinished(trials),
+        old(trials, results) + unfinished(trials),
         trial_table(trials),
         details("Where this comes from", provenance_table(trials["provenance"])),
     ])  # fmt: skip
+
+
+def old(result: dict, results: Path) -> str:
+    """A warning where runs were made by other code than this book's."""
+    others = {run["code"] for run in result["runs"]} - {code_hash()}
+    again = (load(results / "recheck.json") or {}).get("trials")
+    made = {"code_sha256": min(others, default=code_hash())}
+    return stale(made, again, command="make trials")
 
 
 def unfinished(result: dict) -> str:
@@ -104,10 +115,10 @@ def level(result: dict, arm: str, key: str) -> float:
 
 
 def difference(result: dict, arm: str, key: str, *, minus: tuple | None = None) -> dict:
-    """Mean paired difference of an arm's score and another's (arm, key), by default the default's
+    """Mean paired difference of an arm's score and another's (arm, key), else the full recipe's
     of the same name, over runs and test sections, and its 95% interval, clustered by run, named as
     `crossval.deltas` names them."""
-    mine, theirs = scores(result, arm, key), scores(result, *(minus or ("default", key)))
+    mine, theirs = scores(result, arm, key), scores(result, *(minus or (REFERENCE, key)))
     found = [np.array([[mine[run][s] - theirs[run][s] for s in mine[run]]])
              for run in sorted(mine.keys() & theirs.keys())]  # fmt: skip
     return {"mean": float(np.mean([f.mean() for f in found])), "ci95": bootstrap_ci(found)}
@@ -126,7 +137,7 @@ def marked(row: dict) -> str:
 
 
 def ablation_rows(result: dict) -> list[list]:
-    """A row per arm: the default's scores, any other's differences to it, and seconds a run."""
+    """A row per arm: the full recipe's scores, any other's differences to it, seconds a run."""
     rows = []
     for arm in dict.fromkeys(run["arm"] for run in result["runs"]):
         runs = [run["scores"] for run in result["runs"] if run["arm"] == arm]
@@ -135,7 +146,7 @@ def ablation_rows(result: dict) -> list[list]:
         if not seconds:
             rows.append([arm, f"broke in all {broken} runs", *[""] * len(PLACES)])
             continue
-        cells = [r(level(result, arm, key)) if arm == "default" else
+        cells = [r(level(result, arm, key)) if arm == REFERENCE else
                  marked(difference(result, arm, key)) for key in PLACES.values()]  # fmt: skip
         name = f"{arm} ({broken} of {len(runs)} runs broke)" if broken else arm
         rows.append([name, *cells, f"{np.mean(seconds):.0f}"])
@@ -161,10 +172,10 @@ def plainly(result: dict) -> str:
 
 
 def forest(result: dict, file):
-    """Every arm's difference to the default on Pearson residuals, probe B, with its interval."""
+    """Every arm's difference to the full recipe, Pearson residuals, probe B, and its interval."""
     key = PLACES["residuals, B"]
     arms = [a for a in dict.fromkeys(run["arm"] for run in result["runs"])
-            if a != "default" and scores(result, a, key)]  # fmt: skip
+            if a != REFERENCE and scores(result, a, key)]  # fmt: skip
     groups = list(dict.fromkeys(result["arms"][a]["group"] for a in arms))
     with plt.rc_context(STYLE):
         figure, ax = plt.subplots(figsize=(8, 0.6 + 0.24 * len(arms)))
@@ -176,7 +187,9 @@ def forest(result: dict, file):
             ax.plot(found["mean"], y, "o", ms=6, mec=colour, mfc=fill)
         ax.axvline(0, color=GREY, lw=0.8, zorder=0)
         ax.set_yticks(range(len(arms)), arms)
-        ax.set(ylim=(len(arms) - 0.4, -0.6), xlabel="difference in mean r to the default, 95% CI")
+        ax.set(
+            ylim=(len(arms) - 0.4, -0.6), xlabel="difference in mean r to the full recipe, 95% CI"
+        )
         figure.savefig(file, dpi=150, bbox_inches="tight")
     plt.close(figure)
 
@@ -185,7 +198,7 @@ def trial_rows(result: dict) -> list[list]:
     """A row per trial: what was thought, the gain every outer fold saw, and what followed."""
     rows = []
     for arm in dict.fromkeys(run["arm"] for run in result["runs"]):
-        if arm == "default":
+        if arm == REFERENCE:
             continue
         gains = votes(result, arm)
         about = [arm, result["arms"][arm]["thought"], result["arms"][arm]["expected"]]
@@ -201,8 +214,8 @@ def trial_rows(result: dict) -> list[list]:
 
 
 def defaults(results: Path) -> str:
-    """Every setting that was changed alone, or with one that belongs to it, and what the change was
-    worth, in the settings' order (for the notebook that explains them)."""
+    """Every setting of the full recipe that was changed alone, or with one that belongs to it, and
+    what the change was worth, in the settings' order (for the notebook that explains them)."""
     result = load(results / "trials.json")
     if result is None:
         return missing(results / "trials.json", "make trials")
@@ -214,7 +227,7 @@ def defaults(results: Path) -> str:
                 key = PLACES["residuals, B"]
                 known = scores(result, arm, key)
                 said = marked(difference(result, arm, key)) if known else "broke"
-                there = ", ".join(f"`{k}` {shown(getattr(Config, k))} → {shown(v)}"
+                there = ", ".join(f"`{k}` {shown(getattr(FULL, k))} → {shown(v)}"
                                   for k, v in about["changes"].items())  # fmt: skip
                 rows.append([there, said])
     return unfinished(result) + "\n" + table(["changed", "difference in *r* [95% CI]"], rows)
@@ -224,7 +237,7 @@ def reads_table(result: dict) -> str:
     """Mean r of whatever was read beside the probes on the tuned embedding, for the arms with
     another kind of encoder, and the first target's difference to the arm's own finetuned, B."""
     rows = []
-    for arm in ("default", "contrast only", "two scales"):
+    for arm in (REFERENCE, "contrast only", "two scales"):
         runs = [s for run in result["runs"] if run["arm"] == arm and "failed" not in run["scores"]
                 for k, s in run["scores"].items() if k != "seconds"]  # fmt: skip
         read = dict.fromkeys(tuple(k.split("/")[:2]) for s in runs for k in s if "/" in k)

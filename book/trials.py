@@ -2,13 +2,14 @@
 
     python book/trials.py HER2ST [--only ARM ...]    # results/trials.json
 
-Every arm trains on each pair of the four sections, each pair with a seed of its own, and is scored
-on the two others. Read one way this is the ablation: six trainings, six seeds, compared with the
-default run by run. Read the other way it is the cross-validation inside every outer fold: of the
-two sections that a run scores, either is in turn the outer fold's test section and is then not
-looked at (`votes`). A setting becomes the default only where every outer fold prefers it by itself,
-so no fold's choice has seen its own test section. Every finished run is in the file at once and not
-made again: the hours that all of it takes can be spent in parts. One process a core.
+Every arm changes the full recipe, which has every part of the method; the default has those that
+earn their place. It trains on each pair of the four sections, each pair with a seed of its own, and
+is scored on the two others. Read one way this is the ablation: six trainings, six seeds, compared
+with the full recipe run by run. Read the other way it is the cross-validation inside every outer
+fold: of the two sections that a run scores, either is in turn the outer fold's test section and is
+then not looked at (`votes`). A setting becomes the default only where every outer fold prefers it
+by itself, so no fold's choice has seen its own test section. Every finished run is in the file at
+once and not made again: the hours that all of it takes can be spent in parts. One process a core.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ import contextlib
 import dataclasses
 import functools
 import hashlib
+import inspect
 import itertools
 import json
 import multiprocessing
@@ -50,9 +52,14 @@ ROOT = Path(__file__).parents[1]
 RUNS, RESULTS = ROOT / "runs/trials", ROOT / "results"
 SECTIONS = ("C2", "C3", "C4", "C5")
 
+REFERENCE = "full recipe"
+FULL = Config(smooth=0.2, w_corr=0.5, gene_warmup_epochs=2)
+
 # name: (group, hypothesis, expected, changed settings[, a variant[, um of a second scale]])
 ARMS = {
-    "default": ("default", "the configuration that all others are compared with", "", {}),
+    REFERENCE: ("reference", "every part that the method has", "", {}),
+    "default": ("loss", "the three that make no difference alone make none together", "no change",
+        {"w_corr": 0.0, "smooth": 0.0, "gene_warmup_epochs": 0}),
     "no contrast": ("loss", "the contrast shapes the shared space only", "no change",
         {"w_clip": 0.0}),
     "no gene -> gene": ("loss", "the gene encoder needs its reconstruction", "worse",
@@ -69,8 +76,6 @@ ARMS = {
         {"w_clip": 0.0, "w_gene": 0.0, "w_corr": 0.0}),
     "image -> gene only": ("loss", "without contrast and gene encoder something is lost", "worse",
         {"w_clip": 0.0, "w_gene": 0.0}),
-    "three parts fewer": ("loss", "the three that make no difference alone make none together",
-        "no change", {"w_corr": 0.0, "smooth": 0.0, "gene_warmup_epochs": 0}),
     "contrast and decoder only": ("loss", "what makes no difference alone makes none together",
         "no change", {"w_gene": 0.0, "w_corr": 0.0, "gene_warmup_epochs": 0}),
     "contrast only": ("loss", "BLEEP, Loki: no reconstruction at all", "worse",
@@ -83,6 +88,10 @@ ARMS = {
     "no smoothing": ("genes", "a spot's own counts are the sharper target", "better",
         {"smooth": 0.0}),
     "smoothing 0.8": ("genes", "neighbours remove noise", "better", {"smooth": 0.8}),
+    "a quarter of the counts": ("genes", "fewer counts teach less", "worse",
+        {}, variants.quarter_of_counts),
+    "default, a quarter of the counts": ("genes", "with few counts smoothing does matter", "worse",
+        {"w_corr": 0.0, "smooth": 0.0, "gene_warmup_epochs": 0}, variants.quarter_of_counts),
     "512 genes": ("genes", "more genes teach more", "better", {"n_genes": 512}),
     "released genes": ("genes", "seurat's dispersion finds genes as good", "no change",
         {"hvg": "seurat"}),
@@ -166,9 +175,9 @@ def measure(root, train_names, test_names, config: Config, variant=None, second_
         with variant(sections[:n]) if variant else contextlib.nullcontext():
             model, history = finetune(sections[:n], c, include=genes, cache_dir=caches,
                                       progress=False)  # fmt: skip
-            tuned = embed_stages(model.encoder, sections, c, caches)[model.encoder.row.tap]
+            tuned = embed_stages(model.encoder, sections, caches)[model.encoder.row.tap]
             frozen = build_encoder(c.backbone, tune_blocks=c.tune_blocks)
-            stages = embed_stages(frozen, sections, c, caches)
+            stages = embed_stages(frozen, sections, caches)
         found = {"tuned": tuned, **{f"frozen {stage}": x for stage, x in stages.items()}}
         found["tuned + frozen"] = beside(tuned, stages[frozen.row.tap])
         features = {k: beside(features[k], x) if features else x for k, x in found.items()}
@@ -223,11 +232,18 @@ def _own_core(cores):
     threadpool_limits(1)
 
 
+def stamp_of(config: Config, variant, second_um) -> str:
+    """A name for what a run was: its settings, the source of its variant, its second scale."""
+    source = inspect.getsource(variant) if variant else ""
+    return hashlib.sha256(repr([config.to_json(), source, second_um]).encode()).hexdigest()[:12]
+
+
 def run(root, target: Path, only=None):
     """All arms and splits into `target`: {"provenance", "arms", "runs"}.
 
-    A run that stands there already, made by this code with these settings, is not made again; the
-    file is written after every run, so hours of work can be done in parts.
+    A run that stands there already, with these settings, is not made again; the file is written
+    after every run, so hours of work can be done in parts. Each run names the code that made it:
+    the results page says where that is not the code at hand; `book/recheck.py` compares the two.
     """
     old = json.loads(target.read_text())["runs"] if target.exists() else []
     done = {(row["arm"], *row["train"], row["stamp"]): row for row in old}
@@ -235,17 +251,16 @@ def run(root, target: Path, only=None):
     for name, (_, _, _, changes, *rest) in ARMS.items():
         variant, second_um = [*rest, None, None][:2]
         for train, test, seed in splits():
-            config = dataclasses.replace(Config(seed=seed), **changes)
-            what = [config.to_json(), code_hash(), getattr(variant, "__name__", ""), second_um]
-            stamp = hashlib.sha256(repr(what).encode()).hexdigest()[:12]
-            row = {"arm": name, "train": train, "seed": seed, "stamp": stamp}
+            config = dataclasses.replace(FULL, seed=seed, **changes)
+            stamp = stamp_of(config, variant, second_um)
+            row = {"arm": name, "train": train, "seed": seed, "stamp": stamp, "code": code_hash()}
             if kept := done.get((name, *train, stamp)):
                 rows.append(kept)
             elif not only or name in only:
                 jobs[len(rows)] = (root, train, test, config, variant, second_um)
                 rows.append(row)
     seeds = len(list(splits()))
-    record = provenance(load_sections(root, SECTIONS), Config(), seeds=seeds)
+    record = provenance(load_sections(root, SECTIONS), FULL, seeds=seeds)
     record["device"] = record["device"].replace(f"{torch.get_num_threads()} threads", "1 thread")
     arms = {k: dict(zip(("group", "thought", "expected", "changes"), arm, strict=False))
             for k, arm in ARMS.items()}  # fmt: skip
@@ -261,11 +276,12 @@ def run(root, target: Path, only=None):
 
 
 def votes(result: dict, arm: str, key="tuned/tuned_ridge/pearson_residuals") -> dict[str, float]:
-    """Mean inner gain of an arm over the default, by outer test section, which is not looked at."""
+    """Mean inner gain of an arm over the full recipe, by outer test section, which is not looked
+    at."""
     runs = {(row["arm"], *row["train"]): row["scores"] for row in result["runs"]}
     table: dict[str, list] = {}
     for (name, *place), mine in runs.items():
-        base = runs["default", *place]
+        base = runs[REFERENCE, *place]
         if name != arm or "failed" in mine or "failed" in base:
             continue
         one, two = (section for section in mine if section != "seconds")

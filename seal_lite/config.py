@@ -23,7 +23,7 @@ class Config:
     # genes
     n_genes: int = 128  # highly variable genes of the training sections
     hvg: str = "pearson_residuals"  # or "seurat", as released
-    smooth: float = 0.2  # share of the array neighbours' mean in a spot's expression
+    smooth: float = 0.0  # share of the array neighbours' mean in a spot's expression
     zscore: str = "section"  # mean and sd from each "section" itself, or from "train"ing
     clip: float = 5.0  # |z| beyond this is clipped
 
@@ -48,12 +48,12 @@ class Config:
     w_gene: float = 1.0  # gene -> gene reconstruction
     w_image: float = 1.0  # image -> gene reconstruction
     w_mse: float = 1.0  # inside both reconstructions
-    w_corr: float = 0.5  # inside both reconstructions: mean over genes of (1 - c_gg)^2
+    w_corr: float = 0.0  # inside both reconstructions: mean over genes of (1 - c_gg)^2
     w_kl: float = 0.0
 
     # optimisation
     epochs: int = 20
-    gene_warmup_epochs: int = 2  # gene encoder alone, before the encoder joins
+    gene_warmup_epochs: int = 0  # gene encoder alone, before the encoder joins
     batch_size: int = 64
     lr_lora: float = 4e-3
     lr_heads: float = 1e-3

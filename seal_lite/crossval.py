@@ -39,16 +39,23 @@ def groups_of(sections, by: str) -> list[str]:
     return groups
 
 
-def folds_of(groups: list[str], train_groups: int | None = None):
-    """Yield the held-out groups of each fold: every group once, or, with `train_groups`, all but
-    so many: folds then train on disjoint groups, and each group held out is scored by itself."""
-    names = list(dict.fromkeys(groups))
-    k = 1 if train_groups is None else train_groups
-    if not 1 <= k < len(names):
-        raise InputError(f"--train-groups {k}: there are {len(names)} groups; leave some to test")
-    parts = [names[i : i + k] for i in range(0, len(names) - k + 1, k)]
-    inverted = ([n for n in names if n not in part] for part in parts)
-    yield from parts if train_groups is None else inverted
+def folds_of(sections, groups: list[str], train_groups: int | None = None):
+    """Yield each fold: its training sections, and {group held out: its sections}.
+
+    Every group is held out once. With `train_groups` there is one fold: the first so many groups
+    train, and each of the others is scored by itself, which costs no training.
+    """
+    members: dict[str, list] = {}
+    for section, group in zip(sections, groups, strict=True):
+        members.setdefault(group, []).append(section)
+    names = list(members)
+    if train_groups is not None and not 1 <= train_groups < len(names):
+        raise InputError(
+            f"--train-groups {train_groups}: there are {len(names)} groups; leave some to test"
+        )
+    for held in [[n] for n in names] if train_groups is None else [names[train_groups:]]:
+        train = [s for n in names if n not in held for s in members[n]]
+        yield train, {n: members[n] for n in held}
 
 
 def crossval(root, sections, config: Config, *, by="section", train_groups=None, seeds=3, out,
@@ -64,10 +71,8 @@ def crossval(root, sections, config: Config, *, by="section", train_groups=None,
     _claim(out, record)
     classes = gene_classes(root)
     caches, folds = out / "cache", []
-    for held_out in folds_of(groups, train_groups):
-        train = [s for s, g in zip(sections, groups, strict=True) if g not in held_out]
-        tests = {h: [s for s, g in zip(sections, groups, strict=True) if g == h] for h in held_out}
-        name = "+".join(held_out)
+    for train, tests in folds_of(sections, groups, train_groups):
+        name = "+".join(tests)
         genes = genes_to_score(root, train)
         for seed in range(seeds):
             path = out / f"folds/{name}-{seed}.json"

@@ -111,12 +111,12 @@ def fold_features(train, test, genes, models: dict, config: Config, *, caches=No
     statistics and log depth.
     """
     both = [*train, *test]
-    found = {name: embed_stages(m.encoder, both, config, caches)[m.encoder.row.tap]
+    found = {name: embed_stages(m.encoder, both, caches)[m.encoder.row.tap]
              for name, m in models.items()}  # fmt: skip
     frozen = build_encoder(  # LoRA starts as a no-op; the seed matters to random weights only
         config.backbone, tune_blocks=config.tune_blocks, seed=config.seed
     )
-    stages = embed_stages(frozen, both, config, caches)
+    stages = embed_stages(frozen, both, caches)
     found["frozen"] = stages[frozen.row.tap]
     found["frozen_best"] = stages[best_stage(stages, train, genes)]
     random = build_encoder(config.backbone, weights="random", seed=config.seed)
@@ -160,7 +160,7 @@ def best_stage(stages: dict, train, genes) -> str:
 
 
 @torch.inference_mode()
-def embed_stages(encoder, sections, config, caches=None) -> dict[str, list[np.ndarray]]:
+def embed_stages(encoder, sections, caches=None) -> dict[str, list[np.ndarray]]:
     """Embeddings (n, width) per section of the patches as they are, at every stage from the end of
     the prefix to the tap; `caches` is the folder of the prefix cache, if there is one."""
     device, found = next(encoder.parameters()).device, {}
@@ -169,8 +169,7 @@ def embed_stages(encoder, sections, config, caches=None) -> dict[str, list[np.nd
         if caches is None:
             hidden = (encoder.prefix(x.to(device)) for x in clean_images(s.patches))
         else:
-            stored = prefix_cache(encoder, s, n_views=config.n_views, jitter=config.stain_jitter,
-                                  folder=caches)[0]  # fmt: skip
+            stored = prefix_cache(encoder, s, n_views=1, jitter=0.0, folder=caches)[0]
             parts = (stored[i : i + 64] for i in range(0, len(stored), 64))
             hidden = (torch.from_numpy(part.copy()).to(device) for part in parts)
         taps = [encoder.taps(h) for h in hidden]

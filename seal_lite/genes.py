@@ -43,12 +43,15 @@ def neighbour_mean(adata) -> sp.csr_matrix:
     return sp.csr_matrix((1.0 / degree[rows], (rows, cols)), shape=(len(place),) * 2)
 
 
-def smooth(adata, *, share: float = Config.smooth) -> sp.csr_matrix:
+def smooth(adata, *, share: float) -> sp.csr_matrix:
     """x' = (1 - share) x + share mean(neighbours), on counts; a lonely spot keeps its own counts.
 
     Released SEAL: share 0.5, before normalisation.
     """
-    counts, weights = adata.layers["counts"].astype(np.float64), neighbour_mean(adata)
+    counts = adata.layers["counts"].astype(np.float64)
+    if share == 0:
+        return counts
+    weights = neighbour_mean(adata)
     lonely = sp.diags((np.diff(weights.indptr) == 0).astype(float))
     return ((1 - share) * counts + share * (weights @ counts + lonely @ counts)).tocsr()
 

@@ -195,20 +195,22 @@ def provenance(sections, config: Config, **extra) -> dict:
 def code_hash() -> str:
     """SHA-256 of the code that decides a result: does a record still belong to it?
 
-    Comments, docstrings and layout do not count, nor do the modules that only call or draw.
+    That is what reads sections, cross-validates or retrieves, and whatever that imports. Comments,
+    docstrings and layout do not count.
     """
-    edges = {"__init__.py", "bench.py", "cli.py", "plots.py"}
-    digest = hashlib.sha256()
-    for file in sorted(Path(__file__).parent.glob("*.py")):
-        if file.name in edges:
-            continue
-        tree = ast.parse(file.read_text())
+    folder, trees, waiting = Path(__file__).parent, {}, {"sections", "crossval", "retrieval"}
+    while waiting:
+        name = waiting.pop()
+        trees[name] = tree = ast.parse((folder / f"{name}.py").read_text())
         for node in ast.walk(tree):
+            if isinstance(node, ast.ImportFrom) and node.level == 1:
+                names = {node.module} if node.module else {a.name for a in node.names}
+                waiting |= names - trees.keys()
             body = getattr(node, "body", None)
             if isinstance(body, list) and isinstance(body[0], ast.Expr):
                 node.body = body[1:] or [ast.Pass()]
-        digest.update(ast.dump(tree).encode())
-    return digest.hexdigest()
+    code = "".join(ast.dump(trees[name]) for name in sorted(trees))
+    return hashlib.sha256(code.encode()).hexdigest()
 
 
 def _now() -> str:

@@ -162,12 +162,15 @@ def test_other_settings_or_data_are_refused(finished, phantom_root, sections, tm
 
 def test_folds_hold_out_one_group_or_train_on_few():
     groups = ["A", "A", "B", "C", "D", "E"]
-    assert list(cv.folds_of(groups)) == [["A"], ["B"], ["C"], ["D"], ["E"]]
-    two = list(cv.folds_of(groups, 2))  # E is left over: in both folds a test group
-    assert two == [["C", "D", "E"], ["A", "B", "E"]]
+    sections = ["A1", "A2", "B1", "C1", "D1", "E1"]
+    one = list(cv.folds_of(sections, groups))
+    assert [list(tests) for _, tests in one] == [["A"], ["B"], ["C"], ["D"], ["E"]]
+    assert one[0] == (["B1", "C1", "D1", "E1"], {"A": ["A1", "A2"]})
+    ((train, tests),) = cv.folds_of(sections, groups, 2)
+    assert train == ["A1", "A2", "B1"] and tests == {"C": ["C1"], "D": ["D1"], "E": ["E1"]}
     for k in (5, 0):
         with pytest.raises(InputError, match="--train-groups"):
-            list(cv.folds_of(groups, k))
+            list(cv.folds_of(sections, groups, k))
 
 
 def test_a_fold_is_fitted_without_its_held_out_section(phantom_root, tmp_path, monkeypatch):

@@ -116,26 +116,27 @@ def test_the_method_is_drawn_with_every_part(page):
 
 
 def trials(gains: dict) -> dict:
-    """Runs of book/trials.py in which each arm gains a known amount over the default."""
+    """Runs of book/trials.py in which each arm gains a known amount over the full recipe."""
     rng, runs = np.random.default_rng(0), []
     places = ["/".join(("tuned", p, t)) for p in ("tuned_ridge", "hest")
               for t in ("pearson_residuals", "log1p_cp10k|depth")]  # fmt: skip
     names = ("C2", "C3", "C4", "C5")
     level = {n: 0.4 + 0.05 * rng.random() for n in names}
-    for arm, gain in {"default": 0.0, **gains}.items():
+    for arm, gain in {"full recipe": 0.0, **gains}.items():
         for seed, train in enumerate(itertools.combinations(names, 2)):
             held = [n for n in names if n not in train]
             scores = {n: dict.fromkeys(places, level[n] + (gain or 0.0)) | {"recall@10": 0.25}
                       for n in held}  # fmt: skip
             failed = {"failed": "InputError: the loss is nan"}
             found = failed if gain is None else {"seconds": 60.0, **scores}
-            runs.append({"arm": arm, "train": list(train), "seed": seed, "scores": found})
+            runs.append({"arm": arm, "train": list(train), "seed": seed, "scores": found,
+                         "code": code_hash()})  # fmt: skip
     arms = {arm: {"group": "loss", "thought": "why", "expected": "better", "changes": {}}
             for arm in gains}  # fmt: skip
     if "no contrast" in arms:
         arms["no contrast"]["changes"] = {"w_clip": 0.0}
     provenance = record(gain=0.0)["provenance"] | {"sections": list(names), "seeds": 6}
-    return {"provenance": provenance, "arms": arms | {"default": {"group": "default"}},
+    return {"provenance": provenance, "arms": arms | {"full recipe": {"group": "reference"}},
             "runs": runs}  # fmt: skip
 
 
@@ -144,7 +145,7 @@ def test_ablation_says_what_earns_its_place(page, tmp_path):
     text, _ = written(page, tmp_path, trials=found)
     rows = {line.split("|")[1].strip(): line for line in text.splitlines() if line.startswith("| ")}
     assert "**−0.030**<br>[−0.030" in rows["no contrast"] and "**" not in rows["rank 2"]
-    assert re.search(r"\| default \|.* 0.250 \| 60", text)
+    assert re.search(r"\| full recipe \|.* 0.250 \| 60", text)
     assert "**Earns its place, as leaving it out lowers something:** contrast (residuals, B" in text
     assert "broke in all 6 runs" in rows["broken"] and "Unfinished" not in text
     found["runs"].pop()
@@ -192,11 +193,11 @@ def test_what_the_chapter_says_of_the_trials_is_in_their_record(page):
         assert interval(arm)[1] < 0, arm
     no_difference = ("full finetuning", "regression only", "SigLIP", "targets by expression",
                      "KL 1e-3", "averaged weights", "centre-weighted pooling")  # fmt: skip
-    dropped = ("no correlation", "no smoothing", "no gene warm-up", "three parts fewer")
+    dropped = ("no correlation", "no smoothing", "no gene warm-up", "default")
     for arm in no_difference + dropped:
         low, high = interval(arm)
         assert low < 0 < high, arm
-    low, high = interval("three parts fewer", recall)
+    low, high = interval("default", recall)
     assert low < 0 < high
     assert interval("no contrast", recall)[1] < -0.3
     assert page.earned.level(record, "no contrast", recall) < 2 * 10 / 180  # twice chance

@@ -219,17 +219,23 @@ def test_diverging_loss_is_an_error_not_a_result(sections, tiny, tmp_path):
     assert not (tmp_path / "run/heads.safetensors").exists()
 
 
-def test_code_hash_sees_code_and_not_comments(tmp_path, monkeypatch):
+def test_code_hash_sees_what_results_hang_on(tmp_path, monkeypatch):
+    """A result's code is what it imports: comments, and modules that only call or draw, are not."""
     monkeypatch.setattr(train, "__file__", str(tmp_path / "train.py"))
+    first = {"sections": "x = 0", "crossval": "from . import loop as f\nfrom .parts import g",
+             "retrieval": "import numpy", "parts": "from . import crossval", "cli": "x = 1",
+             "loop": 'def f():\n    """Doc."""\n    return 1\n'}  # fmt: skip
 
-    def hash_of(source, cli="x = 1"):
-        (tmp_path / "train.py").write_text(source)
-        (tmp_path / "cli.py").write_text(cli)
+    def hash_of(**changes):
+        for name, source in {**first, **changes}.items():
+            (tmp_path / f"{name}.py").write_text(source)
         return code_hash()
 
-    first = hash_of('def f():\n    """Doc."""\n    return 1\n')
-    assert hash_of('def f():\n    """Other."""\n    # why\n    return 1\n', cli="x = 2") == first
-    assert hash_of('def f():\n    """Doc."""\n    return 2\n') != first
+    same = hash_of()
+    assert hash_of(cli="x = 2") == same
+    assert hash_of(loop='def f():\n    """Other."""\n    # why\n    return 1\n') == same
+    assert hash_of(loop='def f():\n    """Doc."""\n    return 2\n') != same
+    assert hash_of(parts="from . import crossval\nx = 1") != same
 
 
 def test_config_is_parsed_by_type_and_checked(tmp_path):
