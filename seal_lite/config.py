@@ -23,7 +23,7 @@ class Config:
     # genes
     n_genes: int = 128  # highly variable genes of the training sections
     hvg: str = "pearson_residuals"  # or "seurat", as released
-    smooth: float = 0.0  # share of the array neighbours' mean in a spot's expression
+    smooth: float = 0.2  # share of the array neighbours' mean in a spot's expression
     zscore: str = "section"  # mean and sd from each "section" itself, or from "train"ing
     clip: float = 5.0  # |z| beyond this is clipped
 

@@ -191,7 +191,7 @@ def test_what_the_chapter_says_of_the_trials_is_in_their_record(page):
 
     for arm in ("1 block", "2 blocks", "rank 2", "rank 8", "10 epochs", "near the base"):
         assert interval(arm)[1] < 0, arm
-    no_difference = ("full finetuning", "regression only", "SigLIP", "targets by expression",
+    no_difference = ("4 blocks", "all blocks", "full finetuning", "regression only", "SigLIP", "targets by expression",
                      "KL 1e-3", "averaged weights", "centre-weighted pooling")  # fmt: skip
     dropped = ("no correlation", "no smoothing", "no gene warm-up", "default")
     for arm in no_difference + dropped:
