@@ -111,7 +111,7 @@ print(
 # ## Smoothing over neighbours
 #
 # A spot's count of a gene is often 0, 1 or 2: mostly luck. Its neighbours are noisy in their own
-# right, but *independently* so, and tissue changes slowly. So the expression of spot $i$ may take a
+# right, but *independently* so, and tissue changes slowly. So the expression of spot $i$ takes a
 # share $s$ from the mean of its (up to eight) neighbours $N(i)$ on the array,
 #
 # $$
@@ -120,10 +120,10 @@ print(
 # y_i = \log\!\left(1 + 10^4\, \frac{\tilde{x}_i}{\sum_g \tilde{x}_{ig}}\right),
 # $$
 #
-# as in SEAL {cite:p}`hemker2026seal`, which takes $s = \tfrac12$ and is drawn below. It looks
-# convincing. But in training it [made no difference](earned): an encoder that sees hundreds of
-# spots averages over them anyway. So the default is $s = 0$, and `smooth=0.5` brings it back.
-# Scored expression is never smoothed.
+# as in SEAL {cite:p}`hemker2026seal`, which takes $s = \tfrac12$. Half is drawn below, because it
+# can be seen; the default is $s = 0.2$. How much it helps depends on how few the counts are: on
+# these sections nothing, on the same sections with a [quarter of their counts](../trials.md) it
+# does. Scored expression is never smoothed.
 
 # %%
 trio = [g for g in ("ERBB2", "CD3E", "ADIPOQ") if g in adata.var_names]
