@@ -191,14 +191,24 @@ def test_what_the_chapter_says_of_the_trials_is_in_their_record(page):
 
     for arm in ("1 block", "2 blocks", "rank 2", "rank 8", "10 epochs", "near the base"):
         assert interval(arm)[1] < 0, arm
-    no_difference = ("4 blocks", "all blocks", "full finetuning", "regression only", "SigLIP", "targets by expression",
-                     "KL 1e-3", "averaged weights", "centre-weighted pooling")  # fmt: skip
-    dropped = ("no correlation", "no smoothing", "no gene warm-up", "default")
-    for arm in no_difference + dropped:
+    for arm in ("4 blocks", "all blocks", "full finetuning", "regression only", "SigLIP",
+                "targets by expression", "KL 1e-3", "averaged weights", "centre-weighted pooling",
+                "no correlation", "no gene warm-up", "no smoothing"):  # fmt: skip
         low, high = interval(arm)
         assert low < 0 < high, arm
-    low, high = interval("default", recall)
-    assert low < 0 < high
+    decoder = "tuned/decoder/pearson_residuals"
+    for key in (recall, decoder):  # with a quarter of the counts: no smoothing, minus smoothing
+        assert (
+            interval("three parts fewer, a quarter", key, minus=("default, a quarter", key))[1] < 0
+        )
+    for arm, minus in (
+        ("default", "full recipe"),
+        ("default, a quarter", "a quarter of the counts"),
+    ):
+        for key in (r, recall):
+            low, high = interval(arm, key, minus=(minus, key))
+            assert low < 0 < high, arm
+    assert -0.01 < page.earned.difference(record, "default", decoder)["mean"] < 0
     assert interval("no contrast", recall)[1] < -0.3
     assert page.earned.level(record, "no contrast", recall) < 2 * 10 / 180  # twice chance
     assert interval("no gene -> gene", recall)[1] < 0

@@ -29,7 +29,7 @@ from ..errors import InputError
 from .render import Look, render
 from .tissue import CELL_TYPES, REGIONS, STATES, STEP, gene_table, grow, outline, transcriptomes
 
-FORMAT = 2  # raised whenever the same parameters would give other files
+FORMAT = 3  # raised whenever the same parameters would give other files
 # The measurement. None of these numbers was chosen by any model's score.
 ASSAY = SimpleNamespace(
     pitch_um=200.0,  # centre to centre, Ståhl et al., Science 2016
