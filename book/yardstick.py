@@ -2,11 +2,11 @@
 
     python book/yardstick.py
 
-Draws 11 patients at the phantom's contrasts and at those of its earlier formats, fits probe B on eight of them, as many
-pairs as the recorded cross-validation trains on, and scores it on three, at every stage of the
-frozen default backbone. The patients are none of the record's, and finetuning has no part in it:
-this is how the two contrasts in `seal_lite/datasets/tissue.py` were chosen. Writes
-results/yardstick.json, which the results page quotes. `make yardstick` runs it.
+Draws 11 patients at the phantom's contrasts and at those of its earlier formats, fits probe B on
+eight of them, as many pairs as the recorded cross-validation trains on, and scores it on three, at
+every stage of the frozen default backbone. The patients are none of the record's, and finetuning
+has no part in it: this is how the two contrasts in `seal_lite/datasets/tissue.py` were chosen.
+Writes results/yardstick.json, which the results page quotes. `make yardstick` runs it.
 """
 
 from __future__ import annotations
