@@ -181,6 +181,41 @@ def crossval(
 
 
 @app.command()
+def hest_bench(
+    root: Annotated[Path, typer.Option(help="The folder that holds the tasks' folders.")],
+    json_file: Annotated[Path, typer.Option("--json", help="Where to write the scores.")],
+    tasks: Annotated[str | None, typer.Option(help="IDC,PRAD,...; default every folder.")] = None,
+    run: Annotated[Path | None, typer.Option(help="A run folder that `finetune` wrote.")] = None,
+    backbone: Annotated[str | None, typer.Option(help="Or a frozen encoder alone.")] = None,
+):
+    """Score a run, or a frozen encoder, on HEST-bench's tasks as published, beside controls."""
+    from . import hest
+    from .crossval import tidy
+    from .encoders import backbone_row
+    from .model import SEAL
+    from .train import provenance
+
+    if (run is None) == (backbone is None):
+        raise InputError("hest-bench: give either --run or --backbone")
+    models = {} if run is None else {"tuned": SEAL.from_pretrained(run)}
+    config = models["tuned"].config if models else _config("default", None, backbone=backbone)
+    row = backbone_row(config.backbone)
+    px = hest.pixels(config, row) if models else row.px
+    names = _names(tasks) or sorted(p.parent.name for p in root.glob("*/splits"))
+    if not names:
+        raise InputError(f"{root}: holds no task; give the folder that hest-bench was unpacked to")
+    results = []
+    for name in names:
+        task = hest.read_task(root, name, px=px)
+        result = hest.bench(task, config, models)
+        record = provenance(list(task.sections.values()), config, run=str(run))
+        results.append({**result, "provenance": record})
+        table = tidy(result).pivot_table("r", ["features", "probe"], "target", "mean")
+        typer.echo(f"{name}\n{table.round(3).to_string(na_rep='')}")
+    _write_json(json_file, results)
+
+
+@app.command()
 def retrieve(
     run: Run,
     data: Data,

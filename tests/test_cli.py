@@ -7,6 +7,7 @@ import pytest
 from PIL import Image
 
 from seal_lite.cli import main
+from seal_lite.hest import write_task
 
 SMALL = "n_genes=40 hidden=32,16 project=16 batch_size=16 n_views=2 gene_warmup_epochs=1"
 SMALL = [part for setting in SMALL.split() for part in ("--set", setting)]
@@ -49,6 +50,20 @@ def test_finetune_a_vision_transformer(cli, phantom_root, tmp_path):
     assert json.loads((tmp_path / "run/config.json").read_text())["backbone"] == "test_vit"
     history = (tmp_path / "run/metrics.jsonl").read_text().splitlines()
     assert len(history) == 2 and "clip" in json.loads(history[-1])
+
+
+def test_hest_bench(cli, sections, run, tmp_path):
+    folds = [(["PA1"], ["PB1"]), (["PB1"], ["PA1"])]
+    write_task(tmp_path / "bench", "TINY", sections, folds, ["ERBB2", "COL1A1"])
+    args = ["hest-bench", "--root", tmp_path / "bench", "--json", tmp_path / "scores.json"]
+    code, told, _ = cli(*args, "--run", run)
+    (result,) = json.loads((tmp_path / "scores.json").read_text())
+    assert code == 0 and "hest_bench" in told and "TINY" in told
+    assert len(result["folds"]) == 2 and result["provenance"]["run"] == str(run)
+    code, _, told = cli(*args)
+    assert code == 2 and "--run or --backbone" in told
+    code, _, told = cli(*args, "--backbone", "test_vit", "--tasks", "IDC")
+    assert code == 2 and "IDC" in told
 
 
 def test_probe(cli, phantom_root, run, tmp_path):

@@ -1,0 +1,256 @@
+"""HEST-bench as published: its folders, its folds, its score (Jaume et al., NeurIPS 2024).
+
+    ROOT/<TASK>/patches/<sample>.h5      img (n, px, px, 3) uint8, barcode (n, 1), coords (n, 2)
+    ROOT/<TASK>/adata/<sample>.h5ad      counts of all genes
+    ROOT/<TASK>/splits/train_<i>.csv     sample_id, patches_path, expr_path; test_<i>.csv beside it
+    ROOT/<TASK>/var_50genes.json         {"genes": [...]}
+
+A sample becomes a `Section`, so the probes and controls of every other evaluation read it too.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+from dataclasses import dataclass
+from itertools import count
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import scipy.sparse as sp
+from PIL import Image
+from tqdm import tqdm
+
+from . import crossval as cv
+from . import targets as tg
+from .config import Config
+from .encoders import VIT_STEM, build_encoder, embed
+from .errors import InputError
+from .evaluate import best_stage, colour_statistics, embed_stages, probe_scores
+from .probe import hest_probe
+from .ridge import Sums, hest_bench_ridge
+from .sections import Section
+
+log = logging.getLogger(__name__)
+
+PATCH_UM = 112.0  # the benchmark's region: 224 px at 0.5 um/px
+GENES = "var_50genes.json"
+SEED = 1  # of the benchmark's own PCA
+COLUMNS = ["sample_id", "patches_path", "expr_path"]
+
+
+@dataclass(frozen=True)
+class Task:
+    """A benchmark task: genes to predict, (training, test) sample names by fold, and samples."""
+
+    name: str
+    genes: list[str]
+    folds: list[tuple[list[str], list[str]]]
+    sections: dict[str, Section]
+
+
+def read_task(root, name: str, *, px: int = 224) -> Task:
+    """Read a task's folder; patches are resampled to `px` pixels.
+
+    Raises `InputError` for anything missing or inconsistent, and for a sample in both halves of a
+    fold.
+    """
+    folder = Path(root) / name
+    if not (folder / "splits").is_dir():
+        raise InputError(f"{folder}: has no folder splits; give the folder that holds the tasks")
+    try:
+        genes = json.loads((folder / GENES).read_text())["genes"]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise InputError(
+            f"{folder / GENES}: holds no list 'genes' ({error}); restore it"
+        ) from error
+    folds, files = [], {}
+    for i in count():
+        halves = [folder / f"splits/{half}_{i}.csv" for half in ("train", "test")]
+        if not any(half.exists() for half in halves):
+            break
+        tables = [_read_split(half) for half in halves]
+        for table in tables:
+            files |= {s: (folder / p, folder / e) for s, p, e in table.itertuples(index=False)}
+        train, test = (list(table.sample_id) for table in tables)
+        if shared := sorted(set(train) & set(test)):
+            raise InputError(f"{halves[1]}: sample {shared[0]} also trains; take it out of a half")
+        folds.append((train, test))
+    if not folds:
+        raise InputError(f"{folder / 'splits'}: has no train_0.csv and test_0.csv; restore them")
+    bar = tqdm(files.items(), f"read {name}", leave=False)
+    return Task(name, genes, folds, {s: read_sample(s, *f, genes, px=px) for s, f in bar})
+
+
+def _read_split(path: Path) -> pd.DataFrame:
+    try:
+        table = pd.read_csv(path, dtype=str)
+    except (OSError, ValueError) as error:
+        raise InputError(f"{path}: cannot be read ({error}); fetch it again") from error
+    if lacking := [c for c in COLUMNS if c not in table]:
+        raise InputError(f"{path}: column {lacking[0]} is missing; restore it")
+    return table[COLUMNS]
+
+
+def read_sample(name: str, patches: Path, expression: Path, genes, *, px: int = 224) -> Section:
+    """A sample's patches, in their order, with the counts of the same barcodes, matched by name.
+
+    Patches without any count are dropped and reported: they have no expression to predict.
+    """
+    import anndata as ad
+    import h5py
+
+    try:
+        with h5py.File(patches) as file:
+            images = file["img" if "img" in file else "imgs"][:]
+            barcodes = file["barcode" if "barcode" in file else "barcodes"][:]
+            coords = file["coords"][:]
+    except (OSError, KeyError) as error:
+        raise InputError(
+            f"{patches}: is no file of patches with img, barcode and coords "
+            f"({type(error).__name__}); fetch it again"
+        ) from error
+    barcodes = [b.decode() if isinstance(b, bytes) else str(b) for b in barcodes.ravel()]
+    try:
+        adata = ad.read_h5ad(expression)
+    except (OSError, KeyError, ValueError) as error:
+        raise InputError(f"{expression}: cannot be read ({error}); fetch it again") from error
+    for wanted, known, what in ((barcodes, adata.obs_names, "barcode"),
+                                (genes, adata.var_names, "gene")):  # fmt: skip
+        if lacking := [w for w in wanted if w not in known]:
+            raise InputError(f"{expression}: {what} {lacking[0]} is missing; pair the right files")
+        if not known.is_unique:
+            raise InputError(f"{expression}: a {what} stands there twice; keep one")
+    adata = adata[barcodes].copy()
+    counts = sp.csr_matrix(adata.X, dtype=np.float32)
+    if not np.isfinite(counts.data).all() or (counts.data < 0).any():
+        raise InputError(f"{expression}: a count is negative or not a number; give raw counts")
+    if (counts.data != np.rint(counts.data)).any():
+        log.warning("%s: counts are not whole numbers; Pearson residuals expect raw ones", name)
+    adata.layers["counts"] = counts
+    adata.obsm["spatial"] = coords.astype(float)
+    adata.uns = {"section_id": name, "patient_id": name, "um_per_px": PATCH_UM / images.shape[1]}
+    rows = np.flatnonzero(tg.depth(adata) > 0)
+    if len(rows) < len(barcodes):
+        log.info("%s: %d patches without counts: dropped", name, len(barcodes) - len(rows))
+    adata = adata[rows].copy()
+    return Section(adata, np.arange(len(rows)), resample(images[rows], px))
+
+
+def resample(images: np.ndarray, px: int) -> np.ndarray:
+    """Images (n, h, w, 3) uint8 at `px` x `px` pixels, low-pass filtered where that is fewer."""
+    if images.shape[1:3] == (px, px):
+        return images
+    small = (Image.fromarray(i).resize((px, px), Image.Resampling.BICUBIC) for i in images)
+    return np.stack([np.asarray(i) for i in small])
+
+
+def pixels(config: Config, row) -> int:
+    """Pixels at which a run sees the benchmark's region as large as it saw its own in training.
+
+    A transformer has one input size; `InputError` where that would be another scale.
+    """
+    px = round(PATCH_UM * config.patch_px / config.patch_um)
+    if row.stem == VIT_STEM and px != config.patch_px:
+        raise InputError(
+            f"{row.arch}: was tuned on {config.patch_um:g} um at {config.patch_px} px, and "
+            f"HEST-bench's {PATCH_UM:g} um would be {px} px, which it cannot read; finetune with "
+            f"--set patch_um={PATCH_UM:g}"
+        )
+    return px
+
+
+def features(sections, config: Config, models: dict) -> tuple[dict, dict]:
+    """({features: list of (n, d) by section}, {stage: the same of the frozen encoder}).
+
+    `models` are finetuned `SEAL`s by name, or none. The controls are those of every evaluation.
+    """
+    found = {k: embed_stages(m.encoder, sections)[m.encoder.row.tap] for k, m in models.items()}
+    frozen = build_encoder(config.backbone, tune_blocks=config.tune_blocks)
+    stages = embed_stages(frozen, sections)
+    found["frozen"] = stages[frozen.row.tap]
+    random = build_encoder(config.backbone, weights="random")
+    found["random_init"] = [embed(random, s.patches) for s in sections]
+    found["colour"] = [colour_statistics(s.patches) for s in sections]
+    found["log_depth"] = [np.log(tg.depth(s.adata))[:, None] for s in sections]
+    return found, stages
+
+
+def pooled_scores(train, test, train_x, test_x, genes) -> tuple[np.ndarray, float]:
+    """HEST-bench's own number: r (g,) of log1p raw counts over all test patches together.
+
+    Also the mean R^2 over genes, of the same probe with an intercept. (Without one, as published,
+    predictions lie around 0 and counts do not: that R^2 says how far from 0 they are.)
+    """
+    y = [[tg.section_targets(s.adata, genes)["log1p_raw"] for s in part] for part in (train, test)]
+    x, z = np.concatenate(test_x), np.concatenate(y[0])
+    if len(z) < x.shape[1]:  # fewer patches than features: small, and sums do not know its rows
+        predicted = hest_probe(np.concatenate(train_x), z, None, x, seed=SEED) + z.mean(0)
+    else:
+        first, *rest = (Sums.of(a, b) for a, b in zip(train_x, y[0], strict=True))
+        predicted = hest_bench_ridge(sum(rest, first), x, seed=SEED)
+    measured = np.concatenate(y[1])
+    left = ((measured - predicted) ** 2).sum(0)
+    spread = ((measured - measured.mean(0)) ** 2).sum(0)
+    r2 = 1 - left[spread > 0] / spread[spread > 0]
+    return tg.pearson(predicted, measured), float(r2.mean())
+
+
+def bench(task: Task, config: Config, models: dict) -> dict:
+    """Score a task: a result like `crossval`'s, a fold for each of the task's.
+
+    Per fold and features: HEST-bench's number under target "hest_bench" (`pooled_scores`), its R^2,
+    and both probes on all targets, within each test sample.
+    """
+    names = list(task.sections)
+    found, stages = features(list(task.sections.values()), config, models)
+    folds = []
+    for i, halves in enumerate(task.folds):
+        train, test = ([task.sections[s] for s in half] for half in halves)
+
+        def halved(x, halves=halves):
+            return [[x[names.index(s)] for s in half] for half in halves]
+
+        split = {stage: halved(x) for stage, x in stages.items()}
+        best = best_stage({k: a + b for k, (a, b) in split.items()}, train, task.genes)
+        every = {k: halved(x) for k, x in found.items()} | {"frozen_best": split[best]}
+        scores, r2 = {}, {}
+        for name, (train_x, test_x) in every.items():
+            r, r2[name] = pooled_scores(train, test, train_x, test_x, task.genes)
+            scores[name, "hest", "hest_bench"] = r[None]
+            part = probe_scores(train, test, train_x, test_x, task.genes, seed=config.seed)
+            scores |= {(name, probe, t): v for (probe, t), v in part.items()}
+        folds.append({"test": f"{task.name}/{i}", "seed": config.seed, "r2": r2,
+                      "scores": cv.score_rows(scores, task.genes)})  # fmt: skip
+    return {"data": task.name, "backbone": config.backbone, "classes": None, "folds": folds,
+            "delta": cv.deltas(folds)}  # fmt: skip
+
+
+def write_task(root, name: str, sections, folds, genes) -> Path:
+    """Write sections as a task: `folds` are (training, test) lists of section names.
+
+    The sections' patches should show `PATCH_UM`: `load_sections(patch_um=112, patch_px=224)`.
+    """
+    import h5py
+
+    folder = Path(root) / name
+    for part in ("patches", "adata", "splits"):
+        (folder / part).mkdir(parents=True, exist_ok=True)
+    for s in sections:
+        with h5py.File(folder / f"patches/{s.name}.h5", "w") as file:
+            file["img"] = s.patches
+            file["barcode"] = s.adata.obs_names[s.rows].to_numpy().astype("S")[:, None]
+            file["coords"] = s.adata.obsm["spatial"][s.rows].astype(int)
+        plain = s.adata.copy()
+        plain.X = plain.layers.pop("counts")
+        plain.uns = {}
+        plain.write_h5ad(folder / f"adata/{s.name}.h5ad")
+    for i, halves in enumerate(folds):
+        for half, names in zip(("train", "test"), halves, strict=True):
+            rows = [[n, f"patches/{n}.h5", f"adata/{n}.h5ad"] for n in names]
+            pd.DataFrame(rows, columns=COLUMNS).to_csv(
+                folder / f"splits/{half}_{i}.csv", index=False
+            )
+    (folder / GENES).write_text(json.dumps({"genes": list(genes)}))
+    return folder
