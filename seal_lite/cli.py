@@ -187,6 +187,7 @@ def hest_bench(
     tasks: Annotated[str | None, typer.Option(help="IDC,PRAD,...; default every folder.")] = None,
     run: Annotated[Path | None, typer.Option(help="A run folder that `finetune` wrote.")] = None,
     backbone: Annotated[str | None, typer.Option(help="Or a frozen encoder alone.")] = None,
+    allow_leakage: Annotated[bool, typer.Option(help="Test on what the run has seen.")] = False,
 ):
     """Score a run, or a frozen encoder, on HEST-bench's tasks as published, beside controls."""
     from . import hest
@@ -201,17 +202,20 @@ def hest_bench(
     config = models["tuned"].config if models else _config("default", None, backbone=backbone)
     row = backbone_row(config.backbone)
     px = hest.pixels(config, row) if models else row.px
+    seen = json.loads((run / "provenance.json").read_text())["sections"] if run else []
     names = _names(tasks) or sorted(p.parent.name for p in root.glob("*/splits"))
     if not names:
         raise InputError(f"{root}: holds no task; give the folder that hest-bench was unpacked to")
+    tasks_ = [hest.read_task(root, name) for name in names]
+    known = [hest.leaked(task, seen, allow=allow_leakage) for task in tasks_]  # before long work
     results = []
-    for name in names:
-        task = hest.read_task(root, name, px=px)
-        result = hest.bench(task, config, models)
-        record = provenance(list(task.sections.values()), config, run=str(run))
+    for task, leaked in zip(tasks_, known, strict=True):
+        samples = task.load(px=px)
+        result = hest.bench(task, samples, config, models)
+        record = provenance(samples.values(), config, run=str(run), leaked=leaked)
         results.append({**result, "provenance": record})
         table = tidy(result).pivot_table("r", ["features", "probe"], "target", "mean")
-        typer.echo(f"{name}\n{table.round(3).to_string(na_rep='')}")
+        typer.echo(f"{task.name}\n{table.round(3).to_string(na_rep='')}")
     _write_json(json_file, results)
 
 

@@ -42,16 +42,22 @@ COLUMNS = ["sample_id", "patches_path", "expr_path"]
 
 @dataclass(frozen=True)
 class Task:
-    """A benchmark task: genes to predict, (training, test) sample names by fold, and samples."""
+    """A benchmark task: genes to predict, (training, test) sample names by fold, and the samples'
+    files of patches and of counts."""
 
     name: str
     genes: list[str]
     folds: list[tuple[list[str], list[str]]]
-    sections: dict[str, Section]
+    files: dict[str, tuple[Path, Path]]
+
+    def load(self, *, px: int = 224) -> dict[str, Section]:
+        """All samples (see `read_sample`), with patches resampled to `px` pixels."""
+        bar = tqdm(self.files.items(), f"read {self.name}", leave=False)
+        return {name: read_sample(name, *files, self.genes, px=px) for name, files in bar}
 
 
-def read_task(root, name: str, *, px: int = 224) -> Task:
-    """Read a task's folder; patches are resampled to `px` pixels.
+def read_task(root, name: str) -> Task:
+    """Read what a task is, and that its files are there.
 
     Raises `InputError` for anything missing or inconsistent, and for a sample in both halves of a
     fold.
@@ -79,8 +85,9 @@ def read_task(root, name: str, *, px: int = 224) -> Task:
         folds.append((train, test))
     if not folds:
         raise InputError(f"{folder / 'splits'}: has no train_0.csv and test_0.csv; restore them")
-    bar = tqdm(files.items(), f"read {name}", leave=False)
-    return Task(name, genes, folds, {s: read_sample(s, *f, genes, px=px) for s, f in bar})
+    if lost := [path for pair in files.values() for path in pair if not path.is_file()]:
+        raise InputError(f"{lost[0]}: is missing, and {folder / 'splits'} names it; fetch it again")
+    return Task(name, genes, folds, files)
 
 
 def _read_split(path: Path) -> pd.DataFrame:
@@ -197,17 +204,31 @@ def pooled_scores(train, test, train_x, test_x, genes) -> tuple[np.ndarray, floa
     return tg.pearson(predicted, measured), float(r2.mean())
 
 
-def bench(task: Task, config: Config, models: dict) -> dict:
-    """Score a task: a result like `crossval`'s, a fold for each of the task's.
+def leaked(task: Task, seen, *, allow: bool = False) -> list[str]:
+    """The task's test samples among those that a run has `seen` in training.
+
+    Raises `InputError` where there are any, unless that is allowed.
+    """
+    found = sorted({s for _, test in task.folds for s in test} & set(seen))
+    if found and not allow:
+        raise InputError(
+            f"{task.name}: the run was finetuned on test sample {found[0]}; finetune without it, "
+            "or say --allow-leakage, which marks the result"
+        )
+    return found
+
+
+def bench(task: Task, samples: dict, config: Config, models: dict) -> dict:
+    """Score a task on its loaded samples: a result like `crossval`'s, one fold for each of its own.
 
     Per fold and features: HEST-bench's number under target "hest_bench" (`pooled_scores`), its R^2,
     and both probes on all targets, within each test sample.
     """
-    names = list(task.sections)
-    found, stages = features(list(task.sections.values()), config, models)
+    names = list(samples)
+    found, stages = features(list(samples.values()), config, models)
     folds = []
     for i, halves in enumerate(task.folds):
-        train, test = ([task.sections[s] for s in half] for half in halves)
+        train, test = ([samples[s] for s in half] for half in halves)
 
         def halved(x, halves=halves):
             return [[x[names.index(s)] for s in half] for half in halves]

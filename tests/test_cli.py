@@ -56,10 +56,12 @@ def test_hest_bench(cli, sections, run, tmp_path):
     folds = [(["PA1"], ["PB1"]), (["PB1"], ["PA1"])]
     write_task(tmp_path / "bench", "TINY", sections, folds, ["ERBB2", "COL1A1"])
     args = ["hest-bench", "--root", tmp_path / "bench", "--json", tmp_path / "scores.json"]
-    code, told, _ = cli(*args, "--run", run)
+    code, _, told = cli(*args, "--run", run)
+    assert code == 2 and "finetuned on test sample PA1" in told
+    code, told, _ = cli(*args, "--run", run, "--allow-leakage")
     (result,) = json.loads((tmp_path / "scores.json").read_text())
     assert code == 0 and "hest_bench" in told and "TINY" in told
-    assert len(result["folds"]) == 2 and result["provenance"]["run"] == str(run)
+    assert len(result["folds"]) == 2 and result["provenance"]["leaked"] == ["PA1"]
     code, _, told = cli(*args)
     assert code == 2 and "--run or --backbone" in told
     code, _, told = cli(*args, "--backbone", "test_vit", "--tasks", "IDC")

@@ -77,31 +77,31 @@ def test_all_penalties_come_from_one_decomposition():
 
 
 def test_a_task_is_read_as_it_is_written(root, phantom_root):
-    task = hest.read_task(root, "TINY", px=112)
-    assert (task.genes, task.folds, list(task.sections)) == (GENES, FOLDS, ["PA1", "PB1"])
+    task = hest.read_task(root, "TINY")
+    assert (task.genes, task.folds, list(task.files)) == (GENES, FOLDS, ["PA1", "PB1"])
     (section,) = load_sections(phantom_root, ["PB1"], patch_um=hest.PATCH_UM, patch_px=112)
-    found = task.sections["PB1"]
+    found = task.load(px=112)["PB1"]
     np.testing.assert_array_equal(found.patches, section.patches)
     want = section.adata[section.rows].to_df()
     pd.testing.assert_frame_equal(found.adata.to_df()[want.columns], want, check_dtype=False)
-    assert hest.read_task(root, "TINY", px=56).sections["PA1"].patches.shape[1:] == (56, 56, 3)
+    assert task.load(px=56)["PA1"].patches.shape[1:] == (56, 56, 3)
 
 
 def test_barcodes_and_genes_are_matched_by_name(copy):
     path = copy / "TINY/adata/PB1.h5ad"
     adata = ad.read_h5ad(path)
-    before = hest.read_task(copy, "TINY").sections["PB1"].adata.to_df()[GENES]
+    before = hest.read_task(copy, "TINY").load()["PB1"].adata.to_df()[GENES]
     rng = np.random.default_rng(0)
     adata[rng.permutation(adata.n_obs), rng.permutation(adata.n_vars)].copy().write_h5ad(path)
-    after = hest.read_task(copy, "TINY").sections["PB1"].adata.to_df()[GENES]
+    after = hest.read_task(copy, "TINY").load()["PB1"].adata.to_df()[GENES]
     pd.testing.assert_frame_equal(before, after)
 
 
 def test_a_run_and_its_controls_are_scored(root, trained):
     _, model, _ = trained
     config = replace(model.config, patch_um=hest.PATCH_UM)
-    task = hest.read_task(root, "TINY", px=hest.pixels(config, model.encoder.row))
-    result = hest.bench(task, config, {"tuned": model})
+    task, px = hest.read_task(root, "TINY"), hest.pixels(config, model.encoder.row)
+    result = hest.bench(task, task.load(px=px), config, {"tuned": model})
     assert [f["test"] for f in result["folds"]] == ["TINY/0", "TINY/1"]
     for fold in result["folds"]:
         rows = {(s["features"], s["probe"], s["target"]): s["per_gene"] for s in fold["scores"]}
@@ -140,6 +140,8 @@ def damage(copy, what):
         (task / "splits/test_1.csv").write_text("sample_id\nPA1\n")
     elif what == "in both halves":
         (task / "splits/test_1.csv").write_text((task / "splits/train_1.csv").read_text())
+    elif what == "no counts":
+        (task / "adata/PB1.h5ad").unlink()
     elif what == "truncated patches":
         path = task / "patches/PB1.h5"
         path.write_bytes(path.read_bytes()[:1000])
@@ -167,6 +169,7 @@ def damage(copy, what):
         ("half a fold", "test_1.csv"),
         ("no column", "test_1.csv: column patches_path"),
         ("in both halves", "test_1.csv: sample PB1 also trains"),
+        ("no counts", "PB1.h5ad: is missing"),
         ("truncated patches", "PB1.h5"),
         ("no barcode", "PB1.h5: is no file of patches"),
         ("truncated counts", "PB1.h5ad"),
@@ -177,5 +180,5 @@ def damage(copy, what):
 def test_a_fault_is_one_sentence(copy, what, names):
     damage(copy, what)
     with pytest.raises(InputError, match=names) as caught:
-        hest.read_task(copy, "TINY")
+        hest.read_task(copy, "TINY").load()
     assert "\n" not in str(caught.value)
