@@ -35,6 +35,7 @@ LABELS = {
     "hest": "probe A (HEST-bench)", "tuned_ridge": "probe B (tuned ridge)", "decoder": "decoder",
     "pearson_residuals": "Pearson residuals", "log1p_cp10k": "log1p CP10k",
     "log1p_cp10k|depth": "log1p CP10k | depth", "log1p_raw": "log1p raw counts",
+    "hest_bench": "HEST-bench's",
 }  # fmt: skip
 
 

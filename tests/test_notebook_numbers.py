@@ -98,6 +98,15 @@ def test_gene_prediction():
     assert f["log_depth_r"]["log1p_raw"] > f["log_depth_r"]["pearson_residuals"] + 0.1
 
 
+def test_hest_bench():
+    f = figures(7)
+    assert f["px"] == 80  # 112 um at the run's 224 um / 160 px
+    assert f["gap"] < 3 * f["shaken"] + 1e-3 < 0.05  # as near to upstream as that is to itself
+    assert f["r2"]["without"] < -1 < f["r2"]["with"] < 1
+    assert f["hest_bench"]["tuned"] > f["hest_bench"]["random_init"]
+    assert min(f["swing"].values()) > 0.03  # the probe's penalty alone
+
+
 def test_retrieval():
     f = figures(6)
     tuned, shuffled = f["recall"]["tuned"], f["recall"]["shuffled"]
