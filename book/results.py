@@ -112,6 +112,8 @@ def crossval_section(name: str, path: Path, out: Path) -> list[str]:
         answer(result),
         f"Held out: {', '.join(folds)}, {p['seeds']} seeds each.\n",
     ]
+    if result.get("leakage"):  # allowed on the command line
+        parts.append(f"**On both sides of its splits:** {'; '.join(result['leakage'])}.\n")
     for kind, draw, caption, alt in (
         ("scores", plots.scores, "Mean *r* of every kind of features, Pearson residuals. Dots: "
          "single folds and seeds.", "Mean correlation of all features with folds as dots"),
@@ -155,6 +157,8 @@ def command(result: dict) -> str:
     ]
     if p.get("train_groups"):
         lines[-1] += f" --train-groups {p['train_groups']}"
+    if result.get("leakage"):
+        lines[-1] += " --allow-leakage"
     return "\nMeasured again by `make record`, or by itself:\n\n```sh\n" + "\n".join(lines) + (
         "\n```\n"
     )  # fmt: skip

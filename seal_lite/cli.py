@@ -162,12 +162,17 @@ def crossval(
     epochs: int | None = None,
     preset: Preset = "default",
     set_: Set = None,
+    allow_leakage: Annotated[
+        bool, typer.Option(help="Split twins, or one patient's sections; marks the result.")
+    ] = False,
 ):
     """Leave one group out: finetune and fit everything inside each fold, score on the rest."""
     from . import crossval as cv
+    from . import leakage
 
     config = _config(preset, set_, backbone=backbone, epochs=epochs)
     loaded = _load(data, _names(sections), config)
+    said = leakage.check(loaded, cv.groups_of(loaded, groups), allow=allow_leakage)
     result = cv.crossval(data, loaded, config, by=groups, train_groups=train_groups, seeds=seeds,
                          out=out)  # fmt: skip
     typer.echo(cv.summary(result).round(3).to_string())
@@ -177,7 +182,9 @@ def crossval(
         verdict = "" if low > 0 or high < 0 else "  (no difference)"
         typer.echo(f"{d['of']} - {d['minus']}, {d['probe']}, {d['target']}{kind}: "
                    f"{d['mean']:+.3f} [{low:+.3f}, {high:+.3f}]{verdict}")  # fmt: skip
-    typer.echo(f"wrote {out / 'metrics.json'}")
+    for sentence in said:
+        typer.echo(f"leakage allowed: {sentence}")
+    _write_json(out / "metrics.json", {**result, "leakage": said})
 
 
 @app.command()

@@ -1,6 +1,7 @@
 """The command line as a user meets it: exit codes, one sentence, files where asked for."""
 
 import json
+import shutil
 import sys
 
 import pytest
@@ -86,6 +87,25 @@ def test_crossval(cli, phantom_root, tmp_path):
     assert code == 0 and "tuned - shuffled, tuned_ridge, pearson_residuals" in told
     folds = sorted(p.name for p in (tmp_path / "cv/folds").iterdir())
     assert folds == ["PA1-0.json", "PB1-0.json"] and (tmp_path / "cv/metrics.json").is_file()
+
+
+def test_crossval_refuses_a_split_that_leaks(cli, phantom_root, tmp_path):
+    """A second section of PA, under PB's name: nothing is trained, unless it is allowed."""
+    root = shutil.copytree(phantom_root, tmp_path / "data")
+    shutil.copy(root / "data/ST-cnts/PA1.tsv.gz", root / "data/ST-cnts/PB1.tsv.gz")
+    shutil.copy(
+        root / "data/ST-spotfiles/PA1_selection.tsv", root / "data/ST-spotfiles/PB1_selection.tsv"
+    )
+    shutil.rmtree(root / "truth")  # real data has none
+    args = ["crossval", "--data", root, "--groups", "patient", "--seeds", 1, "--out",
+            tmp_path / "cv", *LITE]  # fmt: skip
+    code, _, told = cli(*args)
+    assert code == 2 and "PA1 and PB1 have the same counts" in told
+    assert not (tmp_path / "cv").exists()
+    code, told, _ = cli(*args, "--allow-leakage")
+    assert code == 0 and "leakage allowed" in told
+    result = json.loads((tmp_path / "cv/metrics.json").read_text())
+    assert result["leakage"] == ["sections PA1 and PB1 have the same counts"]
 
 
 def test_retrieve(cli, phantom_root, run, trained, tmp_path):

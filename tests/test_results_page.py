@@ -105,6 +105,12 @@ def test_a_recheck_speaks_only_for_the_code_that_made_it(page, tmp_path, code, s
     assert says in text
 
 
+def test_a_leak_that_was_allowed_is_shown(page, tmp_path):
+    marked = record(gain=0.0) | {"leakage": ["sections S1 and S2 are both of patient S"]}
+    text, _ = written(page, tmp_path, her2st=marked)
+    assert "both of patient S" in text and "--allow-leakage" in text
+
+
 def test_the_settings_table_has_every_setting(page):
     names = re.findall(r"^\|[^|]*\| `(\w+)` \|", page.settings(), flags=re.M)
     assert names == [field.name for field in dataclasses.fields(Config)]
