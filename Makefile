@@ -18,7 +18,7 @@ RECORDED  := $(shell find results -name '*.json' 2>/dev/null)
 .DELETE_ON_ERROR:
 .NOTPARALLEL: # the notebooks share data/ and runs/, and each uses every core
 .PHONY: help install book test lint notebooks results record record-her2st record-phantom trials \
-  yardstick recheck hero sync lock clean
+  fooled yardstick recheck hero sync lock clean
 say = @printf '\n== %s\n' $(1)
 
 help: ## show this list
@@ -84,6 +84,9 @@ record-phantom: $(STAMP)
 
 trials: $(STAMP) ## choose settings, and measure what each part is worth: hours, needs her2st
 	$(PY) book/trials.py $(HER2ST)
+
+fooled: $(STAMP) ## measure what common mistakes are worth: a minute, needs her2st
+	$(PY) book/fooled.py $(HER2ST)
 
 yardstick: $(STAMP) ## measure how subtle the phantom's subtle genes are: minutes on 2 cores
 	$(PY) book/yardstick.py

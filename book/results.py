@@ -4,7 +4,8 @@
 
 reads results/*.json and seal_lite/config.py. Writes, in book/: results.md, headline.md (for the
 introduction), settings.md (for the method), defaults.md (for the notebook on finetuning),
-trial_log.md, figures/results_*.png, figures/architecture.png. All of them are ignored by git.
+trial_log.md, fooled_table.md, figures/results_*.png, figures/architecture.png. All of them are
+ignored by git.
 `make results` runs it.
 """
 
@@ -16,6 +17,7 @@ import matplotlib
 
 matplotlib.use("Agg")
 import earned
+import fooled
 import numpy as np
 from architecture import architecture
 from page import (
@@ -85,6 +87,7 @@ def write(results: Path = ROOT / "results", out: Path = ROOT / "book"):
     (out / "settings.md").write_text(settings())
     (out / "trial_log.md").write_text(earned.log(results))
     (out / "defaults.md").write_text(earned.defaults(results))
+    (out / "fooled_table.md").write_text(fooled.chapter(results, out))
     architecture().savefig(out / "figures/architecture.png", bbox_inches="tight")
 
 

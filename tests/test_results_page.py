@@ -224,3 +224,24 @@ def test_what_the_chapter_says_of_the_trials_is_in_their_record(page):
         assert interval("two scales", key, minus=("two scales", r))[1] < 0
     assert interval("1.0 um/px, 10 epochs", recall)[1] < 0
     assert interval("warm-up on 24 more sections", recall)[1] < 0
+
+
+def test_what_the_chapter_says_of_the_traps_is_in_their_record(page):
+    """The claims of book/fool.md against results/fooled.json."""
+    rows = json.loads((ROOT / "results/fooled.json").read_text())["rows"]
+    wrong, right = ({r["trap"]: np.mean(r[k]) for r in rows} for k in ("wrong_r", "right_r"))
+    assert wrong["raw counts"] > 2 * right["raw counts"]
+    assert 0 < wrong["random spots"] - right["random spots"] < 0.05  # little
+    assert wrong["no image at all"] > wrong["random spots"]  # beats the encoder
+    assert abs(right["no image at all"]) < 0.1  # knows nothing
+    small = wrong["genes of the test section"] - right["genes of the test section"]
+    assert 0 < small < 0.02
+    assert right["a probe without penalty"] > wrong["a probe without penalty"] + 0.02
+
+
+def test_the_traps_are_shown_beside_the_way_around_them(page, tmp_path):
+    rows = [{"trap": "t", "wrong": "w", "wrong_r": [0.5], "right": "x", "right_r": [0.25]}]
+    traps = {"provenance": record(gain=0.0)["provenance"], "rows": rows}
+    written(page, tmp_path, fooled=traps, her2st=record(gain=0.125))
+    text = (tmp_path / "book/fooled_table.md").read_text()
+    assert re.search(r"\| t \| w \| 0.500 \| x \| 0.250 \|", text) and "0.125" in text
