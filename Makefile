@@ -66,8 +66,8 @@ record: record-her2st record-phantom ## measure results/ again: hours on 2 cores
 	  --out runs/her2st-C2
 	$(PY) book/real_figures.py $(HER2ST) runs/her2st-C2 --section C2 --genes ERBB2,GRB7
 
-# One thread, as two trainings side by side, a core each, are 1.7 times as fast as one on two cores:
-# run these two targets in two shells.
+# One thread, so that a record does not depend on the number of cores. Run these two targets in two
+# shells: a training has little use for a second core.
 record-her2st record-phantom recheck: export OMP_NUM_THREADS = 1
 record-her2st: $(STAMP)
 	$(CLI) crossval --data $(HER2ST) --sections C2,C3,C4,C5 --groups section --seeds 5 \
