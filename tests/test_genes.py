@@ -187,7 +187,8 @@ def test_a_gene_absent_from_one_training_section_is_scaled_by_the_others():
     one, two = counts(seed=1, mean=40.0), counts(seed=2, mean=40.0)
     keep = [i for i in range(12) if i != 3]
     lacking = make_adata(two[:, keep], genes=[f"G{i}" for i in keep], name="T2")
-    fitted = GenePanel.fit([make_adata(one), lacking], n_genes=4, include=["G3"], zscore="train")
+    fitted = GenePanel.fit([make_adata(one), lacking], n_genes=4, include=["G3"], share=0.0,
+                           zscore="train")  # fmt: skip
     x = log_normalise(make_adata(one).layers["counts"]).toarray()[:, 3]
     assert fitted.mean[0] == pytest.approx(x.mean(), rel=1e-4)
     assert fitted.std[0] == pytest.approx(x.std(), rel=1e-3)
