@@ -20,7 +20,8 @@
 # Whoever has it downloaded scores a finetuned run on it with one command,
 #
 # ```sh
-# seal-lite hest-bench --root data/hest-bench --tasks IDC,PRAD --run runs/mine --json scores.json
+# seal-lite hest-bench --root data/hest-bench --tasks IDC,PRAD \
+#   --run runs/mine --json scores.json
 # ```
 #
 # and a frozen encoder with `--backbone NAME` in place of `--run`. Here we take the command apart on
@@ -101,7 +102,7 @@ print(f"{task.name}: {len(task.genes)} genes, fold 0 trains on {task.folds[0][0]
 # ## How large is the region?
 #
 # The benchmark's regions are half as wide as those our run was finetuned on. An encoder that is
-# used to a nucleus of six pixels should not meet one of eighteen, so they are resampled to the
+# used to a nucleus of seven pixels should not meet one of twenty, so they are resampled to the
 # run's own scale: less tissue, equally large cells. (A vision transformer has a fixed input; to be
 # scored here it is finetuned with `patch_um=112`.)
 
