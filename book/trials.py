@@ -54,14 +54,16 @@ SECTIONS = ("C2", "C3", "C4", "C5")
 
 REFERENCE = "full recipe"
 FULL = Config(w_corr=0.5, gene_warmup_epochs=2)
+DEFAULT = {k: v for k, v in vars(Config()).items() if v != getattr(FULL, k)}
+FEWER = {"w_corr": 0.0, "smooth": 0.0, "gene_warmup_epochs": 0}
 
 # name: (group, hypothesis, expected, changed settings[, a variant[, um of a second scale]])
 ARMS = {
     REFERENCE: ("reference", "every part that the method has", "", {}),
     "default": ("loss", "without what makes no difference, deep or shallow, nothing is lost",
-        "no change", {"w_corr": 0.0, "gene_warmup_epochs": 0}),
+        "no change", DEFAULT),
     "three parts fewer": ("loss", "the three that make no difference alone make none together",
-        "no change", {"w_corr": 0.0, "smooth": 0.0, "gene_warmup_epochs": 0}),
+        "no change", FEWER),
     "no contrast": ("loss", "the contrast shapes the shared space only", "no change",
         {"w_clip": 0.0}),
     "no gene -> gene": ("loss", "the gene encoder needs its reconstruction", "worse",
@@ -93,9 +95,9 @@ ARMS = {
     "a quarter of the counts": ("genes", "fewer counts teach less", "worse",
         {}, variants.quarter_of_counts),
     "three parts fewer, a quarter": ("genes", "with few counts smoothing does matter", "worse",
-        {"w_corr": 0.0, "smooth": 0.0, "gene_warmup_epochs": 0}, variants.quarter_of_counts),
+        FEWER, variants.quarter_of_counts),
     "default, a quarter": ("genes", "and the two other parts still do not", "no change",
-        {"w_corr": 0.0, "gene_warmup_epochs": 0}, variants.quarter_of_counts),
+        DEFAULT, variants.quarter_of_counts),
     "512 genes": ("genes", "more genes teach more", "better", {"n_genes": 512}),
     "released genes": ("genes", "seurat's dispersion finds genes as good", "no change",
         {"hvg": "seurat"}),

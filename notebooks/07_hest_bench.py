@@ -127,7 +127,7 @@ plots.patches(train[0].patches[same], ["the run's own"] * len(same), patch_um=co
 # words:
 
 # %%
-found, _ = hest.features(list(samples.values()), config, {"tuned": model})
+found, stages = hest.features(samples.values(), config, {"tuned": model})
 place = {name: i for i, name in enumerate(samples)}
 y = [section_targets(s.adata, genes)["log1p_raw"] for s in samples.values()]
 
@@ -215,7 +215,7 @@ figure
 # log depth of the spot, is hard to beat: raw counts are mostly depth.
 
 # %%
-result = hest.bench(task, samples, config, {"tuned": model})
+result = hest.bench(task, samples, config, found, stages)
 table = tidy(result).pivot_table("r", ["features", "probe"], "target", "mean")
 columns = ["hest_bench", "pearson_residuals", "log1p_cp10k|depth"]
 order = [k for k in plots.LABELS if k in set(tidy(result).features)]

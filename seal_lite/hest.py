@@ -218,14 +218,14 @@ def leaked(task: Task, seen, *, allow: bool = False) -> list[str]:
     return found
 
 
-def bench(task: Task, samples: dict, config: Config, models: dict) -> dict:
+def bench(task: Task, samples: dict, config: Config, found: dict, stages: dict) -> dict:
     """Score a task on its loaded samples: a result like `crossval`'s, one fold for each of its own.
 
-    Per fold and features: HEST-bench's number under target "hest_bench" (`pooled_scores`), its R^2,
-    and both probes on all targets, within each test sample.
+    `found` and `stages` are what `features` gives for the samples, in their order. Per fold and
+    features: HEST-bench's number under target "hest_bench" (`pooled_scores`), its R^2, and both
+    probes on all targets, within each test sample.
     """
     names = list(samples)
-    found, stages = features(list(samples.values()), config, models)
     folds = []
     for i, halves in enumerate(task.folds):
         train, test = ([samples[s] for s in half] for half in halves)

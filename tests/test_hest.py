@@ -101,7 +101,9 @@ def test_a_run_and_its_controls_are_scored(root, trained):
     _, model, _ = trained
     config = replace(model.config, patch_um=hest.PATCH_UM)
     task, px = hest.read_task(root, "TINY"), hest.pixels(config, model.encoder.row)
-    result = hest.bench(task, task.load(px=px), config, {"tuned": model})
+    samples = task.load(px=px)
+    found = hest.features(samples.values(), config, {"tuned": model})
+    result = hest.bench(task, samples, config, *found)
     assert [f["test"] for f in result["folds"]] == ["TINY/0", "TINY/1"]
     for fold in result["folds"]:
         rows = {(s["features"], s["probe"], s["target"]): s["per_gene"] for s in fold["scores"]}
