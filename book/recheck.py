@@ -15,6 +15,7 @@ import dataclasses
 import json
 import sys
 import tempfile
+from operator import itemgetter
 from pathlib import Path
 
 from trials import FULL, REFERENCE, measure
@@ -39,11 +40,9 @@ def recheck(record: dict, root) -> dict:
     genes = genes_to_score(root, train)
     with tempfile.TemporaryDirectory() as caches:  # both trainings share the prefix cache
         now = run_fold(root, train, test, genes, config, caches)[0]["scores"]
-    gaps = [
-        abs(old["per_gene"][g] - new["per_gene"][g])
-        for old, new in zip(fold["scores"], now, strict=True)
-        for g in genes
-    ]
+    key = itemgetter("features", "probe", "target")
+    new = {key(score): score["per_gene"] for score in now}
+    gaps = [abs(old["per_gene"][g] - new[key(old)][g]) for old in fold["scores"] for g in genes]
     return found(fold["test"], fold["seed"], gaps)
 
 

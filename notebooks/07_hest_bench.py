@@ -56,7 +56,7 @@ from sklearn.preprocessing import StandardScaler
 from seal_lite import Config, hest, plots
 from seal_lite.crossval import tidy
 from seal_lite.datasets import phantom
-from seal_lite.evaluate import genes_to_score
+from seal_lite.evaluate import features, genes_to_score
 from seal_lite.ridge import Ridge, Sums
 from seal_lite.sections import list_sections, load_sections, patient_of
 from seal_lite.targets import pearson, section_targets
@@ -127,7 +127,7 @@ plots.patches(train[0].patches[same], ["the run's own"] * len(same), patch_um=co
 # words:
 
 # %%
-found, stages = hest.features(samples.values(), config, {"tuned": model})
+found, stages = features(samples.values(), {"tuned": model}, config)
 place = {name: i for i, name in enumerate(samples)}
 y = [section_targets(s.adata, genes)["log1p_raw"] for s in samples.values()]
 

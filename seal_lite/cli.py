@@ -72,12 +72,15 @@ def phantom(
     sections_per_patient: int = 2,
     spots: int = 300,
     seed: int = 0,
+    shift: Annotated[
+        str | None, typer.Option(help="stain, regions or batch: half the patients differ in it.")
+    ] = None,
 ):
     """Write a tissue phantom with known truth, in the layout of real data."""
     from .datasets import phantom as write_phantom
 
     write_phantom(out, patients=patients, sections_per_patient=sections_per_patient, spots=spots,
-                  seed=seed)  # fmt: skip
+                  seed=seed, shift=shift)  # fmt: skip
     typer.echo(f"phantom is in {out}")
 
 
@@ -152,7 +155,9 @@ def probe(
 def crossval(
     data: Data,
     out: Annotated[Path, typer.Option(help="Folder for folds and metrics.json; resumes.")],
-    groups: Annotated[str, typer.Option(help="Hold out a section or a patient.")] = "section",
+    groups: Annotated[
+        str, typer.Option(help="Hold out a section, a patient, or a column of sections.tsv.")
+    ] = "section",
     train_groups: Annotated[
         int | None, typer.Option(help="Train on so many groups; default all but one.")
     ] = None,
@@ -169,24 +174,26 @@ def crossval(
     """Leave one group out: finetune and fit everything inside each fold, score on the rest."""
     from . import crossval as cv
     from . import leakage
-    from .train import write_atomic
 
     config = _config(preset, set_, backbone=backbone, epochs=epochs)
     loaded = _load(data, _names(sections), config)
-    said = leakage.check(loaded, cv.groups_of(loaded, groups), allow=allow_leakage)
+    of = cv.groups_of(loaded, groups)
+    if groups != "section":  # patients are held out inside such a group, too
+        of = [f"{group}/{s.patient}" for group, s in zip(of, loaded, strict=True)]
+    said = leakage.check(loaded, of, allow=allow_leakage)
     result = cv.crossval(data, loaded, config, by=groups, train_groups=train_groups, seeds=seeds,
-                         out=out)  # fmt: skip
+                         leakage=said, out=out)  # fmt: skip
     typer.echo(cv.summary(result).round(3).to_string())
-    for d in result["delta"]:
-        low, high = d["ci95"]
-        kind = f" [{d['class']}]" if "class" in d else ""
-        verdict = "" if low > 0 or high < 0 else "  (no difference)"
-        typer.echo(f"{d['of']} - {d['minus']}, {d['probe']}, {d['target']}{kind}: "
-                   f"{d['mean']:+.3f} [{low:+.3f}, {high:+.3f}]{verdict}")  # fmt: skip
+    for name, kind in (("delta", ""), ("delta_in", ", in distribution"),
+                       ("delta_out", ", out of distribution"), ("delta_gap", ", gap")):  # fmt: skip
+        for d in result.get(name, []):
+            low, high = d["ci95"]
+            genes = f" [{d['class']}]" if "class" in d else ""
+            verdict = "" if low > 0 or high < 0 else "  (no difference)"
+            typer.echo(f"{d['of']} - {d['minus']}, {d['probe']}, {d['target']}{genes}{kind}: "
+                       f"{d['mean']:+.3f} [{low:+.3f}, {high:+.3f}]{verdict}")  # fmt: skip
     for sentence in said:
         typer.echo(f"leakage allowed: {sentence}")
-    if said:  # the mark that was promised; without one the file is as `crossval` wrote it
-        write_atomic(out / "metrics.json", json.dumps({**result, "leakage": said}))
     typer.echo(f"wrote {out / 'metrics.json'}")
 
 
@@ -203,6 +210,7 @@ def hest_bench(
     from . import hest
     from .crossval import tidy
     from .encoders import backbone_row
+    from .evaluate import features
     from .model import SEAL
     from .train import provenance
 
@@ -221,7 +229,7 @@ def hest_bench(
     results = []
     for task, leaked in zip(tasks_, known, strict=True):
         samples = task.load(px=px)
-        found = hest.features(samples.values(), config, models)
+        found = features(samples.values(), models, config)
         result = hest.bench(task, samples, config, *found)
         record = provenance(samples.values(), config, run=str(run), leaked=leaked)
         results.append({**result, "provenance": record})

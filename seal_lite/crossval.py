@@ -9,6 +9,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import logging
+import math
 import shutil
 from pathlib import Path
 
@@ -23,14 +24,19 @@ from .morphology import morphology
 from .train import finetune, provenance, write_atomic
 
 log = logging.getLogger(__name__)
+IN = "not "  # "not B": held out beside group B, from the distribution that trains
 DELTAS = (("tuned", "frozen"), ("tuned", "frozen_best"), ("tuned", "shuffled"))
 
 
 def groups_of(sections, by: str) -> list[str]:
-    """The held-out unit of each section: its own name, or its patient."""
-    if by not in ("section", "patient"):
-        raise InputError(f"--groups {by}: unknown; use section or patient")
-    groups = [s.name if by == "section" else s.patient for s in sections]
+    """The held-out unit of each section: itself, its patient, or a column of sections.tsv."""
+    groups = [s.label(by) for s in sections]
+    if None in groups:
+        name = sections[groups.index(None)].name
+        raise InputError(
+            f"--groups {by}: not known of section {name}; use section or patient, or fill a column "
+            f"{by} in sections.tsv"
+        )
     if len(set(groups)) < 2:
         raise InputError(
             f"--groups {by}: all sections belong to '{groups[0]}', so nothing can be held out; "
@@ -58,20 +64,50 @@ def folds_of(sections, groups: list[str], train_groups: int | None = None):
         yield train, {n: members[n] for n in held}
 
 
+def shift_folds(sections, groups: list[str]):
+    """Yield the folds of a shift: train, {"B": out of distribution, "not B": in distribution}.
+
+    Each group (organ, technology, stain, ...) is out of distribution once. So that there is a score
+    in distribution beside it, a quarter of the patients of every other group is held out too.
+    """
+    of = list(zip(sections, groups, strict=True))
+    for out in dict.fromkeys(groups):
+        inside = set()
+        for group in dict.fromkeys(g for g in groups if g != out):
+            patients = list(dict.fromkeys(s.patient for s, g in of if g == group))
+            if len(patients) < 2:
+                raise InputError(
+                    f"group {group}: has one patient, so none can be held out in distribution; add "
+                    "patients, or leave its sections out"
+                )
+            inside |= set(patients[-math.ceil(len(patients) / 4) :])
+        rest = [s for s, g in of if g != out]
+        yield (
+            [s for s in rest if s.patient not in inside],
+            {out: [s for s, g in of if g == out],
+             IN + out: [s for s in rest if s.patient in inside]},
+        )  # fmt: skip
+
+
 def crossval(root, sections, config: Config, *, by="section", train_groups=None, seeds=3, out,
-             progress=True) -> dict:  # fmt: skip
+             leakage=(), progress=True) -> dict:  # fmt: skip
     """Run every fold and seed; returns and writes `out/metrics.json`, and `out/per_gene.csv`.
 
-    Each group `by` "section" or "patient" is held out in turn (or see `folds_of`). A finished fold
-    is kept in `out/folds/` and not run again; a folder with other data or settings is refused
-    (`InputError`). The prefix cache is shared by all folds: it holds nothing fitted.
+    Each group `by` "section" or "patient" is held out in turn (or see `folds_of`); by a column of
+    sections.tsv, it is also compared with its like in distribution (`shift_folds`, `shifted`). A
+    finished fold is kept in `out/folds/` and not run again; a folder with other data or settings is
+    refused (`InputError`). The prefix cache is shared by all folds: it holds nothing fitted. What
+    `leakage.found` says and was allowed marks the result.
     """
-    out, groups = Path(out), groups_of(sections, by)
+    out, groups, shift = Path(out), groups_of(sections, by), by not in ("section", "patient")
+    if shift and train_groups is not None:
+        raise InputError(f"--train-groups: does not go with --groups {by}; leave it out")
     record = provenance(sections, config, groups=by, train_groups=train_groups, seeds=seeds)
+    classes, caches, folds = gene_classes(root), out / "cache", []
+    split = shift_folds(sections, groups) if shift else folds_of(sections, groups, train_groups)
+    split = list(split)  # all of it: its input has proved good before anything is written
     _claim(out, record)
-    classes = gene_classes(root)
-    caches, folds = out / "cache", []
-    for train, tests in folds_of(sections, groups, train_groups):
+    for train, tests in split:
         name = "+".join(tests)
         genes = genes_to_score(root, train)
         for seed in range(seeds):
@@ -85,10 +121,38 @@ def crossval(root, sections, config: Config, *, by="section", train_groups=None,
             folds += json.loads(path.read_text())
     shutil.rmtree(caches, ignore_errors=True)  # gigabytes that the results no longer need
     result = {"data": Path(root).name, "backbone": config.backbone, "provenance": record,
-              "classes": classes, "folds": folds, "delta": deltas(folds, classes)}  # fmt: skip
+              "classes": classes, "folds": folds}  # fmt: skip
+    if shift:
+        result |= {f"delta_{k}": deltas(part, classes) for k, part in shifted(folds).items()}
+    else:
+        result["delta"] = deltas(folds, classes)
+    if leakage:
+        result["leakage"] = list(leakage)
     write_atomic(out / "metrics.json", json.dumps(result))
     tidy(result).to_csv(out / "per_gene.csv", index=False)
     return result
+
+
+def shifted(folds: list[dict]) -> dict[str, list[dict]]:
+    """The folds of a shift in distribution ("in"), out of it ("out"), and their "gap": in - out.
+
+    All three are named after the group that was out of distribution, so that each is a list of
+    folds like any other, and a difference of gaps is a paired difference too.
+    """
+    out = {(f["test"], f["seed"]): f for f in folds if not f["test"].startswith(IN)}
+    inside = {(f["test"].removeprefix(IN), f["seed"]): f for f in folds
+              if f["test"].startswith(IN)}  # fmt: skip
+    gap = [
+        {"test": test, "seed": seed, "scores": [
+            {**a, "per_gene": {g: a["per_gene"][g] - b["per_gene"][g] for g in a["per_gene"]}}
+            for a, b in zip(inside[test, seed]["scores"], f["scores"], strict=True)]}
+        for (test, seed), f in out.items()
+    ]  # fmt: skip
+    return {
+        "in": [{**f, "test": test} for (test, _), f in inside.items()],
+        "out": list(out.values()),
+        "gap": gap,
+    }
 
 
 def run_fold(root, train, tests: dict, genes, config: Config, caches, *, progress=True) -> list:

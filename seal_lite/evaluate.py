@@ -103,27 +103,31 @@ def decoder_scores(model, test, test_x, genes) -> dict[str, np.ndarray]:
     return score_sections({t: predicted for t in tg.TARGETS}, test, genes)
 
 
-def fold_features(train, test, genes, models: dict, config: Config, *, caches=None) -> dict:
-    """All embeddings that a fold compares: {features: list of (n, d), training sections first}.
+def features(sections, models: dict, config: Config, *, caches=None) -> tuple[dict, dict]:
+    """All embeddings that an evaluation compares: {features: list of (n, d) by section}.
 
-    `models` are finetuned `SEAL`s by name ("tuned", "shuffled"). Beside them stand the frozen
-    encoder at the same tap and at its best one (`best_stage`), a random-init one, colour
-    statistics and log depth.
+    `models` are finetuned `SEAL`s by name ("tuned", "shuffled"), or none. Beside them stand the
+    frozen encoder at the same tap, a random-init one, colour statistics and log depth. Also returns
+    {stage: the same of the frozen encoder}, for `best_stage`.
     """
-    both = [*train, *test]
-    found = {name: embed_stages(m.encoder, both, caches)[m.encoder.row.tap]
+    found = {name: embed_stages(m.encoder, sections, caches)[m.encoder.row.tap]
              for name, m in models.items()}  # fmt: skip
     frozen = build_encoder(  # LoRA starts as a no-op; the seed matters to random weights only
         config.backbone, tune_blocks=config.tune_blocks, seed=config.seed
     )
-    stages = embed_stages(frozen, both, caches)
+    stages = embed_stages(frozen, sections, caches)
     found["frozen"] = stages[frozen.row.tap]
-    found["frozen_best"] = stages[best_stage(stages, train, genes)]
     random = build_encoder(config.backbone, weights="random", seed=config.seed)
-    found["random_init"] = [embed(random, s.patches) for s in both]
-    found["colour"] = [colour_statistics(s.patches) for s in both]
-    found["log_depth"] = [np.log(tg.depth(s.adata)[s.rows])[:, None] for s in both]
-    return found
+    found["random_init"] = [embed(random, s.patches) for s in sections]
+    found["colour"] = [colour_statistics(s.patches) for s in sections]
+    found["log_depth"] = [np.log(tg.depth(s.adata)[s.rows])[:, None] for s in sections]
+    return found, stages
+
+
+def fold_features(train, test, genes, models: dict, config: Config, *, caches=None) -> dict:
+    """`features` of a fold, training sections first, with the frozen encoder's `best_stage`."""
+    found, stages = features([*train, *test], models, config, caches=caches)
+    return found | {"frozen_best": stages[best_stage(stages, train, genes)]}
 
 
 def score_models(root, train, test, genes, models: dict, features: dict, *, seed=0) -> dict:

@@ -25,9 +25,9 @@ from tqdm import tqdm
 from . import crossval as cv
 from . import targets as tg
 from .config import Config
-from .encoders import VIT_STEM, build_encoder, embed
+from .encoders import VIT_STEM
 from .errors import InputError
-from .evaluate import best_stage, colour_statistics, embed_stages, probe_scores
+from .evaluate import best_stage, probe_scores
 from .probe import hest_probe
 from .ridge import Sums, hest_bench_ridge
 from .sections import Section
@@ -168,22 +168,6 @@ def pixels(config: Config, row) -> int:
     return px
 
 
-def features(sections, config: Config, models: dict) -> tuple[dict, dict]:
-    """({features: list of (n, d) by section}, {stage: the same of the frozen encoder}).
-
-    `models` are finetuned `SEAL`s by name, or none. The controls are those of every evaluation.
-    """
-    found = {k: embed_stages(m.encoder, sections)[m.encoder.row.tap] for k, m in models.items()}
-    frozen = build_encoder(config.backbone, tune_blocks=config.tune_blocks)
-    stages = embed_stages(frozen, sections)
-    found["frozen"] = stages[frozen.row.tap]
-    random = build_encoder(config.backbone, weights="random")
-    found["random_init"] = [embed(random, s.patches) for s in sections]
-    found["colour"] = [colour_statistics(s.patches) for s in sections]
-    found["log_depth"] = [np.log(tg.depth(s.adata))[:, None] for s in sections]
-    return found, stages
-
-
 def pooled_scores(train, test, train_x, test_x, genes) -> tuple[np.ndarray, float]:
     """HEST-bench's own number: r (g,) of log1p raw counts over all test patches together.
 
@@ -221,9 +205,9 @@ def leaked(task: Task, seen, *, allow: bool = False) -> list[str]:
 def bench(task: Task, samples: dict, config: Config, found: dict, stages: dict) -> dict:
     """Score a task on its loaded samples: a result like `crossval`'s, one fold for each of its own.
 
-    `found` and `stages` are what `features` gives for the samples, in their order. Per fold and
-    features: HEST-bench's number under target "hest_bench" (`pooled_scores`), its R^2, and both
-    probes on all targets, within each test sample.
+    `found` and `stages` are what `evaluate.features` gives for the samples, in their order. Per
+    fold and features: HEST-bench's number under target "hest_bench" (`pooled_scores`), its R^2, and
+    both probes on all targets, within each test sample.
     """
     names = list(samples)
     folds = []

@@ -6,6 +6,7 @@ written in the same layout:
     ROOT/data/ST-imgs/<patient>/<section>/*.jpg        full-resolution H&E
     ROOT/data/ST-cnts/<section>.tsv.gz                 raw counts, rows "XxY", columns gene symbols
     ROOT/data/ST-spotfiles/<section>_selection.tsv     x y new_x new_y pixel_x pixel_y selected
+    ROOT/sections.tsv, if there                        section patient organ technology stain ...
 """
 
 from __future__ import annotations
@@ -53,6 +54,11 @@ class Section:
     def patient(self) -> str:
         return self.adata.uns["patient_id"]
 
+    def label(self, by: str) -> str | None:
+        """What the section is by "section", "patient" or a column of sections.tsv, if known."""
+        labels = self.adata.uns.get("labels", {})
+        return {**labels, "section": self.name, "patient": self.patient}.get(by)
+
     @property
     def keys(self) -> list[str]:
         """One stable name a patch: 'section/barcode'."""
@@ -92,13 +98,30 @@ def patient_of(name: str) -> str:
     return name.rstrip("0123456789")
 
 
+def section_labels(root, name: str) -> dict[str, str]:
+    """What ROOT/sections.tsv says of a section: {column: value}, or nothing without that file.
+
+    Its columns are "section", and any of "patient", "organ", "technology", "stain" and more.
+    """
+    path = Path(root) / "sections.tsv"
+    if not path.exists():
+        return {}
+    table = _read_table(path, dtype=str, keep_default_na=False)
+    if "section" not in table:
+        raise InputError(f"{path}: column section is missing; name each row's section in it")
+    rows = table[table.section == name]
+    if len(rows) != 1:
+        raise InputError(f"{path}: has {len(rows)} rows for section {name}; give it one")
+    return {k: v for k, v in rows.iloc[0].drop("section").items() if v}
+
+
 def read_section(root, name: str):
     """Read one section's counts and coordinates.
 
     Returns AnnData (spots x genes): `layers["counts"]` csr of raw counts, `obsm["spatial"]` (n, 2)
     x, y in full-image px, `obs` array_col, array_row, section_id, patient_id; `uns` section_id,
-    patient_id, um_per_px, grid, image_path (str), spots_without_counts. Raises `InputError` for
-    anything missing or inconsistent.
+    patient_id, um_per_px, grid, image_path (str), spots_without_counts, labels (`section_labels`).
+    Raises `InputError` for anything missing or inconsistent.
     """
     import anndata as ad
     import scipy.sparse as sp
@@ -111,6 +134,8 @@ def read_section(root, name: str):
         raise InputError(
             f"{root}: no barcode of {name} is in both counts and spot file; pair the right files"
         )
+    labels = section_labels(root, name)
+    patient = labels.get("patient", patient_of(name))
     missing = len(spots) - len(both)
     if missing:
         log.info("%s: %d of %d selected spots have no counts: dropped", name, missing, len(spots))
@@ -125,18 +150,19 @@ def read_section(root, name: str):
         matrix,
         obs=pd.DataFrame(
             {"array_col": spots.x, "array_row": spots.y, "section_id": name,
-             "patient_id": patient_of(name)}, index=spots.index),
+             "patient_id": patient}, index=spots.index),
         var=pd.DataFrame(index=counts.columns.astype(str)),
         layers={"counts": matrix},
         obsm={"spatial": spots[["pixel_x", "pixel_y"]].to_numpy(np.float64)},
     )  # fmt: skip
     adata.uns = {
         "section_id": name,
-        "patient_id": patient_of(name),
+        "patient_id": patient,
         "um_per_px": um_per_px(adata, source=f"{name}_selection.tsv"),
         "grid": "square",
         "image_path": str(image_path(root, name) or ""),
         "spots_without_counts": missing,
+        "labels": labels,
     }
     return adata
 

@@ -25,6 +25,8 @@ from .genes import GenePanel
 from .model import SEAL
 from .views import make_views
 
+CODE = ("crossval", "sections")  # what decides a cross-validation, with all that they import
+
 
 class Pairs:
     """All training pairs, and their batches as (prefix activations, expression).
@@ -169,8 +171,9 @@ def finetune(sections, config: Config, *, panel: GenePanel | None = None, out=No
     return model, history
 
 
-def provenance(sections, config: Config, **extra) -> dict:
-    """What a result was computed from: data hash, seed, settings, commit, versions, device."""
+def provenance(sections, config: Config, *, code=CODE, **extra) -> dict:
+    """What a result was computed from: data hash, seed, settings, commit, versions, device; and the
+    modules that made it, with their hash (`code_hash`)."""
     import timm
 
     data = hashlib.sha256("".join(s.digest for s in sections).encode()).hexdigest()
@@ -184,7 +187,8 @@ def provenance(sections, config: Config, **extra) -> dict:
         "config_sha256": hashlib.sha256(config.to_json().encode()).hexdigest(),
         "seed": config.seed,
         "commit": commit or "unknown",
-        "code_sha256": code_hash(),
+        "code": list(code),
+        "code_sha256": code_hash(code),
         "versions": {"python": platform.python_version(), "torch": torch.__version__,
                      "timm": timm.__version__, "numpy": np.__version__},
         "device": f"{device} ({platform.machine()}, {torch.get_num_threads()} threads)",
@@ -192,13 +196,13 @@ def provenance(sections, config: Config, **extra) -> dict:
     }  # fmt: skip
 
 
-def code_hash() -> str:
+def code_hash(code=CODE) -> str:
     """SHA-256 of the code that decides a result: does a record still belong to it?
 
-    That is what reads sections, cross-validates or retrieves, and whatever that imports. Comments,
-    docstrings and layout do not count.
+    That is the modules named, and whatever they import. Comments, docstrings and layout do not
+    count.
     """
-    folder, trees, waiting = Path(__file__).parent, {}, {"sections", "crossval", "retrieval"}
+    folder, trees, waiting = Path(__file__).parent, {}, set(code)
     while waiting:
         name = waiting.pop()
         trees[name] = tree = ast.parse((folder / f"{name}.py").read_text())

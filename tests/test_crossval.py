@@ -2,6 +2,7 @@
 
 import json
 from dataclasses import replace
+from types import SimpleNamespace
 
 import numpy as np
 import pandas as pd
@@ -10,6 +11,7 @@ from conftest import TINY
 
 from seal_lite import crossval as cv
 from seal_lite import targets as tg
+from seal_lite.datasets import phantom
 from seal_lite.errors import InputError
 from seal_lite.evaluate import (
     colour_statistics,
@@ -20,7 +22,7 @@ from seal_lite.evaluate import (
 )
 from seal_lite.genes import GenePanel
 from seal_lite.model import SEAL
-from seal_lite.sections import load_sections
+from seal_lite.sections import Section, load_sections
 
 CONFIG = replace(TINY, epochs=1, n_views=2)
 FEATURES = {"tuned", "shuffled", "frozen", "frozen_best", "random_init", "colour", "log_depth"}
@@ -171,6 +173,67 @@ def test_folds_hold_out_one_group_or_train_on_few():
     for k in (5, 0):
         with pytest.raises(InputError, match="--train-groups"):
             list(cv.folds_of(sections, groups, k))
+
+
+def _labelled(name, patient, **labels):
+    uns = {"section_id": name, "patient_id": patient, "labels": labels}
+    return Section(SimpleNamespace(uns=uns), None, None)
+
+
+def test_a_shift_holds_out_a_group_and_a_quarter_of_the_others_patients():
+    sections = [_labelled(f"{p}{i}", p, stain="old" if p < "F" else "new")
+                for p in "ABCDEFG" for i in (1, 2)]  # fmt: skip
+    groups = cv.groups_of(sections, "stain")
+    folds = [([s.name for s in train], {k: [s.name for s in v] for k, v in tests.items()})
+             for train, tests in cv.shift_folds(sections, groups)]  # fmt: skip
+    assert folds[0] == (["F1", "F2"], {"old": [f"{p}{i}" for p in "ABCDE" for i in (1, 2)],
+                                       "not old": ["G1", "G2"]})  # fmt: skip
+    assert folds[1] == (
+        [f"{p}{i}" for p in "ABC" for i in (1, 2)],
+        {"new": ["F1", "F2", "G1", "G2"], "not new": ["D1", "D2", "E1", "E2"]},
+    )
+    with pytest.raises(InputError, match="new: has one patient"):
+        list(cv.shift_folds(sections[:-2], groups[:-2]))
+    with pytest.raises(InputError, match="--groups organ: not known of section A1"):
+        cv.groups_of(sections, "organ")
+
+
+def test_gap_is_the_difference_of_in_and_out_gene_by_gene():
+    def fold(test, seed, tuned, frozen):
+        return {"test": test, "seed": seed, "scores": [
+            {"features": f, "probe": "hest", "target": "log1p_raw", "per_gene": r}
+            for f, r in (("tuned", tuned), ("frozen", frozen))]}  # fmt: skip
+
+    folds = [fold("new", 0, {"a": 0.3, "b": 0.1}, {"a": 0.2, "b": 0.1}),
+             fold("not new", 0, {"a": 0.5, "b": 0.4}, {"a": 0.3, "b": 0.3})]  # fmt: skip
+    parts = cv.shifted(folds)
+    assert {k: [f["test"] for f in v] for k, v in parts.items()} == dict.fromkeys(
+        ("in", "out", "gap"), ["new"]
+    )
+    gap = [s["per_gene"] for s in parts["gap"][0]["scores"]]
+    assert gap == [pytest.approx({"a": 0.2, "b": 0.3}), pytest.approx({"a": 0.1, "b": 0.2})]
+    (difference,) = cv.deltas(parts["gap"])
+    assert difference["mean"] == pytest.approx(0.1)
+
+
+def test_a_shift_is_scored_in_and_out_of_distribution(tmp_path, monkeypatch):
+    """End to end, with training left out: four patients of two sites."""
+
+    def untrained(train, config, *, include, **_):
+        return SEAL.build(GenePanel.from_config(train, config, include=include), config), []
+
+    monkeypatch.setattr(cv, "finetune", untrained)
+    root = phantom(tmp_path / "p", patients=4, sections_per_patient=1, spots=40, um_per_px=1.0,
+                   shift="stain", progress=False)  # fmt: skip
+    sections = load_sections(root, patch_px=64)
+    assert [s.label("stain") for s in sections] == ["first site", "second site"] * 2
+    run = {"by": "stain", "seeds": 1, "out": tmp_path / "cv", "progress": False}
+    result = cv.crossval(root, sections, CONFIG, **run)
+    tests = ["first site", "not first site", "second site", "not second site"]
+    assert [f["test"] for f in result["folds"]] == tests
+    assert {d["mean"] for d in result["delta_gap"]} != {0.0}
+    with pytest.raises(InputError, match="--train-groups"):
+        cv.crossval(root, sections, CONFIG, train_groups=1, **run | {"out": tmp_path / "other"})
 
 
 def test_a_fold_is_fitted_without_its_held_out_section(phantom_root, tmp_path, monkeypatch):

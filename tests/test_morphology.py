@@ -3,7 +3,12 @@
 import numpy as np
 import pytest
 
-from seal_lite.morphology import effective_rank, morphology, region_accuracy
+from seal_lite.morphology import (
+    effective_rank,
+    morphology,
+    region_accuracy,
+    robustness_index,
+)
 
 
 def test_effective_rank_counts_directions():
@@ -34,3 +39,27 @@ def test_morphology_has_regions_on_the_phantom_only(phantom_root, sections):
     assert set(morphology("elsewhere", sections[:1], sections[1:], x)["colour"]) == {
         "effective_rank"
     }
+
+
+def test_robustness_index_tells_biology_from_the_slide():
+    rng = np.random.default_rng(0)
+    biology, source = np.repeat(["tumour", "stroma"], 100), np.tile(["A", "B"], 100)
+    codes = {kind: 9.0 * rng.standard_normal(8) for kind in ("tumour", "stroma", "A", "B")}
+
+    def rows(labels):
+        return np.stack([codes[label] for label in labels]) + rng.standard_normal((200, 8))
+
+    assert robustness_index(rows(biology), biology, source) == 1.0
+    assert robustness_index(rows(source), biology, source) == 0.0
+    noise = robustness_index(rng.standard_normal((200, 8)), biology, source)
+    assert noise == pytest.approx(0.5, abs=0.05)
+
+
+def test_robustness_index_does_not_see_how_common_a_class_is():
+    """Noise that is mostly tumour has mostly tumour for neighbours, which is no biology."""
+    rng = np.random.default_rng(0)
+    biology = np.where(rng.random(2000) < 0.9, "tumour", "stroma")
+    source = np.where(rng.random(2000) < 0.5, "A", "B")
+    found = robustness_index(rng.standard_normal((2000, 8)), biology, source)
+    assert found == pytest.approx(0.5, abs=0.05)
+    assert np.isnan(robustness_index(rng.standard_normal((2000, 8)), biology, biology))

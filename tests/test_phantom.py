@@ -151,6 +151,25 @@ def test_smooth_field_has_its_scale():
     assert apart == pytest.approx(np.exp(-1), abs=0.08)
 
 
+@pytest.mark.parametrize("shift", ["stain", "regions", "batch"])
+def test_another_site_differs_in_what_was_asked_and_in_nothing_else(root, tmp_path, shift):
+    moved = phantom(tmp_path / "p", shift=shift, workers=1, **SIZE)
+    table = pd.read_csv(moved / "sections.tsv", sep="\t")
+    assert list(table) == ["section", "patient", shift] and list(table.section) == NAMES
+    assert list(table[shift]) == ["first site", "second site"]
+
+    def same(name):
+        picture = f"data/ST-imgs/{name[:-1]}/{name}/HE_{name}.jpg"
+        files = {"stain": [picture], "batch": [f"data/ST-cnts/{name}.tsv.gz"],
+                 "regions": [picture, f"data/ST-cnts/{name}.tsv.gz"]}  # fmt: skip
+        found = {kind: all((moved / f).read_bytes() == (root / f).read_bytes() for f in part)
+                 for kind, part in files.items()}  # fmt: skip
+        return {kind for kind, equal in found.items() if equal}
+
+    assert same("PA1") == {"stain", "regions", "batch"}  # of the first site: as without a shift
+    assert same("PB1") == {"stain": {"batch"}, "batch": {"stain"}, "regions": set()}[shift]
+
+
 def test_repeating_is_cheap_and_other_content_is_an_error(root, tmp_path):
     before = (root / "phantom.json").stat().st_mtime_ns
     assert phantom(root, workers=1, **SIZE) == root

@@ -2,6 +2,7 @@
 
 import gzip
 import logging
+import shutil
 
 import numpy as np
 import pandas as pd
@@ -288,3 +289,19 @@ def test_her2st_patches_and_counts_only_section(her2st):
     assert tissue.mean() > 0.9  # swapped axes or a wrong scale would land on blank slide
     a1 = read_section(her2st, "A1")
     assert a1.n_obs == 345 and a1.uns["spots_without_counts"] == 2 and not a1.uns["image_path"]
+
+
+def test_a_table_says_more_of_sections_than_their_names(phantom_root, tmp_path):
+    root = shutil.copytree(phantom_root, tmp_path / "p")
+    assert [s.label("stain") for s in load_sections(root, patch_px=64)] == [None, None]
+    table = root / "sections.tsv"
+    table.write_text("section\tpatient\tstain\nPB1\tsomebody\tnew\nPA1\tsomebody\t\n")
+    a, b = load_sections(root, patch_px=64)
+    assert (a.label("section"), a.label("patient"), a.label("stain")) == ("PA1", "somebody", None)
+    assert (b.patient, b.label("stain"), b.label("organ")) == ("somebody", "new", None)
+    assert set(b.adata.obs.patient_id) == {"somebody"}
+    for text, said in (("section\tstain\nPA1\told\n", "0 rows for section PB1"),
+                       ("name\tstain\nPA1\told\n", "column section is missing")):  # fmt: skip
+        table.write_text(text)
+        with pytest.raises(InputError, match=said):
+            read_section(root, "PB1")

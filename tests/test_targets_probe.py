@@ -14,7 +14,7 @@ from sklearn.preprocessing import StandardScaler
 from seal_lite import targets as tg
 from seal_lite.crossval import bootstrap_ci
 from seal_lite.genes import neighbour_mean
-from seal_lite.probe import ALPHAS, hest_probe, ridge_path, tuned_probe
+from seal_lite.probe import ALPHAS, hest_probe, tuned_probe
 
 
 def truth(n=100, g=30, *, seed=0, sd=0.8):
@@ -135,17 +135,6 @@ def test_probe_a_is_hest_bench_written_out(d):
     np.testing.assert_allclose(found, expected, atol=1e-6)
     one = hest_probe(x, y[:, :1], groups, x_test)
     assert one.shape == (90, 1)
-
-
-@pytest.mark.parametrize("d", [20, 200])
-def test_ridge_path_is_that_of_sklearn(d):
-    x, y, _ = features(d=d)
-    x_test = features(d=d, seed=1)[0]
-    scaler = StandardScaler().fit(x)
-    alphas = [0.1, 10.0, 1e4]
-    for alpha, found in zip(alphas, ridge_path(x, y, x_test, alphas=alphas), strict=True):
-        ridge = Ridge(alpha=alpha).fit(scaler.transform(x), y)
-        np.testing.assert_allclose(found, ridge.predict(scaler.transform(x_test)), atol=1e-6)
 
 
 def _best_alpha(x, y, groups):

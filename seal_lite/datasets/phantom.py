@@ -50,14 +50,29 @@ ASSAY = SimpleNamespace(
 )
 
 
-class Patient:
-    """What the sections of one patient share: composition, stain and scanner, batch and depth."""
+SHIFTS = ("stain", "regions", "batch")  # what may differ between two sites' patients
 
-    def __init__(self, rng):
+
+class Patient:
+    """What the sections of one patient share: composition, stain and scanner, batch and depth.
+
+    `shift` names what is drawn as at another site, whose patients alternate with the first's.
+    """
+
+    def __init__(self, rng, shift: str | None = None):
         self.bias = {region: bias + rng.normal(0, sd) for region, (bias, _, sd) in REGIONS.items()}
         self.look = Look(rng)
         self.batch = rng.lognormal(0, ASSAY.batch_sd, gene_table()["gene"].nunique())  # factors
         self.depth = rng.uniform(*ASSAY.depth)  # median counts a spot
+        if shift == "stain":
+            self.look.elsewhere()
+        elif shift == "regions":  # little tumour and gland, much that is rare at the first site
+            for region, more in {"tumour": -0.5, "gland": -0.5, "lymphoid": 0.6,
+                                 "adipose": 0.5, "necrosis": 0.6}.items():  # fmt: skip
+                self.bias[region] += more
+        elif shift == "batch":  # one factor a gene for the whole site, and patients twice as far
+            site = np.random.default_rng(13).lognormal(0, 2 * ASSAY.batch_sd, len(self.batch))
+            self.batch = self.batch**2 * site
 
 
 def _spots_under_tissue(rng, spots):
@@ -140,15 +155,17 @@ def _write_section(root, name, patient, seed, spots, um_per_px):
     Image.fromarray(image).save(folder / f"HE_{name}.jpg", quality=90)
 
 
-def phantom(out, *, patients=4, sections_per_patient=2, spots=300, seed=0, um_per_px=0.5, workers=2,
-            progress=True):  # fmt: skip
+def phantom(out, *, patients=4, sections_per_patient=2, spots=300, seed=0, um_per_px=0.5,
+            shift=None, workers=2, progress=True):  # fmt: skip
     """Write a phantom of `patients` x `sections_per_patient` sections under `out`.
 
     Patients are PA, PB, ..., sections PA1, PA2, ...; each section has exactly `spots` spots under
     tissue and an image at `um_per_px` um per pixel. The same arguments give the same bytes whatever
     the number of `workers` (threads); an existing phantom of the same arguments is left as it is.
-    Returns `out` as a Path. Raises InputError if an argument is out of range or if `out` holds
-    anything else. Nothing is left behind if it fails."""
+    With a `shift` ("stain", "regions" or "batch") every other patient is from another site, where
+    that alone differs; sections.tsv says who, in a column of that name. Returns `out` as a Path.
+    Raises InputError if an argument is out of range or if `out` holds anything else. Nothing is
+    left behind if it fails."""
     out, um_per_px = Path(out).absolute(), float(um_per_px)
     arguments = {"patients": patients, "sections_per_patient": sections_per_patient,
                  "spots": spots, "seed": seed}  # fmt: skip
@@ -157,7 +174,10 @@ def phantom(out, *, patients=4, sections_per_patient=2, spots=300, seed=0, um_pe
             raise InputError(f"phantom: {key}={value} must be a whole number >= {low}.")
     if not 0.2 <= um_per_px <= 2:
         raise InputError(f"phantom: um_per_px={um_per_px} must lie between 0.2 and 2.")
+    if shift is not None and shift not in SHIFTS:
+        raise InputError(f"phantom: shift={shift} is unknown; use one of {', '.join(SHIFTS)}.")
     parameters = {"format": FORMAT, **arguments, "um_per_px": um_per_px, "assay": vars(ASSAY)}
+    parameters |= {"shift": shift} if shift else {}
     parameters = json.dumps(parameters, indent=1) + "\n"
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         mark = out / "phantom.json"
@@ -173,13 +193,20 @@ def phantom(out, *, patients=4, sections_per_patient=2, spots=300, seed=0, um_pe
         each = {"class": "first", "program": "+".join}
         genes = gene_table().groupby("gene", sort=False).agg(each)
         genes.to_csv(root / "truth/genes.tsv", sep="\t")
-        jobs = []
+        jobs, sites = [], []
         names = ("P" + "".join(s) for n in count(1) for s in product(ascii_uppercase, repeat=n))
         for seeds, name in zip(np.random.SeedSequence(seed).spawn(patients), names, strict=False):
             own, *section_seeds = seeds.spawn(1 + sections_per_patient)
-            patient = Patient(np.random.default_rng(own))
+            elsewhere = shift if len(sites) % 2 else None
+            patient = Patient(np.random.default_rng(own), elsewhere)
+            sites.append("second site" if elsewhere else "first site")
             jobs += [(root, f"{name}{i}", patient, section_seed, spots, um_per_px)
                      for i, section_seed in enumerate(section_seeds, start=1)]  # fmt: skip
+        if shift:
+            table = [(job[1], job[1].rstrip("0123456789"), site) for job, site in
+                     zip(jobs, np.repeat(sites, sections_per_patient), strict=True)]  # fmt: skip
+            table = pd.DataFrame(table, columns=["section", "patient", shift])
+            table.to_csv(root / "sections.tsv", sep="\t", index=False)
         # Threads suffice: Pillow, SciPy and large NumPy operations release the interpreter's lock.
         bar = tqdm(total=len(jobs), desc="phantom", unit="section", disable=not progress)
         with bar, ThreadPoolExecutor(max(workers, 1)) as pool:

@@ -33,6 +33,13 @@ class Look:
         self.white = rng.uniform([236, 232, 236], [248, 245, 250]).astype("f4")  # of an empty slide
         self.blur = rng.uniform(0.05, 0.11)  # share of light that a pixel gets from each neighbour
 
+    def elsewhere(self):
+        """As at a laboratory outside that range: a bluer, weaker haematoxylin, a strong and more
+        orange eosin, yellow glass, and a scanner that blurs twice as much."""
+        self.stains *= np.array([[1.15, 0.85, 0.55], [0.7, 1.35, 1.9]], np.float32)
+        self.white = self.white * np.array([1.0, 0.98, 0.93], np.float32)
+        self.blur *= 2
+
 
 def _noise(rng, sigma):
     """Periodic Gaussian noise of zero mean and unit variance, (TEXTURE, TEXTURE) float32."""
