@@ -22,7 +22,7 @@ from page import (
     stale,
 )
 from settings import shown, table
-from trials import FULL, REFERENCE, votes
+from trials import CODE, FULL, REFERENCE, votes
 
 from seal_lite import Config
 from seal_lite.crossval import bootstrap_ci
@@ -85,9 +85,10 @@ def log(results: Path) -> str:
 
 def old(result: dict, results: Path) -> str:
     """A warning where runs were made by other code than this book's."""
-    others = {run["code"] for run in result["runs"]} - {code_hash()}
+    now = code_hash(CODE)
+    others = {run["code"] for run in result["runs"]} - {now}
     again = (load(results / "recheck.json") or {}).get("trials")
-    made = {"code_sha256": min(others, default=code_hash())}
+    made = {"code": CODE, "code_sha256": min(others, default=now)}
     return stale(made, again, command="make trials")
 
 

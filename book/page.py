@@ -46,9 +46,10 @@ def stale(provenance: dict, again: dict | None = None, *, command: str = "make r
 
     `again` is what `book/recheck.py` found when it recomputed a fold with the code at hand.
     """
-    if provenance["code_sha256"] == code_hash():
+    now = code_hash(provenance["code"])
+    if provenance["code_sha256"] == now:
         return ""
-    if again and again["code_sha256"] == code_hash():
+    if again and again["code_sha256"] == now:
         return (
             ":::{note}\nThe code has changed since this was recorded. Recomputed with this book's "
             f"code, fold {again['test']} with seed {again['seed']} differs by at most "

@@ -23,9 +23,11 @@ from seal_lite.model import SEAL
 from seal_lite.retrieval import gene_set_profile, retrieval_scores, search
 from seal_lite.sections import load_sections, read_section
 from seal_lite.targets import noise_ceiling, pearson, section_targets, target_genes
+from seal_lite.train import code_hash
 
 ROOT = Path(__file__).parents[1]
 TARGET = "pearson_residuals"
+CODE = ["retrieval", "sections", "train"]  # what decides the record
 RULE = (
     "The genes are the {n} most variable ones of the training sections (variance of Pearson "
     "residuals, seen in at least a tenth of the spots)."
@@ -83,7 +85,7 @@ def draw(root: Path, run: Path, *, section: str, genes: list[str], top: int = 10
             **retrieval_scores(model, held, embedding),
         },
         "loss": {"first": joint[0], "last": joint[-1]},
-        "provenance": provenance,
+        "provenance": {**provenance, "code": CODE, "code_sha256": code_hash(CODE)},
     }
 
 

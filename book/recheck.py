@@ -18,7 +18,7 @@ import tempfile
 from operator import itemgetter
 from pathlib import Path
 
-from trials import FULL, REFERENCE, measure
+from trials import CODE, FULL, REFERENCE, measure
 
 from seal_lite import Config
 from seal_lite.crossval import folds_of, groups_of, run_fold
@@ -43,7 +43,7 @@ def recheck(record: dict, root) -> dict:
     key = itemgetter("features", "probe", "target")
     new = {key(score): score["per_gene"] for score in now}
     gaps = [abs(old["per_gene"][g] - new[key(old)][g]) for old in fold["scores"] for g in genes]
-    return found(fold["test"], fold["seed"], gaps)
+    return found(source["code"], fold["test"], fold["seed"], gaps)
 
 
 def recheck_trials(runs: list, root) -> dict:
@@ -52,11 +52,11 @@ def recheck_trials(runs: list, root) -> dict:
     old = {s: scores for s, scores in first["scores"].items() if s != "seconds"}
     new = measure(root, first["train"], list(old), dataclasses.replace(FULL, seed=first["seed"]))
     gaps = [abs(v - new[s][k]) for s, scores in old.items() for k, v in scores.items()]
-    return found("+".join(old), first["seed"], gaps)
+    return found(CODE, "+".join(old), first["seed"], gaps)
 
 
-def found(test: str, seed: int, gaps: list[float]) -> dict:
-    return {"code_sha256": code_hash(), "test": test, "seed": seed, "compared": len(gaps),
+def found(code, test: str, seed: int, gaps: list[float]) -> dict:
+    return {"code_sha256": code_hash(code), "test": test, "seed": seed, "compared": len(gaps),
             "largest_difference": max(gaps)}  # fmt: skip
 
 
@@ -67,10 +67,10 @@ if __name__ == "__main__":
     again = {
         name: recheck(record, roots[name])
         for name, record in records.items()
-        if record["provenance"]["code_sha256"] != code_hash()
+        if record["provenance"]["code_sha256"] != code_hash(record["provenance"]["code"])
     }
     trials = json.loads((RESULTS / "trials.json").read_text())["runs"]
-    if older := [run for run in trials if run["code"] != code_hash()]:
+    if older := [run for run in trials if run["code"] != code_hash(CODE)]:
         again["trials"] = recheck_trials(older, sys.argv[1])
     (RESULTS / "recheck.json").write_text(json.dumps(again, indent=1))
     print(json.dumps(again, indent=1))

@@ -51,6 +51,7 @@ from seal_lite.train import code_hash, finetune, provenance, write_atomic
 ROOT = Path(__file__).parents[1]
 RUNS, RESULTS = ROOT / "runs/trials", ROOT / "results"
 SECTIONS = ("C2", "C3", "C4", "C5")
+CODE = ("evaluate", "retrieval", "sections", "train")  # what decides a run
 
 REFERENCE = "full recipe"
 FULL = Config(w_corr=0.5, gene_warmup_epochs=2)
@@ -253,20 +254,26 @@ def run(root, target: Path, only=None):
     """
     old = json.loads(target.read_text())["runs"] if target.exists() else []
     done = {(row["arm"], *row["train"], row["stamp"]): row for row in old}
-    rows, jobs = [], {}
+    rows, jobs, now = [], {}, code_hash(CODE)
     for name, (_, _, _, changes, *rest) in ARMS.items():
         variant, second_um = [*rest, None, None][:2]
         for train, test, seed in splits():
             config = dataclasses.replace(FULL, seed=seed, **changes)
             stamp = stamp_of(config, variant, second_um)
-            row = {"arm": name, "train": train, "seed": seed, "stamp": stamp, "code": code_hash()}
+            row = {
+                "arm": name,
+                "train": train,
+                "seed": seed,
+                "stamp": stamp,
+                "code": now,
+            }
             if kept := done.get((name, *train, stamp)):
                 rows.append(kept)
             elif not only or name in only:
                 jobs[len(rows)] = (root, train, test, config, variant, second_um)
                 rows.append(row)
     seeds = len(list(splits()))
-    record = provenance(load_sections(root, SECTIONS), FULL, seeds=seeds)
+    record = provenance(load_sections(root, SECTIONS), FULL, code=CODE, seeds=seeds)
     record["device"] = record["device"].replace(f"{torch.get_num_threads()} threads", "1 thread")
     arms = {k: dict(zip(("group", "thought", "expected", "changes"), arm, strict=False))
             for k, arm in ARMS.items()}  # fmt: skip

@@ -12,7 +12,7 @@ import pytest
 
 from seal_lite import Config
 from seal_lite.crossval import deltas, score_rows
-from seal_lite.train import code_hash
+from seal_lite.train import CODE, code_hash
 
 ROOT = Path(__file__).parents[1]
 TARGETS = ("pearson_residuals", "log1p_cp10k", "log1p_raw", "log1p_cp10k|depth")
@@ -41,8 +41,9 @@ def record(*, gain: float, classes=None, code=None) -> dict:
         folds.append({"test": test, "seed": 0, "scores": score_rows(scores, genes),
                       "morphology": {"tuned": kept, "frozen": kept}})  # fmt: skip
     provenance = {"sections": ["S1", "S2"], "data_sha256": "d" * 64, "config_sha256": "c" * 64,
-                  "code_sha256": code or code_hash(), "commit": "abc", "seed": 0, "seeds": 1,
-                  "groups": "section", "device": "cpu", "versions": {"torch": "2"}}  # fmt: skip
+                  "code": list(CODE), "code_sha256": code or code_hash(), "commit": "abc",
+                  "seed": 0, "seeds": 1, "groups": "section",
+                  "device": "cpu", "versions": {"torch": "2"}}  # fmt: skip
     return {"data": "her2st", "backbone": "tf_efficientnet_lite0", "provenance": provenance,
             "classes": classes, "folds": folds, "delta": deltas(folds, classes)}  # fmt: skip
 
