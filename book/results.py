@@ -20,6 +20,7 @@ import earned
 import fooled
 import numpy as np
 from architecture import architecture
+from forest import deltas
 from page import (
     CLAIMS,
     NBSP,
@@ -120,7 +121,7 @@ def crossval_section(name: str, path: Path, out: Path) -> list[str]:
     for kind, draw, caption, alt in (
         ("scores", plots.scores, "Mean *r* of every kind of features, Pearson residuals. Dots: "
          "single folds and seeds.", "Mean correlation of all features with folds as dots"),
-        ("deltas", plots.deltas, "Paired differences with their 95% intervals. What crosses the "
+        ("deltas", deltas, "Paired differences with their 95% intervals. What crosses the "
          "zero line is no difference.", "Forest plot of paired differences with intervals"),
     ):  # fmt: skip
         file = f"figures/results_{name}_{kind}.png"

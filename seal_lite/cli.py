@@ -16,10 +16,21 @@ app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_
                   help="SEAL-lite: finetune a pathology encoder with spatial transcriptomics, "
                        "and measure honestly what that gained.")  # fmt: skip
 
-Data = Annotated[Path, typer.Option(help="A her2st root or a phantom folder.")]
-Run = Annotated[Path, typer.Option(help="A run folder that `finetune` wrote.")]
-Set = Annotated[list[str] | None, typer.Option("--set", help="Override a setting: key=value.")]
-Preset = Annotated[str, typer.Option(help="default, or paper (the released SEAL settings).")]
+
+def option(kind, text: str, *names: str):
+    """The annotation of an option, short enough to stand beside its name."""
+    return Annotated[kind, typer.Option(*names, help=text)]
+
+
+Data = option(Path, "A her2st root or a phantom folder.")
+Run = option(Path, "A run folder that `finetune` wrote.")
+Set = option(list[str] | None, "Override a setting: key=value.", "--set")
+Json = option(Path, "Where to write the scores.", "--json")
+AnyRun = option(Path | None, "A run folder that `finetune` wrote.")
+Frozen = option(str | None, "Or a frozen encoder alone.")
+Sections = option(str | None, "C2,C3,...; default: all with an image.")
+Leak = option(bool, "Test on what has been seen; marks the result.")
+Preset = option(str, "default, or paper (the released SEAL settings).")
 
 
 def _names(text: str | None) -> list[str] | None:
@@ -44,6 +55,16 @@ def _load(data, names, config):
     return load_sections(data, names, patch_um=config.patch_um, patch_px=config.patch_px)
 
 
+def _run_or_backbone(run, backbone):
+    """(the finetuned model or None, its config)."""
+    from .model import SEAL
+
+    if (run is None) == (backbone is None):
+        raise InputError("give either --run or --backbone")
+    model = SEAL.from_pretrained(run) if run else None
+    return model, model.config if model else _config("default", None, backbone=backbone)
+
+
 def _write_json(path: Path, value):
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps(value, indent=1))
@@ -53,8 +74,8 @@ def _write_json(path: Path, value):
 @app.command()
 def fetch(
     name: Annotated[str, typer.Argument(help="her2st")],
-    out: Annotated[Path, typer.Option(help="Folder to download into; resumes.")],
-    sections: Annotated[str | None, typer.Option(help="C2,C3,...; default all.")] = None,
+    out: option(Path, "Folder to download into; resumes."),
+    sections: option(str | None, "C2,C3,...; default all.") = None,
 ):
     """Download a public data set, each file verified against its recorded hash."""
     from .datasets import fetch_her2st
@@ -67,14 +88,12 @@ def fetch(
 
 @app.command()
 def phantom(
-    out: Annotated[Path, typer.Option(help="Folder to write.")],
+    out: option(Path, "Folder to write."),
     patients: int = 4,
     sections_per_patient: int = 2,
     spots: int = 300,
     seed: int = 0,
-    shift: Annotated[
-        str | None, typer.Option(help="stain, regions or batch: half the patients differ in it.")
-    ] = None,
+    shift: option(str | None, "stain, regions or batch: half the patients differ in it.") = None,
 ):
     """Write a tissue phantom with known truth, in the layout of real data."""
     from .datasets import phantom as write_phantom
@@ -87,15 +106,13 @@ def phantom(
 @app.command()
 def finetune(
     data: Data,
-    train: Annotated[str, typer.Option(help="Training sections: C2,C3,C4.")],
-    out: Annotated[Path, typer.Option(help="Run folder; an interrupted run resumes.")],
+    train: option(str, "Training sections: C2,C3,C4."),
+    out: option(Path, "Run folder; an interrupted run resumes."),
     backbone: str | None = None,
     epochs: int | None = None,
     seed: int | None = None,
-    include: Annotated[
-        str | None, typer.Option(help="Further genes that the panel must hold.")
-    ] = None,
-    cache: Annotated[Path | None, typer.Option(help="Folder for the prefix cache.")] = None,
+    include: option(str | None, "Further genes that the panel must hold.") = None,
+    cache: option(Path | None, "Folder for the prefix cache.") = None,
     preset: Preset = "default",
     set_: Set = None,
 ):
@@ -115,9 +132,9 @@ def finetune(
 def probe(
     run: Run,
     data: Data,
-    train: Annotated[str, typer.Option(help="Sections the probe is fitted on.")],
-    test: Annotated[str, typer.Option(help="Sections it is scored on.")],
-    json_file: Annotated[Path, typer.Option("--json", help="Where to write the scores.")],
+    train: option(str, "Sections the probe is fitted on."),
+    test: option(str, "Sections it is scored on."),
+    json_file: Json,
 ):
     """Score a run against the frozen encoder and the controls on held-out sections."""
     from .crossval import deltas, score_rows, summary
@@ -154,22 +171,16 @@ def probe(
 @app.command()
 def crossval(
     data: Data,
-    out: Annotated[Path, typer.Option(help="Folder for folds and metrics.json; resumes.")],
-    groups: Annotated[
-        str, typer.Option(help="Hold out a section, a patient, or a column of sections.tsv.")
-    ] = "section",
-    train_groups: Annotated[
-        int | None, typer.Option(help="Train on so many groups; default all but one.")
-    ] = None,
+    out: option(Path, "Folder for folds and metrics.json; resumes."),
+    groups: option(str, "Hold out a section, a patient, or a column of sections.tsv.") = "section",
+    train_groups: option(int | None, "Train on so many groups; default all but one.") = None,
     seeds: int = 3,
-    sections: Annotated[str | None, typer.Option(help="Default: all with an image.")] = None,
+    sections: Sections = None,
     backbone: str | None = None,
     epochs: int | None = None,
     preset: Preset = "default",
     set_: Set = None,
-    allow_leakage: Annotated[
-        bool, typer.Option(help="Split twins, or one patient's sections; marks the result.")
-    ] = False,
+    allow_leakage: Leak = False,
 ):
     """Leave one group out: finetune and fit everything inside each fold, score on the rest."""
     from . import crossval as cv
@@ -199,25 +210,22 @@ def crossval(
 
 @app.command()
 def hest_bench(
-    root: Annotated[Path, typer.Option(help="The folder that holds the tasks' folders.")],
-    json_file: Annotated[Path, typer.Option("--json", help="Where to write the scores.")],
-    tasks: Annotated[str | None, typer.Option(help="IDC,PRAD,...; default every folder.")] = None,
-    run: Annotated[Path | None, typer.Option(help="A run folder that `finetune` wrote.")] = None,
-    backbone: Annotated[str | None, typer.Option(help="Or a frozen encoder alone.")] = None,
-    allow_leakage: Annotated[bool, typer.Option(help="Test on what the run has seen.")] = False,
+    root: option(Path, "The folder that holds the tasks' folders."),
+    json_file: Json,
+    tasks: option(str | None, "IDC,PRAD,...; default every folder.") = None,
+    run: AnyRun = None,
+    backbone: Frozen = None,
+    allow_leakage: Leak = False,
 ):
     """Score a run, or a frozen encoder, on HEST-bench's tasks as published, beside controls."""
     from . import hest
     from .crossval import tidy
     from .encoders import backbone_row
     from .evaluate import features
-    from .model import SEAL
     from .train import provenance
 
-    if (run is None) == (backbone is None):
-        raise InputError("hest-bench: give either --run or --backbone")
-    models = {} if run is None else {"tuned": SEAL.from_pretrained(run)}
-    config = models["tuned"].config if models else _config("default", None, backbone=backbone)
+    model, config = _run_or_backbone(run, backbone)
+    models = {"tuned": model} if model else {}
     row = backbone_row(config.backbone)
     px = hest.pixels(config, row) if models else row.px
     seen = json.loads((run / "provenance.json").read_text())["sections"] if run else []
@@ -242,9 +250,9 @@ def hest_bench(
 def retrieve(
     run: Run,
     data: Data,
-    section: Annotated[str, typer.Option(help="Section to search.")],
-    genes: Annotated[str, typer.Option(help="Gene set to ask for: ERBB2,GRB7.")],
-    out: Annotated[Path, typer.Option(help="Picture to write (PNG).")],
+    section: option(str, "Section to search."),
+    genes: option(str, "Gene set to ask for: ERBB2,GRB7."),
+    out: option(Path, "Picture to write (PNG)."),
     top: int = 10,
 ):
     """Find the tissue regions that look like a gene set, and draw them."""
@@ -269,24 +277,112 @@ def retrieve(
 
 
 @app.command()
-def bench(
+def retrieval_bench(
+    run: Run,
     data: Data,
-    train: Annotated[str, typer.Option(help="Sections to time on.")],
-    json_file: Annotated[Path, typer.Option("--json", help="Where to write the rates.")],
-    steps: int = 6,
-    set_: Set = None,
+    json_file: Json,
+    sections: Sections = None,
+    gmt: option(Path | None, "Gene sets to ask for (GMT).") = None,
+    top: int = 10,
 ):
-    """Pairs per second of the plain loop and of the cached one, in one run."""
-    from .bench import throughput
+    """Genes to images and back, within a slide, across slides and across patients."""
+    import pandas as pd
+
+    from .encoders import embed
+    from .model import SEAL
+    from .retrieval import cross_modal, gene_set_scores, shared_space
     from .train import provenance
 
-    config = _config("default", set_)
-    sections = _load(data, _names(train), config)
-    result = throughput(sections, config, steps=steps)
-    rate = result["pairs_per_s"]
-    typer.echo(f"plain {rate['plain']:.1f} pairs/s, cached {rate['cached']:.1f} pairs/s "
-               f"({result['ratio']:.1f} x)")  # fmt: skip
-    _write_json(json_file, {**result, "provenance": provenance(sections, config)})
+    model = SEAL.from_pretrained(run)
+    loaded = _load(data, _names(sections), model.config)
+    space = shared_space(model, loaded, [embed(model.encoder, s.patches) for s in loaded])
+    result = {"slides": cross_modal(space, top=top)}
+    if gmt:
+        from .pathways import read_gmt
+
+        net = read_gmt(gmt)
+        sets = net[net.target.isin(model.panel.genes)].groupby("source").target.apply(list)
+        result["sets"] = gene_set_scores(model, space, sets.to_dict(), top=top)
+    table = pd.DataFrame(result["slides"]).drop(columns="slide")
+    means = table.groupby(["direction", "scope"], sort=False).mean()
+    typer.echo(means.round(3).to_string(na_rep=""))
+    record = provenance(loaded, model.config, code=("retrieval", "sections", "train"), run=str(run))
+    _write_json(json_file, {**result, "provenance": record})
+
+
+@app.command()
+def embed(
+    slides: option(Path, "Folder of slides (SVS, TIFF, ...) or pictures."),
+    out: option(Path, "Folder for <slide>.h5; what is there is kept."),
+    run: AnyRun = None,
+    backbone: Frozen = None,
+    um_per_px: option(float | None, "Of pictures that do not say it themselves.") = None,
+    patch_um: option(float | None, "Default: as in training.") = None,
+):
+    """Write every slide's features as TRIDENT does: tissue, a grid of regions, H5."""
+    from .encoders import backbone_row, build_encoder
+    from .wsi import embed_slides, list_slides
+
+    model, config = _run_or_backbone(run, backbone)
+    encoder = model.encoder if model else build_encoder(config.backbone)
+    scale = config.patch_um / (config.patch_px if model else backbone_row(config.backbone).px)
+    um = patch_um or config.patch_um
+    files = embed_slides(encoder, list_slides(slides), out, patch_um=um,
+                         patch_px=round(um / scale), um_per_px=um_per_px)  # fmt: skip
+    typer.echo(f"features of {len(files)} slides are in {out}")
+
+
+@app.command()
+def slide_bench(
+    task: option(Path, "A Patho-Bench task: config.yaml, k=all.tsv."),
+    features: option(list[str], "NAME=FOLDER of feature files, repeated."),
+    json_file: Json,
+    seeds: int = 3,
+):
+    """Score bags of features on a slide-level task, each against those called frozen."""
+    import pandas as pd
+
+    from .slides import evaluate, read_bags, read_task
+
+    asked = read_task(task)
+    given = dict(text.partition("=")[::2] for text in features)
+    result = evaluate(asked, {k: read_bags(asked, v) for k, v in given.items()}, seeds=seeds)
+    for part in ("scores", "delta"):
+        typer.echo(pd.DataFrame(result[part]).to_string(index=False))
+    _write_json(json_file, result)
+
+
+@app.command()
+def pathways(
+    expression: option(Path, "Counts, a row per patient or spot (H5AD)."),
+    gmt: option(Path, "Gene sets (GMT)."),
+    out: option(Path, "Table to write (TSV)."),
+):
+    """Score pathway activity from counts: labels for a slide-level task."""
+    import anndata as ad
+
+    from .pathways import activities, read_gmt
+
+    try:
+        adata = ad.read_h5ad(expression)
+    except (OSError, KeyError, ValueError) as error:
+        raise InputError(f"{expression}: cannot be read ({error}); give an H5AD file") from error
+    adata.layers.setdefault("counts", adata.X)
+    activities(adata, read_gmt(gmt)).to_csv(out, sep="\t")
+    typer.echo(f"wrote {out}")
+
+
+@app.command()
+def cohort(
+    out: option(Path, "Folder to write."),
+    patients: int = 60,
+    spots: int = 100,
+    seed: int = 0,
+):
+    """Write a cohort of phantom patients: slides, expression, and slide-level tasks."""
+    from .datasets.cohort import cohort as write_cohort
+
+    typer.echo(f"cohort is in {write_cohort(out, patients=patients, spots=spots, seed=seed)}")
 
 
 def main():
@@ -297,4 +393,8 @@ def main():
         app()
     except InputError as error:
         typer.secho(f"seal-lite: {error}", fg="red", err=True)
+        sys.exit(2)
+    except ModuleNotFoundError as error:
+        text = f"{error.name} is not installed; pip install 'seal_lite[slides]'"
+        typer.secho(f"seal-lite: {text}", fg="red", err=True)
         sys.exit(2)

@@ -39,7 +39,7 @@ LABELS = {
 }  # fmt: skip
 
 
-def _styled(draw):
+def drawn(draw):
     """Draw under `STYLE` and leave pyplot's registry empty: a notebook shows a figure by name."""
 
     @functools.wraps(draw)
@@ -118,7 +118,7 @@ def _aspect(section) -> float:
     return (height + 2 * PITCH_UM) / (width + 2 * PITCH_UM)
 
 
-@_styled
+@drawn
 def overview(section):
     """The section's H&E beside the same with its spots to scale, bold where they have no patch."""
     a, kept = section.adata, np.isin(np.arange(section.adata.n_obs), section.rows)
@@ -131,7 +131,7 @@ def overview(section):
     return figure
 
 
-@_styled
+@drawn
 def gene_maps(section, values, names, *, label, columns=3):
     """The tissue, and right of it `columns` maps a row: values (n, k) aligned with its patches.
 
@@ -150,7 +150,7 @@ def gene_maps(section, values, names, *, label, columns=3):
     return figure
 
 
-@_styled
+@drawn
 def patches(images, titles, *, patch_um, columns=6):
     """A grid of patches (n, h, w, 3) of `patch_um` um, uint8 or in [0, 1], with a scale bar."""
     rows, width = -(-len(images) // columns), 8 / columns
@@ -169,7 +169,7 @@ def _patches(figure, images, titles, *, patch_um, columns):
     _scale_bar(axes[-1, 0])
 
 
-@_styled
+@drawn
 def prediction_maps(section, measured, predicted, genes):
     """A row per gene: tissue, measured, predicted, error; r within the section in the title.
 
@@ -193,7 +193,7 @@ def prediction_maps(section, measured, predicted, genes):
     return figure
 
 
-@_styled
+@drawn
 def loss_curves(history):
     """The loss and its terms by epoch; the gene encoder's own epochs are shaded.
 
@@ -220,7 +220,7 @@ def loss_curves(history):
     return figure
 
 
-def _rows(ax, names, *, label):
+def named_rows(ax, names, *, label):
     """Named rows from the top down, a zero line, and a legend above."""
     ax.set_yticks(range(len(names)), [LABELS.get(n, n) for n in names])
     ax.set(xlabel=label, ylim=(len(names) - 0.4, -0.6))
@@ -229,14 +229,14 @@ def _rows(ax, names, *, label):
     ax.spines["left"].set_visible(False)
 
 
-def _legend(figure, series):
+def legend(figure, series):
     """The names of the series above the axes, in the order of `COLOURS`."""
     marks = [Line2D([], [], marker="o", color=c) for c in COLOURS[: len(series)]]
     figure.legend(marks, [LABELS.get(n, n) for n in series], loc="outside upper right",
                   ncols=len(series))  # fmt: skip
 
 
-@_styled
+@drawn
 def strips(groups, *, label):
     """Rows of values, each a dot, and their mean, a bar: {row: {series: values}}."""
     series = list(dict.fromkeys(name for g in groups.values() for name in g))
@@ -248,9 +248,9 @@ def strips(groups, *, label):
             jitter = 0.07 * np.sin(np.arange(len(values)) * 2.4) * (len(values) > 1)
             ax.plot(values, at + jitter, "o", ms=3.5, mew=0, alpha=0.4, color=colour)
             ax.plot([np.mean(values)] * 2, [at - 0.11, at + 0.11], color=colour, lw=3.5)
-    _rows(ax, list(groups), label=label)
+    named_rows(ax, list(groups), label=label)
     if len(series) > 1:
-        _legend(figure, series)
+        legend(figure, series)
     return figure
 
 
@@ -267,36 +267,7 @@ def scores(result, *, target="pearson_residuals"):
     return strips({k: rows[k] for k in order}, label=f"mean r over genes, {LABELS[target]}")
 
 
-@_styled
-def deltas(result):
-    """Paired differences of mean r with their 95% CI, by target and probe, as `crossval` gives."""
-    found = result["delta"]
-    places = list(dict.fromkeys((d["target"], d.get("class")) for d in found))
-    places = [p for p in places if p[1] is None or p[0] == "pearson_residuals"]
-    places.sort(key=lambda p: p[1] is not None)
-    pairs = list(dict.fromkeys((d["of"], d["minus"]) for d in found))
-    probes = list(dict.fromkeys(d["probe"] for d in found))
-    size = (2.5 + 2.7 * len(pairs), 1.1 + 0.55 * len(places))
-    figure, axes = plt.subplots(1, len(pairs), sharey=True, sharex=True, squeeze=False,
-                                figsize=size)  # fmt: skip
-    for ax, pair in zip(axes.flat, pairs, strict=True):
-        for d in (d for d in found if (d["of"], d["minus"]) == pair):
-            if (place := (d["target"], d.get("class"))) in places:
-                i, (low, high) = probes.index(d["probe"]), d["ci95"]
-                y = places.index(place) + 0.22 * (i - (len(probes) - 1) / 2)
-                ax.plot([low, high], [y, y], color=COLOURS[i], lw=1.8)
-                fill = COLOURS[i] if low > 0 or high < 0 else "white"  # open: includes zero
-                ax.plot(d["mean"], y, "o", ms=6, mec=COLOURS[i], mfc=fill)
-        minus = LABELS[pair[1]].replace("\n", " ")
-        _rows(ax, [LABELS[t] + (f"\n{c} genes" if c else "") for t, c in places],
-              label="difference in mean r, 95% CI")  # fmt: skip
-        ax.set_title(f"{LABELS[pair[0]]}\nminus {minus}")
-        ax.locator_params(axis="x", nbins=4)  # three panels: more labels would touch
-    _legend(figure, probes)
-    return figure
-
-
-@_styled
+@drawn
 def retrieval(section, panel, genes, hits, cosines, *, patch_um):
     """Where the regions that a gene set found lie, what was measured there, and how they look.
 

@@ -117,15 +117,6 @@ def test_retrieve(cli, phantom_root, run, trained, tmp_path):
     assert min(Image.open(picture).size) > 200
 
 
-def test_bench(cli, phantom_root, tmp_path):
-    file = tmp_path / "bench.json"
-    code, told, _ = cli("bench", "--data", phantom_root, "--train", "PA1", "--steps", 1,
-                        "--json", file, "--set", "patch_px=64", *SMALL)  # fmt: skip
-    result = json.loads(file.read_text())
-    assert code == 0 and "pairs/s" in told and set(result["pairs_per_s"]) == {"plain", "cached"}
-    assert result["largest_loss_difference"] < 1e-4
-
-
 WRONG = {
     "unknown section": ("finetune", "--train", "PA1,ZZ9", "ZZ9"),
     "no section": ("finetune", "--train", ",", ""),

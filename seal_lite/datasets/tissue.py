@@ -235,10 +235,11 @@ def _scatter(rng, side, compartment, flow_angle):
     return np.vstack(rows)
 
 
-def _give_states(rng, side, cells):
+def _give_states(rng, side, cells, lift):
     """Draw the three states of every cell from their fields and move the cells that are grouped."""
     for name in STATES:
-        chance = expit(STATE_GAIN * smooth_field(rng, side, STATE_SCALE, FLOW_STEP))
+        field = STATE_GAIN * smooth_field(rng, side, STATE_SCALE, FLOW_STEP)
+        chance = expit(field + lift.get(name, 0))
         cells[name] = rng.random(len(cells)) < _at(chance, cells.x, cells.y, FLOW_STEP)
     # One in GROUP_SIZE cells is a centre; the cells nearest to it are its group, with its state.
     position = cells[["x", "y"]].to_numpy()
@@ -252,9 +253,10 @@ def _give_states(rng, side, cells):
     return cells
 
 
-def grow(rng, side, inside, bias):
+def grow(rng, side, inside, bias, lift=None):
     """Grow the Tissue of an image of `side` um within `inside` (bool grid of STEP um); `bias` gives
-    each region's weight in this patient."""
+    each region's weight in this patient, `lift` what is added to the logit of a state, by name, on
+    a grid of FLOW_STEP um."""
 
     def soft(mask, blur):
         grey = mask if mask.dtype == np.uint8 else np.uint8(255) * mask
@@ -301,4 +303,4 @@ def grow(rng, side, inside, bias):
         "necrosis": soft(necrosis & free, 5.0), "lymphoid": soft(lymphoid & free, 6.0),
         "collagen": (expit(1.6 * noise(160.0) + 0.5) * 255).astype(np.uint8),
     }  # fmt: skip
-    return Tissue(side, region, masks, fibre, _give_states(rng, side, cells))
+    return Tissue(side, region, masks, fibre, _give_states(rng, side, cells, lift or {}))

@@ -1,0 +1,255 @@
+"""Slide-level tasks: molecular status, pathway activity, survival, from bags of patch features.
+
+    TASK/config.yaml      task_col, sample_col, extra_cols, label_dict, metrics
+    TASK/k=all.tsv        case_id, slide_id, the label, fold_0, fold_1, ...: train or test
+
+as Patho-Bench publishes them (Zhang et al., 2025), and a slide's features in FOLDER/<slide_id>.h5
+as TRIDENT writes them: features (n, d) or (1, n, d). A sample's slides are fused early: one bag.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import torch
+import yaml
+from sklearn.decomposition import PCA
+from sklearn.linear_model import LogisticRegression, RidgeCV
+from sklearn.metrics import balanced_accuracy_score, roc_auc_score
+from sklearn.model_selection import GridSearchCV, StratifiedGroupKFold, StratifiedKFold
+from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import StandardScaler
+
+from .errors import InputError
+
+METRICS = {"classification": ("auc", "balanced_accuracy"), "regression": ("pearson", "spearman"),
+           "survival": ("c_index",)}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class SlideTask:
+    """What is asked: `kind` is a key of `METRICS`, `slides` the slide names of each sample.
+
+    y: classes (n,) int of `classes`, or values (n,), or days and event (n, 2). folds: indices of
+    the samples that train and of those that test.
+    """
+
+    name: str
+    kind: str
+    slides: dict[str, list[str]]
+    y: np.ndarray
+    classes: list[str]
+    folds: list[tuple[np.ndarray, np.ndarray]]
+
+
+def read_task(folder) -> SlideTask:
+    """Read a task's folder; without fold columns its samples are dealt to five folds.
+
+    Survival has extra columns <task>_days and <task>_event; a task with a label_dict is a
+    classification, any other a regression. Raises `InputError` for anything missing, and for a case
+    on both sides of a fold.
+    """
+    folder = Path(folder)
+    path = folder / "k=all.tsv"
+    try:
+        config = yaml.safe_load((folder / "config.yaml").read_text())
+        table = pd.read_csv(path, sep="\t", dtype=str)
+        label, sample = config["task_col"], config["sample_col"]
+    except (OSError, ValueError, KeyError, TypeError, yaml.YAMLError) as error:
+        raise InputError(
+            f"{folder}: is no task with config.yaml (task_col, sample_col) and k=all.tsv "
+            f"({type(error).__name__}: {error}); fetch it again"
+        ) from error
+    time = [c for end in ("_days", "_event") for c in config.get("extra_cols") or []
+            if c.endswith(end)]  # fmt: skip
+    kind = ("survival" if len(time) == 2 else
+            "classification" if config.get("label_dict") else "regression")  # fmt: skip
+    labels, folds = time if kind == "survival" else [label], [c for c in table if "fold_" in c]
+    if lacking := {"case_id", "slide_id", sample, *labels} - set(table):
+        raise InputError(f"{path}: column {min(lacking)} is missing; restore it")
+    for column in ["case_id", *labels, *folds]:
+        if (values := table.groupby(sample)[column].nunique(dropna=False)).max() > 1:
+            raise InputError(f"{path}: {sample} {values.idxmax()} has two {column}; correct it")
+    rows, classes = table.drop_duplicates(sample), []
+    if kind == "classification":
+        classes = sorted(rows[label].unique())
+        y = rows[label].map(classes.index).to_numpy()
+    else:
+        y = rows[labels].apply(pd.to_numeric, errors="coerce").to_numpy()
+        if not np.isfinite(y).all():
+            raise InputError(f"{path}: a {' or '.join(labels)} is no number; drop its row")
+        y = y if kind == "survival" else y[:, 0]
+    case = rows.case_id.to_numpy()
+    if folds:
+        split = [[np.flatnonzero(rows[f] == half) for half in ("train", "test")] for f in folds]
+    else:
+        dealer = StratifiedGroupKFold(5, shuffle=True, random_state=0)
+        strata = y if kind == "classification" else np.zeros(len(y))
+        split = list(dealer.split(strata, strata, case))
+    for i, (train, test) in enumerate(split):
+        if shared := set(case[train]) & set(case[test]):
+            raise InputError(f"{path}: case {min(shared)} is on both sides of fold {i}; move it")
+        if kind == "classification" and min(len(set(y[part])) for part in (train, test)) < 2:
+            raise InputError(f"{path}: fold {i} trains or tests on one class; merge folds")
+    slides = {k: list(v) for k, v in table.groupby(sample, sort=False).slide_id}
+    return SlideTask(folder.name, kind, slides, y, classes, split)
+
+
+def read_bags(task: SlideTask, folder) -> list[np.ndarray]:
+    """Each sample's patch features (n, d): those of all its slides, one below another."""
+    import h5py
+
+    def read(name):
+        path = Path(folder) / f"{name}.h5"
+        try:
+            with h5py.File(path) as file:
+                x = np.asarray(file["features"], np.float32)
+        except (OSError, KeyError) as error:
+            raise InputError(
+                f"{path}: holds no dataset features ({type(error).__name__}); embed it again"
+            ) from error
+        return x.reshape(-1, x.shape[-1])
+
+    return [np.concatenate([read(name) for name in names]) for names in task.slides.values()]
+
+
+def mean_pool(bags, y, test_bags, kind: str, *, seed: int = 0) -> np.ndarray:
+    """The mean patch of a bag, then logistic regression, ridge or a Cox model (lifelines), each
+    with its penalty chosen inside training; returns (m, classes) probabilities or (m,)."""
+    x, x_test = (np.stack([b.mean(0) for b in part]) for part in (bags, test_bags))
+    if kind == "classification":
+        inner = StratifiedKFold(max(2, min(5, np.bincount(y).min())), shuffle=True,
+                                random_state=seed)  # fmt: skip
+        logistic = LogisticRegression(class_weight="balanced", max_iter=5000)
+        model = make_pipeline(StandardScaler(), logistic)
+        penalties = {"logisticregression__C": np.logspace(-4, 1, 6)}
+        model = GridSearchCV(model, penalties, cv=inner, scoring="neg_log_loss")
+        return model.fit(x, y).predict_proba(x_test)
+    if kind == "regression":
+        model = make_pipeline(StandardScaler(), RidgeCV(np.logspace(-1, 5, 13)))
+        return model.fit(x, y).predict(x_test)
+    from lifelines import CoxPHFitter
+
+    few = make_pipeline(StandardScaler(), PCA(min(8, len(x) // 8, x.shape[1]))).fit(x)
+    fitted = CoxPHFitter(penalizer=0.1).fit(
+        pd.DataFrame(few.transform(x)).assign(days=y[:, 0], event=y[:, 1]), "days", "event"
+    )
+    return np.log(fitted.predict_partial_hazard(pd.DataFrame(few.transform(x_test))).to_numpy())
+
+
+def abmil(bags, y, test_bags, kind: str, *, epochs=100, size=512, batch=16, seed=0) -> np.ndarray:
+    """Attention-based MIL (Ilse et al., 2018; torchmil's), one model a class or one in all.
+
+    Each step sees `batch` bags, of each at most `size` patches at random; a test bag is seen whole.
+    Nothing is chosen: the settings are the same for all features. Returns as `mean_pool`.
+    """
+    from torchmil.models import ABMIL
+
+    scaler = StandardScaler().fit(np.concatenate(bags))
+    bags, test_bags = ([torch.from_numpy(scaler.transform(b).astype(np.float32)) for b in part]
+                       for part in (bags, test_bags))  # fmt: skip
+    if kind == "classification":  # of two classes one logit
+        targets, criterion = np.eye(y.max() + 1)[y], torch.nn.BCEWithLogitsLoss()
+        targets = targets[:, 1:] if targets.shape[1] == 2 else targets
+    elif kind == "regression":
+        targets, criterion = ((y - y.mean()) / y.std())[:, None], torch.nn.MSELoss()
+    else:
+        targets, criterion = y[:, None], cox_loss
+    found, rng = [], np.random.default_rng(seed)
+    for column in np.moveaxis(targets, 1, 0):
+        torch.manual_seed(seed)
+        model = ABMIL(in_shape=(bags[0].shape[1],), att_dim=64, gated=True)
+        optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3, weight_decay=0.05)
+        for _ in range(epochs * math.ceil(len(bags) / batch)):
+            some = rng.choice(len(bags), min(batch, len(bags)), replace=False)
+            parts = [bags[i][rng.permutation(len(bags[i]))[:size]] for i in some]
+            x = torch.nn.utils.rnn.pad_sequence(parts, batch_first=True)
+            mask = torch.arange(x.shape[1]) < torch.tensor([len(p) for p in parts])[:, None]
+            out = model(x, mask.float()).flatten()
+            loss = criterion(out, torch.from_numpy(column[some]).float())
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+        model.eval()
+        with torch.inference_mode():
+            found.append([model(b[None]).item() for b in test_bags])
+    if kind != "classification":
+        return np.array(found[0])
+    chance = 1 / (1 + np.exp(-np.array(found).T))
+    return np.c_[1 - chance, chance] if chance.shape[1] == 1 else chance / chance.sum(1)[:, None]
+
+
+def cox_loss(risk, time):
+    """Negative partial log-likelihood (Cox, 1972) of log hazards (b,), days and event (b, 2); of
+    tied days each sees all (Breslow)."""
+    days, event = time.T
+    later = torch.where(days[None] >= days[:, None], risk[None], -torch.inf)
+    return -(event * (risk - later.logsumexp(1))).sum() / event.sum().clamp(min=1)
+
+
+def measure(kind: str, y, predicted) -> dict[str, float]:
+    """The kind's `METRICS` of test predictions; nan where they are undefined."""
+    if kind == "classification":
+        if len(np.unique(y)) < predicted.shape[1]:
+            return dict.fromkeys(METRICS[kind], math.nan)
+        p = predicted[:, 1] if predicted.shape[1] == 2 else predicted
+        return {"auc": roc_auc_score(y, p, multi_class="ovr"),
+                "balanced_accuracy": balanced_accuracy_score(y, predicted.argmax(1))}  # fmt: skip
+    if kind == "regression":
+        frame = pd.DataFrame({"y": y, "p": predicted})
+        return {m: frame.corr(m).loc["y", "p"] for m in METRICS[kind]}
+    from lifelines.utils import concordance_index
+
+    try:
+        return {"c_index": concordance_index(y[:, 0], -predicted, y[:, 1])}
+    except ZeroDivisionError:  # no pair of these can be compared
+        return {"c_index": math.nan}
+
+
+MODELS = {"mean": mean_pool, "abmil": abmil}
+
+
+def evaluate(task: SlideTask, features: dict, *, baseline="frozen", seeds: int = 3,
+             repeats: int = 1000) -> dict:  # fmt: skip
+    """Score bags of features (`features`: {name: `read_bags`}) with every model on every fold.
+
+    Predictions are averaged over `seeds`. A score is the mean over folds; its 95% interval draws
+    each fold's test samples again, the same ones for all features, so that the differences to
+    `baseline` are paired.
+    """
+    predicted = {}
+    for name, bags in features.items():
+        for model, fit in MODELS.items():
+            predicted[name, model] = [
+                np.mean([fit([bags[i] for i in train], task.y[train], [bags[i] for i in test],
+                             task.kind, seed=seed) for seed in range(seeds)], axis=0)
+                for train, test in task.folds
+            ]  # fmt: skip
+    rng, draws = np.random.default_rng(0), {}
+    for repeat in range(repeats + 1):  # the first is the sample itself
+        picks = [rng.integers(len(t), size=len(t)) if repeat else np.arange(len(t))
+                 for _, t in task.folds]  # fmt: skip
+        for place, by_fold in predicted.items():
+            drawn = zip(task.folds, picks, by_fold, strict=True)
+            scores = [measure(task.kind, task.y[t][pick], p[pick]) for (_, t), pick, p in drawn]
+            for metric in METRICS[task.kind]:
+                mean = np.nanmean([score[metric] for score in scores])
+                draws.setdefault((*place, metric), []).append(mean)
+    draws = {k: np.array(v) for k, v in draws.items()}
+
+    def row(values, **about):
+        low, high = np.nanpercentile(values[1:], [2.5, 97.5])
+        return {**about, "mean": round(float(values[0]), 4),
+                "ci95": [round(float(low), 4), round(float(high), 4)]}  # fmt: skip
+
+    keys = [dict(zip(("features", "model", "metric"), k, strict=True)) for k in draws]
+    scores = [row(v, **about) for about, v in zip(keys, draws.values(), strict=True)]
+    delta = [row(v - draws[baseline, *place], of=name, minus=baseline, model=place[0],
+                 metric=place[1]) for (name, *place), v in draws.items()
+             if baseline in features and name != baseline]  # fmt: skip
+    return {"task": task.name, "kind": task.kind, "samples": len(task.y),
+            "folds": len(task.folds), "scores": scores, "delta": delta}  # fmt: skip

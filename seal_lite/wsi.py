@@ -1,0 +1,136 @@
+"""From whole slides to feature files: tissue mask, a grid of regions, TRIDENT's H5."""
+
+from __future__ import annotations
+
+import logging
+import os
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+from tqdm import tqdm
+
+from .encoders import VisionEncoder, embed
+from .errors import InputError
+from .sections import MAX_UPSAMPLING, open_image
+
+log = logging.getLogger(__name__)
+
+PICTURES = (".jpg", ".jpeg", ".png")  # decoded whole; anything else is a slide, read by region
+KINDS = (*PICTURES, ".svs", ".tif", ".tiff", ".ndpi", ".scn", ".vms")
+MASK_UM = 16.0  # um per px of the thumbnail in which tissue is sought
+MIN_TISSUE = 0.5  # share of a region
+
+
+class Slide:
+    """A whole-slide image of known scale: `um_per_px` at full resolution, `size` in such px."""
+
+    def __init__(self, path, um_per_px: float | None = None):
+        self.levels = None
+        if Path(path).suffix.lower() in PICTURES:
+            self.image = open_image(path)
+            self.size = self.image.size
+        else:
+            from tiffslide import TiffSlide
+
+            try:
+                self.image = TiffSlide(path)
+            except Exception as error:  # tiffslide's own errors share no class
+                raise InputError(f"{path}: cannot be read ({error}); fetch it again") from error
+            self.size, self.levels = self.image.dimensions, self.image.level_downsamples
+            um_per_px = um_per_px or self.image.properties.get("tiffslide.mpp-x")
+        if not um_per_px:
+            raise InputError(f"{path}: does not say its um per px; give --um-per-px")
+        self.um_per_px = float(um_per_px)
+
+    def read(self, x: float, y: float, edge: float, px: int) -> np.ndarray:
+        """The square of `edge` full-resolution px whose corner is (x, y), as RGB (px, px, 3)."""
+        image, box = self.image, (x, y, x + edge, y + edge)
+        if self.levels is not None:  # the smallest level that still has the wanted detail
+            level = image.get_best_level_for_downsample(edge / px + 1e-6)
+            side = round(edge / self.levels[level])
+            image, box = image.read_region((round(x), round(y)), level, (side, side)), None
+        return np.asarray(image.convert("RGB").resize((px, px), Image.Resampling.BICUBIC, box=box))
+
+    def thumbnail(self, um_per_px: float) -> np.ndarray:
+        """RGB (h, w, 3) at `um_per_px`."""
+        size = [max(1, round(s * self.um_per_px / um_per_px)) for s in self.size]
+        image = self.image if self.levels is None else self.image.get_thumbnail(size)
+        return np.asarray(image.convert("RGB").resize(size, Image.Resampling.BOX))
+
+
+def tissue_mask(rgb: np.ndarray) -> np.ndarray:
+    """Where there is tissue, (h, w) bool: saturation above Otsu's threshold (Otsu, 1979)."""
+    from skimage.filters import threshold_otsu
+
+    saturation = np.asarray(Image.fromarray(rgb).convert("HSV"))[..., 1]
+    return saturation > max(threshold_otsu(saturation), 12)  # an empty slide has grey noise only
+
+
+def grid(slide: Slide, *, patch_um: float) -> np.ndarray:
+    """Corners (n, 2) in full-resolution px of the regions of `patch_um` that are mostly tissue."""
+    mask = tissue_mask(slide.thumbnail(MASK_UM))
+    share = np.pad(mask, ((1, 0), (1, 0))).astype(float).cumsum(0).cumsum(1)  # integral image
+    edge = patch_um / slide.um_per_px
+    x, y = (np.arange(0, s - edge + 1e-6, edge) for s in slide.size)
+    corners = np.stack(np.meshgrid(x, y), -1).reshape(-1, 2)
+    scale = slide.um_per_px / MASK_UM
+    a, b = (np.minimum(np.rint(c * scale).astype(int), np.array(mask.shape[::-1])).T
+            for c in (corners, corners + edge))  # fmt: skip
+    area = np.maximum(np.prod(b - a, axis=0), 1)
+    inside = share[b[1], b[0]] - share[a[1], b[0]] - share[b[1], a[0]] + share[a[1], a[0]]
+    return corners[inside / area >= MIN_TISSUE]
+
+
+def list_slides(folder) -> list[Path]:
+    """Every slide or picture under `folder`; two of one name are an `InputError`."""
+    found = sorted(p for p in Path(folder).rglob("*") if p.suffix.lower() in KINDS)
+    if not found:
+        raise InputError(f"{folder}: holds no slide; known are {', '.join(KINDS)}")
+    stems = [p.stem for p in found]
+    if twice := [s for s in stems if stems.count(s) > 1]:
+        raise InputError(f"{folder}: two slides are called {twice[0]}; rename one")
+    return found
+
+
+def embed_slides(encoder: VisionEncoder, slides, out, *, patch_um: float, patch_px: int,
+                 um_per_px: float | None = None) -> list[Path]:  # fmt: skip
+    """Write `out/<slide>.h5` for every slide, as TRIDENT does, and return the files.
+
+    "features" (n, dim) float32 and "coords" (n, 2) int, corners in full-resolution px, with the
+    region's size in the attributes of both scales. A file that is there is kept; one appears only
+    when complete. Raises `InputError` where a slide is coarser than half the wanted resolution.
+    """
+    import h5py
+
+    out, files = Path(out), []
+    out.mkdir(parents=True, exist_ok=True)
+    for path in tqdm(slides, "embed"):
+        files.append(file := out / f"{path.stem}.h5")
+        if file.exists():
+            continue
+        slide = Slide(path, um_per_px)
+        edge = patch_um / slide.um_per_px
+        if patch_px > MAX_UPSAMPLING * edge:
+            raise InputError(
+                f"{path}: has {slide.um_per_px:.2f} um/px, but {patch_px} px for {patch_um:g} um "
+                f"need {patch_um / patch_px:.2f}; ask for fewer pixels or a larger region"
+            )
+        corners = grid(slide, patch_um=patch_um)
+        if not len(corners):
+            log.warning("%s: no tissue found: an empty file", path)
+        parts = [np.zeros((0, encoder.row.dim), np.float32)]
+        for i in range(0, len(corners), 256):
+            images = [slide.read(x, y, edge, patch_px) for x, y in corners[i : i + 256]]
+            parts.append(embed(encoder, np.stack(images)))
+        part = file.with_suffix(f".{os.getpid()}.part")
+        with h5py.File(part, "w") as h5:
+            h5["features"] = np.concatenate(parts)
+            h5["coords"] = np.rint(corners).astype(int)
+            h5["coords"].attrs.update(
+                patch_size=patch_px, patch_size_level0=round(edge), overlap=0, name=path.stem,
+                level0_width=slide.size[0], level0_height=slide.size[1],
+                um_per_px_level0=slide.um_per_px,
+            )  # fmt: skip
+        os.replace(part, file)
+    return files
