@@ -76,7 +76,7 @@ def fetch(
     name: Annotated[str, typer.Argument(help="her2st")],
     out: option(Path, "Folder to download into; resumes."),
     sections: option(str | None, "C2,C3,...; default all.") = None,
-):
+):  # fmt: skip
     """Download a public data set, each file verified against its recorded hash."""
     from .datasets import fetch_her2st
 
@@ -88,13 +88,10 @@ def fetch(
 
 @app.command()
 def phantom(
-    out: option(Path, "Folder to write."),
-    patients: int = 4,
-    sections_per_patient: int = 2,
-    spots: int = 300,
-    seed: int = 0,
+    out: option(Path, "Folder to write."), patients: int = 4, sections_per_patient: int = 2,
+    spots: int = 300, seed: int = 0,
     shift: option(str | None, "stain, regions or batch: half the patients differ in it.") = None,
-):
+):  # fmt: skip
     """Write a tissue phantom with known truth, in the layout of real data."""
     from .datasets import phantom as write_phantom
 
@@ -105,17 +102,13 @@ def phantom(
 
 @app.command()
 def finetune(
-    data: Data,
-    train: option(str, "Training sections: C2,C3,C4."),
-    out: option(Path, "Run folder; an interrupted run resumes."),
-    backbone: str | None = None,
-    epochs: int | None = None,
-    seed: int | None = None,
+    data: Data, train: option(str, "Training sections: C2,C3,C4."),
+    out: option(Path, "Run folder; an interrupted run resumes."), backbone: str | None = None,
+    epochs: int | None = None, seed: int | None = None,
     include: option(str | None, "Further genes that the panel must hold.") = None,
-    cache: option(Path | None, "Folder for the prefix cache.") = None,
-    preset: Preset = "default",
+    cache: option(Path | None, "Folder for the prefix cache.") = None, preset: Preset = "default",
     set_: Set = None,
-):
+):  # fmt: skip
     """Finetune the encoder on pairs of expression and tissue."""
     config = _config(preset, set_, backbone=backbone, epochs=epochs, seed=seed)
     sections = _load(data, _names(train), config)
@@ -130,12 +123,9 @@ def finetune(
 
 @app.command()
 def probe(
-    run: Run,
-    data: Data,
-    train: option(str, "Sections the probe is fitted on."),
-    test: option(str, "Sections it is scored on."),
-    json_file: Json,
-):
+    run: Run, data: Data, train: option(str, "Sections the probe is fitted on."),
+    test: option(str, "Sections it is scored on."), json_file: Json,
+):  # fmt: skip
     """Score a run against the frozen encoder and the controls on held-out sections."""
     from .crossval import deltas, score_rows, summary
     from .evaluate import fold_features, gene_classes, genes_to_score, score_models
@@ -170,18 +160,13 @@ def probe(
 
 @app.command()
 def crossval(
-    data: Data,
-    out: option(Path, "Folder for folds and metrics.json; resumes."),
+    data: Data, out: option(Path, "Folder for folds and metrics.json; resumes."),
     groups: option(str, "Hold out a section, a patient, or a column of sections.tsv.") = "section",
     train_groups: option(int | None, "Train on so many groups; default all but one.") = None,
-    seeds: int = 3,
-    sections: Sections = None,
-    backbone: str | None = None,
-    epochs: int | None = None,
-    preset: Preset = "default",
-    set_: Set = None,
+    seeds: int = 3, sections: Sections = None, backbone: str | None = None,
+    epochs: int | None = None, preset: Preset = "default", set_: Set = None,
     allow_leakage: Leak = False,
-):
+):  # fmt: skip
     """Leave one group out: finetune and fit everything inside each fold, score on the rest."""
     from . import crossval as cv
     from . import leakage
@@ -210,13 +195,10 @@ def crossval(
 
 @app.command()
 def hest_bench(
-    root: option(Path, "The folder that holds the tasks' folders."),
-    json_file: Json,
-    tasks: option(str | None, "IDC,PRAD,...; default every folder.") = None,
-    run: AnyRun = None,
-    backbone: Frozen = None,
-    allow_leakage: Leak = False,
-):
+    root: option(Path, "The folder that holds the tasks' folders."), json_file: Json,
+    tasks: option(str | None, "IDC,PRAD,...; default every folder.") = None, run: AnyRun = None,
+    backbone: Frozen = None, allow_leakage: Leak = False,
+):  # fmt: skip
     """Score a run, or a frozen encoder, on HEST-bench's tasks as published, beside controls."""
     from . import hest
     from .crossval import tidy
@@ -248,13 +230,10 @@ def hest_bench(
 
 @app.command()
 def retrieve(
-    run: Run,
-    data: Data,
-    section: option(str, "Section to search."),
+    run: Run, data: Data, section: option(str, "Section to search."),
     genes: option(str, "Gene set to ask for: ERBB2,GRB7."),
-    out: option(Path, "Picture to write (PNG)."),
-    top: int = 10,
-):
+    out: option(Path, "Picture to write (PNG)."), top: int = 10,
+):  # fmt: skip
     """Find the tissue regions that look like a gene set, and draw them."""
     from . import plots
     from .encoders import embed
@@ -278,13 +257,9 @@ def retrieve(
 
 @app.command()
 def retrieval_bench(
-    run: Run,
-    data: Data,
-    json_file: Json,
-    sections: Sections = None,
-    gmt: option(Path | None, "Gene sets to ask for (GMT).") = None,
-    top: int = 10,
-):
+    run: Run, data: Data, json_file: Json, sections: Sections = None,
+    gmt: option(Path | None, "Gene sets to ask for (GMT).") = None, top: int = 10,
+):  # fmt: skip
     """Genes to images and back, within a slide, across slides and across patients."""
     import pandas as pd
 
@@ -313,12 +288,11 @@ def retrieval_bench(
 @app.command()
 def embed(
     slides: option(Path, "Folder of slides (SVS, TIFF, ...) or pictures."),
-    out: option(Path, "Folder for <slide>.h5; what is there is kept."),
-    run: AnyRun = None,
+    out: option(Path, "Folder for <slide>.h5; what is there is kept."), run: AnyRun = None,
     backbone: Frozen = None,
     um_per_px: option(float | None, "Of pictures that do not say it themselves.") = None,
     patch_um: option(float | None, "Default: as in training.") = None,
-):
+):  # fmt: skip
     """Write every slide's features as TRIDENT does: tissue, a grid of regions, H5."""
     from .encoders import backbone_row, build_encoder
     from .wsi import embed_slides, list_slides
@@ -335,50 +309,25 @@ def embed(
 @app.command()
 def slide_bench(
     task: option(Path, "A Patho-Bench task: config.yaml, k=all.tsv."),
-    features: option(list[str], "NAME=FOLDER of feature files, repeated."),
-    json_file: Json,
+    features: option(list[str], "NAME=FOLDER of feature files, repeated."), json_file: Json,
     seeds: int = 3,
-):
+):  # fmt: skip
     """Score bags of features on a slide-level task, each against those called frozen."""
     import pandas as pd
 
     from .slides import evaluate, read_bags, read_task
 
-    asked = read_task(task)
-    given = dict(text.partition("=")[::2] for text in features)
-    result = evaluate(asked, {k: read_bags(asked, v) for k, v in given.items()}, seeds=seeds)
+    asked, given = read_task(task), (text.partition("=")[::2] for text in features)
+    result = evaluate(asked, {k: read_bags(asked, v) for k, v in given}, seeds=seeds)
     for part in ("scores", "delta"):
         typer.echo(pd.DataFrame(result[part]).to_string(index=False))
     _write_json(json_file, result)
 
 
 @app.command()
-def pathways(
-    expression: option(Path, "Counts, a row per patient or spot (H5AD)."),
-    gmt: option(Path, "Gene sets (GMT)."),
-    out: option(Path, "Table to write (TSV)."),
-):
-    """Score pathway activity from counts: labels for a slide-level task."""
-    import anndata as ad
-
-    from .pathways import activities, read_gmt
-
-    try:
-        adata = ad.read_h5ad(expression)
-    except (OSError, KeyError, ValueError) as error:
-        raise InputError(f"{expression}: cannot be read ({error}); give an H5AD file") from error
-    adata.layers.setdefault("counts", adata.X)
-    activities(adata, read_gmt(gmt)).to_csv(out, sep="\t")
-    typer.echo(f"wrote {out}")
-
-
-@app.command()
 def cohort(
-    out: option(Path, "Folder to write."),
-    patients: int = 60,
-    spots: int = 100,
-    seed: int = 0,
-):
+    out: option(Path, "Folder to write."), patients: int = 60, spots: int = 100, seed: int = 0,
+):  # fmt: skip
     """Write a cohort of phantom patients: slides, expression, and slide-level tasks."""
     from .datasets.cohort import cohort as write_cohort
 

@@ -64,11 +64,8 @@ class Config:
     seed: int = 0
 
     def __post_init__(self):
-        choices = {
-            "hvg": ("pearson_residuals", "seurat"),
-            "zscore": ("section", "train"),
-            "precision": ("no", "bf16", "fp16"),
-        }
+        choices = {"hvg": ("pearson_residuals", "seurat"), "zscore": ("section", "train"),
+                   "precision": ("no", "bf16", "fp16")}  # fmt: skip
         for key, allowed in choices.items():
             if getattr(self, key) not in allowed:
                 raise InputError(
@@ -76,9 +73,7 @@ class Config:
                 )
         for key in ("patch_um", "patch_px", "n_views", "n_genes", "epochs", "temperature"):
             if getattr(self, key) <= 0:
-                raise InputError(
-                    f"config: {key}={getattr(self, key)} is not positive; give a value above 0"
-                )
+                raise InputError(f"config: {key}={getattr(self, key)} must be above 0; raise it")
         if self.batch_size < 2:
             raise InputError("config: batch_size must be at least 2; the contrast needs negatives")
 

@@ -82,11 +82,9 @@ def shift_folds(sections, groups: list[str]):
                 )
             inside |= set(patients[-math.ceil(len(patients) / 4) :])
         rest = [s for s, g in of if g != out]
-        yield (
-            [s for s in rest if s.patient not in inside],
-            {out: [s for s, g in of if g == out],
-             IN + out: [s for s in rest if s.patient in inside]},
-        )  # fmt: skip
+        test = {out: [s for s, g in of if g == out],
+                IN + out: [s for s in rest if s.patient in inside]}  # fmt: skip
+        yield [s for s in rest if s.patient not in inside], test
 
 
 def crossval(root, sections, config: Config, *, by="section", train_groups=None, seeds=3, out,
@@ -148,11 +146,8 @@ def shifted(folds: list[dict]) -> dict[str, list[dict]]:
             for a, b in zip(inside[test, seed]["scores"], f["scores"], strict=True)]}
         for (test, seed), f in out.items()
     ]  # fmt: skip
-    return {
-        "in": [{**f, "test": test} for (test, _), f in inside.items()],
-        "out": list(out.values()),
-        "gap": gap,
-    }
+    named = [{**f, "test": test} for (test, _), f in inside.items()]
+    return {"in": named, "out": list(out.values()), "gap": gap}
 
 
 def run_fold(root, train, tests: dict, genes, config: Config, caches, *, progress=True) -> list:

@@ -253,9 +253,8 @@ def write_task(root, name: str, sections, folds, genes) -> Path:
         plain.write_h5ad(folder / f"adata/{s.name}.h5ad")
     for i, halves in enumerate(folds):
         for half, names in zip(("train", "test"), halves, strict=True):
-            rows = [[n, f"patches/{n}.h5", f"adata/{n}.h5ad"] for n in names]
-            pd.DataFrame(rows, columns=COLUMNS).to_csv(
-                folder / f"splits/{half}_{i}.csv", index=False
-            )
+            table = [[n, f"patches/{n}.h5", f"adata/{n}.h5ad"] for n in names]
+            table = pd.DataFrame(table, columns=COLUMNS)
+            table.to_csv(folder / f"splits/{half}_{i}.csv", index=False)
     (folder / GENES).write_text(json.dumps({"genes": list(genes)}))
     return folder

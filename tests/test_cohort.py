@@ -77,7 +77,7 @@ def test_a_clone_covers_a_minority_of_a_mutated_slide_only(root):
 
 
 def test_pipeline_from_slides_to_scores_on_the_command_line(root, tmp_path, trained):
-    """embed (frozen and tuned), oracle features beside them, slide-bench, pathways."""
+    """embed (frozen and tuned), oracle features beside them, slide-bench."""
 
     def call(*words):
         result = CliRunner().invoke(app, [str(w) for w in words])
@@ -97,10 +97,7 @@ def test_pipeline_from_slides_to_scores_on_the_command_line(root, tmp_path, trai
     oracle_features(root, tmp_path / "tuned", tmp_path / "oracle", patch_um=224.0)
     with h5py.File(tmp_path / "oracle/P003_1.h5") as file:
         assert file["features"].shape == (n, 3) and (file["features"][:, 2] > 0).all()
-    out = call("pathways", "--expression", root / "expression.h5ad", "--gmt", root / "programs.gmt",
-               "--out", tmp_path / "labels.tsv")  # fmt: skip
-    assert "labels.tsv" in out
-    labels = pd.read_csv(tmp_path / "labels.tsv", sep="\t", index_col=0)
+    labels = activities(ad.read_h5ad(root / "expression.h5ad"), read_gmt(root / "programs.gmt"))
     asked = pd.read_csv(root / "tasks/activity/k=all.tsv", sep="\t").drop_duplicates("case_id")
     np.testing.assert_allclose(labels.loc[asked.case_id, "arrangement"], asked.activity, atol=1e-3)
 

@@ -10,9 +10,7 @@ A mutation turns on coarse chromatin in a clone: a minority of the slide's regio
 `arrangement` is the whole slide's. Response and survival follow both.
 """
 
-import json
 from pathlib import Path
-from tempfile import TemporaryDirectory
 
 import numpy as np
 import pandas as pd
@@ -23,7 +21,7 @@ from tqdm import tqdm
 
 from ..errors import InputError
 from ..pathways import activities, read_gmt
-from .phantom import Patient, _expected_expression, _spots_under_tissue
+from .phantom import Patient, _expected_expression, _spots_under_tissue, whole_folder
 from .render import render
 from .tissue import FLOW_STEP, gene_table, grow, smooth_field, transcriptomes
 
@@ -42,14 +40,9 @@ def cohort(out, *, patients: int = 60, spots: int = 100, seed: int = 0, progress
     """
     import anndata as ad
 
-    out, given = Path(out).absolute(), {"patients": patients, "spots": spots, "seed": seed}
-    text = json.dumps({"format": 1, **given}, indent=1) + "\n"
+    out = Path(out).absolute()
     if patients < 20 or patients % 2:
         raise InputError(f"cohort: patients={patients} must be an even number of at least 20.")
-    if out.exists():
-        if (out / "cohort.json").is_file() and (out / "cohort.json").read_text() == text:
-            return out
-        raise InputError(f"{out} is no cohort of these arguments: remove it or choose another.")
     rng = np.random.default_rng(seed)
     names = [f"P{i:03d}" for i in range(patients)]
     mutated = rng.permutation(np.arange(patients) % 2).astype(bool)
@@ -58,9 +51,10 @@ def cohort(out, *, patients: int = 60, spots: int = 100, seed: int = 0, progress
     response = rng.random(patients) < expit(mixed)
     death, censored = rng.exponential(900 * np.exp(0.6 * mixed)), rng.uniform(300, 3000, patients)
 
-    out.parent.mkdir(parents=True, exist_ok=True)
-    with TemporaryDirectory(prefix=f".{out.name}.partial-", dir=out.parent) as partial:
-        root = Path(partial, out.name)
+    given = {"format": 1, "patients": patients, "spots": spots, "seed": seed}
+    with whole_folder(out, "cohort.json", given) as root:
+        if root is None:
+            return out
         for folder in ("slides", "truth"):
             (root / folder).mkdir(parents=True)
         counts, slides = [], []
@@ -97,8 +91,6 @@ def cohort(out, *, patients: int = 60, spots: int = 100, seed: int = 0, progress
             table.to_csv(root / "tasks" / task / "k=all.tsv", sep="\t", index=False)
             config = {"task_col": list(columns)[0], "sample_col": "case_id", **config}
             (root / "tasks" / task / "config.yaml").write_text(yaml.safe_dump(config))
-        (root / "cohort.json").write_text(text)
-        root.replace(out)
     return out
 
 

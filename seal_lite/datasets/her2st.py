@@ -5,13 +5,13 @@ almaan/her2st at the commit below. The manifest beside this file lists every ups
 its git blob SHA-1, so what arrives is byte for byte what that commit holds.
 """
 
-import csv
 import hashlib
 import os
 import re
 from collections.abc import Iterable
 from pathlib import Path, PurePosixPath
 
+import pandas as pd
 import pooch
 from tqdm import tqdm
 
@@ -57,9 +57,7 @@ def git_blob_sha1(path: Path) -> str:
 
 def _select(sections: Iterable[str] | None) -> dict[str, str]:
     """Upstream path -> git blob SHA-1 of the files to fetch."""
-    with MANIFEST.open(newline="") as file:
-        rows = csv.DictReader(file, delimiter="\t")
-        manifest = {row["path"]: row["git_blob_sha1"] for row in rows}
+    manifest = pd.read_csv(MANIFEST, sep="\t", index_col="path").git_blob_sha1.to_dict()
     if sections is None:
         return manifest
     known = sorted({_section(path) for path in manifest if path.startswith("data/ST-cnts/")})

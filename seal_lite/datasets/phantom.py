@@ -12,6 +12,7 @@ after lateral diffusion and with the patient's batch effect. Spots see what `tis
 
 import json
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from itertools import count, product
 from pathlib import Path
 from string import ascii_uppercase
@@ -155,6 +156,28 @@ def _write_section(root, name, patient, seed, spots, um_per_px):
     Image.fromarray(image).save(folder / f"HE_{name}.jpg", quality=90)
 
 
+@contextmanager
+def whole_folder(out: Path, mark: str, arguments: dict):
+    """Yield a new folder that becomes `out` when all of it is there, with the arguments in its
+    JSON file `mark`; or None where these arguments have made it already. Anything else in `out` is
+    an `InputError`; nothing is left behind if it fails."""
+    text = json.dumps(arguments, indent=1) + "\n"
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        if not (out / mark).is_file() or (out / mark).read_text() != text:
+            raise InputError(
+                f"{out} was not made with these arguments: remove it or choose another."
+            )
+        yield None
+        return
+    out.parent.mkdir(parents=True, exist_ok=True)
+    with TemporaryDirectory(prefix=f".{out.name}.partial-", dir=out.parent) as partial:
+        root = Path(partial, out.name)
+        root.mkdir()
+        yield root
+        (root / mark).write_text(text)
+        root.replace(out)
+
+
 def phantom(out, *, patients=4, sections_per_patient=2, spots=300, seed=0, um_per_px=0.5,
             shift=None, workers=2, progress=True):  # fmt: skip
     """Write a phantom of `patients` x `sections_per_patient` sections under `out`.
@@ -178,16 +201,9 @@ def phantom(out, *, patients=4, sections_per_patient=2, spots=300, seed=0, um_pe
         raise InputError(f"phantom: shift={shift} is unknown; use one of {', '.join(SHIFTS)}.")
     parameters = {"format": FORMAT, **arguments, "um_per_px": um_per_px, "assay": vars(ASSAY)}
     parameters |= {"shift": shift} if shift else {}
-    parameters = json.dumps(parameters, indent=1) + "\n"
-    if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        mark = out / "phantom.json"
-        if mark.is_file() and mark.read_text() == parameters:
+    with whole_folder(out, "phantom.json", parameters) as root:
+        if root is None:
             return out
-        raise InputError(f"{out} is no phantom of these parameters: remove it or choose another.")
-
-    out.parent.mkdir(parents=True, exist_ok=True)
-    with TemporaryDirectory(prefix=f".{out.name}.partial-", dir=out.parent) as partial:
-        root = Path(partial, out.name)
         for folder in ("data/ST-imgs", "data/ST-cnts", "data/ST-spotfiles", "truth"):
             (root / folder).mkdir(parents=True)
         each = {"class": "first", "program": "+".join}
@@ -212,6 +228,4 @@ def phantom(out, *, patients=4, sections_per_patient=2, spots=300, seed=0, um_pe
         with bar, ThreadPoolExecutor(max(workers, 1)) as pool:
             for _ in pool.map(_write_section, *zip(*jobs, strict=True)):
                 bar.update()
-        (root / "phantom.json").write_text(parameters)
-        root.replace(out)
     return out
