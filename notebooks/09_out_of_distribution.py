@@ -50,8 +50,8 @@ from seal_lite.datasets import phantom
 from seal_lite.sections import load_sections
 from seal_lite.train import code_hash
 
-ROOT = phantom(f"data/phantom-{SHIFT}", patients=PATIENTS, sections_per_patient=1, spots=SPOTS,
-               seed=3, shift=SHIFT)  # fmt: skip
+ROOT = phantom(f"data/{SHIFT}-{PATIENTS}x{SPOTS}", patients=PATIENTS, sections_per_patient=1,
+               spots=SPOTS, seed=3, shift=SHIFT)  # fmt: skip
 sections = load_sections(ROOT)
 groups = groups_of(sections, SHIFT)
 pd.Series(groups, name=SHIFT).value_counts()
