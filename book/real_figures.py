@@ -37,11 +37,15 @@ RULE = (
 def draw(root: Path, run: Path, *, section: str, genes: list[str], top: int = 10, shown: int = 3):
     """Draw the three figures; returns what results/her2st_figures.json holds.
 
-    Raises `InputError` where the run was trained on the section.
+    Raises `InputError` where the run was trained on the section, or by other code than this.
     """
     provenance = json.loads((run / "provenance.json").read_text())
     if section in provenance["sections"]:
         raise InputError(f"--section {section}: {run} was trained on it; show one never seen")
+    if provenance["code_sha256"] != code_hash(provenance["code"]):  # the record will name this code
+        raise InputError(
+            f"{run}: was finetuned by other code than this; remove it and finetune again"
+        )
     model = SEAL.from_pretrained(run)
     config = model.config
     (held,) = load_sections(root, [section], patch_um=config.patch_um, patch_px=config.patch_px)

@@ -260,13 +260,7 @@ def run(root, target: Path, only=None):
         for train, test, seed in splits():
             config = dataclasses.replace(FULL, seed=seed, **changes)
             stamp = stamp_of(config, variant, second_um)
-            row = {
-                "arm": name,
-                "train": train,
-                "seed": seed,
-                "stamp": stamp,
-                "code": now,
-            }
+            row = {"arm": name, "train": train, "seed": seed, "stamp": stamp, "code": now}
             if kept := done.get((name, *train, stamp)):
                 rows.append(kept)
             elif not only or name in only:

@@ -175,9 +175,8 @@ for step in range(4):
         loss.backward()
         seconds[name].append(time.perf_counter() - started)
         losses[name].append(loss.item())
-rate = {
-    name: two_views.batch_size / np.mean(s[1:]) for name, s in seconds.items()
-}  # first: warm-up
+# The first step warms up and is not counted.
+rate = {name: two_views.batch_size / np.mean(s[1:]) for name, s in seconds.items()}
 loss_gap = float(np.abs(np.subtract(losses["plain"], losses["cached"])).max())
 for name in rate:
     print(f"{name:6} loop: {rate[name]:6.1f} pairs/s")

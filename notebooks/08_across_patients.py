@@ -84,7 +84,7 @@ print(f"{len(asked)} slides of {patients} patients, {len(spaces['tuned']['slide'
 # %% [markdown]
 # ## Is a patient an island?
 #
-# First a look. Both kinds of points are in one space: filled, where the pictures lie; open, where
+# First a look. Both kinds of points are in one space: left, where the pictures lie; right, where
 # the profiles lie. If pictures of different patients formed islands, no profile of one could find
 # tissue of another.
 
