@@ -340,10 +340,8 @@ def main():
     logging.getLogger("httpx").setLevel(logging.WARNING)
     try:
         app()
-    except InputError as error:
-        typer.secho(f"seal-lite: {error}", fg="red", err=True)
-        sys.exit(2)
-    except ModuleNotFoundError as error:
-        text = f"{error.name} is not installed; pip install 'seal_lite[slides]'"
+    except (InputError, ModuleNotFoundError) as error:
+        lacks = isinstance(error, ModuleNotFoundError)
+        text = f"{error.name} is not installed; pip install 'seal_lite[slides]'" if lacks else error
         typer.secho(f"seal-lite: {text}", fg="red", err=True)
         sys.exit(2)

@@ -17,22 +17,21 @@ import numpy as np
 import pandas as pd
 import torch
 import yaml
+from scipy.stats import rankdata
 from sklearn.decomposition import PCA
 from sklearn.linear_model import LogisticRegression, RidgeCV
-from sklearn.metrics import balanced_accuracy_score, roc_auc_score
 from sklearn.model_selection import GridSearchCV, StratifiedGroupKFold, StratifiedKFold
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
 from .errors import InputError
-
-METRICS = {"classification": ("auc", "balanced_accuracy"), "regression": ("pearson", "spearman"),
-           "survival": ("c_index",)}  # fmt: skip
+from .targets import pearson
 
 
 @dataclass(frozen=True)
 class SlideTask:
-    """What is asked: `kind` is a key of `METRICS`, `slides` the slide names of each sample.
+    """What is asked: `kind` is classification, regression or survival, `slides` the slide names of
+    each sample.
 
     y: classes (n,) int of `classes`, or values (n,), or days and event (n, 2). folds: indices of
     the samples that train and of those that test.
@@ -191,23 +190,31 @@ def cox_loss(risk, time):
     return -(event * (risk - later.logsumexp(1))).sum() / event.sum().clamp(min=1)
 
 
-def measure(kind: str, y, predicted) -> dict[str, float]:
-    """The kind's `METRICS` of test predictions; nan where they are undefined."""
+def measure(kind: str, y, predicted) -> dict[str, np.ndarray]:
+    """What the kind is measured by, (r,) for r draws of test samples; nan where they are undefined.
+
+    y (r, m), of survival (r, m, 2); predicted (r, m), of classes (r, m, classes). The AUC is the
+    mean over classes of each against the rest, from ranks (Mann & Whitney, 1947).
+    """
     if kind == "classification":
-        if len(np.unique(y)) < predicted.shape[1]:
-            return dict.fromkeys(METRICS[kind], math.nan)
-        p = predicted[:, 1] if predicted.shape[1] == 2 else predicted
-        return {"auc": roc_auc_score(y, p, multi_class="ovr"),
-                "balanced_accuracy": balanced_accuracy_score(y, predicted.argmax(1))}  # fmt: skip
+        own = y[..., None] == np.arange(predicted.shape[-1])
+        n, right = own.sum(1), own & (predicted.argmax(-1) == y)[..., None]
+        above = (rankdata(predicted, axis=1) * own).sum(1) - n * (n + 1) / 2
+        with np.errstate(invalid="ignore", divide="ignore"):
+            auc, recall = above / (n * (y.shape[1] - n)), right.sum(1) / n
+        return {"auc": auc.mean(1), "balanced_accuracy": recall.mean(1)}
     if kind == "regression":
-        frame = pd.DataFrame({"y": y, "p": predicted})
-        return {m: frame.corr(m).loc["y", "p"] for m in METRICS[kind]}
+        ranks = (rankdata(v, axis=1) for v in (predicted, y))
+        return {"pearson": pearson(predicted.T, y.T), "spearman": pearson(*(v.T for v in ranks))}
     from lifelines.utils import concordance_index
 
-    try:
-        return {"c_index": concordance_index(y[:, 0], -predicted, y[:, 1])}
-    except ZeroDivisionError:  # no pair of these can be compared
-        return {"c_index": math.nan}
+    def c_index(time, risk):
+        try:
+            return concordance_index(time[:, 0], -risk, time[:, 1])
+        except ZeroDivisionError:  # no pair of these can be compared
+            return math.nan
+
+    return {"c_index": np.array([c_index(*draw) for draw in zip(y, predicted, strict=True)])}
 
 
 MODELS = {"mean": mean_pool, "abmil": abmil}
@@ -229,27 +236,26 @@ def evaluate(task: SlideTask, features: dict, *, baseline="frozen", seeds: int =
                              task.kind, seed=seed) for seed in range(seeds)], axis=0)
                 for train, test in task.folds
             ]  # fmt: skip
-    rng, draws = np.random.default_rng(0), {}
-    for repeat in range(repeats + 1):  # the first is the sample itself
-        picks = [rng.integers(len(t), size=len(t)) if repeat else np.arange(len(t))
-                 for _, t in task.folds]  # fmt: skip
+    rng, found = np.random.default_rng(0), {}
+    for fold, (_, test) in enumerate(task.folds):
+        drawn = rng.integers(len(test), size=(repeats, len(test)))
+        picks = np.vstack([np.arange(len(test)), drawn])  # the first is the sample itself
         for place, by_fold in predicted.items():
-            drawn = zip(task.folds, picks, by_fold, strict=True)
-            scores = [measure(task.kind, task.y[t][pick], p[pick]) for (_, t), pick, p in drawn]
-            for metric in METRICS[task.kind]:
-                mean = np.nanmean([score[metric] for score in scores])
-                draws.setdefault((*place, metric), []).append(mean)
-    draws = {k: np.array(v) for k, v in draws.items()}
+            scores = measure(task.kind, task.y[test][picks], by_fold[fold][picks])
+            for metric, values in scores.items():
+                found.setdefault((*place, metric), []).append(values)
+    draws = {place: np.nanmean(by_fold, axis=0) for place, by_fold in found.items()}
 
     def row(values, **about):
         low, high = np.nanpercentile(values[1:], [2.5, 97.5])
         return {**about, "mean": round(float(values[0]), 4),
                 "ci95": [round(float(low), 4), round(float(high), 4)]}  # fmt: skip
 
-    keys = [dict(zip(("features", "model", "metric"), k, strict=True)) for k in draws]
-    scores = [row(v, **about) for about, v in zip(keys, draws.values(), strict=True)]
-    delta = [row(v - draws[baseline, *place], of=name, minus=baseline, model=place[0],
-                 metric=place[1]) for (name, *place), v in draws.items()
-             if baseline in features and name != baseline]  # fmt: skip
+    scores = [row(v, features=n, model=m, metric=k) for (n, m, k), v in draws.items()]
+    delta = [
+        row(v - draws[baseline, m, k], of=n, minus=baseline, model=m, metric=k)
+        for (n, m, k), v in draws.items()
+        if n != baseline and baseline in features
+    ]
     return {"task": task.name, "kind": task.kind, "samples": len(task.y),
             "folds": len(task.folds), "scores": scores, "delta": delta}  # fmt: skip

@@ -8,7 +8,8 @@ import torch
 import yaml
 from lifelines import CoxPHFitter
 from lifelines.utils import concordance_index
-from sklearn.metrics import roc_auc_score
+from scipy.stats import pearsonr, spearmanr
+from sklearn.metrics import balanced_accuracy_score, roc_auc_score
 
 from seal_lite import InputError
 from seal_lite.slides import (
@@ -59,6 +60,11 @@ STATUS = {"status": np.where(MUTANT, "mutant", "wildtype")}
 NAMES = {"label_dict": {"0": "wildtype", "1": "mutant"}}
 
 
+def one(kind, y, predicted):
+    """`measure` of one sample, without draws."""
+    return {k: v[0] for k, v in measure(kind, y[None], predicted[None]).items()}
+
+
 def test_a_task_is_read_and_slides_are_fused_early(task):
     root, features = task(STATUS, NAMES)
     found = read_task(root)
@@ -96,7 +102,7 @@ def test_a_label_in_the_features_is_found_and_no_label_is_not(task, model):
         p = MODELS[model]([bags[i] for i in train], y[train], [bags[i] for i in test], found.kind)
         assert p.shape == (len(test), 2)
         np.testing.assert_allclose(p.sum(1), 1, rtol=1e-6)
-        return measure(found.kind, y[test], p)["auc"]
+        return one(found.kind, y[test], p)["auc"]
 
     assert auc(found.y) > 0.95
     rng = np.random.default_rng(1)
@@ -109,12 +115,32 @@ def test_values_and_three_classes_are_learnt_too():
     bags = [rng.standard_normal((8, 3)).astype("f4") + [v, 0, 0] for v in y]
     for model in (mean_pool, abmil):
         found = model(bags[:40], y[:40], bags[40:], "regression")
-        assert measure("regression", y[40:], found)["pearson"] > 0.8
+        assert one("regression", y[40:], found)["pearson"] > 0.8
     three = np.digitize(y, [-0.5, 0.5])
     found = abmil(bags[:40], three[:40], bags[40:], "classification")
-    assert found.shape == (20, 3) and measure("classification", three[40:], found)["auc"] > 0.75
-    reference = roc_auc_score(three[40:], found, multi_class="ovr", average="macro")
-    assert measure("classification", three[40:], found)["auc"] == reference
+    assert found.shape == (20, 3) and one("classification", three[40:], found)["auc"] > 0.75
+
+
+def test_every_draw_is_measured_as_the_libraries_do():
+    rng = np.random.default_rng(0)
+    for classes in (2, 3):
+        y = rng.integers(classes, size=(20, 25))
+        p = rng.integers(1, 5, (20, 25, classes)) + np.eye(classes)[y]  # with ties
+        p = p / p.sum(2, keepdims=True)
+        found = measure("classification", y, p)
+        for i in range(20):
+            score = p[i][:, 1] if classes == 2 else p[i]
+            auc = roc_auc_score(y[i], score, multi_class="ovr", average="macro")
+            assert found["auc"][i] == pytest.approx(auc)
+            balanced = balanced_accuracy_score(y[i], p[i].argmax(1))
+            assert found["balanced_accuracy"][i] == pytest.approx(balanced)
+    one_class = measure("classification", np.zeros((1, 5), int), np.full((1, 5, 2), 0.5))
+    assert np.isnan([*one_class.values()]).all()
+    y, p = rng.integers(6, size=(2, 20, 25)).astype(float)
+    found = measure("regression", y, p)
+    for i in range(20):
+        assert found["pearson"][i] == pytest.approx(pearsonr(y[i], p[i]).statistic)
+        assert found["spearman"][i] == pytest.approx(spearmanr(y[i], p[i]).statistic)
 
 
 def test_survival_is_learnt_and_measured_by_concordance():
@@ -125,7 +151,7 @@ def test_survival_is_learnt_and_measured_by_concordance():
     bags = [rng.standard_normal((6, 3)).astype("f4") * 0.3 + [r, 0, 0] for r in risk]
     for model in (mean_pool, abmil):
         found = model(bags[:60], y[:60], bags[60:], "survival")
-        c = measure("survival", y[60:], found)["c_index"]
+        c = one("survival", y[60:], found)["c_index"]
         assert c == concordance_index(y[60:, 0], -found, y[60:, 1]) and c > 0.7
 
 

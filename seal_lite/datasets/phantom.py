@@ -164,9 +164,7 @@ def whole_folder(out: Path, mark: str, arguments: dict):
     text = json.dumps(arguments, indent=1) + "\n"
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         if not (out / mark).is_file() or (out / mark).read_text() != text:
-            raise InputError(
-                f"{out} was not made with these arguments: remove it or choose another."
-            )
+            raise InputError(f"{out}: not made with these arguments; remove it, or choose another")
         yield None
         return
     out.parent.mkdir(parents=True, exist_ok=True)
