@@ -93,9 +93,9 @@ def crossval(root, sections, config: Config, *, by="section", train_groups=None,
 
     Each group `by` "section" or "patient" is held out in turn (or see `folds_of`); by a column of
     sections.tsv, it is also compared with its like in distribution (`shift_folds`, `shifted`). A
-    finished fold is kept in `out/folds/` and not run again; a folder with other data or settings is
-    refused (`InputError`). The prefix cache is shared by all folds: it holds nothing fitted. What
-    `leakage.found` says and was allowed marks the result.
+    finished fold is kept in `out/folds/` and not run again; its encoders stay in `out/runs/`. A
+    folder with other data or settings is refused (`InputError`). The prefix cache is shared by all
+    folds: it holds nothing fitted. What `leakage.found` says and was allowed marks the result.
     """
     out, groups, shift = Path(out), groups_of(sections, by), by not in ("section", "patient")
     if shift and train_groups is not None:
@@ -113,7 +113,8 @@ def crossval(root, sections, config: Config, *, by="section", train_groups=None,
             if not path.exists():
                 log.info("fold: test %s, seed %d", name, seed)
                 c = dataclasses.replace(config, seed=seed)
-                found = run_fold(root, train, tests, genes, c, caches, progress=progress)
+                found = run_fold(root, train, tests, genes, c, caches, progress=progress,
+                                 runs=out / f"runs/{name}-{seed}")  # fmt: skip
                 path.parent.mkdir(parents=True, exist_ok=True)
                 write_atomic(path, json.dumps(found))
             folds += json.loads(path.read_text())
@@ -150,15 +151,16 @@ def shifted(folds: list[dict]) -> dict[str, list[dict]]:
     return {"in": named, "out": list(out.values()), "gap": gap}
 
 
-def run_fold(root, train, tests: dict, genes, config: Config, caches, *, progress=True) -> list:
+def run_fold(root, train, tests: dict, genes, config: Config, caches, *, runs=None, progress=True):
     """Finetune on true and on shuffled pairs, then score everything on the held-out sections.
 
-    `tests` are lists of sections by group. Returns for each group {"test": its name, "seed",
+    `tests` are lists of sections by group. With `runs` both encoders are kept, in runs/tuned and
+    runs/shuffled, and not finetuned again. Returns for each group {"test": its name, "seed",
     "scores": `score_rows`, "morphology": `morphology.morphology`}.
     """
     models = {
         name: finetune(train, config, include=genes, shuffle_pairs=shuffle, cache_dir=caches,
-                       progress=progress)[0]
+                       out=runs and runs / name, progress=progress)[0]
         for name, shuffle in (("tuned", False), ("shuffled", True))
     }  # fmt: skip
     held = [s for test in tests.values() for s in test]

@@ -209,8 +209,7 @@ def bench(task: Task, samples: dict, config: Config, found: dict, stages: dict) 
     fold and features: HEST-bench's number under target "hest_bench" (`pooled_scores`), its R^2, and
     both probes on all targets, within each test sample.
     """
-    names = list(samples)
-    folds = []
+    names, folds = list(samples), []
     for i, halves in enumerate(task.folds):
         train, test = ([samples[s] for s in half] for half in halves)
 

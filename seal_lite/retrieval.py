@@ -113,8 +113,7 @@ def cross_modal(space: dict, *, top: int = 10, at=(1, 5, 10)) -> list[dict]:
 def retrieval_scores(model, section, embeddings, *, at=(1, 5, 10)) -> dict[str, float]:
     """Gene -> image recall within a section: every spot's measured profile asks for its region."""
     space = shared_space(model, [section], [embeddings])
-    own = np.arange(len(embeddings))
-    return recall(space["genes"] @ space["images"].T, own, at=at)
+    return recall(space["genes"] @ space["images"].T, np.arange(len(embeddings)), at=at)
 
 
 def gene_set_scores(model, space: dict, sets: dict, *, top: int = 10) -> list[dict]:

@@ -162,7 +162,7 @@ def abmil(bags, y, test_bags, kind: str, *, epochs=100, size=512, batch=16, seed
     for column in np.moveaxis(targets, 1, 0):
         torch.manual_seed(seed)
         model = ABMIL(in_shape=(bags[0].shape[1],), att_dim=64, gated=True)
-        optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3, weight_decay=0.05)
+        optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2, weight_decay=0.05)
         for _ in range(epochs * math.ceil(len(bags) / batch)):
             some = rng.choice(len(bags), min(batch, len(bags)), replace=False)
             parts = [bags[i][rng.permutation(len(bags[i]))[:size]] for i in some]

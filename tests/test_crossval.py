@@ -147,6 +147,19 @@ def test_finished_folds_are_not_run_again(finished, phantom_root, sections, monk
         assert [s["per_gene"] for s in one["scores"]] == [s["per_gene"] for s in other["scores"]]
 
 
+def test_the_encoders_of_a_fold_are_kept_and_give_its_scores(
+    finished, phantom_root, sections, monkeypatch
+):
+    monkeypatch.setattr("seal_lite.train.Pairs", lambda *_, **__: pytest.fail("finetuned again"))
+    kept = finished[0] / "runs/PB-0"
+    assert SEAL.from_pretrained(kept / "tuned").config.seed == 0
+    fold = finished[0] / "folds/PB-0.json"
+    before = fold.read_text()
+    fold.unlink()
+    _crossval(finished, phantom_root, sections)
+    assert fold.read_text() == before
+
+
 def test_other_settings_or_data_are_refused(finished, phantom_root, sections, tmp_path):
     for change in ({"config": replace(CONFIG, epochs=2)}, {"by": "section"}):
         with pytest.raises(InputError, match=str(finished[0])):
