@@ -17,8 +17,8 @@ RECORDED  := $(shell find results -name '*.json' 2>/dev/null)
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
 .NOTPARALLEL: # the notebooks share data/ and runs/, and each uses every core
-.PHONY: help install book test lint notebooks results record record-her2st record-phantom trials \
-  fooled yardstick bench recheck hero sync lock clean
+.PHONY: help install book test lint notebooks results record record-her2st record-phantom \
+  record-shifts tasks trials fooled yardstick bench recheck hero sync lock clean
 say = @printf '\n== %s\n' $(1)
 
 help: ## show this list
@@ -60,14 +60,14 @@ book/results.md: $(wildcard book/*.py) $(RECORDED) $(PACKAGE) $(STAMP)
 HER2ST ?= ../shared/her2st
 CLI    := $(VENV)/bin/seal-lite
 RUNS   := runs/record
-record: record-her2st record-phantom bench ## measure results/ again: hours on 2 cores, needs her2st (HER2ST=DIR)
+record: record-her2st record-phantom record-shifts tasks bench ## measure results/ again: hours on 2 cores, needs her2st (HER2ST=DIR)
 	$(CLI) finetune --data $(HER2ST) --train C3,C4,C5 --include ERBB2,GRB7 --seed 0 \
 	  --out runs/her2st-C2
 	$(PY) book/real_figures.py $(HER2ST) runs/her2st-C2 --section C2 --genes ERBB2,GRB7
 
-# One thread, so that a record does not depend on the number of cores. Run these two targets in two
-# shells: a training has little use for a second core.
-record-her2st record-phantom recheck: export OMP_NUM_THREADS = 1
+# One thread, so that a record does not depend on the number of cores. Run two of the first three in
+# two shells: a training has little use for a second core.
+record-her2st record-phantom record-shifts tasks recheck: export OMP_NUM_THREADS = 1
 record-her2st: $(STAMP)
 	$(CLI) crossval --data $(HER2ST) --sections C2,C3,C4,C5 --groups section --seeds 5 \
 	  --allow-leakage --out $(RUNS)/her2st
@@ -80,6 +80,19 @@ record-phantom: $(STAMP)
 	  --out $(RUNS)/phantom
 	@mkdir -p results
 	cp $(RUNS)/phantom/metrics.json results/phantom.json
+
+record-shifts: $(STAMP)
+	@mkdir -p results
+	for shift in stain regions batch; do \
+	  $(CLI) phantom --out data/$$shift-record --patients 12 --sections-per-patient 1 --spots 150 \
+	    --seed 4 --shift $$shift && \
+	  $(CLI) crossval --data data/$$shift-record --groups $$shift --seeds 3 \
+	    --out $(RUNS)/shift-$$shift && \
+	  cp $(RUNS)/shift-$$shift/metrics.json results/shift_$$shift.json || exit 1; \
+	done
+
+tasks: $(STAMP) ## score the records' encoders on the other evaluations: HEST-bench, retrieval, slides
+	$(PY) book/tasks.py $(HER2ST)
 
 trials: $(STAMP) ## choose settings, and measure what each part is worth: hours, needs her2st
 	$(PY) book/trials.py $(HER2ST)

@@ -16,6 +16,7 @@ from pathlib import Path
 import matplotlib
 
 matplotlib.use("Agg")
+import benches
 import earned
 import fooled
 import numpy as np
@@ -81,8 +82,9 @@ def write(results: Path = ROOT / "results", out: Path = ROOT / "book"):
     for name in RECORDS:
         parts += crossval_section(name, results / f"{name}.json", out)
     parts += earned.section(results, out)
+    parts += benches.sections(results, out)
     parts += real_section(results / "her2st_figures.json", out)
-    parts += bench_section(results / "bench.json")
+    parts += benches.speed_section(results / "bench.json")
     (out / "results.md").write_text("\n".join(parts))
     (out / "headline.md").write_text(headline(results))
     (out / "settings.md").write_text(settings())
@@ -365,34 +367,6 @@ def retrieval_text(found: dict) -> str:
         f"{found['recall@10']:.1%} of them (by chance {found['chance@10']:.1%}); the median rank "
         f"is {found['median_rank']:.0f}.\n"
     )
-
-
-def bench_section(path: Path) -> list[str]:
-    """Pairs per second of the plain and the cached loop, and when the cache has paid."""
-    parts = [
-        "\n(speed)=\n## Speed: the frozen-prefix cache\n",
-        "Only the last blocks adapt, so everything before them is computed once per view and kept. "
-        "Both loops take the same steps on the same views.\n",
-    ]
-    b = load(path)
-    if b is None:
-        return [*parts, missing(path)]
-    plain, cached = b["pairs_per_s"]["plain"], b["pairs_per_s"]["cached"]
-    pays = b["cache_seconds"] / (1 / plain - 1 / cached) if cached > plain else np.inf
-    rows = [
-        ("plain loop", f"{plain:.1f} pairs/s"),
-        ("cached loop", f"{cached:.1f} pairs/s"),
-        ("cached / plain", f"{b['ratio']:.1f}"),
-        ("largest difference of the two losses", f"{b['largest_loss_difference']:.1e}"),
-        ("filling the cache, once", f"{b['cache_seconds']:.0f} s for {b['pairs']} pairs"),
-        ("it has paid for itself after", f"{pays / b['pairs']:.1f} epochs"),
-    ]
-    return [
-        *parts,
-        stale(b["provenance"]),
-        table(["", "measured"], rows, right=1),
-        details("Where this comes from", provenance_table(b["provenance"])),
-    ]
 
 
 if __name__ == "__main__":

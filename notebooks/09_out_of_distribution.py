@@ -69,9 +69,10 @@ with plt.rc_context(plots.STYLE):
             patch = s.patches[len(s.patches) // 2]
             ax.imshow(patch, extent=(0, Config.patch_um, Config.patch_um, 0))
             ax.set(xticks=[], yticks=[], title=s.name)
-            ax.plot([14, 114], [206, 206], color="black", lw=3)
+            ax.plot([14, 114], [206, 206], color="black", lw=3, solid_capstyle="butt")
+            ax.spines[:].set_visible(False)
         row[0].set_ylabel(group)
-    axes[0, 0].text(14, 196, "100 um", fontsize=9)
+    axes[0, 0].text(14, 196, "100 µm", fontsize=9)
 plt.close(figure)
 figure
 

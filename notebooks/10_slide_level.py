@@ -48,6 +48,7 @@ import h5py
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
+from matplotlib.collections import PatchCollection
 from PIL import Image
 
 from seal_lite import Config, plots
@@ -102,8 +103,9 @@ with plt.rc_context(plots.STYLE):
                                       ec=plots.COLOURS[0], lw=1.2))  # fmt: skip
     for ax, title in ((left, slides[0].stem), (right, f"{len(corners)} regions on tissue")):
         ax.set(title=title, xticks=[], yticks=[])
+        ax.spines[:].set_visible(False)
         ax.plot([60, 560], [side - 60] * 2, color="black", lw=3)
-    left.text(60, side - 90, "500 um", va="bottom")
+    left.text(60, side - 90, "500 µm", va="bottom")
 plt.close(figure)
 figure
 
@@ -143,18 +145,21 @@ with plt.rc_context(plots.STYLE):
         side = image.shape[0] * 8 * UM_PER_PX
         row[0].imshow(image, extent=(0, side, side, 0))
         with h5py.File(folders["oracle"] / f"{name}.h5") as file:
-            x, y = file["coords"][:].T * UM_PER_PX
+            corner = file["coords"][:] * UM_PER_PX
             share = file["features"][:, 0]
-        discs = row[1].scatter(x + config.patch_um / 2, y + config.patch_um / 2, c=share, s=170,
-                               marker="s", cmap="viridis", vmin=0, vmax=1)  # fmt: skip
+        regions = [plt.Rectangle(c, config.patch_um, config.patch_um) for c in corner]
+        squares = PatchCollection(regions, cmap="viridis", clim=(0, 1), ec="white", lw=0.5)
+        squares.set_array(share)
+        row[1].add_collection(squares)
         row[1].set(xlim=(0, side), ylim=(side, 0), aspect="equal")
         for ax, title in zip(
             row, (f"{name}, {status[name]}", "share of coarse nuclei"), strict=True
         ):
             ax.set(title=title, xticks=[], yticks=[])
+            ax.spines[:].set_visible(False)
             ax.plot([60, 560], [side - 60] * 2, color="black", lw=3)
-        row[0].text(60, side - 90, "500 um", va="bottom")
-    figure.colorbar(discs, ax=axes[:, 1], shrink=0.5)
+        row[0].text(60, side - 90, "500 µm", va="bottom")
+    figure.colorbar(squares, ax=axes[:, 1], shrink=0.5)
 plt.close(figure)
 figure
 

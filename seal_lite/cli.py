@@ -312,7 +312,7 @@ def slide_bench(
     features: option(list[str], "NAME=FOLDER of feature files, repeated."), json_file: Json,
     seeds: int = 3,
 ):  # fmt: skip
-    """Score bags of features on a slide-level task, each against those called frozen."""
+    """Score bags of features on a slide-level task, each against all that are named before it."""
     import pandas as pd
 
     from .slides import evaluate, read_bags, read_task

@@ -9,6 +9,7 @@ as TRIDENT writes them: features (n, d) or (1, n, d). A sample's slides are fuse
 
 from __future__ import annotations
 
+import itertools
 import math
 from dataclasses import dataclass
 from pathlib import Path
@@ -220,13 +221,12 @@ def measure(kind: str, y, predicted) -> dict[str, np.ndarray]:
 MODELS = {"mean": mean_pool, "abmil": abmil}
 
 
-def evaluate(task: SlideTask, features: dict, *, baseline="frozen", seeds: int = 3,
-             repeats: int = 1000) -> dict:  # fmt: skip
+def evaluate(task: SlideTask, features: dict, *, seeds: int = 3, repeats: int = 1000) -> dict:
     """Score bags of features (`features`: {name: `read_bags`}) with every model on every fold.
 
     Predictions are averaged over `seeds`. A score is the mean over folds; its 95% interval draws
-    each fold's test samples again, the same ones for all features, so that the differences to
-    `baseline` are paired.
+    each fold's test samples again, the same ones for all features, so that differences are paired:
+    of each features to all that are named before them.
     """
     predicted = {}
     for name, bags in features.items():
@@ -253,9 +253,9 @@ def evaluate(task: SlideTask, features: dict, *, baseline="frozen", seeds: int =
 
     scores = [row(v, features=n, model=m, metric=k) for (n, m, k), v in draws.items()]
     delta = [
-        row(v - draws[baseline, m, k], of=n, minus=baseline, model=m, metric=k)
+        row(v - draws[minus, m, k], of=n, minus=minus, model=m, metric=k)
         for (n, m, k), v in draws.items()
-        if n != baseline and baseline in features
+        for minus in itertools.takewhile(n.__ne__, features)
     ]
     return {"task": task.name, "kind": task.kind, "samples": len(task.y),
             "folds": len(task.folds), "scores": scores, "delta": delta}  # fmt: skip

@@ -123,3 +123,19 @@ def test_across_patients():
     assert tuned["random"] < tuned["found"] < tuned["oracle"]
     assert tuned["found"] - tuned["random"] > 2 * (shuffled["found"] - shuffled["random"])
     assert all(r["recall@10"] > 1.2 * r["chance@10"] for r in f["recall"].values())
+
+
+def test_out_of_distribution():
+    f = figures(9)
+    for row in f["means"].values():
+        assert row["gap"] == pytest.approx(row["in"] - row["out"], abs=1e-6)
+    assert f["means"]["tuned"]["in"] > f["means"]["random_init"]["in"]
+    assert all(0 < v < 1 for v in f["robustness"].values()) and f["gap_rows"] == 3
+
+
+def test_slide_level():
+    f = figures(10)
+    assert f["slides"] == 50 and f["regions"] > 10 and "arrangement" in f["activity_sets"]
+    best = {task.split(",")[0]: scores for task, scores in f["best"].items()}
+    assert best["activity"]["oracle"] > 0.5 and best["mutation"]["oracle"] > 0.7
+    assert best["activity"]["oracle"] > best["activity"]["frozen"]

@@ -173,7 +173,10 @@ def test_differences_are_paired_and_better_features_win(task):
     noise = [rng.standard_normal(b.shape).astype("f4") for b in bags]
     result = evaluate(found, {"frozen": noise, "tuned": bags, "same": noise}, seeds=1, repeats=200)
     assert (result["samples"], result["folds"], result["kind"]) == (N, 2, "classification")
-    delta = {(d["of"], d["model"], d["metric"]): d for d in result["delta"]}
+    pairs = [("tuned", "frozen"), ("same", "frozen"), ("same", "tuned")]
+    assert list(dict.fromkeys((d["of"], d["minus"]) for d in result["delta"])) == pairs
+    delta = {(d["of"], d["model"], d["metric"]): d for d in result["delta"]
+             if d["minus"] == "frozen"}  # fmt: skip
     assert delta["tuned", "mean", "auc"]["ci95"][0] > 0
     assert delta["same", "abmil", "auc"]["ci95"] == [0, 0]  # the same draws for both
     scores = {(s["features"], s["model"], s["metric"]): s for s in result["scores"]}

@@ -1,0 +1,322 @@
+"""The results page's sections on the other evaluations, and on speed."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import matplotlib.pyplot as plt
+import numpy as np
+import pandas as pd
+from page import (  # fmt: skip
+    NBSP,
+    details,
+    figure,
+    interval,
+    label,
+    load,
+    missing,
+    provenance_table,
+    r,
+    stale,
+    verdict,
+)
+from settings import table
+
+from seal_lite import plots
+from seal_lite.crossval import bootstrap_ci, shifted, tidy
+
+SHIFTS = {
+    "stain": "The second site stains and scans differently; tissue and assay are the same.",
+    "regions": "The second site's tissue is made of other shares: less tumour and gland.",
+    "batch": "The second site's assay counts every gene with a factor of its own.",
+}
+FIRST = {"mutation": "auc", "response": "auc", "activity": "pearson", "survival": "c_index"}
+METRICS = {"auc": "AUC", "pearson": "*r*", "c_index": "C index"}
+MODELS = {"mean": "mean patch", "abmil": "ABMIL"}
+ENCODERS = ("frozen", "shuffled", "tuned", "oracle")
+SHOWN = ("tuned", "shuffled", "frozen", "frozen_best", "random_init", "colour")
+
+
+def sections(results: Path, out: Path) -> list[str]:
+    return [
+        *hest_section(results / "hest.json"),
+        *retrieval_section(results / "retrieval.json", out),
+        *cohort_section(results / "cohort.json", out),
+        *shift_section(results, out),
+    ]
+
+
+def hest_section(path: Path) -> list[str]:
+    """HEST-bench's number of every kind of features, its R^2, and what it says of a gain."""
+    parts = [
+        "\n(hest-results)=\n## HEST-bench, as published\n",
+        "The same encoders under the benchmark's own protocol {cite:p}`jaume2024hest`: its files, "
+        "regions of 112 µm, log1p of raw counts, *r* over all test spots together, its hardly "
+        "regularised ridge. Raw counts follow depth, so *log depth* is the row to read first; the "
+        "last column is the same probe's fit with an intercept, without which no *R*² has a "
+        "meaning ([why](notebooks/07_hest_bench)).\n",
+    ]
+    records = load(path)
+    if records is None:
+        return [*parts, missing(path, "make tasks")]
+    for name, result in records.items():
+        p, long = result["provenance"], tidy(result)
+        mean = long.groupby(["features", "probe", "target"])["r"].mean()
+        r2 = pd.DataFrame([f["r2"] for f in result["folds"]]).mean()
+        names = [f for f in (*SHOWN, "log_depth") if (f, "hest", "hest_bench") in mean.index]
+        rows = [[label(f), r(mean[f, "hest", "hest_bench"]), r(r2[f]),
+                 r(mean[f, "tuned_ridge", "pearson_residuals"])] for f in names]  # fmt: skip
+        head = ["features", "HEST-bench's *r*", "*R*²", "probe B, Pearson residuals"]
+        said = [
+            (f"{label(d['of'])} − {label(d['minus'])}", interval(d), verdict(d["ci95"]))
+            for d in result["delta"] if d["target"] == "hest_bench" and "class" not in d
+        ]  # fmt: skip
+        tests, seeds = ({f[k] for f in result["folds"]} for k in ("test", "seed"))
+        parts += [
+            stale(p, command="make tasks"),
+            f"### {name}: {len(tests)} fold{'s' * (len(tests) > 1)}, {len(seeds)} seeds\n",
+            table(head, rows, right=3),
+            "",
+            table(["difference, HEST-bench's *r*", "[95% CI]", "verdict"], said),
+            details("Where this comes from", provenance_table(p)),
+        ]
+    return parts
+
+
+def retrieval_section(path: Path, out: Path) -> list[str]:
+    """Both directions and every scope, tuned beside shuffled, and sets of genes."""
+    parts = [
+        "\n(retrieval-results)=\n## Retrieval within and across patients\n",
+        "Patients of the phantom that no encoder has seen, two slides each. A profile asks for "
+        "regions, or a region for profiles; the score is the correlation of the query's expression "
+        "with that of the ten retrieved, the own pair left out. *Random* is the gallery's mean, "
+        "*oracle* the best ten there are ([how it is made](notebooks/08_across_patients)).\n",
+    ]
+    record = load(path)
+    if record is None:
+        return [*parts, missing(path, "make tasks")]
+    rows = pd.DataFrame(record["rows"])
+    rows["share"] = (rows.found - rows.random) / (rows.oracle - rows.random)
+    rows["patient"] = rows.slide.str.rstrip("0123456789")
+    places = rows[["direction", "scope"]].drop_duplicates().itertuples(index=False)
+    lines, spots, drawn = [], [], {}
+    for direction, scope in places:
+        here = rows[(rows.direction == direction) & (rows.scope == scope)]
+        of = {k: here[here.model == k] for k in ("shuffled", "tuned")}
+        gap = paired(of["tuned"], of["shuffled"])
+        mean = [here.random.mean(), *(v.found.mean() for v in of.values()), here.oracle.mean()]
+        shares = [f"{v.share.mean():.0%}".replace("-", "−") for v in of.values()]
+        place = f"{direction}, {scope}"
+        lines.append([place, *map(r, mean), *shares, interval(gap), verdict(gap["ci95"])])
+        drawn[place] = {k: v.groupby("patient").share.mean() for k, v in of.items()}
+        if scope in ("slide", "all"):
+            best = of["tuned"]
+            spots.append([place, f"{best['recall@10'].mean():.1%}",
+                          f"{best['chance@10'].mean():.1%}", f"{best.median_rank.mean():.0f}",
+                          f"{best.n.mean():.0f}"])  # fmt: skip
+    sets = pd.DataFrame(record["sets"]).groupby(["set", "model"])[["found", "random", "oracle"]]
+    sets = sets.mean().unstack("model")
+    asked = [[name, r(s["random", "tuned"]), r(s["found", "shuffled"]), r(s["found", "tuned"]),
+              r(s["oracle", "tuned"])] for name, s in sets.iterrows()]  # fmt: skip
+    file = "figures/results_retrieval.png"
+    drawn = plots.strips(drawn, label="share of the way from random to oracle, a dot per patient")
+    drawn.savefig(out / file, dpi=150, bbox_inches="tight")
+    head = ["question", "random", "shuffled", "**finetuned**", "oracle", "shuffled", "finetuned",
+            "gap of shares [95% CI]", "verdict"]  # fmt: skip
+    return [
+        *parts,
+        stale(record["provenance"], command="make tasks"),
+        figure(file, "Share of the way from random to oracle, a dot per patient, the bar their "
+               "mean.", "Retrieval of the finetuned model and the control in every scope."),
+        details("Every number", table(head, lines, right=6)),
+        "### The very spot\n",
+        table(["question", "recall@10", "by chance", "median rank", "of"], spots, right=4),
+        "### A set of genes asks\n\nThe set's mean z over the ten regions retrieved on each "
+        "slide. *interferon* is the null: nothing drawn follows it.\n",
+        table(["set", "random", "shuffled", "**finetuned**", "oracle"], asked, right=4),
+        details("Where this comes from", provenance_table(record["provenance"])),
+    ]  # fmt: skip
+
+
+def paired(tuned, shuffled) -> dict:
+    """Mean difference of the shares and its interval, drawn by patient, then slide and seed."""
+    gaps = [
+        (a.pivot(index="seed", columns="slide", values="share")
+         - b.pivot(index="seed", columns="slide", values="share")).to_numpy()
+        for (_, a), (_, b) in zip(tuned.groupby("patient"), shuffled.groupby("patient"),
+                                  strict=True)
+    ]  # fmt: skip
+    return {"mean": float(np.mean([g.mean() for g in gaps])), "ci95": bootstrap_ci(gaps)}
+
+
+def cohort_section(path: Path, out: Path) -> list[str]:
+    """Slide-level tasks: scores, and differences with the widest interval of all seeds."""
+    parts = [
+        "\n(cohort-results)=\n## Slide level: a cohort\n",
+        "Phantom patients with one label each ([how](notebooks/10_slide_level)): a mutation that "
+        "coarsens chromatin in a clone, the activity of *arrangement*, response and survival that "
+        "follow both. The oracle's features are the true shares of such nuclei in every region.\n",
+    ]
+    record = load(path)
+    if record is None:
+        return [*parts, missing(path, "make tasks")]
+    found = {}
+    for result in record["results"]:
+        for kind in ("scores", "delta"):
+            for row in result[kind]:
+                if row["metric"] == FIRST[result["task"]]:
+                    who = row.get("features") or (row["of"], row["minus"])
+                    found.setdefault((result["task"], row["model"], who), []).append(row)
+    places = list(dict.fromkeys(place[:2] for place in found))
+
+    def widest(rows) -> dict:
+        low, high = zip(*(row["ci95"] for row in rows), strict=True)
+        return {"mean": float(np.mean([row["mean"] for row in rows])),
+                "ci95": [min(low), max(high)]}  # fmt: skip
+
+    head = ["task", "read by", *map(label, ENCODERS)]
+    scores = [[f"{task}, {METRICS[FIRST[task]]}", MODELS[model],
+               *(r(widest(found[task, model, e])["mean"]) for e in ENCODERS)]
+              for task, model in places]  # fmt: skip
+    said = []
+    for minus in ("frozen", "shuffled"):
+        for task, model in places:
+            d = widest(found[task, model, ("tuned", minus)])
+            said.append((f"{label('tuned')} − {label(minus)}", f"{task}, {METRICS[FIRST[task]]}",
+                         MODELS[model], interval(d), verdict(d["ci95"])))  # fmt: skip
+    samples = record["results"][0]["samples"]
+    seeds = len({result["seed"] for result in record["results"]})
+    file = "figures/results_cohort.png"
+    drawn = {place: {e: widest(found[*place, e]) for e in ENCODERS} for place in places}
+    cohort_figure(drawn).savefig(out / file, dpi=150, bbox_inches="tight")
+    return [
+        *parts,
+        stale(record["provenance"], command="make tasks"),
+        f"{samples} patients, {record['slides']} slides, five folds; encoders of {seeds} "
+        "finetuning seeds. Intervals draw the test patients again; of the seeds' intervals the "
+        "widest reach is given, so a verdict holds for each of them.\n",
+        figure(file, "Scores with 95% intervals.", "Slide-level scores of frozen, shuffled, "
+               "finetuned and oracle features."),
+        table(head, scores, right=len(ENCODERS)),
+        "",
+        table(["difference", "task", "read by", "[95% CI]", "verdict"], said),
+        details("Where this comes from", provenance_table(record["provenance"])),
+    ]  # fmt: skip
+
+
+@plots.drawn
+def cohort_figure(drawn: dict):
+    figure, axes = plt.subplots(1, 2, sharey=True, sharex=True, figsize=(8.5, 3.8))
+    tasks = list(dict.fromkeys(task for task, _ in drawn))
+    colours = (plots.GREY, *plots.COLOURS[1::-1], plots.COLOURS[2])
+    for ax, (model, title) in zip(axes, MODELS.items(), strict=True):
+        for j, (encoder, colour) in enumerate(zip(ENCODERS, colours, strict=True)):
+            rows = [drawn[task, model][encoder] for task in tasks]
+            y = np.arange(len(tasks)) + 0.18 * (j - 1.5)
+            ax.hlines(y, *zip(*(row["ci95"] for row in rows), strict=True), color=colour, lw=1.8)
+            ax.plot([row["mean"] for row in rows], y, "o", ms=6, color=colour,
+                    label=plots.LABELS[encoder].replace("\n", " "))  # fmt: skip
+        ax.set_yticks(range(len(tasks)), [f"{t}\n{METRICS[FIRST[t]].strip('*')}" for t in tasks])
+        ax.set(title=title, xlabel="score", ylim=(len(tasks) - 0.5, -0.5))
+        ax.axvline(0.5, color=plots.GREY, lw=0.8)
+    handles, names = axes[0].get_legend_handles_labels()
+    figure.legend(handles, names, loc="outside lower center", ncols=4)
+    return figure
+
+
+def shift_section(results: Path, out: Path) -> list[str]:
+    """For each shift: scores in and out of distribution, and the differences of the gaps."""
+    parts = [
+        "\n(shift-results)=\n## Out of distribution\n",
+        "Phantom patients of two sites that differ in one thing. Each site is held out once while "
+        "the other trains; a quarter of the training site's patients is held out as well, so that "
+        "there is a score *in* distribution beside the one *out* of it. *Gap* is in minus out; "
+        "probe B, Pearson residuals ([how](notebooks/09_out_of_distribution)). With two folds an "
+        "interval is hardly more than the range of the two.\n",
+    ]
+    for name, text in SHIFTS.items():
+        path = results / f"shift_{name}.json"
+        parts += [f"### {name}\n", text + "\n"]
+        result = load(path)
+        if result is None:
+            parts.append(missing(path, "make record-shifts"))
+            continue
+        split = shifted(result["folds"])
+        means = {}
+        for kind, folds in split.items():
+            long = tidy({**result, "folds": folds})
+            long = long[(long.probe == "tuned_ridge") & (long.target == "pearson_residuals")]
+            means[kind] = long.groupby("features")["r"].mean()
+        index = {f: [fold["morphology"][f].get("robustness_index", np.nan)
+                     for fold in split["out"]] for f in SHOWN}  # fmt: skip
+        rows = [[label(f), *(r(means[k][f]) for k in ("in", "out", "gap")),
+                 f"{np.nanmean(index[f]):.2f}"] for f in SHOWN]  # fmt: skip
+        said = [
+            (f"{label(d['of'])} − {label(d['minus'])}", kind, interval(d), verdict(d["ci95"]))
+            for kind in ("in", "out", "gap") for d in result[f"delta_{kind}"]
+            if d["probe"] == "tuned_ridge" and d["target"] == "pearson_residuals"
+            and "class" not in d
+        ]  # fmt: skip
+        file = f"figures/results_shift_{name}.png"
+        dots = {f: {kind: [np.mean(list(s["per_gene"].values())) for fold in split[key]
+                           for s in fold["scores"] if s["features"] == f
+                           and s["probe"] == "tuned_ridge" and s["target"] == "pearson_residuals"]
+                    for key, kind in (("in", "in distribution"), ("out", "out of distribution"))}
+                for f in SHOWN}  # fmt: skip
+        drawn = plots.strips(dots, label="mean r over genes, a dot per fold and seed")
+        drawn.savefig(out / file, dpi=150, bbox_inches="tight")
+        parts += [
+            stale(result["provenance"], command="make record-shifts"),
+            figure(file, f"Scores in and out of distribution, {name}.",
+                   f"Scores in and out of distribution for the {name} shift."),
+            table(["features", "in", "out", "gap", f"robustness{NBSP}index"], rows, right=4),
+            "",
+            details("Every difference", table(["difference", "", "*r* [95% CI]", "verdict"], said)
+                    + provenance_table(result["provenance"])),
+        ]  # fmt: skip
+    return parts
+
+
+def speed_section(path: Path) -> list[str]:
+    """What is fast, beside what it is compared with: training, probing, searching."""
+    parts = [
+        "\n(speed)=\n## Speed\n",
+        "Only the last blocks adapt, so everything before them is computed once per view and kept: "
+        "the plain loop and the cached one take the same steps on the same views. A ridge needs of "
+        "its data only sums, so a benchmark's folds share one pass. Search is exact.\n",
+    ]
+    b = load(path)
+    if b is None:
+        return [*parts, missing(path, "make bench")]
+    plain, cached = b["pairs_per_s"]["plain"], b["pairs_per_s"]["cached"]
+    pays = b["cache_seconds"] / (1 / plain - 1 / cached) if cached > plain else np.inf
+    probing, searching = b["probing"], b["searching"]
+    rows = [
+        ("training, plain loop", f"{plain:.1f} pairs/s"),
+        ("training, cached loop", f"{cached:.1f} pairs/s"),
+        ("cached / plain", f"{b['ratio']:.1f}"),
+        ("largest difference of the two losses", f"{b['largest_loss_difference']:.1e}"),
+        ("filling the cache, once", f"{b['cache_seconds']:.0f} s for {b['pairs']} pairs"),
+        ("it has paid for itself after", f"{pays / b['pairs']:.1f} epochs"),
+        (
+            f"HEST-bench's {probing['samples']} folds of {probing['patches']:,} patches and "
+            f"{probing['features']:,} features, upstream",
+            f"{probing['seconds']['upstream']:.0f} s",
+        ),
+        ("the same from sums", f"{probing['seconds']['ours']:.1f} s"),
+        ("upstream / ours", f"{probing['ratio']:.0f}"),
+        ("largest difference of a gene's *r*", f"{probing['largest_difference']:.1e}"),
+        (
+            f"top {searching['top']} of {searching['gallery']:,} × {searching['features']} for "
+            f"{searching['queries']} queries, faiss flat",
+            f"{searching['seconds']['faiss']:.1f} s",
+        ),
+        ("the same from a memory map", f"{searching['seconds']['ours']:.1f} s"),
+        ("the same hits", f"{searching['agree']:.1%}"),
+    ]
+    return [
+        *parts,
+        stale(b["provenance"], command="make bench"),
+        table(["", "measured"], rows, right=1),
+        details("Where this comes from", provenance_table(b["provenance"])),
+    ]

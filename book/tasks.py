@@ -1,0 +1,153 @@
+"""The paper's other evaluations, on encoders that the recorded cross-validations finetuned.
+
+    python book/tasks.py HER2ST
+
+HEST-bench in its own format, retrieval across slides and patients, and slide-level tasks on a
+cohort. The encoders are those of runs/record/her2st and runs/record/phantom (`make record`), every
+seed of them; none is finetuned here, and none has seen what it is scored on. Writes
+results/hest.json, retrieval.json and cohort.json, which the results page shows; what is there and
+belongs to the code at hand is not measured again. `make tasks` runs it.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import sys
+from pathlib import Path
+
+from seal_lite import crossval as cv
+from seal_lite import hest
+from seal_lite.datasets import phantom
+from seal_lite.datasets.cohort import UM_PER_PX, cohort, oracle_features
+from seal_lite.encoders import build_encoder, embed
+from seal_lite.evaluate import features, genes_to_score
+from seal_lite.model import SEAL
+from seal_lite.pathways import read_gmt
+from seal_lite.retrieval import cross_modal, gene_set_scores, shared_space
+from seal_lite.sections import load_sections
+from seal_lite.slides import evaluate, read_bags, read_task
+from seal_lite.train import code_hash, provenance
+from seal_lite.wsi import embed_slides, list_slides
+
+ROOT = Path(__file__).parents[1]
+RESULTS, RECORDS = ROOT / "results", ROOT / "runs/record"
+COHORT = {"patients": 60, "spots": 100, "seed": 0}
+ASKED = {"patients": 8, "sections_per_patient": 2, "spots": 150, "seed": 5}  # no record's patients
+PHANTOM_TESTS = 6  # of the record's unseen patients: HEST-bench's files are large
+
+
+def kept(name: str) -> list[tuple[list[str], list[str], int, dict]]:
+    """The record's encoders: (training sections, test groups, seed, {"tuned", "shuffled": run})."""
+    found = []
+    for folder in sorted((RECORDS / name / "runs").glob("*-*")):
+        tests, _, seed = folder.name.rpartition("-")
+        seen = json.loads((folder / "shuffled/provenance.json").read_text())
+        if "finished" in seen:
+            runs = {kind: folder / kind for kind in ("tuned", "shuffled")}
+            found.append((seen["sections"], tests.split("+"), int(seed), runs))
+    if not found:
+        raise SystemExit(f"{RECORDS / name}/runs: holds no finished encoders; run make record")
+    return found
+
+
+def models_of(runs: dict) -> dict:
+    return {kind: SEAL.from_pretrained(run) for kind, run in runs.items()}
+
+
+def hest_scores(root, name: str) -> dict:
+    """HEST-bench on every fold of a record: written as a task, read back, scored with each seed."""
+    folds = []
+    for train, tests, seed, runs in kept(name):
+        tests = [t if name == "her2st" else f"{t}1" for t in tests][:PHANTOM_TESTS]
+        models = models_of(runs)
+        config = dataclasses.replace(models["tuned"].config, seed=seed)
+        task_name = f"{name}-{'+'.join(tests)}"
+        if not (RECORDS / "hest" / task_name).exists():
+            loaded = load_sections(root, [*train, *tests], patch_um=hest.PATCH_UM, patch_px=224)
+            genes = genes_to_score(root, loaded[: len(train)])
+            hest.write_task(RECORDS / "hest", task_name, loaded, [(train, tests)], genes)
+        task = hest.read_task(RECORDS / "hest", task_name)
+        samples = task.load(px=hest.pixels(config, models["tuned"].encoder.row))
+        result = hest.bench(task, samples, config, *features(samples.values(), models, config))
+        folds += [{**f, "test": task_name, "seed": seed} for f in result["folds"]]
+        record = provenance(samples.values(), config, code=("hest", "sections", "train"))
+        print(f"hest-bench: {task_name}, seed {seed}", flush=True)
+    classes = cv.gene_classes(root)
+    return {"data": name, "backbone": config.backbone, "provenance": record, "folds": folds,
+            "classes": classes, "delta": cv.deltas(folds, classes)}  # fmt: skip
+
+
+def retrieval_scores() -> dict:
+    """Slides of patients that no encoder has seen ask each other; also sets of genes."""
+    root = phantom(ROOT / "data/phantom-asked-record", **ASKED)
+    gmt = read_gmt(cohort_folder() / "programs.gmt")
+    rows, sets = [], []
+    for _, _, seed, runs in kept("phantom"):
+        for kind, model in models_of(runs).items():
+            config = model.config
+            asked = load_sections(root, patch_um=config.patch_um, patch_px=config.patch_px)
+            space = shared_space(model, asked, [embed(model.encoder, s.patches) for s in asked])
+            rows += [{"model": kind, "seed": seed, **row} for row in cross_modal(space)]
+            known = gmt[gmt.target.isin(model.panel.genes)]
+            asks = known.groupby("source").target.apply(list).to_dict()
+            found = gene_set_scores(model, space, asks)
+            sets += [{"model": kind, "seed": seed, **row} for row in found]
+            print(f"retrieval: {kind}, seed {seed}", flush=True)
+    record = provenance(asked, config, code=("retrieval", "sections", "train"))
+    return {"provenance": record, "rows": rows, "sets": sets}
+
+
+def cohort_folder() -> Path:
+    return cohort(ROOT / "data/cohort-record", **COHORT)
+
+
+def cohort_scores() -> dict:
+    """Every slide-level task of the cohort, with frozen, shuffled, tuned and oracle features."""
+    root = cohort_folder()
+    slides = list_slides(root / "slides")
+    base = RECORDS / "cohort"
+    results = []
+    for _, _, seed, runs in kept("phantom"):
+        models = models_of(runs)
+        config = models["tuned"].config
+        encoders = {
+            "frozen": build_encoder(config.backbone, tune_blocks=config.tune_blocks),
+            "shuffled": models["shuffled"].encoder,
+            "tuned": models["tuned"].encoder,
+        }
+        folders = {k: base / (k if k == "frozen" else f"{k}-{seed}") for k in encoders}
+        for name, folder in folders.items():
+            embed_slides(encoders[name], slides, folder, patch_um=config.patch_um,
+                         patch_px=config.patch_px, um_per_px=UM_PER_PX)  # fmt: skip
+        folders["oracle"] = oracle_features(
+            root, folders["frozen"], base / "oracle", patch_um=config.patch_um
+        )
+        for folder in sorted((root / "tasks").iterdir()):
+            task = read_task(folder)
+            bags = {name: read_bags(task, place) for name, place in folders.items()}
+            results.append({"seed": seed, **evaluate(task, bags)})
+            print(f"slide level: {task.name}, seed {seed}", flush=True)
+    train = kept("phantom")[0][0]
+    seen = load_sections(ROOT / "data/phantom-record", train, patch_um=config.patch_um,
+                         patch_px=config.patch_px)  # fmt: skip
+    record = provenance(seen, config, code=("slides", "wsi", "sections", "train"))
+    return {"provenance": record, "cohort": COHORT, "slides": len(slides), "results": results}
+
+
+def measure(name: str, make):
+    """Write results/<name>.json unless the record there is of the code at hand."""
+    path = RESULTS / f"{name}.json"
+    if path.exists():
+        records = json.loads(path.read_text())
+        p = (records.get("phantom") or records)["provenance"]
+        if p["code_sha256"] == code_hash(p["code"]):
+            return
+    path.write_text(json.dumps(make(), default=float) + "\n")
+
+
+if __name__ == "__main__":
+    roots = {"her2st": sys.argv[1], "phantom": ROOT / "data/phantom-record"}
+    measure("retrieval", retrieval_scores)
+    measure("cohort", cohort_scores)
+    measure("hest", lambda: {name: hest_scores(root, name) for name, root in roots.items()})
