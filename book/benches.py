@@ -195,8 +195,8 @@ def cohort_section(path: Path, out: Path) -> list[str]:
         f"{samples} patients, {record['slides']} slides, five folds; encoders of {seeds} "
         "finetuning seeds. Intervals draw the test patients again; of the seeds' intervals the "
         "widest reach is given, so a verdict holds for each of them.\n",
-        figure(file, "Scores with 95% intervals.", "Slide-level scores of frozen, shuffled, "
-               "finetuned and oracle features."),
+        figure(file, "Scores with 95% intervals; grey: chance.",
+               "Slide-level scores of frozen, shuffled, finetuned and oracle features."),
         table(head, scores, right=len(ENCODERS)),
         "",
         table(["difference", "task", "read by", "[95% CI]", "verdict"], said),
@@ -218,7 +218,9 @@ def cohort_figure(drawn: dict):
                     label=plots.LABELS[encoder].replace("\n", " "))  # fmt: skip
         ax.set_yticks(range(len(tasks)), [f"{t}\n{METRICS[FIRST[t]].strip('*')}" for t in tasks])
         ax.set(title=title, xlabel="score", ylim=(len(tasks) - 0.5, -0.5))
-        ax.axvline(0.5, color=plots.GREY, lw=0.8)
+        chance = [0.0 if FIRST[task] == "pearson" else 0.5 for task in tasks]
+        ax.vlines(chance, np.arange(len(tasks)) - 0.4, np.arange(len(tasks)) + 0.4,
+                  color=plots.GREY, lw=0.8)  # fmt: skip
     handles, names = axes[0].get_legend_handles_labels()
     figure.legend(handles, names, loc="outside lower center", ncols=4)
     return figure

@@ -40,9 +40,9 @@ PHANTOM_TESTS = 6  # of the record's unseen patients: HEST-bench's files are lar
 def kept(name: str) -> list[tuple[list[str], list[str], int, dict]]:
     """The record's encoders: (training sections, test groups, seed, {"tuned", "shuffled": run})."""
     found = []
-    for folder in sorted((RECORDS / name / "runs").glob("*-*")):
+    for path in sorted((RECORDS / name / "runs").glob("*/shuffled/provenance.json")):
+        seen, folder = json.loads(path.read_text()), path.parents[1]
         tests, _, seed = folder.name.rpartition("-")
-        seen = json.loads((folder / "shuffled/provenance.json").read_text())
         if "finished" in seen:
             runs = {kind: folder / kind for kind in ("tuned", "shuffled")}
             found.append((seen["sections"], tests.split("+"), int(seed), runs))

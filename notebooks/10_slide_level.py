@@ -210,13 +210,15 @@ with plt.rc_context(plots.STYLE):
         ax.set_yticks(range(len(order)), order)
         ax.set(title={"mean": "mean patch", "abmil": "ABMIL"}[model_name], xlabel="score, 95% CI",
                ylim=(len(order) - 0.5, -0.5))  # fmt: skip
-        ax.axvline(0.5, color=plots.GREY, lw=0.8)
+        chance = [0.0 if task.endswith("pearson") else 0.5 for task in order]
+        ax.vlines(chance, np.arange(len(order)) - 0.4, np.arange(len(order)) + 0.4,
+                  color=plots.GREY, lw=0.8)  # fmt: skip
     axes[1].legend(loc="center left", bbox_to_anchor=(1, 0.5))
 plt.close(figure)
 figure
 
 # %% [markdown]
-# And the differences to the frozen encoder, which are what counts:
+# The grey line is chance. And the differences to the frozen encoder, which are what counts:
 
 # %%
 pd.DataFrame(
