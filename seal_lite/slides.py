@@ -100,7 +100,10 @@ def read_task(folder) -> SlideTask:
 
 
 def read_bags(task: SlideTask, folder) -> list[np.ndarray]:
-    """Each sample's patch features (n, d): those of all its slides, one below another."""
+    """Each sample's patch features (n, d): those of all its slides, one below another.
+
+    Raises `InputError` for a file that is absent or damaged, and for a sample without any patch.
+    """
     import h5py
 
     def read(name):
@@ -109,12 +112,14 @@ def read_bags(task: SlideTask, folder) -> list[np.ndarray]:
             with h5py.File(path) as file:
                 x = np.asarray(file["features"], np.float32)
         except (OSError, KeyError) as error:
-            raise InputError(
-                f"{path}: holds no dataset features ({type(error).__name__}); embed it again"
-            ) from error
+            raise InputError(f"{path}: holds no dataset features; embed it again") from error
         return x.reshape(-1, x.shape[-1])
 
-    return [np.concatenate([read(name) for name in names]) for names in task.slides.values()]
+    bags = [np.concatenate([read(name) for name in names]) for names in task.slides.values()]
+    for name, bag in zip(task.slides, bags, strict=True):
+        if not len(bag):
+            raise InputError(f"{folder}: {name} has no region with tissue; drop it from the task")
+    return bags
 
 
 def mean_pool(bags, y, test_bags, kind: str, *, seed: int = 0) -> np.ndarray:

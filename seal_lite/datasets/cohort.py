@@ -126,5 +126,6 @@ def oracle_features(root, features, out, *, patch_um: float) -> Path:
             here = (x >= a) & (x < a + patch_um) & (y >= b) & (y < b + patch_um)
             rows.append([*(s[here].sum() / max(here.sum(), 1) for s in states), here.sum() / 100])
         with h5py.File(out / file.name, "w") as h5:
-            h5["features"], h5["coords"] = np.array(rows, np.float32), np.rint(corners / UM_PER_PX)
+            h5["features"] = np.array(rows, np.float32).reshape(-1, 3)
+            h5["coords"] = np.rint(corners / UM_PER_PX)
     return out
