@@ -84,9 +84,9 @@ record-phantom: $(STAMP)
 record-shifts: $(STAMP)
 	@mkdir -p results
 	for shift in stain regions batch; do \
-	  $(CLI) phantom --out data/$$shift-record --patients 12 --sections-per-patient 1 --spots 150 \
+	  $(CLI) phantom --out data/$$shift-record --patients 12 --sections-per-patient 1 --spots 100 \
 	    --seed 4 --shift $$shift && \
-	  $(CLI) crossval --data data/$$shift-record --groups $$shift --seeds 3 \
+	  $(CLI) crossval --data data/$$shift-record --groups $$shift --seeds 1 \
 	    --out $(RUNS)/shift-$$shift && \
 	  cp $(RUNS)/shift-$$shift/metrics.json results/shift_$$shift.json || exit 1; \
 	done
