@@ -46,6 +46,10 @@ def sections(results: Path, out: Path) -> list[str]:
     ]
 
 
+def many(n: int, what: str) -> str:
+    return f"{n} {what}" + "s" * (n != 1)
+
+
 def hest_section(path: Path) -> list[str]:
     """HEST-bench's number of every kind of features, its R^2, and what it says of a gain."""
     parts = [
@@ -74,7 +78,7 @@ def hest_section(path: Path) -> list[str]:
         tests, seeds = ({f[k] for f in result["folds"]} for k in ("test", "seed"))
         parts += [
             stale(p, command="make tasks"),
-            f"### {name}: {len(tests)} fold{'s' * (len(tests) > 1)}, {len(seeds)} seeds\n",
+            f"### {name}: {many(len(tests), 'fold')}, {many(len(seeds), 'seed')}\n",
             table(head, rows, right=3),
             "",
             table(["difference, HEST-bench's *r*", "[95% CI]", "verdict"], said),
@@ -192,8 +196,8 @@ def cohort_section(path: Path, out: Path) -> list[str]:
     return [
         *parts,
         stale(record["provenance"], command="make tasks"),
-        f"{samples} patients, {record['slides']} slides, five folds; encoders of {seeds} "
-        "finetuning seeds. Intervals draw the test patients again; of the seeds' intervals the "
+        f"{samples} patients, {record['slides']} slides, five folds; encoders of "
+        f"{many(seeds, 'finetuning seed')}. Intervals draw the test patients again; of the seeds' intervals the "
         "widest reach is given, so a verdict holds for each of them.\n",
         figure(file, "Scores with 95% intervals; grey: chance.",
                "Slide-level scores of frozen, shuffled, finetuned and oracle features."),

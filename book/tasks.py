@@ -71,8 +71,9 @@ def hest_scores(root, name: str) -> dict:
         samples = task.load(px=hest.pixels(config, models["tuned"].encoder.row))
         result = hest.bench(task, samples, config, *features(samples.values(), models, config))
         folds += [{**f, "test": task_name, "seed": seed} for f in result["folds"]]
-        record = provenance(samples.values(), config, code=("hest", "sections", "train"))
         print(f"hest-bench: {task_name}, seed {seed}", flush=True)
+    code, seeds = ("hest", "sections", "train"), len({f["seed"] for f in folds})
+    record = provenance(samples.values(), config, code=code, seeds=seeds)
     classes = cv.gene_classes(root)
     return {"data": name, "backbone": config.backbone, "provenance": record, "folds": folds,
             "classes": classes, "delta": cv.deltas(folds, classes)}  # fmt: skip
@@ -94,7 +95,8 @@ def retrieval_scores() -> dict:
             found = gene_set_scores(model, space, asks)
             sets += [{"model": kind, "seed": seed, **row} for row in found]
             print(f"retrieval: {kind}, seed {seed}", flush=True)
-    record = provenance(asked, config, code=("retrieval", "sections", "train"))
+    code, seeds = ("retrieval", "sections", "train"), len(kept("phantom"))
+    record = provenance(asked, config, code=code, seeds=seeds)
     return {"provenance": record, "rows": rows, "sets": sets}
 
 
@@ -128,10 +130,11 @@ def cohort_scores() -> dict:
             bags = {name: read_bags(task, place) for name, place in folders.items()}
             results.append({"seed": seed, **evaluate(task, bags, seeds=1)})
             print(f"slide level: {task.name}, seed {seed}", flush=True)
-    train = kept("phantom")[0][0]
+    train, *_ = kept("phantom")[0]
     seen = load_sections(ROOT / "data/phantom-record", train, patch_um=config.patch_um,
                          patch_px=config.patch_px)  # fmt: skip
-    record = provenance(seen, config, code=("slides", "wsi", "sections", "train"))
+    code, seeds = ("slides", "wsi", "sections", "train"), len(kept("phantom"))
+    record = provenance(seen, config, code=code, seeds=seeds)
     return {"provenance": record, "cohort": COHORT, "slides": len(slides), "results": results}
 
 
