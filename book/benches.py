@@ -197,8 +197,8 @@ def cohort_section(path: Path, out: Path) -> list[str]:
         *parts,
         stale(record["provenance"], command="make tasks"),
         f"{samples} patients, {record['slides']} slides, five folds; encoders of "
-        f"{many(seeds, 'finetuning seed')}. Intervals draw the test patients again; of the seeds' intervals the "
-        "widest reach is given, so a verdict holds for each of them.\n",
+        f"{many(seeds, 'finetuning seed')}. Intervals draw the test patients again; of the seeds' "
+        "intervals the widest reach is given, so a verdict holds for each of them.\n",
         figure(file, "Scores with 95% intervals; grey: chance.",
                "Slide-level scores of frozen, shuffled, finetuned and oracle features."),
         table(head, scores, right=len(ENCODERS)),
