@@ -76,7 +76,7 @@ record-her2st: $(STAMP)
 
 record-phantom: $(STAMP)
 	$(CLI) phantom --out data/phantom-record --patients 22 --sections-per-patient 1 --spots 300
-	$(CLI) crossval --data data/phantom-record --groups patient --train-groups 8 --seeds 5 \
+	$(CLI) crossval --data data/phantom-record --groups patient --train-groups 8 --seeds 2 \
 	  --out $(RUNS)/phantom
 	@mkdir -p results
 	cp $(RUNS)/phantom/metrics.json results/phantom.json
