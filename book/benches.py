@@ -10,15 +10,17 @@ import pandas as pd
 from page import (  # fmt: skip
     NBSP,
     details,
-    figure,
+    drawn,
     interval,
     label,
     load,
     missing,
     provenance_table,
     r,
+    source,
     stale,
     verdict,
+    versus,
 )
 from settings import table
 
@@ -72,7 +74,7 @@ def hest_section(path: Path) -> list[str]:
                  r(mean[f, "tuned_ridge", "pearson_residuals"])] for f in names]  # fmt: skip
         head = ["features", "HEST-bench's *r*", "*R*²", "probe B, Pearson residuals"]
         said = [
-            (f"{label(d['of'])} − {label(d['minus'])}", interval(d), verdict(d["ci95"]))
+            (versus(d), interval(d), verdict(d["ci95"]))
             for d in result["delta"] if d["target"] == "hest_bench" and "class" not in d
         ]  # fmt: skip
         tests, seeds = ({f[k] for f in result["folds"]} for k in ("test", "seed"))
@@ -82,7 +84,7 @@ def hest_section(path: Path) -> list[str]:
             table(head, rows, right=3),
             "",
             table(["difference, HEST-bench's *r*", "[95% CI]", "verdict"], said),
-            details("Where this comes from", provenance_table(p)),
+            source(p),
         ]
     return parts
 
@@ -103,7 +105,7 @@ def retrieval_section(path: Path, out: Path) -> list[str]:
     rows["share"] = (rows.found - rows.random) / (rows.oracle - rows.random)
     rows["patient"] = rows.slide.str.rstrip("0123456789")
     places = rows[["direction", "scope"]].drop_duplicates().itertuples(index=False)
-    lines, spots, drawn = [], [], {}
+    lines, spots, dots = [], [], {}
     for direction, scope in places:
         here = rows[(rows.direction == direction) & (rows.scope == scope)]
         of = {k: here[here.model == k] for k in ("shuffled", "tuned")}
@@ -112,7 +114,7 @@ def retrieval_section(path: Path, out: Path) -> list[str]:
         shares = [f"{v.share.mean():.0%}".replace("-", "−") for v in of.values()]
         place = f"{direction}, {scope}"
         lines.append([place, *map(r, mean), *shares, interval(gap), verdict(gap["ci95"])])
-        drawn[place] = {k: v.groupby("patient").share.mean() for k, v in of.items()}
+        dots[place] = {k: v.groupby("patient").share.mean() for k, v in of.items()}
         if scope in ("slide", "all"):
             best = of["tuned"]
             spots.append([place, f"{best['recall@10'].mean():.1%}",
@@ -122,23 +124,22 @@ def retrieval_section(path: Path, out: Path) -> list[str]:
     sets = sets.mean().unstack("model")
     asked = [[name, r(s["random", "tuned"]), r(s["found", "shuffled"]), r(s["found", "tuned"]),
               r(s["oracle", "tuned"])] for name, s in sets.iterrows()]  # fmt: skip
-    file = "figures/results_retrieval.png"
-    drawn = plots.strips(drawn, label="share of the way from random to oracle, a dot per patient")
-    drawn.savefig(out / file, dpi=150, bbox_inches="tight")
+    picture = plots.strips(dots, label="share of the way from random to oracle, a dot per patient")
     head = ["question", "random", "shuffled", "**finetuned**", "oracle", "shuffled", "finetuned",
             "gap of shares [95% CI]", "verdict"]  # fmt: skip
     return [
         *parts,
         stale(record["provenance"], command="make tasks"),
-        figure(file, "Share of the way from random to oracle, a dot per patient, the bar their "
-               "mean.", "Retrieval of the finetuned model and the control in every scope."),
+        drawn(picture, out, "figures/results_retrieval.png", "Share of the way from random to "
+              "oracle, a dot per patient, the bar their mean.",
+              "Retrieval of the finetuned model and the control in every scope."),
         details("Every number", table(head, lines, right=6)),
         "### The very spot\n",
         table(["question", "recall@10", "by chance", "median rank", "of"], spots, right=4),
         "### A set of genes asks\n\nThe set's mean z over the ten regions retrieved on each "
         "slide. *interferon* is the null: nothing drawn follows it.\n",
         table(["set", "random", "shuffled", "**finetuned**", "oracle"], asked, right=4),
-        details("Where this comes from", provenance_table(record["provenance"])),
+        source(record["provenance"]),
     ]  # fmt: skip
 
 
@@ -178,44 +179,44 @@ def cohort_section(path: Path, out: Path) -> list[str]:
         return {"mean": float(np.mean([row["mean"] for row in rows])),
                 "ci95": [min(low), max(high)]}  # fmt: skip
 
+    pooled = {place: widest(rows) for place, rows in found.items()}
+    asked = {place: (f"{place[0]}, {METRICS[FIRST[place[0]]]}", MODELS[place[1]])
+             for place in places}  # fmt: skip
     head = ["task", "read by", *map(label, ENCODERS)]
-    scores = [[f"{task}, {METRICS[FIRST[task]]}", MODELS[model],
-               *(r(widest(found[task, model, e])["mean"]) for e in ENCODERS)]
-              for task, model in places]  # fmt: skip
+    scores = [[*asked[p], *(r(pooled[*p, e]["mean"]) for e in ENCODERS)] for p in places]
     said = []
-    for minus in ("frozen", "shuffled"):
-        for task, model in places:
-            d = widest(found[task, model, ("tuned", minus)])
-            said.append((f"{label('tuned')} − {label(minus)}", f"{task}, {METRICS[FIRST[task]]}",
-                         MODELS[model], interval(d), verdict(d["ci95"])))  # fmt: skip
+    for pair in (("tuned", "frozen"), ("tuned", "shuffled")):
+        for place in places:
+            d = pooled[*place, pair]
+            name = versus({"of": pair[0], "minus": pair[1]})
+            said.append((name, *asked[place], interval(d), verdict(d["ci95"])))
     samples = record["results"][0]["samples"]
     seeds = len({result["seed"] for result in record["results"]})
-    file = "figures/results_cohort.png"
-    drawn = {place: {e: widest(found[*place, e]) for e in ENCODERS} for place in places}
-    cohort_figure(drawn).savefig(out / file, dpi=150, bbox_inches="tight")
+    picture = cohort_figure(pooled)
     return [
         *parts,
         stale(record["provenance"], command="make tasks"),
         f"{samples} patients, {record['slides']} slides, five folds; encoders of "
         f"{many(seeds, 'finetuning seed')}. Intervals draw the test patients again; of the seeds' "
         "intervals the widest reach is given, so a verdict holds for each of them.\n",
-        figure(file, "Scores with 95% intervals; grey: chance.",
-               "Slide-level scores of frozen, shuffled, finetuned and oracle features."),
+        drawn(picture, out, "figures/results_cohort.png",
+              "Scores with 95% intervals; grey: chance.",
+              "Slide-level scores of frozen, shuffled, finetuned and oracle features."),
         table(head, scores, right=len(ENCODERS)),
         "",
         table(["difference", "task", "read by", "[95% CI]", "verdict"], said),
-        details("Where this comes from", provenance_table(record["provenance"])),
+        source(record["provenance"]),
     ]  # fmt: skip
 
 
 @plots.drawn
-def cohort_figure(drawn: dict):
+def cohort_figure(pooled: dict):
     figure, axes = plt.subplots(1, 2, sharey=True, sharex=True, figsize=(8.5, 3.8))
-    tasks = list(dict.fromkeys(task for task, _ in drawn))
+    tasks = list(dict.fromkeys(task for task, *_ in pooled))
     colours = (plots.GREY, *plots.COLOURS[1::-1], plots.COLOURS[2])
     for ax, (model, title) in zip(axes, MODELS.items(), strict=True):
         for j, (encoder, colour) in enumerate(zip(ENCODERS, colours, strict=True)):
-            rows = [drawn[task, model][encoder] for task in tasks]
+            rows = [pooled[task, model, encoder] for task in tasks]
             y = np.arange(len(tasks)) + 0.18 * (j - 1.5)
             ax.hlines(y, *zip(*(row["ci95"] for row in rows), strict=True), color=colour, lw=1.8)
             ax.plot([row["mean"] for row in rows], y, "o", ms=6, color=colour,
@@ -248,33 +249,29 @@ def shift_section(results: Path, out: Path) -> list[str]:
             parts.append(missing(path, "make record-shifts"))
             continue
         split = shifted(result["folds"])
-        means = {}
+        runs = {}  # mean r of each features, fold and seed
         for kind, folds in split.items():
             long = tidy({**result, "folds": folds})
             long = long[(long.probe == "tuned_ridge") & (long.target == "pearson_residuals")]
-            means[kind] = long.groupby("features")["r"].mean()
+            runs[kind] = long.groupby(["features", "test", "seed"])["r"].mean()
         index = {f: [fold["morphology"][f].get("robustness_index", np.nan)
                      for fold in split["out"]] for f in SHOWN}  # fmt: skip
-        rows = [[label(f), *(r(means[k][f]) for k in ("in", "out", "gap")),
+        rows = [[label(f), *(r(runs[k][f].mean()) for k in ("in", "out", "gap")),
                  f"{np.nanmean(index[f]):.2f}"] for f in SHOWN]  # fmt: skip
         said = [
-            (f"{label(d['of'])} − {label(d['minus'])}", kind, interval(d), verdict(d["ci95"]))
+            (versus(d), kind, interval(d), verdict(d["ci95"]))
             for kind in ("in", "out", "gap") for d in result[f"delta_{kind}"]
             if d["probe"] == "tuned_ridge" and d["target"] == "pearson_residuals"
             and "class" not in d
         ]  # fmt: skip
-        file = f"figures/results_shift_{name}.png"
-        dots = {f: {kind: [np.mean(list(s["per_gene"].values())) for fold in split[key]
-                           for s in fold["scores"] if s["features"] == f
-                           and s["probe"] == "tuned_ridge" and s["target"] == "pearson_residuals"]
-                    for key, kind in (("in", "in distribution"), ("out", "out of distribution"))}
+        dots = {f: {"in distribution": runs["in"][f], "out of distribution": runs["out"][f]}
                 for f in SHOWN}  # fmt: skip
-        drawn = plots.strips(dots, label="mean r over genes, a dot per fold and seed")
-        drawn.savefig(out / file, dpi=150, bbox_inches="tight")
+        picture = plots.strips(dots, label="mean r over genes, a dot per fold and seed")
         parts += [
             stale(result["provenance"], command="make record-shifts"),
-            figure(file, f"Scores in and out of distribution, {name}.",
-                   f"Scores in and out of distribution for the {name} shift."),
+            drawn(picture, out, f"figures/results_shift_{name}.png",
+                  f"Scores in and out of distribution, {name}.",
+                  f"Scores in and out of distribution for the {name} shift."),
             table(["features", "in", "out", "gap", f"robustness{NBSP}index"], rows, right=4),
             "",
             details("Every difference", table(["difference", "", "*r* [95% CI]", "verdict"], said)
@@ -324,5 +321,5 @@ def speed_section(path: Path) -> list[str]:
         *parts,
         stale(b["provenance"], command="make bench"),
         table(["", "measured"], rows, right=1),
-        details("Where this comes from", provenance_table(b["provenance"])),
+        source(b["provenance"]),
     ]

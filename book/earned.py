@@ -11,14 +11,13 @@ from page import (
     CLAIMS,
     NBSP,
     SHORT,
-    details,
     figure,
     interval,
     label,
     load,
     missing,
-    provenance_table,
     r,
+    source,
     stale,
 )
 from settings import shown, table
@@ -67,7 +66,7 @@ def section(results: Path, out: Path) -> list[str]:
         "closeness in the shared space); the frozen encoder at each of its stages; embeddings side "
         "by side.\n",
         reads_table(trials),
-        details("Where this comes from", provenance_table(trials["provenance"])),
+        source(trials["provenance"]),
     ]  # fmt: skip
 
 
@@ -79,7 +78,7 @@ def log(results: Path) -> str:
     return "\n".join([
         old(trials, results) + unfinished(trials),
         trial_table(trials),
-        details("Where this comes from", provenance_table(trials["provenance"])),
+        source(trials["provenance"]),
     ])  # fmt: skip
 
 

@@ -14,7 +14,7 @@ import sys
 from pathlib import Path
 
 import numpy as np
-from page import CLAIMS, details, figure, load, missing, provenance_table, r, stale
+from page import CLAIMS, drawn, load, missing, r, source, stale
 from settings import table
 from sklearn.model_selection import KFold
 from sklearn.neighbors import KNeighborsRegressor
@@ -107,15 +107,14 @@ def chapter(results: Path, out: Path) -> str:
                  "minus frozen at its best stage", gain["frozen_best"]))  # fmt: skip
     groups = {row["trap"]: {"the trap": row["wrong_r"], "the way around it": row["right_r"]}
               for row in record["rows"]}  # fmt: skip
-    file = "figures/results_fooled.png"
-    drawn = plots.strips(groups, label="mean r over genes, a dot per section")
-    drawn.savefig(out / file, dpi=150, bbox_inches="tight")
+    picture = plots.strips(groups, label="mean r over genes, a dot per section")
     return (
         stale(record["provenance"], command="make fooled")
-        + figure(file, "Mean *r* with each trap, and without it. Dots: the four sections.",
-                 "Mean correlation with and without each of five mistakes")
+        + drawn(picture, out, "figures/results_fooled.png",
+                "Mean *r* with each trap, and without it. Dots: the four sections.",
+                "Mean correlation with and without each of five mistakes")
         + "\n" + table(["trap", "what you get by", "*r*", "what you get by", "*r*"], rows)
-        + details("Where this comes from", provenance_table(record["provenance"]))
+        + source(record["provenance"])
     )  # fmt: skip
 
 

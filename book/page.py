@@ -28,6 +28,12 @@ def figure(path: str, caption: str, alt: str) -> str:
     return f":::{{figure}} {path}\n:alt: {alt}\n{caption}\n:::\n"
 
 
+def drawn(picture, out: Path, path: str, caption: str, alt: str) -> str:
+    """Save a matplotlib figure under `out`, and the `figure` that shows it."""
+    picture.savefig(out / path, dpi=150, bbox_inches="tight")
+    return figure(path, caption, alt)
+
+
 def details(title: str, body: str) -> str:
     return f"::::{{dropdown}} {title}\n{body}::::\n"
 
@@ -76,6 +82,16 @@ def provenance_table(p: dict) -> str:
     if "finished" in p:
         rows.append(("date", p["finished"]))
     return table(["", ""], rows)
+
+
+def source(provenance: dict, more: str = "") -> str:
+    """Where a record comes from, folded away."""
+    return details("Where this comes from", provenance_table(provenance) + more)
+
+
+def versus(row: dict) -> str:
+    """The two that a difference is between."""
+    return f"{label(row['of'])} − {label(row['minus'])}"
 
 
 def verdict(ci) -> str:

@@ -26,6 +26,7 @@ from page import (
     CLAIMS,
     NBSP,
     details,
+    drawn,
     figure,
     interval,
     label,
@@ -33,8 +34,10 @@ from page import (
     missing,
     provenance_table,
     r,
+    source,
     stale,
     verdict,
+    versus,
 )  # fmt: skip
 from settings import settings, table
 
@@ -127,8 +130,7 @@ def crossval_section(name: str, path: Path, out: Path) -> list[str]:
          "zero line is no difference.", "Forest plot of paired differences with intervals"),
     ):  # fmt: skip
         file = f"figures/results_{name}_{kind}.png"
-        draw(probed).savefig(out / file, dpi=150, bbox_inches="tight")
-        parts.append(figure(file, caption, f"{alt}, {name}."))
+        parts.append(drawn(draw(probed), out, file, caption, f"{alt}, {name}."))
     if result["classes"]:
         parts.append(class_table(result))
         parts.append(yardstick(path.with_name("yardstick.json")))
@@ -149,7 +151,7 @@ def crossval_section(name: str, path: Path, out: Path) -> list[str]:
         delta_table(result["delta"]),
         f"The same for every gene, fold and seed: {{download}}`results/{path.name} "
         f"<../results/{path.name}>`.\n",
-        details("Where this comes from", provenance_table(p) + command(result)),
+        source(p, command(result)),
     ]
     return parts
 
@@ -230,7 +232,7 @@ def delta_table(delta: list[dict]) -> str:
 
     def rows(found, *, kind=""):
         return [
-            (f"{label(d['of'])} − {label(d['minus'])}", label(d["probe"]), label(t) + kind,
+            (versus(d), label(d["probe"]), label(t) + kind,
              interval(d), why_not(d) or verdict(d["ci95"]))
             for t in TARGETS for d in found if d["target"] == t
         ]  # fmt: skip
@@ -349,7 +351,7 @@ def real_section(path: Path, out: Path) -> list[str]:
                f"{record['loss']['first']:.2f} to {record['loss']['last']:.2f} in all. The shaded "
                "epochs train the gene encoder alone.",
                "Loss curves: contrast, two reconstructions, total, by epoch."),
-        details("Where this comes from", provenance_table(p)),
+        source(p),
     ]  # fmt: skip
 
 

@@ -16,8 +16,8 @@ import json
 import sys
 from pathlib import Path
 
+from seal_lite import Config, hest
 from seal_lite import crossval as cv
-from seal_lite import hest
 from seal_lite.datasets import phantom
 from seal_lite.datasets.cohort import UM_PER_PX, cohort, oracle_features
 from seal_lite.encoders import build_encoder, embed
@@ -55,6 +55,12 @@ def models_of(runs: dict) -> dict:
     return {kind: SEAL.from_pretrained(run) for kind, run in runs.items()}
 
 
+def config_of(encoders: list) -> Config:
+    """The settings of a record's encoders, which differ in the seed alone."""
+    *_, runs = encoders[0]
+    return Config.from_json(runs["tuned"] / "config.json")
+
+
 def hest_scores(root, name: str) -> dict:
     """HEST-bench on every fold of a record: written as a task, read back, scored with each seed."""
     folds = []
@@ -63,7 +69,7 @@ def hest_scores(root, name: str) -> dict:
         models = models_of(runs)
         config = dataclasses.replace(models["tuned"].config, seed=seed)
         task_name = f"{name}-{'+'.join(tests)}"
-        if not (RECORDS / "hest" / task_name).exists():
+        if not (RECORDS / "hest" / task_name / hest.GENES).exists():  # it is written last
             loaded = load_sections(root, [*train, *tests], patch_um=hest.PATCH_UM, patch_px=224)
             genes = genes_to_score(root, loaded[: len(train)])
             hest.write_task(RECORDS / "hest", task_name, loaded, [(train, tests)], genes)
@@ -83,11 +89,11 @@ def retrieval_scores() -> dict:
     """Slides of patients that no encoder has seen ask each other; also sets of genes."""
     root = phantom(ROOT / "data/phantom-asked-record", **ASKED)
     gmt = read_gmt(cohort_folder() / "programs.gmt")
-    rows, sets = [], []
-    for _, _, seed, runs in kept("phantom"):
+    encoders, rows, sets = kept("phantom"), [], []
+    config = config_of(encoders)
+    asked = load_sections(root, patch_um=config.patch_um, patch_px=config.patch_px)
+    for _, _, seed, runs in encoders:
         for kind, model in models_of(runs).items():
-            config = model.config
-            asked = load_sections(root, patch_um=config.patch_um, patch_px=config.patch_px)
             space = shared_space(model, asked, [embed(model.encoder, s.patches) for s in asked])
             rows += [{"model": kind, "seed": seed, **row} for row in cross_modal(space)]
             known = gmt[gmt.target.isin(model.panel.genes)]
@@ -95,7 +101,7 @@ def retrieval_scores() -> dict:
             found = gene_set_scores(model, space, asks)
             sets += [{"model": kind, "seed": seed, **row} for row in found]
             print(f"retrieval: {kind}, seed {seed}", flush=True)
-    code, seeds = ("retrieval", "sections", "train"), len(kept("phantom"))
+    code, seeds = ("retrieval", "sections", "train"), len(encoders)
     record = provenance(asked, config, code=code, seeds=seeds)
     return {"provenance": record, "rows": rows, "sets": sets}
 
@@ -108,32 +114,33 @@ def cohort_scores() -> dict:
     """Every slide-level task of the cohort, with frozen, shuffled, tuned and oracle features."""
     root = cohort_folder()
     slides = list_slides(root / "slides")
-    base = RECORDS / "cohort"
-    results = []
-    for _, _, seed, runs in kept("phantom"):
+    base, results = RECORDS / "cohort", []
+    encoders = kept("phantom")
+    config = config_of(encoders)
+
+    def embedded(encoder, name):
+        embed_slides(encoder, slides, base / name, patch_um=config.patch_um,
+                     patch_px=config.patch_px, um_per_px=UM_PER_PX)  # fmt: skip
+        return base / name
+
+    untuned = build_encoder(config.backbone, tune_blocks=config.tune_blocks)
+    frozen = embedded(untuned, "frozen")
+    oracle = oracle_features(root, frozen, base / "oracle", patch_um=config.patch_um)
+    for _, _, seed, runs in encoders:
         models = models_of(runs)
-        config = models["tuned"].config
-        encoders = {
-            "frozen": build_encoder(config.backbone, tune_blocks=config.tune_blocks),
-            "shuffled": models["shuffled"].encoder,
-            "tuned": models["tuned"].encoder,
-        }
-        folders = {k: base / (k if k == "frozen" else f"{k}-{seed}") for k in encoders}
-        for name, folder in folders.items():
-            embed_slides(encoders[name], slides, folder, patch_um=config.patch_um,
-                         patch_px=config.patch_px, um_per_px=UM_PER_PX)  # fmt: skip
-        folders["oracle"] = oracle_features(
-            root, folders["frozen"], base / "oracle", patch_um=config.patch_um
-        )
+        folders = {"frozen": frozen}
+        for kind in ("shuffled", "tuned"):
+            folders[kind] = embedded(models[kind].encoder, f"{kind}-{seed}")
+        folders["oracle"] = oracle
         for folder in sorted((root / "tasks").iterdir()):
             task = read_task(folder)
             bags = {name: read_bags(task, place) for name, place in folders.items()}
             results.append({"seed": seed, **evaluate(task, bags, seeds=1)})
             print(f"slide level: {task.name}, seed {seed}", flush=True)
-    train, *_ = kept("phantom")[0]
+    train, *_ = encoders[0]
     seen = load_sections(ROOT / "data/phantom-record", train, patch_um=config.patch_um,
                          patch_px=config.patch_px)  # fmt: skip
-    code, seeds = ("slides", "wsi", "sections", "train"), len(kept("phantom"))
+    code, seeds = ("slides", "wsi", "sections", "train"), len(encoders)
     record = provenance(seen, config, code=code, seeds=seeds)
     return {"provenance": record, "cohort": COHORT, "slides": len(slides), "results": results}
 
