@@ -93,8 +93,8 @@ def probing(*, samples=8, n=2500, d=1024, genes=50, seed=0) -> dict:
         return [pearsonr(predicted[:, g], y[fold][:, g])[0] for g in range(genes)]
 
     def ours(fold):
-        first, *rest = sums[:fold] + sums[fold + 1 :]
-        return pearson(hest_bench_ridge(sum(rest, first), x[fold]), y[fold])
+        others = sum(sums[:fold] + sums[fold + 1 :])
+        return pearson(hest_bench_ridge(others, x[fold]), y[fold])
 
     started = time.perf_counter()
     theirs = np.array([upstream(fold) for fold in range(samples)])

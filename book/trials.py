@@ -182,11 +182,11 @@ def measure(root, train_names, test_names, config: Config, variant=None, second_
         with variant(sections[:n]) if variant else contextlib.nullcontext():
             model, history = finetune(sections[:n], c, include=genes, cache_dir=caches,
                                       progress=False)  # fmt: skip
-            tuned = embed_stages(model.encoder, sections, caches)[model.encoder.row.tap]
+            tuned = embed_stages(model.encoder, sections, caches)[model.encoder.tap]
             frozen = build_encoder(c.backbone, tune_blocks=c.tune_blocks)
             stages = embed_stages(frozen, sections, caches)
         found = {"tuned": tuned, **{f"frozen {stage}": x for stage, x in stages.items()}}
-        found["tuned + frozen"] = beside(tuned, stages[frozen.row.tap])
+        found["tuned + frozen"] = beside(tuned, stages[frozen.tap])
         features = {k: beside(features[k], x) if features else x for k, x in found.items()}
         first = first or (model, tuned)
         seconds += sum(h["seconds"] for h in history)

@@ -18,7 +18,8 @@ import torch
 import torch.nn.functional as F
 
 from seal_lite import Config, losses, train
-from seal_lite.encoders import BACKBONES, VisionEncoder
+from seal_lite.backbones import BACKBONES
+from seal_lite.encoders import VisionEncoder
 from seal_lite.model import SEAL, GeneVAE
 from seal_lite.sections import read_section
 from seal_lite.train import Pairs

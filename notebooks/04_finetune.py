@@ -80,7 +80,7 @@ config = Config(epochs=EPOCHS, n_views=N_VIEWS, seed=SEED)
 adapter = {"rank": config.lora_rank, "alpha": config.lora_alpha, "dropout": config.lora_dropout}
 encoder = build_encoder(config.backbone, tune_blocks=config.tune_blocks, seed=SEED, **adapter)
 row = encoder.row
-print(f"{row.arch}: {row.dim} numbers, read as the {row.pool} of {row.tap}")
+print(f"{row.arch}: {row.dim} numbers, read as the {row.embedding} of {encoder.tap}")
 print("frozen prefix:", ", ".join(encoder.prefix_stages))
 print("tuned tail:   ", ", ".join(encoder.tail_stages))
 

@@ -101,6 +101,21 @@ def phantom(
 
 
 @app.command()
+def encoders():
+    """List the pretrained encoders that have a name here; any other timm model has its own."""
+    from dataclasses import asdict
+
+    import pandas as pd
+
+    from .backbones import BACKBONES
+
+    shown = ["name", "dim", "px", "um_per_px", "embedding", "licence", "gated", "card", "extra"]
+    table = pd.DataFrame([asdict(row) for row in BACKBONES.values()])[shown]
+    typer.echo(table.fillna("").to_string(index=False))
+    typer.echo("or any timm model by its own name, hf-hub:OWNER/MODEL or local-dir:FOLDER")
+
+
+@app.command()
 def finetune(
     data: Data, train: option(str, "Training sections: C2,C3,C4."),
     out: option(Path, "Run folder; an interrupted run resumes."), backbone: str | None = None,
@@ -201,8 +216,8 @@ def hest_bench(
 ):  # fmt: skip
     """Score a run, or a frozen encoder, on HEST-bench's tasks as published, beside controls."""
     from . import hest
+    from .backbones import backbone_row
     from .crossval import tidy
-    from .encoders import backbone_row
     from .evaluate import features
     from .train import provenance
 
@@ -294,7 +309,8 @@ def embed(
     patch_um: option(float | None, "Default: as in training.") = None,
 ):  # fmt: skip
     """Write every slide's features as TRIDENT does: tissue, a grid of regions, H5."""
-    from .encoders import backbone_row, build_encoder
+    from .backbones import backbone_row
+    from .encoders import build_encoder
     from .wsi import embed_slides, list_slides
 
     model, config = _run_or_backbone(run, backbone)

@@ -110,14 +110,14 @@ def features(sections, models: dict, config: Config, *, caches=None) -> tuple[di
     frozen encoder at the same tap, a random-init one, colour statistics and log depth. Also returns
     {stage: the same of the frozen encoder}, for `best_stage`.
     """
-    found = {name: embed_stages(m.encoder, sections, caches)[m.encoder.row.tap]
+    found = {name: embed_stages(m.encoder, sections, caches)[m.encoder.tap]
              for name, m in models.items()}  # fmt: skip
     frozen = build_encoder(  # LoRA starts as a no-op; the seed matters to random weights only
         config.backbone, tune_blocks=config.tune_blocks, seed=config.seed
     )
     stages = embed_stages(frozen, sections, caches)
-    found["frozen"] = stages[frozen.row.tap]
-    random = build_encoder(config.backbone, weights="random", seed=config.seed)
+    found["frozen"] = stages[frozen.tap]
+    random = build_encoder(config.backbone, pretrained=False, seed=config.seed)
     found["random_init"] = [embed(random, s.patches) for s in sections]
     found["colour"] = [colour_statistics(s.patches) for s in sections]
     found["log_depth"] = [np.log(tg.depth(s.adata)[s.rows])[:, None] for s in sections]

@@ -25,7 +25,6 @@ from tqdm import tqdm
 from . import crossval as cv
 from . import targets as tg
 from .config import Config
-from .encoders import VIT_STEM
 from .errors import InputError
 from .evaluate import best_stage, probe_scores
 from .probe import hest_probe
@@ -159,9 +158,9 @@ def pixels(config: Config, row) -> int:
     A transformer has one input size; `InputError` where that would be another scale.
     """
     px = round(PATCH_UM * config.patch_px / config.patch_um)
-    if row.stem == VIT_STEM and px != config.patch_px:
+    if row.fixed and px != config.patch_px:
         raise InputError(
-            f"{row.arch}: was tuned on {config.patch_um:g} um at {config.patch_px} px, and "
+            f"{row.name}: was tuned on {config.patch_um:g} um at {config.patch_px} px, and "
             f"HEST-bench's {PATCH_UM:g} um would be {px} px, which it cannot read; finetune with "
             f"--set patch_um={PATCH_UM:g}"
         )
@@ -179,8 +178,8 @@ def pooled_scores(train, test, train_x, test_x, genes) -> tuple[np.ndarray, floa
     if len(z) < x.shape[1]:  # fewer patches than features: small, and sums do not know its rows
         predicted = hest_probe(np.concatenate(train_x), z, None, x, seed=SEED) + z.mean(0)
     else:
-        first, *rest = (Sums.of(a, b) for a, b in zip(train_x, y[0], strict=True))
-        predicted = hest_bench_ridge(sum(rest, first), x, seed=SEED)
+        sums = sum(Sums.of(a, b) for a, b in zip(train_x, y[0], strict=True))
+        predicted = hest_bench_ridge(sums, x, seed=SEED)
     measured = np.concatenate(y[1])
     left = ((measured - predicted) ** 2).sum(0)
     spread = ((measured - measured.mean(0)) ** 2).sum(0)

@@ -18,8 +18,9 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 from . import losses
+from .backbones import backbone_row
 from .config import Config
-from .encoders import VIT_STEM, VisionEncoder, backbone_row, build_encoder
+from .encoders import VisionEncoder, build_encoder
 from .errors import InputError
 from .genes import GenePanel
 
@@ -119,7 +120,7 @@ class SEAL(nn.Module):
         Raises `InputError` where a transformer's patches would not have its resolution.
         """
         row = backbone_row(config.backbone)
-        if row.stem == VIT_STEM and row.px != config.patch_px:
+        if row.fixed and row.px != config.patch_px:
             raise InputError(
                 f"patch_px={config.patch_px}: {config.backbone} reads {row.px} px; set "
                 f"patch_px={row.px}"

