@@ -89,6 +89,20 @@ class VisionEncoder(nn.Module):
         """The network itself (with LoRA layers in place where it was adapted)."""
         return self.net.get_base_model() if self.adapted else self.net
 
+    def base_digest(self) -> str:
+        """SHA-256 of the weights that finetuning does not change: those of the network as loaded.
+
+        Without LoRA the tuned blocks are left out, for theirs are gone.
+        """
+        weights = {}
+        for name, tensor in self.base.state_dict().items():
+            if not re.search(r"\.(lora_|modules_to_save\.)", name):
+                weights[re.sub(r"\.(base_layer|original_module)\.", ".", name)] = tensor
+        gone, digest = () if self.adapted else self.tail_stages, hashlib.sha256()
+        for name in sorted(n for n in weights if not n.startswith(tuple(f"{s}." for s in gone))):
+            digest.update(name.encode() + weights[name].cpu().contiguous().numpy().tobytes())
+        return digest.hexdigest()
+
     def train(self, mode: bool = True):
         """BatchNorm and every other frozen layer stay in eval; only LoRA's dropout follows."""
         super().train(False)

@@ -7,11 +7,13 @@ image --prefix--> h --tail(LoRA)--> e --project--> shared space <-- mu <--encode
 
 from __future__ import annotations
 
+import json
 import math
 import shutil
 from pathlib import Path
 
 import torch
+from huggingface_hub import snapshot_download
 from peft.utils import get_peft_model_state_dict, set_peft_model_state_dict
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
@@ -24,6 +26,8 @@ from .encoders import VisionEncoder, build_encoder
 from .errors import InputError
 from .genes import GenePanel
 
+NEEDED = ("config.json", "panel.json", "base.json", "heads.safetensors")
+HUB = "hf-hub:"
 ADAPTER, BLOCKS = "adapter/adapter_model.safetensors", "blocks.safetensors"
 
 
@@ -32,6 +36,17 @@ def _tensors(path) -> dict[str, torch.Tensor]:
         return load_file(path)
     except SafetensorError as error:
         raise InputError(f"{path}: is damaged ({error}); copy the run folder again") from error
+
+
+def _fetched(run: str) -> Path:
+    try:
+        return Path(snapshot_download(run.removeprefix(HUB), allow_patterns=[
+            "*.json", "*.safetensors", "adapter/*", "README.md"]))  # fmt: skip
+    except (OSError, ValueError) as error:
+        raise InputError(
+            f"{run}: cannot be fetched ({type(error).__name__}); check the name, go online, or "
+            "`hf auth login`"
+        ) from error
 
 
 class PlanarFlow(nn.Module):
@@ -196,12 +211,15 @@ class SEAL(nn.Module):
         self.load_state_dict({**self.state_dict(), **heads}, strict=True)
 
     def save_pretrained(self, out):
-        """Write config.json, panel.json, heads.safetensors and what was tuned: adapter/ (peft,
-        safetensors), or without LoRA blocks.safetensors."""
+        """Write config.json, panel.json, heads.safetensors, what was tuned: adapter/ (peft,
+        safetensors), or without LoRA blocks.safetensors; and in base.json what it was tuned from.
+        """
         out = Path(out)
         out.mkdir(parents=True, exist_ok=True)
         (out / "config.json").write_text(self.config.to_json())
         self.panel.save(out / "panel.json")
+        base = {"backbone": self.config.backbone, "sha256": self.encoder.base_digest()}
+        (out / "base.json").write_text(json.dumps(base, indent=1))
         save_file({k: v.contiguous() for k, v in self.heads().items()}, out / "heads.safetensors")
         if self.encoder.adapted:
             shutil.rmtree(out / "adapter", ignore_errors=True)
@@ -211,13 +229,22 @@ class SEAL(nn.Module):
 
     @classmethod
     def from_pretrained(cls, run) -> SEAL:
-        """Load a run folder strictly; what is absent or does not fit is an `InputError`."""
-        run = Path(run)
-        for file in ("config.json", "panel.json", "heads.safetensors"):
+        """Load a run folder, or "hf-hub:OWNER/NAME", strictly; nothing is unpickled.
+
+        What is absent or does not fit, and a base that has other weights than it was tuned from, is
+        an `InputError`.
+        """
+        run = _fetched(run) if str(run).startswith(HUB) else Path(run)
+        for file in NEEDED:
             if not (run / file).is_file():
                 raise InputError(f"{run}: no {file} in it; give a folder that `finetune` finished")
         config = Config.from_json(run / "config.json")
         model = cls.build(GenePanel.load(run / "panel.json"), config)
+        if model.encoder.base_digest() not in (run / "base.json").read_text():
+            raise InputError(
+                f"{run / 'base.json'}: {config.backbone} has other weights here than the run was "
+                "tuned from; take the version of the encoder that it names"
+            )
         file = run / (ADAPTER if model.encoder.adapted else BLOCKS)
         if not file.is_file():
             raise InputError(f"{file}: what the run tuned is absent; copy the whole run folder")

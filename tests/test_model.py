@@ -215,6 +215,12 @@ def _truncate(file):
     return damage
 
 
+def _other_base(run):
+    """The encoder that the run was tuned from has changed under its name."""
+    path = run / "base.json"
+    path.write_text(path.read_text().replace("a", "b").replace("1", "2"))
+
+
 HEADS, ADAPTER = "heads.safetensors", "adapter/adapter_model.safetensors"
 DAMAGE = {
     "heads: renamed tensor": _rename(HEADS),
@@ -229,6 +235,8 @@ DAMAGE = {
     "config: another width": _edit_config(hidden=[32, 8]),
     "config: another LoRA rank": _edit_config(lora_rank=4),
     "config: another backbone": _edit_config(backbone="test_vit", patch_px=160),
+    "base: other weights": _other_base,
+    "base: absent": lambda run: (run / "base.json").unlink(),
     "config: unknown key": _edit_config(colour="blue"),
     "config: truncated": _truncate("config.json"),
 }
@@ -240,3 +248,25 @@ def test_damaged_run_is_refused(copy, damage):
     DAMAGE[damage](copy)
     with pytest.raises(InputError, match=str(copy)):
         SEAL.from_pretrained(copy)
+
+
+def test_a_run_on_the_hub_is_fetched_by_its_name(monkeypatch, tmp_path, copy):
+    """Only what a run consists of, and a failure is one sentence."""
+    asked = {}
+
+    def snapshot(repo, allow_patterns):
+        asked.update({repo: allow_patterns})
+        return str(copy)
+
+    monkeypatch.setattr("seal_lite.model.snapshot_download", snapshot)
+    loaded = SEAL.from_pretrained("hf-hub:somebody/tuned-uni")
+    assert list(asked) == ["somebody/tuned-uni"]
+    assert not any(pattern.endswith((".pt", ".bin", ".pkl")) for pattern in asked.popitem()[1])
+    assert loaded.config == SEAL.from_pretrained(copy).config
+
+    def refuse(*_, **__):
+        raise OSError("no such repository")
+
+    monkeypatch.setattr("seal_lite.model.snapshot_download", refuse)
+    with pytest.raises(InputError, match="hf-hub:no/thing: cannot be fetched"):
+        SEAL.from_pretrained("hf-hub:no/thing")
