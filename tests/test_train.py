@@ -36,7 +36,8 @@ def test_run_folder_holds_all_that_a_result_needs(trained, sections, tiny):
     run, model, history = trained
     files = {str(p.relative_to(run)) for p in run.rglob("*") if p.is_file()}
     needed = {"config.json", "panel.json", "base.json", "heads.safetensors", "metrics.jsonl",
-              "provenance.json", "adapter/adapter_config.json", "adapter/adapter_model.safetensors"}  # fmt: skip
+              "provenance.json", "adapter/adapter_config.json",
+              "adapter/adapter_model.safetensors"}  # fmt: skip
     assert needed <= files and not any(f.endswith((".pt", ".part", ".bin", ".pkl")) for f in files)
     assert Config.from_json(run / "config.json") == tiny
     adapter = json.loads((run / "adapter/adapter_config.json").read_text())
@@ -138,9 +139,7 @@ def test_cached_and_plain_loop_give_the_same_losses(trained, sections, tiny):
     _, plain = finetune(sections[:1], tiny, cached=False, progress=False)
     (first, *rest), (same, *others) = losses(trained[2]), losses(plain)
     assert first == pytest.approx(same, abs=1e-4)
-    for one, other in zip(
-        rest, others, strict=True
-    ):  # what rounding differs in, training amplifies
+    for one, other in zip(rest, others, strict=True):  # training amplifies rounding
         assert one == pytest.approx(other, rel=1e-3)
 
 
