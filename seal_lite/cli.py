@@ -323,6 +323,18 @@ def embed(
 
 
 @app.command()
+def share(
+    run: Run, repo: option(str, "OWNER/NAME on the Hugging Face hub."),
+    scores: option(Path | None, "A metrics.json to quote in the model card.") = None,
+    public: option(bool, "Visible to everybody.") = False,
+):  # fmt: skip
+    """Upload a run with its model card: its licence is that of the encoder it was tuned from."""
+    from .share import push_to_hub
+
+    typer.echo(f"shared: {push_to_hub(run, repo, scores=scores, private=not public)}")
+
+
+@app.command()
 def slide_bench(
     task: option(Path, "A Patho-Bench task: config.yaml, k=all.tsv."),
     features: option(list[str], "NAME=FOLDER of feature files, repeated."), json_file: Json,

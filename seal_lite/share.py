@@ -1,0 +1,157 @@
+"""A finetuned encoder for other people's software: one plain module, and a model card."""
+
+from __future__ import annotations
+
+import copy
+import json
+from contextlib import ExitStack
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+
+import torch
+from huggingface_hub import HfApi, ModelCard, ModelCardData
+from torch import nn
+from torchvision.transforms import v2
+
+from .backbones import backbone_row
+from .encoders import VisionEncoder, embed
+from .errors import InputError
+from .model import SEAL
+
+PARTS = ["*.json", "*.safetensors", "adapter/*", "README.md"]  # of a run folder
+
+
+def load_encoder(run, *, precision: torch.dtype = torch.float32):
+    """A run folder, or "hf-hub:OWNER/NAME", as (module, transform, precision).
+
+    `module` maps normalised images (b, 3, px, px) to embeddings (b, dim) in one forward pass: the
+    adapter is merged into the weights, and what lies behind the tap is gone. `transform` makes such
+    an image of a PIL one, which should show the run's `patch_um`. This is what HEST-bench's
+    `benchmark(encoder, transform, precision)` takes. Raises `InputError` as `SEAL.from_pretrained`.
+    """
+    model = SEAL.from_pretrained(run)
+    px, row = model.config.patch_px, model.encoder.row
+    transform = v2.Compose([
+        v2.ToImage(), v2.Resize((px, px), antialias=True), v2.ToDtype(torch.float32, scale=True),
+        v2.Normalize(row.mean, row.std),
+    ])  # fmt: skip
+    return merged(model.encoder).to(precision), transform, precision
+
+
+def merged(encoder: VisionEncoder) -> VisionEncoder:
+    """A copy of the encoder for normalised images, without adapter, hooks and unused layers."""
+    net, row = copy.deepcopy(encoder.net), encoder.row
+    if encoder.adapted:
+        net = net.merge_and_unload()
+    if row.tap:
+        _cut_behind(net, encoder)
+    row = replace(row, tap="", mean=(0.0,) * 3, std=(1.0,) * 3)
+    return VisionEncoder(net, row).eval().requires_grad_(False)
+
+
+def _cut_behind(net: nn.Module, encoder: VisionEncoder):
+    """Put identities in the place of all modules that run behind the encoder's tap."""
+    row, reached, late = encoder.row, [], []
+
+    def begin(name, module, args):
+        if reached and not f"{name}.".startswith(tuple(f"{n}." for n in late)):
+            late.append(name)
+
+    with ExitStack() as undo, torch.inference_mode():
+        tap = net.get_submodule(row.tap)
+        undo.enter_context(tap.register_forward_hook(lambda *_: reached.append(True)))
+        for name, module in net.named_modules():
+            undo.enter_context(module.register_forward_pre_hook(partial(begin, name)))
+        blank = torch.zeros(1, 3, row.px, row.px, device=next(net.parameters()).device)
+        getattr(net, row.call)(blank, **row.call_args)
+    for name in late:
+        parent, _, child = name.rpartition(".")
+        setattr(net.get_submodule(parent), child, nn.Identity())
+
+
+def model_card(run, *, scores=None) -> ModelCard:
+    """The README of a finished run: what it was tuned from and on, its licence, and its scores.
+
+    `scores` is a metrics.json of `crossval`, `probe` or `hest_bench` whose differences are quoted.
+    """
+    record = _read(Path(run) / "provenance.json")
+    settings = _read(Path(run) / "config.json")
+    row = backbone_row(settings["backbone"])
+    rows = [
+        f"| {d['of']} - {d['minus']} | {d['probe']} | {d['target']} | {d.get('class', 'all')} "
+        f"| {d['mean']:+.3f} [{d['ci95'][0]:+.3f}, {d['ci95'][1]:+.3f}] |"
+        for d in (_read(Path(scores))["delta"] if scores else ())
+    ]
+    source = row.source.partition("hub:")[2]
+    about = ModelCardData(library_name="seal_lite", base_model=source or None, license="other",
+                          license_name=row.licence, license_link=row.card or None,
+                          tags=["pathology", "spatial transcriptomics", "lora"])  # fmt: skip
+    return ModelCard(
+        f"""---
+{about}
+---
+
+# {row.name}, finetuned with spatial transcriptomics
+
+LoRA on the last {settings["tune_blocks"]} blocks of {row.name} ({row.card}), trained with SEAL-lite
+on pairs of gene expression and H&E. Its licence is that of the encoder it was tuned from:
+{row.licence}. Load it with
+
+```python
+from seal_lite import load_encoder
+
+module, transform, precision = load_encoder("hf-hub:OWNER/NAME")  # {row.dim} numbers an image
+```
+
+on images of {settings["patch_um"]:g} um, which are read at {settings["patch_px"]} px.
+
+| trained on | |
+|---|---|
+| sections | {", ".join(record["sections"])} |
+| data, SHA-256 | {record["data_sha256"]} |
+| settings, SHA-256 | {record["config_sha256"]} |
+| seed, commit | {record["seed"]}, {record["commit"]} |
+
+## Scores
+
+"""
+        + (
+            "Difference in mean r over genes, with its 95% interval.\n\n"
+            "| | probe | target | genes | difference |\n|---|---|---|---|---|\n" + "\n".join(rows)
+            if rows
+            else "None were given."
+        )
+        + "\n"
+    )
+
+
+def _read(path: Path) -> dict:
+    try:
+        return json.loads(path.read_text())
+    except (OSError, ValueError) as error:
+        raise InputError(f"{path}: cannot be read ({type(error).__name__}); restore it") from error
+
+
+def push_to_hub(run, repo: str, *, scores=None, private: bool = True, token=None) -> str:
+    """Upload a finished run, with its `model_card`, as OWNER/NAME; returns its address."""
+    SEAL.from_pretrained(run)  # nothing that cannot be loaded again is uploaded
+    model_card(run, scores=scores).save(Path(run) / "README.md")
+    try:
+        hub = HfApi(token=token)
+        hub.create_repo(repo, private=private, exist_ok=True)
+        hub.upload_folder(repo_id=repo, folder_path=str(run), allow_patterns=PARTS)
+    except (OSError, ValueError) as error:
+        raise InputError(
+            f"{repo}: cannot be written ({type(error).__name__}); `hf auth login` with a token "
+            "that may write, or go online"
+        ) from error
+    return f"https://huggingface.co/{repo}"
+
+
+def add_embedding(section, encoder, *, key_added: str = "X_seal"):
+    """The section's spots that have a patch, as AnnData with their embeddings (n, dim) in `obsm`:
+    what scanpy's and squidpy's neighbours, clusters and plots take."""
+    adata = section.adata[section.rows].copy()
+    adata.obsm[key_added] = embed(encoder, section.patches)
+    return adata
