@@ -7,6 +7,7 @@ from pathlib import Path
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
+
 from page import (  # fmt: skip
     NBSP,
     details,
@@ -22,10 +23,9 @@ from page import (  # fmt: skip
     verdict,
     versus,
 )
-from settings import table
-
 from seal_lite import plots
 from seal_lite.crossval import bootstrap_ci, shifted, tidy
+from settings import table
 
 SHIFTS = {
     "stain": "The second site stains and scans differently; tissue and assay are the same.",

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import matplotlib.pyplot as plt
 import numpy as np
+
 from page import (
     CLAIMS,
     NBSP,
@@ -20,13 +21,12 @@ from page import (
     source,
     stale,
 )
-from settings import shown, table
-from trials import CODE, FULL, REFERENCE, votes
-
 from seal_lite import Config
 from seal_lite.crossval import bootstrap_ci
 from seal_lite.plots import COLOURS, GREY, STYLE
 from seal_lite.train import code_hash
+from settings import shown, table
+from trials import CODE, FULL, REFERENCE, votes
 
 PLACES = {  # column: features/probe/target
     "residuals, B": "tuned/tuned_ridge/pearson_residuals",

@@ -14,11 +14,10 @@ import sys
 from pathlib import Path
 
 import numpy as np
-from page import CLAIMS, drawn, load, missing, r, source, stale
-from settings import table
 from sklearn.model_selection import KFold
 from sklearn.neighbors import KNeighborsRegressor
 
+from page import CLAIMS, drawn, load, missing, r, source, stale
 from seal_lite import Config, plots
 from seal_lite.encoders import build_encoder
 from seal_lite.evaluate import embed_stages
@@ -26,6 +25,7 @@ from seal_lite.probe import hest_probe, tuned_probe
 from seal_lite.sections import load_sections
 from seal_lite.targets import depth, pearson, section_targets, target_genes
 from seal_lite.train import provenance
+from settings import table
 
 RESULTS = Path(__file__).parents[1] / "results"
 SECTIONS = ("C2", "C3", "C4", "C5")

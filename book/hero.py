@@ -17,13 +17,13 @@ from matplotlib.collections import EllipseCollection
 from matplotlib.patches import Circle, FancyArrowPatch, FancyBboxPatch, Rectangle
 
 from seal_lite import Config
-from seal_lite.datasets import phantom
 from seal_lite.encoders import embed
 from seal_lite.evaluate import gene_classes, genes_to_score
 from seal_lite.plots import COLOURS, GREY, INK
 from seal_lite.sections import load_sections, thumbnail
 from seal_lite.targets import pearson, target_genes
 from seal_lite.train import finetune
+from tissue_phantom import phantom
 
 ROOT = Path(__file__).parents[1]
 SHOWN = ("ERBB2", "COL1A1", "CD3E", "ADIPOQ")  # markers: tumour, stroma, T cells, fat

@@ -5,10 +5,9 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-from settings import table
-
 from seal_lite import plots
 from seal_lite.train import code_hash
+from settings import table
 
 NBSP = "\N{NO-BREAK SPACE}"
 CLAIMS = ("pearson_residuals", "log1p_cp10k|depth")  # the targets from which depth is discounted

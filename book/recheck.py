@@ -18,13 +18,12 @@ import tempfile
 from operator import itemgetter
 from pathlib import Path
 
-from trials import CODE, FULL, REFERENCE, measure
-
 from seal_lite import Config
 from seal_lite.crossval import folds_of, groups_of, run_fold
 from seal_lite.evaluate import genes_to_score
 from seal_lite.sections import load_sections
 from seal_lite.train import code_hash
+from trials import CODE, FULL, REFERENCE, measure
 
 RESULTS = Path(__file__).parents[1] / "results"
 

@@ -16,10 +16,11 @@ from pathlib import Path
 import matplotlib
 
 matplotlib.use("Agg")
+import numpy as np
+
 import benches
 import earned
 import fooled
-import numpy as np
 from architecture import architecture
 from forest import deltas
 from page import (
@@ -39,10 +40,9 @@ from page import (
     verdict,
     versus,
 )  # fmt: skip
-from settings import settings, table
-
 from seal_lite import plots
 from seal_lite.crossval import summary, tidy
+from settings import settings, table
 
 ROOT = Path(__file__).parents[1]
 

@@ -18,8 +18,6 @@ from pathlib import Path
 
 from seal_lite import Config, hest
 from seal_lite import crossval as cv
-from seal_lite.datasets import phantom
-from seal_lite.datasets.cohort import UM_PER_PX, cohort, oracle_features
 from seal_lite.encoders import build_encoder, embed
 from seal_lite.evaluate import features, genes_to_score
 from seal_lite.model import SEAL
@@ -29,6 +27,7 @@ from seal_lite.sections import load_sections
 from seal_lite.slides import evaluate, read_bags, read_task
 from seal_lite.train import code_hash, provenance
 from seal_lite.wsi import embed_slides, list_slides
+from tissue_phantom import UM_PER_PX, cohort, oracle_features, phantom
 
 ROOT = Path(__file__).parents[1]
 RESULTS, RECORDS = ROOT / "results", ROOT / "runs/record"

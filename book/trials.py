@@ -29,11 +29,11 @@ from pathlib import Path
 
 import numpy as np
 import torch
-import variants
-from page import CLAIMS
 from threadpoolctl import threadpool_limits
 from tqdm import tqdm
 
+import variants
+from page import CLAIMS
 from seal_lite import Config, InputError
 from seal_lite.encoders import build_encoder
 from seal_lite.evaluate import (

@@ -5,7 +5,7 @@
 Draws 11 patients at the phantom's contrasts and at those of its earlier formats, fits probe B on
 eight of them, as many pairs as the recorded cross-validation trains on, and scores it on three, at
 every stage of the frozen default backbone. The patients are none of the record's, and finetuning
-has no part in it: this is how the two contrasts in `seal_lite/datasets/tissue.py` were chosen.
+has no part in it: this is how the two contrasts in `book/tissue_phantom/tissue.py` were chosen.
 Writes results/yardstick.json, which the results page quotes. `make yardstick` runs it.
 """
 
@@ -20,11 +20,11 @@ import numpy as np
 import pandas as pd
 
 from seal_lite import Config
-from seal_lite.datasets import phantom, render, tissue
 from seal_lite.encoders import build_encoder
 from seal_lite.evaluate import direct_scores, embed_stages, genes_to_score, probe_scores
 from seal_lite.sections import load_sections
 from seal_lite.train import provenance
+from tissue_phantom import phantom, render, tissue
 
 RESULTS = Path(__file__).parents[1] / "results"
 TARGET = "pearson_residuals"

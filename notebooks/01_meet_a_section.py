@@ -51,9 +51,9 @@ import numpy as np
 import pandas as pd
 
 from seal_lite import plots, targets
-from seal_lite.datasets import phantom
 from seal_lite.evaluate import gene_classes, genes_to_score, read_truth
 from seal_lite.sections import list_sections, load_sections, patient_of
+from tissue_phantom import phantom
 
 ROOT = Path(DATASET)
 if DATASET == "phantom":

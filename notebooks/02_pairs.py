@@ -42,13 +42,13 @@ from pathlib import Path
 import numpy as np
 
 from seal_lite import Config, InputError, plots
-from seal_lite.datasets import phantom
 from seal_lite.encoders import build_encoder
 from seal_lite.genes import GenePanel, columns, log_normalise, neighbour_mean, smooth
 from seal_lite.sections import Section, extract_patches, list_sections, load_sections
 from seal_lite.targets import section_targets
 from seal_lite.train import Pairs
 from seal_lite.views import make_views, view_parameters
+from tissue_phantom import phantom
 
 logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stdout)
 logging.getLogger("matplotlib").setLevel(logging.WARNING)

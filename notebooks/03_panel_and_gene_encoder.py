@@ -45,12 +45,12 @@ import pandas as pd
 import torch
 
 from seal_lite import Config, InputError, losses, plots
-from seal_lite.datasets import phantom
 from seal_lite.evaluate import gene_classes, genes_to_score
 from seal_lite.genes import GenePanel
 from seal_lite.model import GeneVAE
 from seal_lite.sections import list_sections, load_sections, patient_of
 from seal_lite.targets import pearson
+from tissue_phantom import phantom
 
 logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stdout)
 logging.getLogger("matplotlib").setLevel(logging.WARNING)

@@ -51,12 +51,12 @@ import numpy as np
 import pandas as pd
 
 from seal_lite import Config, plots
-from seal_lite.datasets import phantom
 from seal_lite.encoders import embed
 from seal_lite.evaluate import genes_to_score
 from seal_lite.retrieval import gene_set_profile, retrieval_scores, search
 from seal_lite.sections import list_sections, load_sections, patient_of
 from seal_lite.train import code_hash, finetune
+from tissue_phantom import phantom
 
 ROOT = Path(DATASET)
 if DATASET == "phantom":

@@ -55,12 +55,12 @@ from sklearn.preprocessing import StandardScaler
 
 from seal_lite import Config, hest, plots
 from seal_lite.crossval import tidy
-from seal_lite.datasets import phantom
 from seal_lite.evaluate import features, genes_to_score
 from seal_lite.ridge import Ridge, Sums
 from seal_lite.sections import list_sections, load_sections, patient_of
 from seal_lite.targets import pearson, section_targets
 from seal_lite.train import code_hash, finetune
+from tissue_phantom import phantom
 
 ROOT = Path(DATASET)
 if DATASET == "phantom":

@@ -46,9 +46,9 @@ import pandas as pd
 
 from seal_lite import Config, plots
 from seal_lite.crossval import crossval, groups_of, shift_folds, shifted, tidy
-from seal_lite.datasets import phantom
 from seal_lite.sections import load_sections
 from seal_lite.train import code_hash
+from tissue_phantom import phantom
 
 ROOT = phantom(f"data/{SHIFT}-{PATIENTS}x{SPOTS}", patients=PATIENTS, sections_per_patient=1,
                spots=SPOTS, seed=3, shift=SHIFT)  # fmt: skip

@@ -52,8 +52,6 @@ from matplotlib.collections import PatchCollection
 from PIL import Image
 
 from seal_lite import Config, plots
-from seal_lite.datasets import phantom
-from seal_lite.datasets.cohort import UM_PER_PX, cohort, oracle_features
 from seal_lite.encoders import build_encoder
 from seal_lite.evaluate import genes_to_score
 from seal_lite.pathways import activities, read_gmt
@@ -61,6 +59,7 @@ from seal_lite.sections import list_sections, load_sections, patient_of
 from seal_lite.slides import evaluate, read_bags, read_task
 from seal_lite.train import code_hash, finetune
 from seal_lite.wsi import MASK_UM, Slide, embed_slides, grid, list_slides, tissue_mask
+from tissue_phantom import UM_PER_PX, cohort, oracle_features, phantom
 
 ROOT = Path(DATASET)
 if DATASET == "phantom":

@@ -78,7 +78,7 @@ def fetch(
     sections: option(str | None, "C2,C3,...; default all.") = None,
 ):  # fmt: skip
     """Download a public data set, each file verified against its recorded hash."""
-    from .datasets import fetch_her2st
+    from .fetch import fetch_her2st
 
     if name != "her2st":
         raise InputError(f"fetch {name}: unknown data set; use her2st")
@@ -93,7 +93,7 @@ def phantom(
     shift: option(str | None, "stain, regions or batch: half the patients differ in it.") = None,
 ):  # fmt: skip
     """Write a tissue phantom with known truth, in the layout of real data."""
-    from .datasets import phantom as write_phantom
+    from tissue_phantom import phantom as write_phantom
 
     write_phantom(out, patients=patients, sections_per_patient=sections_per_patient, spots=spots,
                   seed=seed, shift=shift)  # fmt: skip
@@ -357,7 +357,7 @@ def cohort(
     out: option(Path, "Folder to write."), patients: int = 60, spots: int = 100, seed: int = 0,
 ):  # fmt: skip
     """Write a cohort of phantom patients: slides, expression, and slide-level tasks."""
-    from .datasets.cohort import cohort as write_cohort
+    from tissue_phantom import cohort as write_cohort
 
     typer.echo(f"cohort is in {write_cohort(out, patients=patients, spots=spots, seed=seed)}")
 

@@ -10,9 +10,9 @@ import pytest
 import scipy.sparse as sp
 
 from seal_lite import Config
-from seal_lite.datasets import phantom
 from seal_lite.sections import load_sections
 from seal_lite.train import finetune
+from tissue_phantom import phantom
 
 REPOSITORY = Path(__file__).parents[1]
 # Small enough for seconds; everything else as in the default.

@@ -11,9 +11,9 @@ from typer.testing import CliRunner
 
 from seal_lite import InputError
 from seal_lite.cli import app
-from seal_lite.datasets.cohort import cohort, oracle_features
 from seal_lite.pathways import activities, read_gmt
 from seal_lite.slides import read_task
+from tissue_phantom import cohort, oracle_features
 
 
 @pytest.fixture(scope="module")

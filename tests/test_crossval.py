@@ -11,7 +11,6 @@ from conftest import TINY
 
 from seal_lite import crossval as cv
 from seal_lite import targets as tg
-from seal_lite.datasets import phantom
 from seal_lite.errors import InputError
 from seal_lite.evaluate import (
     colour_statistics,
@@ -23,6 +22,7 @@ from seal_lite.evaluate import (
 from seal_lite.genes import GenePanel
 from seal_lite.model import SEAL
 from seal_lite.sections import Section, load_sections
+from tissue_phantom import phantom
 
 CONFIG = replace(TINY, epochs=1, n_views=2)
 FEATURES = {"tuned", "shuffled", "frozen", "frozen_best", "random_init", "colour", "log_depth"}

@@ -9,7 +9,7 @@ import threading
 
 import pytest
 
-from seal_lite.datasets import her2st
+from seal_lite import fetch as her2st
 from seal_lite.errors import InputError
 
 CONTENT = {

@@ -7,10 +7,10 @@ import pandas as pd
 import pytest
 from PIL import Image
 
-from seal_lite.datasets import phantom
-from seal_lite.datasets.render import _stamp
-from seal_lite.datasets.tissue import CELL_TYPES, gene_table, smooth_field, transcriptomes
 from seal_lite.errors import InputError
+from tissue_phantom import phantom
+from tissue_phantom.render import _stamp
+from tissue_phantom.tissue import CELL_TYPES, gene_table, smooth_field, transcriptomes
 
 SIZE = {"patients": 2, "sections_per_patient": 1, "spots": 60, "um_per_px": 1.0, "progress": False}
 NAMES = ["PA1", "PB1"]

@@ -26,7 +26,8 @@ from scipy.sparse import csr_array
 from scipy.spatial import cKDTree, distance
 from tqdm import tqdm
 
-from ..errors import InputError
+from seal_lite.errors import InputError
+
 from .render import Look, render
 from .tissue import CELL_TYPES, REGIONS, STATES, STEP, gene_table, grow, outline, transcriptomes
 

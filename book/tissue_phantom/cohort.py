@@ -19,8 +19,9 @@ from PIL import Image
 from scipy.special import expit
 from tqdm import tqdm
 
-from ..errors import InputError
-from ..pathways import activities, read_gmt
+from seal_lite.errors import InputError
+from seal_lite.pathways import activities, read_gmt
+
 from .phantom import Patient, _expected_expression, _spots_under_tissue, whole_folder
 from .render import render
 from .tissue import FLOW_STEP, gene_table, grow, smooth_field, transcriptomes

@@ -15,7 +15,7 @@ import pandas as pd
 import pooch
 from tqdm import tqdm
 
-from ..errors import InputError
+from .errors import InputError
 
 COMMIT = "85df7411b987a7dec3feff9718b869a7a82091ec"
 BASE_URL = f"https://raw.githubusercontent.com/almaan/her2st/{COMMIT}/"
