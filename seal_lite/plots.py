@@ -63,10 +63,10 @@ def _frame(ax, section):
     (left, top), (right, bottom) = at.min(0) - PITCH_UM, at.max(0) + PITCH_UM
     ax.set(xlim=(left, right), ylim=(bottom, top), aspect="equal", xticks=[], yticks=[])
     ax.spines[:].set_visible(False)
-    _scale_bar(ax)
+    scale_bar(ax)
 
 
-def _scale_bar(ax):
+def scale_bar(ax):
     """A round length of about a quarter of the axes, drawn below them (their data are in um)."""
     left, right = ax.get_xlim()
     steps = np.array([10, 20, 50, 100, 200, 500, 1000, 2000, 5000])
@@ -166,7 +166,7 @@ def _patches(figure, images, titles, *, patch_um, columns):
     for ax, image, title in zip(axes.flat, images, titles, strict=False):
         ax.imshow(image, extent=(0, patch_um, patch_um, 0))
         ax.set_title(title, fontsize=9)
-    _scale_bar(axes[-1, 0])
+    scale_bar(axes[-1, 0])
 
 
 @drawn

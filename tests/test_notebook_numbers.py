@@ -139,3 +139,11 @@ def test_slide_level():
     best = {task.split(",")[0]: scores for task, scores in f["best"].items()}
     assert best["activity"]["oracle"] > 0.5 and best["mutation"]["oracle"] > 0.7
     assert best["activity"]["oracle"] > best["activity"]["frozen"]
+
+
+def test_use_it_elsewhere():
+    f = figures(11)
+    assert f["encoders"] == 20 and f["megabytes"] < 10
+    assert f["merge_gap"] < 1e-3 and f["onnx_gap"] < 1e-3
+    assert all(2 <= k <= 12 for k in f["clusters"].values()) and f["tiles"] > 50
+    assert all(0.05 < index < 1 for index in f["agreement"].values())
