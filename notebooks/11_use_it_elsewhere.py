@@ -43,6 +43,9 @@ import shutil
 import warnings
 from pathlib import Path
 
+warnings.filterwarnings("ignore")  # other packages' own, about each other
+logging.disable(logging.WARNING)
+
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
@@ -62,8 +65,6 @@ from seal_lite.share import add_embedding, model_card
 from seal_lite.train import code_hash, finetune
 from tissue_phantom import phantom
 
-warnings.filterwarnings("ignore")
-logging.disable(logging.WARNING)
 ROOT = Path(DATASET)
 if DATASET == "phantom":
     ROOT = phantom("data/phantom", patients=3, sections_per_patient=1, spots=160, seed=0)
@@ -156,7 +157,7 @@ print(f"the run's folder: {megabytes:.1f} MB")
 # %%
 file = Path("runs") / "seal.onnx"
 batch = torch.export.Dim("batch")
-torch.onnx.export(module, (images[:4],), file, dynamo=True, verbose=False,
+torch.onnx.export(module, (images[:4],), file, dynamo=True, verbose=False, external_data=False,
                   dynamic_shapes=({0: batch},))  # fmt: skip
 import onnxruntime
 
@@ -192,8 +193,8 @@ truth = read_truth(ROOT, test, genes_to_score(ROOT, train))
 adata, agreement = None, {}
 for name, encoder in (("frozen", frozen), ("tuned", model.encoder)):
     adata = add_embedding(test, encoder) if adata is None else adata
-    adata.obsm["X_seal"] = embed(encoder, test.patches)
-    sc.pp.scale(adata, obsm="X_seal")
+    x = embed(encoder, test.patches)
+    adata.obsm["X_seal"] = (x - x.mean(0)) / x.std(0).clip(1e-6)
     sc.pp.neighbors(adata, use_rep="X_seal", n_neighbors=12)
     sc.tl.leiden(adata, key_added=name, resolution=0.6, flavor="igraph", n_iterations=2)
     if truth is not None:
@@ -202,15 +203,17 @@ if truth is not None:
     adata.obs["drawn"] = pd.Categorical(truth[1])
 shown = [c for c in ("drawn", "frozen", "tuned") if c in adata.obs]
 adata.obsm["spatial"] = adata.obsm["spatial"] * adata.uns["um_per_px"]  # um, as the axes say
+adata.uns["spatial"] = {TEST: {}}
 for c in shown:
     k = adata.obs[c].cat.categories
     adata.uns[f"{c}_colors"] = [plots.COLOURS[i % len(plots.COLOURS)] for i in range(len(k))]
 with plt.rc_context({**plots.STYLE, "figure.constrained_layout.use": True}):
     figure, panels = plt.subplots(1, len(shown), figsize=(8.5, 3.4))
     for ax, c in zip(np.atleast_1d(panels), shown, strict=True):
-        sq.pl.spatial_scatter(adata, shape=None, color=c, size=30, ax=ax, title=c, fig=figure,
-                              legend_loc=None if c != "drawn" else "right margin",
-                              legend_fontsize=7)  # fmt: skip
+        sq.pl.spatial_scatter(
+            adata, shape=None, library_id=TEST, color=c, size=30, ax=ax, title=c, fig=figure,
+            legend_loc="right margin" if c == "drawn" else None, legend_fontsize=7,
+        )  # fmt: skip
         ax.set(xlabel="", ylabel="", xticks=[], yticks=[], aspect="equal")
         plots.scale_bar(ax)
 plt.close(figure)
@@ -299,7 +302,7 @@ print(model_card(RUN).text)
 print(
     json.dumps(
         {
-            "encoders": len(table),
+            "encoders": len(table) - 1,
             "merge_gap": merge_gap,
             "onnx_gap": onnx_gap,
             "megabytes": megabytes,
