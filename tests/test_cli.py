@@ -168,6 +168,27 @@ def test_help_lists_every_command(cli):
         assert command in told
 
 
+def test_encoders_are_listed_with_licence_and_what_they_need(cli):
+    code, told, _ = cli("encoders")
+    assert code == 0 and "local-dir:FOLDER" in told
+    (uni,) = (line for line in told.splitlines() if line.split()[0] == "uni")
+    assert "1024" in uni and "CC-BY-NC-ND-4.0" in uni and "True" in uni
+    (clip,) = (line for line in told.splitlines() if line.split()[0] == "omiclip")
+    assert clip.endswith("open_clip_torch")
+
+
+def test_share_uploads_with_scores_and_privately(cli, run, tmp_path, monkeypatch):
+    from seal_lite import share
+
+    asked = {}
+    monkeypatch.setattr(
+        share, "push_to_hub", lambda *a, **k: asked.update(a=a, k=k) or "https://hub/me/x"
+    )
+    code, told, _ = cli("share", "--run", run, "--repo", "me/x", "--scores", tmp_path / "m.json")
+    assert code == 0 and "https://hub/me/x" in told
+    assert asked == {"a": (run, "me/x"), "k": {"scores": tmp_path / "m.json", "private": True}}
+
+
 def test_unknown_data_set_is_refused(cli, tmp_path):
     code, _, error = cli("fetch", "hest", "--out", tmp_path / "out")
     assert code == 2 and "her2st" in error and not (tmp_path / "out").exists()
