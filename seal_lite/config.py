@@ -28,7 +28,7 @@ class Config:
     clip: float = 5.0  # |z| beyond this is clipped
 
     # vision encoder
-    backbone: str = "tf_efficientnet_lite0"  # a row of encoders.BACKBONES, or any timm name
+    backbone: str = "tf_efficientnet_lite0"  # a name of `seal-lite encoders`, or any timm model
     tune_blocks: int = 3  # LoRA on the last k blocks at or below the tap
     lora_rank: int = 32  # 0: no LoRA, all weights of the tuned blocks
     lora_alpha: float = 64.0
