@@ -4,10 +4,11 @@
 
 A record takes hours and the code it was made by is known by its hash. When the code has changed
 since, this measures whether the numbers have: the first fold and seed, mean r over genes of every
-feature, probe and target; of the trials, a run of the full recipe, every score. (A single gene of an
-encoder that was trained again moves with the rounding of another machine.) Records of the present
-code, and those rechecked with it, are left out. Writes results/recheck.json, which the results page quotes. `make recheck` runs it, on one
-thread like the records: another number of threads adds in another order.
+feature, probe and target; of the trials, a run of the full recipe, every score. (A single gene of
+an encoder that was trained again moves with the rounding of another machine.) Records of the
+present code, and those rechecked with it, are left out. Writes results/recheck.json, which the
+results page quotes. `make recheck` runs it, on one thread like the records: another number of
+threads adds in another order.
 """
 
 from __future__ import annotations
