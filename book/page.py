@@ -58,7 +58,7 @@ def stale(provenance: dict, again: dict | None = None, *, command: str = "make r
         return (
             ":::{note}\nThe code has changed since this was recorded. Recomputed with this book's "
             f"code, fold {again['test']} with seed {again['seed']} differs by at most "
-            f"{again['largest_difference']:.4f} in any of its {again['compared']} values of *r* "
+            f"{again['largest_difference']:.4f} in any of {again['compared']} scores "
             "(`make recheck`).\n:::\n"
         )
     return (
