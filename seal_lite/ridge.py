@@ -10,7 +10,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
-from scipy.linalg import lu
 from scipy.sparse.linalg import LinearOperator, lsqr
 
 
@@ -98,12 +97,13 @@ def _randomised(gram, cross, components: int, seed: int):
     """
     start = np.random.RandomState(seed).normal(size=(len(gram), components + 10))
     for _ in range(7 if components < 0.1 * len(gram) else 4):
-        start, _ = lu(gram @ start, permute_l=True)  # as sklearn: cheaper than QR, the same span
-    start, _ = np.linalg.qr(start)
+        start, _ = np.linalg.qr(gram @ start)
     values, vectors = np.linalg.eigh(start.T @ gram @ start)
     basis = start @ (vectors / np.sqrt(np.maximum(values, 1e-12)))  # x @ basis is orthonormal
-    left, spread, right = np.linalg.svd(basis.T @ gram, full_matrices=False)
-    return spread, right.T, left.T @ (basis.T @ cross)
+    small = basis.T @ gram  # its singular values from its own square: gram is one already
+    values, left = (v[..., ::-1] for v in np.linalg.eigh(small @ small.T))
+    spread = np.sqrt(np.maximum(values, 1e-12))
+    return spread, small.T @ (left / spread), left.T @ (basis.T @ cross)
 
 
 def hest_bench_ridge(sums: Sums, x, *, seed: int = 1) -> np.ndarray:
