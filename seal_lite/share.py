@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import importlib.resources
 import json
 from contextlib import ExitStack
 from dataclasses import replace
@@ -73,57 +74,35 @@ def _cut_behind(net: nn.Module, encoder: VisionEncoder):
 def model_card(run, *, scores=None) -> ModelCard:
     """The README of a finished run: what it was tuned from and on, its licence, and its scores.
 
-    `scores` is a metrics.json of `crossval`, `probe` or `hest_bench` whose differences are quoted.
+    `scores` is a metrics.json of `crossval` or `probe`, whose differences are quoted. Raises
+    `InputError` for a file that is no such thing.
     """
-    record = _read(Path(run) / "provenance.json")
-    settings = _read(Path(run) / "config.json")
-    row = backbone_row(settings["backbone"])
+    record, settings = (_read(Path(run) / f"{name}.json") for name in ("provenance", "config"))
+    row, found = (
+        backbone_row(settings["backbone"]),
+        _read(Path(scores)) if scores else {"delta": []},
+    )
+    if "delta" not in found:
+        raise InputError(f"{scores}: holds no differences; give a metrics.json of `crossval`")
     rows = [
         f"| {d['of']} - {d['minus']} | {d['probe']} | {d['target']} | {d.get('class', 'all')} "
         f"| {d['mean']:+.3f} [{d['ci95'][0]:+.3f}, {d['ci95'][1]:+.3f}] |"
-        for d in (_read(Path(scores))["delta"] if scores else ())
+        for d in found["delta"]
     ]
-    source = row.source.partition("hub:")[2]
-    about = ModelCardData(library_name="seal_lite", base_model=source or None, license="other",
-                          license_name=row.licence, license_link=row.card or None,
-                          tags=["pathology", "spatial transcriptomics", "lora"])  # fmt: skip
-    return ModelCard(
-        f"""---
-{about}
----
-
-# {row.name}, finetuned with spatial transcriptomics
-
-LoRA on the last {settings["tune_blocks"]} blocks of {row.name} ({row.card}), trained with SEAL-lite
-on pairs of gene expression and H&E. Its licence is that of the encoder it was tuned from:
-{row.licence}. Load it with
-
-```python
-from seal_lite import load_encoder
-
-module, transform, precision = load_encoder("hf-hub:OWNER/NAME")  # {row.dim} numbers an image
-```
-
-on images of {settings["patch_um"]:g} um, which are read at {settings["patch_px"]} px.
-
-| trained on | |
-|---|---|
-| sections | {", ".join(record["sections"])} |
-| data, SHA-256 | {record["data_sha256"]} |
-| settings, SHA-256 | {record["config_sha256"]} |
-| seed, commit | {record["seed"]}, {record["commit"]} |
-
-## Scores
-
-"""
-        + (
-            "Difference in mean r over genes, with its 95% interval.\n\n"
-            "| | probe | target | genes | difference |\n|---|---|---|---|---|\n" + "\n".join(rows)
-            if rows
-            else "None were given."
-        )
-        + "\n"
-    )
+    head = ["| difference | probe | target | genes | mean r [95% CI] |", "|---|---|---|---|---|"]
+    about = ModelCardData(
+        library_name="seal_lite", base_model=row.source.partition("hub:")[2] or None,
+        license="other", license_name=row.licence, license_link=row.card or None,
+        tags=["pathology", "spatial transcriptomics", "lora"],
+    )  # fmt: skip
+    text = importlib.resources.files(__package__).joinpath("card.md").read_text()
+    facts = {k: record[k] for k in ("data_sha256", "config_sha256", "seed", "commit")}
+    return ModelCard(text.format(
+        about=about, name=row.name, card=row.card, licence=row.licence, dim=row.dim,
+        blocks=settings["tune_blocks"], um=settings["patch_um"], px=settings["patch_px"],
+        sections=", ".join(record["sections"]), **facts,
+        scores="\n".join([*head, *rows]) if rows else "None were given.",
+    ))  # fmt: skip
 
 
 def _read(path: Path) -> dict:

@@ -214,10 +214,14 @@ def test_the_model_card_says_what_a_user_must_know(trained, scores):
     card = share.model_card(run, scores=scores)
     record = json.loads((run / "provenance.json").read_text())
     assert card.data.license_name == "Apache-2.0" and card.data.library_name == "seal_lite"
-    for said in ("PA1", record["data_sha256"], record["commit"], "224 um",
+    for said in ("PA1", record["data_sha256"], record["commit"], "224 µm",
                  "+0.071 [+0.050, +0.090]", "tf_efficientnet_lite0"):  # fmt: skip
         assert said in card.text, said
     assert "None were given" in share.model_card(run).text
+    other = scores.with_name("hest.json")
+    other.write_text("[]")
+    with pytest.raises(InputError, match="hest.json: holds no differences"):
+        share.model_card(run, scores=other)
     with pytest.raises(InputError, match="none.json: cannot be read"):
         share.model_card(run, scores=scores.with_name("none.json"))
 
