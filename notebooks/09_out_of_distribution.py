@@ -107,7 +107,7 @@ for name, folds in shifted(result["folds"]).items():
     chosen = table.query("probe == 'tuned_ridge' and target == 'pearson_residuals'")
     parts[name] = chosen.groupby(["features", "test"]).r.mean().unstack("test").loc[wanted]
 means = pd.DataFrame({name: part.mean(axis=1) for name, part in parts.items()})
-means.rename(index=plots.LABELS).round(3)
+means.rename(index=lambda k: plots.LABELS[k].replace("\n", " ")).round(3)
 
 # %%
 plots.strips(
