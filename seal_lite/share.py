@@ -15,7 +15,7 @@ from huggingface_hub import HfApi, ModelCard, ModelCardData
 from torch import nn
 from torchvision.transforms import v2
 
-from .backbones import backbone_row
+from .backbones import Backbone, backbone_row
 from .encoders import VisionEncoder, embed
 from .errors import InputError
 from .model import SEAL
@@ -46,14 +46,14 @@ def merged(encoder: VisionEncoder) -> VisionEncoder:
     if encoder.adapted:
         net = net.merge_and_unload()
     if row.tap:
-        _cut_behind(net, encoder)
+        _cut_behind(net, row)
     row = replace(row, tap="", mean=(0.0,) * 3, std=(1.0,) * 3)
     return VisionEncoder(net, row).eval().requires_grad_(False)
 
 
-def _cut_behind(net: nn.Module, encoder: VisionEncoder):
-    """Put identities in the place of all modules that run behind the encoder's tap."""
-    row, reached, late = encoder.row, [], []
+def _cut_behind(net: nn.Module, row: Backbone):
+    """Put identities in the place of all modules that run behind the row's tap."""
+    reached, late = [], []
 
     def begin(name, module, args):
         if reached and not f"{name}.".startswith(tuple(f"{n}." for n in late)):

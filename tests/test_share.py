@@ -6,6 +6,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from conftest import write_pyramid
 from PIL import Image
 from torch import nn
 
@@ -159,23 +160,13 @@ def test_scanpy_and_squidpy_take_the_embedding(trained, sections):
     plt.close("all")
 
 
-def write_pyramid(path, *, side=2048, um_per_px=0.5):
-    """A small tiled TIFF with three levels: pink tissue with nuclei on white glass."""
-    tifffile = pytest.importorskip("tifffile")
+def slide(side=2048):
+    """Pink tissue with nuclei on white glass."""
     rng = np.random.default_rng(0)
     image = np.full((side, side, 3), 245, np.uint8)
     image[side // 4 : -side // 4, side // 4 : -side // 4] = (225, 160, 190)
-    nuclei = rng.integers(side // 4 + 8, 3 * side // 4 - 8, (1500, 2))
-    for y, x in nuclei:
+    for y, x in rng.integers(side // 4 + 8, 3 * side // 4 - 8, (1500, 2)):
         image[y - 4 : y + 4, x - 4 : x + 4] = (90, 60, 130)
-    resolution = (1e4 / um_per_px, 1e4 / um_per_px)
-    with tifffile.TiffWriter(path, bigtiff=True) as tiff:
-        for level in range(3):
-            step = 2**level
-            tiff.write(image[::step, ::step], tile=(256, 256), photometric="rgb",
-                       subifds=2 if level == 0 else None, subfiletype=int(level > 0),
-                       resolution=(resolution[0] / step, resolution[1] / step),
-                       resolutionunit="CENTIMETER", compression="deflate")  # fmt: skip
     return image
 
 
@@ -185,7 +176,8 @@ def test_lazyslide_extracts_features_with_it(trained, tmp_path):
     wsidata = pytest.importorskip("wsidata")
     run, model, _ = trained
     module, transform, _ = seal_lite.load_encoder(run)
-    image = write_pyramid(tmp_path / "slide.tif")
+    image = slide()
+    write_pyramid(tmp_path / "slide.tif", image, um_per_px=0.5)
     wsi = wsidata.open_wsi(str(tmp_path / "slide.tif"), store=str(tmp_path / "slide.zarr"))
     zs.pp.find_tissues(wsi)
     zs.pp.tile_tissues(wsi, 128, mpp=0.5, slide_mpp=0.5)

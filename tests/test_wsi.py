@@ -3,7 +3,7 @@
 import h5py
 import numpy as np
 import pytest
-import tifffile
+from conftest import write_pyramid
 from PIL import Image
 
 from seal_lite import InputError
@@ -22,13 +22,7 @@ def folder(tmp_path_factory):
     tissue = rng.integers(-40, 40, (SIDE // 8, SIDE // 16, 3)).repeat(8, 0).repeat(8, 1)
     image[:, : SIDE // 2] = np.array([190, 110, 170]) + tissue
     Image.fromarray(image).save(out / "picture.png")
-    with tifffile.TiffWriter(out / "pyramid.tif") as file:
-        options = {"tile": (256, 256), "photometric": "rgb", "resolutionunit": "CENTIMETER"}
-        file.write(image, subifds=0, resolution=(1e4 / UM, 1e4 / UM), **options)
-        for k in (2, 4):
-            small = Image.fromarray(image).resize((SIDE // k,) * 2, Image.Resampling.BOX)
-            file.write(np.asarray(small), subfiletype=1,
-                       resolution=(1e4 / UM / k, 1e4 / UM / k), **options)  # fmt: skip
+    write_pyramid(out / "pyramid.tif", image, um_per_px=UM)
     return out
 
 
