@@ -75,8 +75,8 @@ record-her2st: $(STAMP)
 	cp $(RUNS)/her2st/metrics.json results/her2st.json
 
 record-phantom: $(STAMP)
-	$(CLI) phantom --out data/phantom-record --patients 22 --sections-per-patient 1 --spots 300
-	$(CLI) crossval --data data/phantom-record --groups patient --train-groups 8 --seeds 2 \
+	$(CLI) phantom --out data/phantom-record --patients 42 --sections-per-patient 1 --spots 300
+	$(CLI) crossval --data data/phantom-record --groups patient --train-groups 28 --seeds 5 \
 	  --out $(RUNS)/phantom
 	@mkdir -p results
 	cp $(RUNS)/phantom/metrics.json results/phantom.json

@@ -30,7 +30,7 @@ from seal_lite.targets import pearson
 from seal_lite.train import Pairs, provenance
 
 RESULTS = Path(__file__).parents[1] / "results"
-CODE = ("retrieval", "ridge", "sections", "train")
+CODE = ("retrieval", "ridge", "pairs", "train")
 
 
 def throughput(sections, config: Config, *, steps: int = 6) -> dict:

@@ -19,8 +19,9 @@ from matplotlib.patches import Circle, FancyArrowPatch, FancyBboxPatch, Rectangl
 from seal_lite import Config
 from seal_lite.encoders import embed
 from seal_lite.evaluate import gene_classes, genes_to_score
+from seal_lite.pairs import thumbnail
 from seal_lite.plots import COLOURS, GREY, INK
-from seal_lite.sections import load_sections, thumbnail
+from seal_lite.sections import load_sections
 from seal_lite.targets import pearson, target_genes
 from seal_lite.train import finetune
 from tissue_phantom import phantom

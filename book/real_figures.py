@@ -27,7 +27,7 @@ from seal_lite.train import code_hash
 
 ROOT = Path(__file__).parents[1]
 TARGET = "pearson_residuals"
-CODE = ["retrieval", "sections", "train"]  # what decides the record
+CODE = ["retrieval", "pairs", "train"]  # what decides the record
 RULE = (
     "The genes are the {n} most variable ones of the training sections (variance of Pearson "
     "residuals, seen in at least a tenth of the spots)."

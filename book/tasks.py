@@ -77,7 +77,7 @@ def hest_scores(root, name: str) -> dict:
         result = hest.bench(task, samples, config, *features(samples.values(), models, config))
         folds += [{**f, "test": task_name, "seed": seed} for f in result["folds"]]
         print(f"hest-bench: {task_name}, seed {seed}", flush=True)
-    code, seeds = ("hest", "sections", "train"), len({f["seed"] for f in folds})
+    code, seeds = ("hest", "pairs", "train"), len({f["seed"] for f in folds})
     record = provenance(samples.values(), config, code=code, seeds=seeds)
     classes = cv.gene_classes(root)
     return {"data": name, "backbone": config.backbone, "provenance": record, "folds": folds,
@@ -100,7 +100,7 @@ def retrieval_scores() -> dict:
             found = gene_set_scores(model, space, asks)
             sets += [{"model": kind, "seed": seed, **row} for row in found]
             print(f"retrieval: {kind}, seed {seed}", flush=True)
-    code, seeds = ("retrieval", "sections", "train"), len(encoders)
+    code, seeds = ("retrieval", "pairs", "train"), len(encoders)
     record = provenance(asked, config, code=code, seeds=seeds)
     return {"provenance": record, "rows": rows, "sets": sets}
 
@@ -139,7 +139,7 @@ def cohort_scores() -> dict:
     train, *_ = encoders[0]
     seen = load_sections(ROOT / "data/phantom-record", train, patch_um=config.patch_um,
                          patch_px=config.patch_px)  # fmt: skip
-    code, seeds = ("slides", "wsi", "sections", "train"), len(encoders)
+    code, seeds = ("slides", "wsi", "pairs", "train"), len(encoders)
     record = provenance(seen, config, code=code, seeds=seeds)
     return {"provenance": record, "cohort": COHORT, "slides": len(slides), "results": results}
 

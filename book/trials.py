@@ -43,15 +43,16 @@ from seal_lite.evaluate import (
     probe_scores,
     score_sections,
 )
+from seal_lite.pairs import Section
 from seal_lite.retrieval import retrieval_scores
-from seal_lite.sections import Section, load_sections
+from seal_lite.sections import load_sections
 from seal_lite.targets import TARGETS, section_targets
 from seal_lite.train import code_hash, finetune, provenance, write_atomic
 
 ROOT = Path(__file__).parents[1]
 RUNS, RESULTS = ROOT / "runs/trials", ROOT / "results"
 SECTIONS = ("C2", "C3", "C4", "C5")
-CODE = ("evaluate", "retrieval", "sections", "train")  # what decides a run
+CODE = ("evaluate", "retrieval", "pairs", "train")  # what decides a run
 
 REFERENCE = "full recipe"
 FULL = Config(w_corr=0.5, gene_warmup_epochs=2)

@@ -52,7 +52,8 @@ import pandas as pd
 
 from seal_lite import plots, targets
 from seal_lite.evaluate import gene_classes, genes_to_score, read_truth
-from seal_lite.sections import list_sections, load_sections, patient_of
+from seal_lite.formats import patient_of
+from seal_lite.sections import list_sections, load_sections
 from tissue_phantom import phantom
 
 ROOT = Path(DATASET)

@@ -44,7 +44,8 @@ import numpy as np
 from seal_lite import Config, InputError, plots
 from seal_lite.encoders import build_encoder
 from seal_lite.genes import GenePanel, columns, log_normalise, neighbour_mean, smooth
-from seal_lite.sections import Section, extract_patches, list_sections, load_sections
+from seal_lite.pairs import Section, extract_patches
+from seal_lite.sections import list_sections, load_sections
 from seal_lite.targets import section_targets
 from seal_lite.train import Pairs
 from seal_lite.views import make_views, view_parameters

@@ -46,9 +46,10 @@ import torch
 
 from seal_lite import Config, InputError, losses, plots
 from seal_lite.evaluate import gene_classes, genes_to_score
+from seal_lite.formats import patient_of
 from seal_lite.genes import GenePanel
 from seal_lite.model import GeneVAE
-from seal_lite.sections import list_sections, load_sections, patient_of
+from seal_lite.sections import list_sections, load_sections
 from seal_lite.targets import pearson
 from tissue_phantom import phantom
 

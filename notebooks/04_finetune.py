@@ -49,9 +49,10 @@ import torch
 from seal_lite import Config, plots
 from seal_lite.encoders import build_encoder, embed
 from seal_lite.evaluate import genes_to_score
+from seal_lite.formats import patient_of
 from seal_lite.genes import GenePanel
 from seal_lite.model import SEAL
-from seal_lite.sections import list_sections, load_sections, patient_of
+from seal_lite.sections import list_sections, load_sections
 from seal_lite.train import Pairs, code_hash, finetune
 from tissue_phantom import phantom
 

@@ -46,9 +46,10 @@ import pandas as pd
 from seal_lite import Config, plots
 from seal_lite.crossval import score_rows, tidy
 from seal_lite.evaluate import fold_features, gene_classes, genes_to_score, score_models
+from seal_lite.formats import patient_of
 from seal_lite.morphology import morphology
 from seal_lite.probe import tuned_probe
-from seal_lite.sections import list_sections, load_sections, patient_of
+from seal_lite.sections import list_sections, load_sections
 from seal_lite.targets import section_targets
 from seal_lite.train import code_hash, finetune
 from tissue_phantom import phantom

@@ -53,8 +53,9 @@ import pandas as pd
 from seal_lite import Config, plots
 from seal_lite.encoders import embed
 from seal_lite.evaluate import genes_to_score
+from seal_lite.formats import patient_of
 from seal_lite.retrieval import gene_set_profile, retrieval_scores, search
-from seal_lite.sections import list_sections, load_sections, patient_of
+from seal_lite.sections import list_sections, load_sections
 from seal_lite.train import code_hash, finetune
 from tissue_phantom import phantom
 

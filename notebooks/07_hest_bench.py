@@ -56,8 +56,9 @@ from sklearn.preprocessing import StandardScaler
 from seal_lite import Config, hest, plots
 from seal_lite.crossval import tidy
 from seal_lite.evaluate import features, genes_to_score
+from seal_lite.formats import patient_of
 from seal_lite.ridge import Ridge, Sums
-from seal_lite.sections import list_sections, load_sections, patient_of
+from seal_lite.sections import list_sections, load_sections
 from seal_lite.targets import pearson, section_targets
 from seal_lite.train import code_hash, finetune
 from tissue_phantom import phantom

@@ -54,11 +54,13 @@ from PIL import Image
 from seal_lite import Config, plots
 from seal_lite.encoders import build_encoder
 from seal_lite.evaluate import genes_to_score
+from seal_lite.formats import patient_of
+from seal_lite.images import open_slide
 from seal_lite.pathways import activities, read_gmt
-from seal_lite.sections import list_sections, load_sections, patient_of
+from seal_lite.sections import list_sections, load_sections
 from seal_lite.slides import evaluate, read_bags, read_task
 from seal_lite.train import code_hash, finetune
-from seal_lite.wsi import MASK_UM, Slide, embed_slides, grid, list_slides, tissue_mask
+from seal_lite.wsi import MASK_UM, embed_slides, grid, list_slides, tissue_mask
 from tissue_phantom import UM_PER_PX, cohort, oracle_features, phantom
 
 ROOT = Path(DATASET)
@@ -88,14 +90,14 @@ print(f"{len(slides)} slides of {PATIENTS} patients")
 # it; what is mostly glass is left out.
 
 # %%
-slide = Slide(slides[0], UM_PER_PX)
-small = slide.thumbnail(MASK_UM / 2)
+slide = open_slide(slides[0], UM_PER_PX)
+small = slide.thumbnail(MASK_UM / 2 / slide.um_per_px)
 corners = grid(slide, patch_um=config.patch_um) * slide.um_per_px
 with plt.rc_context(plots.STYLE):
     figure, (left, right) = plt.subplots(1, 2, figsize=(8.5, 4.2), sharex=True, sharey=True)
     side = slide.size[0] * slide.um_per_px
     left.imshow(small, extent=(0, side, side, 0))
-    mask = tissue_mask(slide.thumbnail(MASK_UM))
+    mask = tissue_mask(slide.thumbnail(MASK_UM / slide.um_per_px))
     right.imshow(mask, extent=(0, side, side, 0), cmap="Greys", vmax=2)
     for x, y in corners:
         right.add_patch(plt.Rectangle((x, y), config.patch_um, config.patch_um, fill=False,

@@ -60,7 +60,9 @@ from seal_lite import Config, load_encoder, plots
 from seal_lite.backbones import BACKBONES, load_backbone
 from seal_lite.encoders import VisionEncoder, build_encoder, embed
 from seal_lite.evaluate import genes_to_score, read_truth
-from seal_lite.sections import list_sections, load_sections, open_image, patient_of
+from seal_lite.formats import patient_of
+from seal_lite.images import open_image
+from seal_lite.sections import list_sections, load_sections
 from seal_lite.share import add_embedding, model_card
 from seal_lite.train import code_hash, finetune
 from tissue_phantom import phantom

@@ -296,7 +296,7 @@ def retrieval_bench(
     table = pd.DataFrame(result["slides"]).drop(columns="slide")
     means = table.groupby(["direction", "scope"], sort=False).mean()
     typer.echo(means.round(3).to_string(na_rep=""))
-    record = provenance(loaded, model.config, code=("retrieval", "sections", "train"), run=str(run))
+    record = provenance(loaded, model.config, code=("retrieval", "pairs", "train"), run=str(run))
     _write_json(json_file, {**result, "provenance": record})
 
 

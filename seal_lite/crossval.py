@@ -178,7 +178,8 @@ def run_fold(root, train, tests: dict, genes, config: Config, caches, *, runs=No
 
 def _claim(out: Path, record: dict):
     path = out / "provenance.json"
-    same = ("sections", "data_sha256", "config_sha256", "groups", "train_groups", "code_sha256")
+    same = ("sections", "data_sha256", "config_sha256", "backbone_sha256", "groups",
+            "train_groups", "code_sha256")  # fmt: skip
     if path.exists():
         old = json.loads(path.read_text())
         if any(old.get(k) != record[k] for k in same):

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import scipy.sparse as sp
+from scipy.spatial import cKDTree
 
 from .config import Config
 from .errors import InputError
@@ -21,6 +22,7 @@ NEIGHBOURS = {
     "square": [(dx, dy) for dx in (-1, 0, 1) for dy in (-1, 0, 1) if dx or dy],
     "hex": [(-2, 0), (2, 0), (-1, -1), (-1, 1), (1, -1), (1, 1)],
 }
+FREE_REACH = 1.5  # takes in a square array's diagonal (1.41), not a hexagon's second ring (1.73)
 NOT_GENES = ("BLANK", "NEGCONTROL", "ANTISENSE", "UNASSIGNED", "DEPRECATED", "AMBIGUOUS")
 
 
@@ -28,8 +30,14 @@ def neighbour_mean(adata) -> sp.csr_matrix:
     """Row-normalised (n, n) matrix W: `W @ x` is the mean of each spot's array neighbours.
 
     8 neighbours on a square array, 6 on a hexagonal one (`adata.uns["grid"]`), fewer at the
-    tissue's edge; the row of a lonely spot is empty.
+    tissue's edge; the row of a lonely spot is empty. On a "free" grid, without array coordinates,
+    they are the spots within `FREE_REACH` of the usual distance to the nearest.
     """
+    if adata.uns["grid"] == "free":
+        near = cKDTree(adata.obsm["spatial"])
+        reach = FREE_REACH * np.median(near.query(adata.obsm["spatial"], k=2)[0][:, 1])
+        rows, cols = near.query_pairs(reach, output_type="ndarray").T
+        return _row_mean(np.r_[rows, cols], np.r_[cols, rows], adata.n_obs)
     place = adata.obs[["array_col", "array_row"]].to_numpy(int)
     index = {(c, r): i for i, (c, r) in enumerate(place)}
     pairs = [
@@ -39,8 +47,12 @@ def neighbour_mean(adata) -> sp.csr_matrix:
         if (c + dc, r + dr) in index
     ]
     rows, cols = np.array(pairs, int).reshape(-1, 2).T
-    degree = np.bincount(rows, minlength=len(place))
-    return sp.csr_matrix((1.0 / degree[rows], (rows, cols)), shape=(len(place),) * 2)
+    return _row_mean(rows, cols, len(place))
+
+
+def _row_mean(rows, cols, n: int) -> sp.csr_matrix:
+    degree = np.bincount(rows, minlength=n)
+    return sp.csr_matrix((1.0 / degree[rows], (rows, cols)), shape=(n, n))
 
 
 def smooth(adata, *, share: float) -> sp.csr_matrix:

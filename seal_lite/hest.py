@@ -27,13 +27,13 @@ from . import targets as tg
 from .config import Config
 from .errors import InputError
 from .evaluate import best_stage, probe_scores
+from .pairs import HEST_UM as PATCH_UM
+from .pairs import Section, read_patches
 from .probe import hest_probe
 from .ridge import Sums, hest_bench_ridge
-from .sections import Section
 
 log = logging.getLogger(__name__)
 
-PATCH_UM = 112.0  # the benchmark's region: 224 px at 0.5 um/px
 GENES = "var_50genes.json"
 SEED = 1  # of the benchmark's own PCA
 COLUMNS = ["sample_id", "patches_path", "expr_path"]
@@ -105,19 +105,8 @@ def read_sample(name: str, patches: Path, expression: Path, genes, *, px: int = 
     Patches without any count are dropped and reported: they have no expression to predict.
     """
     import anndata as ad
-    import h5py
 
-    try:
-        with h5py.File(patches) as file:
-            images = file["img" if "img" in file else "imgs"][:]
-            barcodes = file["barcode" if "barcode" in file else "barcodes"][:]
-            coords = file["coords"][:]
-    except (OSError, KeyError) as error:
-        raise InputError(
-            f"{patches}: is no file of patches with img, barcode and coords "
-            f"({type(error).__name__}); fetch it again"
-        ) from error
-    barcodes = [b.decode() if isinstance(b, bytes) else str(b) for b in barcodes.ravel()]
+    images, barcodes, coords = read_patches(patches)
     try:
         adata = ad.read_h5ad(expression)
     except (OSError, KeyError, ValueError) as error:

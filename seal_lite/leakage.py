@@ -13,7 +13,7 @@ import numpy as np
 from PIL import Image
 
 from .errors import InputError
-from .sections import thumbnail
+from .pairs import thumbnail
 from .targets import pearson
 
 # Correlation of log pseudo-bulk over common genes. In her2st sections of one tumour have 0.945 to

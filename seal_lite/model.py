@@ -27,6 +27,7 @@ from .errors import InputError
 from .genes import GenePanel
 
 NEEDED = ("config.json", "panel.json", "base.json", "heads.safetensors")
+PARTS = ["*.json", "*.safetensors", "adapter/*", "README.md"]  # what is shared of a run folder
 HUB = "hf-hub:"
 ADAPTER, BLOCKS = "adapter/adapter_model.safetensors", "blocks.safetensors"
 
@@ -40,8 +41,7 @@ def _tensors(path) -> dict[str, torch.Tensor]:
 
 def _fetched(run: str) -> Path:
     try:
-        return Path(snapshot_download(run.removeprefix(HUB), allow_patterns=[
-            "*.json", "*.safetensors", "adapter/*", "README.md"]))  # fmt: skip
+        return Path(snapshot_download(run.removeprefix(HUB), allow_patterns=PARTS))
     except (OSError, ValueError) as error:
         raise InputError(
             f"{run}: cannot be fetched ({type(error).__name__}); check the name, go online, or "
@@ -240,7 +240,8 @@ class SEAL(nn.Module):
                 raise InputError(f"{run}: no {file} in it; give a folder that `finetune` finished")
         config = Config.from_json(run / "config.json")
         model = cls.build(GenePanel.load(run / "panel.json"), config)
-        if model.encoder.base_digest() not in (run / "base.json").read_text():
+        base = json.loads((run / "base.json").read_text())
+        if base.get("sha256") != model.encoder.base_digest():
             raise InputError(
                 f"{run / 'base.json'}: {config.backbone} has other weights here than the run was "
                 "tuned from; take the version of the encoder that it names"

@@ -16,7 +16,7 @@ from matplotlib.lines import Line2D
 from matplotlib.patches import Rectangle
 from matplotlib.patheffects import withStroke
 
-from .sections import PITCH_UM, SPOT_UM, thumbnail
+from .pairs import thumbnail
 from .targets import pearson
 
 INK, GREY = "#222222", "#8a8a8a"
@@ -60,7 +60,8 @@ def _microns(section) -> np.ndarray:
 def _frame(ax, section):
     """Square um axes around the section's spots, with a scale bar."""
     at = section.adata.obsm["spatial"] * section.adata.uns["um_per_px"]
-    (left, top), (right, bottom) = at.min(0) - PITCH_UM, at.max(0) + PITCH_UM
+    pitch = section.adata.uns["pitch_um"]
+    (left, top), (right, bottom) = at.min(0) - pitch, at.max(0) + pitch
     ax.set(xlim=(left, right), ylim=(bottom, top), aspect="equal", xticks=[], yticks=[])
     ax.spines[:].set_visible(False)
     scale_bar(ax)
@@ -96,8 +97,9 @@ def _circles(ax, at, diameter, **look):
 
 
 def _discs(ax, section, values, *, cmap="viridis", limits=None, title=None):
-    """A disc per patch coloured by `values` (n,): 180 um wide, as 100 um were hard to see."""
-    discs = _circles(ax, _microns(section), 180.0, cmap=cmap, linewidths=0)
+    """A disc per patch coloured by `values` (n,), larger than the spot, which is hard to see."""
+    wide = 0.9 * section.adata.uns["pitch_um"]
+    discs = _circles(ax, _microns(section), wide, cmap=cmap, linewidths=0)
     discs.set_array(np.asarray(values, float))
     discs.set_clim(*(np.percentile(values, [2, 98]) if limits is None else limits))
     _frame(ax, section)
@@ -114,8 +116,9 @@ def _colour_bar(figure, discs, axes, label, **place):
 
 def _aspect(section) -> float:
     """Height over width of the area that `_frame` shows."""
-    width, height = np.ptp(section.adata.obsm["spatial"] * section.adata.uns["um_per_px"], axis=0)
-    return (height + 2 * PITCH_UM) / (width + 2 * PITCH_UM)
+    about = section.adata.uns
+    width, height = np.ptp(section.adata.obsm["spatial"] * about["um_per_px"], axis=0)
+    return (height + 2 * about["pitch_um"]) / (width + 2 * about["pitch_um"])
 
 
 @drawn
@@ -127,7 +130,8 @@ def overview(section):
     title = f"{a.n_obs} spots, {len(section.rows)} with a patch"
     _tissue(right, section, um_per_px=4.0, title=title)
     look = {"linewidths": np.where(kept, 0.8, 2), "edgecolors": np.where(kept, INK, COLOURS[1])}
-    _circles(right, a.obsm["spatial"] * a.uns["um_per_px"], SPOT_UM, facecolors="none", **look)
+    at = a.obsm["spatial"] * a.uns["um_per_px"]
+    _circles(right, at, a.uns["spot_um"], facecolors="none", **look)
     return figure
 
 

@@ -1,112 +1,107 @@
-"""From files to sections: counts and coordinates as AnnData, beside an H&E image.
+"""From a folder to sections: which are there, and each one's counts, coordinates and image.
 
-One reader serves the her2st layout (Andersson et al., Nat Commun 2021) and the phantom, which is
-written in the same layout:
+A folder holds sections of any of the formats below, and may hold a table of what is known of them:
 
-    ROOT/data/ST-imgs/<patient>/<section>/*.jpg        full-resolution H&E
-    ROOT/data/ST-cnts/<section>.tsv.gz                 raw counts, rows "XxY", columns gene symbols
-    ROOT/data/ST-spotfiles/<section>_selection.tsv     x y new_x new_y pixel_x pixel_y selected
-    ROOT/sections.tsv, if there                        section patient organ technology stain ...
+    ROOT/sections.tsv    section, and any of: patient, organ, technology, stain, species, image (a
+                         path under ROOT), um_per_px, table (of a SpatialData store), pool_um, ...
+    ROOT/genes.tsv       id and symbol of genes, where counts come with Ensembl ids alone
 """
 
 from __future__ import annotations
 
-import hashlib
+import glob
 import logging
-import zlib
-from dataclasses import dataclass
-from functools import cached_property
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
-from PIL import Image
+import scipy.sparse as sp
+from scipy.spatial import cKDTree
 
+from . import formats
 from .config import Config
 from .errors import InputError
+from .images import KINDS, open_slide
+from .pairs import Section, extract_patches, um_per_px
 
 log = logging.getLogger(__name__)
 
-PITCH_UM = 200.0  # centre to centre on the legacy ST array (Ståhl et al., Science 2016)
-SPOT_UM = 100.0  # spot diameter on that array
 MIN_COUNTS = 100  # a spot with fewer transcripts has no profile worth the name
-MAX_UPSAMPLING = 2.0  # more would ask for detail the scanner never recorded
-Image.MAX_IMAGE_PIXELS = 2**31  # sections are trusted local files of about 10^8 px
+SOURCES = (  # a file that marks a section, which the first * names; and who reads it
+    ("data/ST-cnts/*.tsv.gz", formats.legacy),
+    ("st/*.h5ad", formats.hest),
+    ("*/*filtered_feature_bc_matrix.h5", formats.visium),
+    ("*/outs/*filtered_feature_bc_matrix.h5", formats.visium),
+    ("*/binned_outputs", formats.visium_hd),
+    ("*/outs/binned_outputs", formats.visium_hd),
+    ("*/transcripts.parquet", formats.xenium),
+    ("*.h5ad", formats.h5ad),
+    ("*.zarr", formats.spatialdata),
+)
+IMAGES = (  # where its image is sought; .h5: HEST's ready patches, where the slide is not there
+    "data/ST-imgs/*/{name}/*", "wsis/{name}.*", "patches/{name}.h5", "{name}/*he_image*",
+    "{name}/*", "{name}/outs/*", "{name}.*", "{name}.zarr/images",
+)  # fmt: skip
+ARRAY = ("array_col", "array_row")
+SYMBOLS = ("gene_symbols", "gene_symbol", "gene_name", "feature_name", "symbol")  # columns of var
+SPECIES = {"homo sapiens": "human", "mus musculus": "mouse"}
+FINE = 0.5  # of POOL_UM: what lies closer together is no spot, but a bin or a cell
 
 
-@dataclass
-class Section:
-    """A section with the image regions of those spots that have one.
+def sources(root) -> dict[str, tuple]:
+    """{name: (reader, path, base)} of every section under `root`, or of the one that it is itself.
 
-    adata: all spots with counts (see `read_section`). rows: (n,) indices into `adata` of the spots
-    whose region lies on the image. patches: (n, px, px, 3) uint8 RGB, aligned with `rows`.
+    Tables and images are sought relative to `base`.
     """
-
-    adata: object
-    rows: np.ndarray
-    patches: np.ndarray
-
-    @property
-    def name(self) -> str:
-        return self.adata.uns["section_id"]
-
-    @property
-    def patient(self) -> str:
-        return self.adata.uns["patient_id"]
-
-    def label(self, by: str) -> str | None:
-        """What the section is by "section", "patient" or a column of sections.tsv, if known."""
-        labels = self.adata.uns.get("labels", {})
-        return {**labels, "section": self.name, "patient": self.patient}.get(by)
-
-    @property
-    def keys(self) -> list[str]:
-        """One stable name a patch: 'section/barcode'."""
-        return [f"{self.name}/{b}" for b in self.adata.obs_names[self.rows]]
-
-    @cached_property
-    def digest(self) -> str:
-        """SHA-256 over names, counts and pixels: what a recorded result was computed from."""
-        h = hashlib.sha256("\n".join([*self.keys, *self.adata.var_names]).encode())
-        counts = self.adata.layers["counts"]
-        for part in (counts.data, counts.indices, counts.indptr, self.patches):
-            h.update(np.ascontiguousarray(part).data)
-        return h.hexdigest()
+    root, found = Path(root).absolute(), {}
+    for pattern, reader in SOURCES:
+        star = next(i for i, part in enumerate(Path(pattern).parts) if "*" in part)
+        end = Path(pattern).parts[star].partition("*")[2]
+        inside = [(p, root) for p in sorted(root.glob(pattern))]
+        itself = [(p, root.parent) for p in root.parent.glob(pattern) if root in (p, *p.parents)]
+        for path, base in inside or itself:
+            name = path.relative_to(base).parts[star].removesuffix(end)
+            found.setdefault(name, (reader, path, base))
+    if not found:
+        marks = ", ".join(pattern for pattern, _ in SOURCES)
+        raise InputError(f"{root}: holds no section; what marks one is {marks}")
+    return found
 
 
 def list_sections(root) -> list[str]:
     """Names of all sections under `root` that have both counts and an image, sorted."""
-    root = Path(root)
-    if not (root / "data/ST-cnts").is_dir():
-        raise InputError(
-            f"{root}: no data/ST-cnts folder in it; give the folder that `seal-lite fetch her2st` "
-            "or `seal-lite phantom` wrote"
-        )
-    names = [p.name.removesuffix(".tsv.gz") for p in (root / "data/ST-cnts").glob("*.tsv.gz")]
-    return sorted(n for n in names if image_path(root, n) is not None)
+    found = sources(root)
+    return sorted(n for n, (*_, base) in found.items() if image_path(base, n) is not None)
 
 
-def image_path(root, name: str) -> Path | None:
-    """The section's full-resolution image, or None where the folder has none."""
-    folder = Path(root) / "data/ST-imgs" / patient_of(name) / name
-    found = sorted(p for p in folder.glob("*") if p.suffix.lower() in (".jpg", ".png", ".tif"))
-    return found[0] if found else None
+def image_path(base, name: str) -> Path | None:
+    """The section's image, as sections.tsv names it or where it is expected; None without one."""
+    base = Path(base)
+    if told := section_labels(base, name).get("image"):
+        if not (base / told).exists():
+            raise InputError(f"{base / told}: no such image; correct sections.tsv")
+        return base / told
+    for pattern in IMAGES:
+        places = sorted(base.glob(pattern.format(name=glob.escape(name))))
+        found = [
+            p for p in places if p.suffix.lower() in KINDS or "*" not in pattern and p.exists()
+        ]
+        if len(found) > 1:
+            raise InputError(
+                f"{found[0]}: is not the only image there ({found[1].name}); name one in the "
+                "column image of sections.tsv"
+            )
+        if found:
+            return found[0]
+    return None
 
 
-def patient_of(name: str) -> str:
-    """'C2' -> 'C': upstream numbers the sections of a patient."""
-    return name.rstrip("0123456789")
-
-
-def section_labels(root, name: str) -> dict[str, str]:
-    """What ROOT/sections.tsv says of a section: {column: value}, or nothing without that file.
-
-    Its columns are "section", and any of "patient", "organ", "technology", "stain" and more.
-    """
-    path = Path(root) / "sections.tsv"
+def section_labels(base, name: str) -> dict[str, str]:
+    """What BASE/sections.tsv says of a section: {column: value}, or nothing without that file."""
+    path = Path(base) / "sections.tsv"
     if not path.exists():
         return {}
-    table = _read_table(path, dtype=str, keep_default_na=False)
+    table = formats.read_table(path, dtype=str, keep_default_na=False)
     if "section" not in table:
         raise InputError(f"{path}: column section is missing; name each row's section in it")
     rows = table[table.section == name]
@@ -119,185 +114,161 @@ def read_section(root, name: str):
     """Read one section's counts and coordinates.
 
     Returns AnnData (spots x genes): `layers["counts"]` csr of raw counts, `obsm["spatial"]` (n, 2)
-    x, y in full-image px, `obs` array_col, array_row, section_id, patient_id; `uns` section_id,
-    patient_id, um_per_px, grid, image_path (str), spots_without_counts, labels (`section_labels`).
-    Raises `InputError` for anything missing or inconsistent.
+    x, y in full-image px, `obs` section_id, patient_id, and array_col, array_row where there is an
+    array; `uns` section_id, patient_id, species, um_per_px, pitch_um and spot_um (of the spots),
+    grid ("square", "hex" or "free"), image_path (str), spots_without_counts, labels
+    (`section_labels`). Bins and cells are pooled into square pseudo-spots. Raises `InputError` for
+    anything missing or inconsistent.
     """
-    import anndata as ad
-    import scipy.sparse as sp
-
-    root = Path(root)
-    spots = _read_spots(root / f"data/ST-spotfiles/{name}_selection.tsv")
-    counts = _read_counts(root / f"data/ST-cnts/{name}.tsv.gz")
-    both = [b for b in spots.index if b in counts.index]
-    if not both:
+    found = sources(root)
+    if name not in found:
+        raise InputError(f"{root}: no section '{name}'; it has {', '.join(sorted(found))}")
+    reader, path, base = found[name]
+    labels = section_labels(base, name)
+    try:
+        adata = reader(path, labels)
+    except (InputError, ModuleNotFoundError):
+        raise
+    except Exception as error:  # the readers of five packages share no class of errors
         raise InputError(
-            f"{root}: no barcode of {name} is in both counts and spot file; pair the right files"
-        )
-    labels = section_labels(root, name)
-    patient = labels.get("patient", patient_of(name))
-    missing = len(spots) - len(both)
-    if missing:
-        log.info("%s: %d of %d selected spots have no counts: dropped", name, missing, len(spots))
-    spots, counts = spots.loc[both], counts.loc[both]
-    shallow = counts.to_numpy().sum(1) < MIN_COUNTS
-    if shallow.any():
-        log.info("%s: %d spots with under %d counts: dropped", name, shallow.sum(), MIN_COUNTS)
-        spots, counts = spots[~shallow], counts[~shallow]
-
-    matrix = sp.csr_matrix(counts.to_numpy(np.float32))
-    adata = ad.AnnData(
-        matrix,
-        obs=pd.DataFrame(
-            {"array_col": spots.x, "array_row": spots.y, "section_id": name,
-             "patient_id": patient}, index=spots.index),
-        var=pd.DataFrame(index=counts.columns.astype(str)),
-        layers={"counts": matrix},
-        obsm={"spatial": spots[["pixel_x", "pixel_y"]].to_numpy(np.float64)},
-    )  # fmt: skip
-    adata.uns = {
-        "section_id": name,
-        "patient_id": patient,
-        "um_per_px": um_per_px(adata, source=f"{name}_selection.tsv"),
-        "grid": "square",
-        "image_path": str(image_path(root, name) or ""),
-        "spots_without_counts": missing,
-        "labels": labels,
-    }
+            f"{path}: cannot be read ({type(error).__name__}: {error}); restore what is missing"
+        ) from error
+    told = {**adata.uns, **labels}
+    labels = {**adata.uns.get("labels", {}), **labels}
+    image = adata.uns.get("image_path") or image_path(base, name) or ""
+    adata = _spots(path, adata)
+    species = told.get("species") or _guess_species(adata.var_names)
+    adata = _with_symbols(base, adata)
+    deep = np.asarray(adata.layers["counts"].sum(1)).ravel() >= MIN_COUNTS
+    adata.uns = _place(path, adata, adata[deep] if deep.sum() > 2 else adata, image, told)
+    is_id = adata.var_names.str.match(r"ENS[A-Z]*G\d+").mean() > 0.5
+    if adata.uns["pitch_um"] < FINE * formats.POOL_UM:
+        adata = pool(adata, float(told.get("pool_um", formats.POOL_UM)))
+        deep = np.asarray(adata.layers["counts"].sum(1)).ravel() >= MIN_COUNTS
+    if not deep.all():
+        log.info("%s: %d spots with under %d counts: dropped", name, (~deep).sum(), MIN_COUNTS)
+        adata = adata[deep].copy()
+    patient = told.get("patient") or name
+    adata.obs = adata.obs.assign(section_id=name, patient_id=patient)
+    adata.uns |= {
+        "section_id": name, "patient_id": patient, "image_path": str(image), "labels": labels,
+        "species": SPECIES.get(species.lower(), species),
+        "gene_names": "Ensembl ids" if is_id else "symbols",
+        "spots_without_counts": told.get("spots_without_counts", 0),
+    }  # fmt: skip
     return adata
 
 
-def _read_spots(path: Path) -> pd.DataFrame:
-    if not path.is_file():
-        raise InputError(f"{path}: no such spot file; check the section's name")
-    spots = _read_table(path)
-    lacking = {"x", "y", "pixel_x", "pixel_y"} - set(spots.columns)
-    if lacking:
-        raise InputError(f"{path}: column {', '.join(sorted(lacking))} is missing; restore it")
-    if "selected" in spots:
-        spots = spots[spots.selected == 1]
-    spots.index = [f"{x}x{y}" for x, y in zip(spots.x, spots.y, strict=True)]
-    if not spots.index.is_unique:
-        twice = spots.index[spots.index.duplicated()][0]
-        raise InputError(f"{path}: spot {twice} stands there twice; keep one row")
-    pixels = spots[["pixel_x", "pixel_y"]].apply(pd.to_numeric, errors="coerce")
-    if not np.isfinite(pixels.to_numpy(float)).all():
-        raise InputError(f"{path}: pixel_x or pixel_y is not a number in some row; correct it")
-    return spots
+def _spots(path, adata):
+    """What is on tissue, as a new AnnData with `layers["counts"]` csr float32, checked."""
+    import anndata as ad
 
-
-def _read_table(path: Path, **options) -> pd.DataFrame:
-    try:
-        return pd.read_csv(path, sep="\t", **options)
-    except (OSError, EOFError, ValueError, zlib.error) as error:  # pandas' errors are ValueErrors
-        raise InputError(f"{path}: cannot be read ({error}); fetch it again") from error
-
-
-def _read_counts(path: Path) -> pd.DataFrame:
-    if not path.is_file():
-        raise InputError(f"{path}: no such counts file; check the section's name")
-    counts = _read_table(path, index_col=0)
-    values = counts.to_numpy()
-    if not np.issubdtype(values.dtype, np.number):
-        raise InputError(f"{path}: some count is not a number; correct or fetch it again")
-    if not np.isfinite(values).all() or (values < 0).any() or (values != np.rint(values)).any():
+    if "in_tissue" in adata.obs:
+        adata = adata[adata.obs.in_tissue.astype(int) == 1]
+    if "spatial" not in adata.obsm:
+        raise InputError(f'{path}: has no obsm["spatial"]; give px of the full image there')
+    xy = np.asarray(adata.obsm["spatial"], np.float64)[:, :2]
+    if not np.isfinite(xy).all():
+        raise InputError(f"{path}: some coordinate is not a number; correct it")
+    if not adata.obs_names.is_unique:
+        raise InputError(f"{path}: a barcode stands there twice; keep one row each")
+    raw = adata.X if adata.raw is None or adata.raw.shape != adata.shape else adata.raw.X
+    counts = sp.csr_matrix(adata.layers.get("counts", raw), dtype=np.float32)
+    if (
+        not np.isfinite(counts.data).all()
+        or (counts.data < 0).any()
+        or (counts.data != np.rint(counts.data)).any()
+    ):
         raise InputError(
             f"{path}: counts must be whole numbers >= 0; give raw counts, not normalised ones"
         )
-    counts.columns = counts.columns.astype(str).str.upper()
-    if not counts.index.is_unique:
-        raise InputError(f"{path}: a barcode stands there twice; keep one row each")
-    return counts.loc[:, ~counts.columns.duplicated()]
+    array = [c for c in ARRAY if c in adata.obs and (adata.obs[c] == adata.obs[c].round()).all()]
+    return ad.AnnData(counts, obs=adata.obs[array].copy(), var=adata.var.copy(),
+                      layers={"counts": counts}, obsm={"spatial": xy})  # fmt: skip
 
 
-def um_per_px(adata, *, pitch_um: float = PITCH_UM, source: str = "coordinates") -> float:
-    """Microns per pixel from the array pitch: pixel = A @ (col, row) + t, least squares.
+def _guess_species(names) -> str:
+    """By the convention of names: ENSG and ERBB2 are human, ENSMUSG and Erbb2 are a mouse's."""
+    ids = names.str.extract(r"^ENS([A-Z]*)G\d+")[0].dropna()
+    if len(ids) > len(names) / 2:
+        return {"": "human", "MUS": "mouse"}.get(ids.mode()[0], ids.mode()[0])
+    return "human" if (names == names.str.upper()).mean() > 0.5 else "mouse"
 
-    Raises `InputError` where the array and the pixels disagree: axes swapped or mirrored, scales of
-    the two axes more than 5% apart, or spots further than half a pitch from the fitted grid.
+
+def _with_symbols(base, adata):
+    """Genes by their symbol in upper case, the first of duplicates; Ensembl ids that neither a
+    column of `var` nor BASE/genes.tsv (id, symbol) translates stay, without their version."""
+    names = adata.var_names.str.replace(r"^(ENS[A-Z]*G\d+)\.\d+$", r"\1", regex=True).to_series()
+    is_id = names.str.match(r"ENS[A-Z]*G\d+").to_numpy()
+    for column in (c for c in SYMBOLS if c in adata.var and is_id.any()):
+        names = names.mask(is_id, adata.var[column].astype(str).to_numpy())
+        is_id = names.str.match(r"ENS[A-Z]*G\d+").to_numpy()
+    if is_id.any() and (Path(base) / "genes.tsv").exists():
+        table = formats.read_table(Path(base) / "genes.tsv", dtype=str).set_index("id").symbol
+        names = names.map(lambda n: table.get(n, n))
+    adata.var_names = names.str.upper().to_numpy()
+    return adata[:, ~adata.var_names.duplicated()].copy()
+
+
+def _place(path, adata, deep, image, told) -> dict:
+    """What is known of the spots' scale and array, checked against each other; the array is fitted
+    to the `deep` ones."""
+    um, pitch, step = (told.get(k) for k in ("um_per_px", "pitch_um", "step_um"))
+    grid = "free"
+    if set(ARRAY) <= set(adata.obs):
+        hexagonal = (adata.obs[list(ARRAY)].sum(axis=1) % 2 == 0).all()
+        grid = "hex" if hexagonal else "square"
+        step = step or (formats.VISIUM["step_um"] if hexagonal else pitch and (float(pitch),) * 2)
+    fitted = step and um_per_px(
+        deep, step_um=step, upright=bool(told.get("upright")), source=str(path)
+    )
+    um = float(um or fitted or (image and open_slide(image).um_per_px) or 0)
+    if not um > 0:
+        raise InputError(
+            f"{path}: neither it nor its image says um per px; give the column um_per_px in "
+            "sections.tsv"
+        )
+    apart = cKDTree(adata.obsm["spatial"]).query(adata.obsm["spatial"], k=2)[0][:, 1]
+    measured = um * float(np.median(apart))
+    if fitted and not 0.95 < um / fitted < 1.05:
+        raise InputError(
+            f"{path}: {um:.3f} um per px is said, but the spots' array says {fitted:.3f}; correct "
+            "um_per_px, or give the image that the coordinates are of"
+        )
+    if pitch and not fitted and not 0.85 < measured / float(pitch) < 1.15:
+        raise InputError(
+            f"{path}: spots are {measured:.0f} um apart at {um:.3f} um per px, not "
+            f"{float(pitch):.0f}; correct um_per_px or pitch_um"
+        )
+    pitch = (step[0] * (2 if grid == "hex" else 1)) if step else measured
+    return {"um_per_px": um, "pitch_um": pitch, "grid": grid,
+            "spot_um": float(told.get("spot_um") or pitch / 2)}  # fmt: skip
+
+
+def pool(adata, size_um: float):
+    """Counts summed in squares of `size_um` um, the centres being the coordinates of the new spots.
+
+    HEST pools the cells of Xenium and the bins of Visium HD like this.
     """
-    array = adata.obs[["array_col", "array_row"]].to_numpy(float)
-    design = np.c_[array, np.ones(len(array))]
-    pixel = np.asarray(adata.obsm["spatial"], float)
-    if len(array) < 3 or np.linalg.matrix_rank(design - design.mean(0) + [0, 0, 1]) < 3:
-        raise InputError(
-            f"{source}: its spots lie on one line, so um per px is undefined; add spots"
-        )
-    coef, *_ = np.linalg.lstsq(design, pixel, rcond=None)
-    (xx, xy), (yx, yy) = coef[:2]
-    if max(abs(xy), abs(yx)) > 0.2 * min(abs(xx), abs(yy)) or xx <= 0 or yy <= 0:
-        raise InputError(
-            f"{source}: pixel_x does not grow with x and pixel_y with y; swap or unmirror them"
-        )
-    if not 0.95 < xx / yy < 1.05:
-        raise InputError(
-            f"{source}: the pitch is {xx:.1f} px along x but {yy:.1f} px along y; rescale the image"
-        )
-    pitch_px = np.sqrt(xx * yy - xy * yx)
-    off = np.abs(design @ coef - pixel).max()
-    if off > pitch_px / 2:
-        raise InputError(
-            f"{source}: a spot lies {off:.0f} px from its place on the array; correct its pixels"
-        )
-    return float(pitch_um / pitch_px)
+    import anndata as ad
 
-
-def extract_patches(adata, *, patch_um=Config.patch_um, patch_px=Config.patch_px):
-    """Cut a square region of `patch_um` um around every spot and resample it to `patch_px`.
-
-    Returns rows (n,) into `adata` and patches (n, patch_px, patch_px, 3) uint8. A region that
-    leaves the image is dropped and reported. Raises `InputError` where the image is absent or the
-    wanted resolution is more than twice the recorded one.
-    """
-    name, mpp = adata.uns["section_id"], adata.uns["um_per_px"]
-    if not adata.uns["image_path"]:
-        raise InputError(f"section {name}: no image beside its counts; fetch it or leave it out")
-    edge = patch_um / mpp  # px in the full image
-    if patch_px > MAX_UPSAMPLING * edge:
-        raise InputError(
-            f"section {name}: {patch_px} px for {patch_um:g} um needs {patch_um / patch_px:.2f} "
-            f"um/px but the image has {mpp:.2f}; ask for fewer pixels or a larger region"
-        )
-    image = open_image(adata.uns["image_path"])
-    corner = np.asarray(adata.obsm["spatial"]) - edge / 2
-    inside = (corner >= 0).all(1) & (corner + edge <= image.size).all(1)
-    rows = np.flatnonzero(inside)
-    if len(rows) < len(inside):
-        log.info("%s: %d regions leave the image: dropped", name, (~inside).sum())
-    if not len(rows):
-        raise InputError(
-            f"section {name}: no spot lies on its {image.size[0]} x {image.size[1]} px image; "
-            "image and coordinates must share one scale"
-        )
-    patches = np.empty((len(rows), patch_px, patch_px, 3), np.uint8)
-    for patch, (x, y) in zip(patches, corner[rows], strict=True):
-        box = (x, y, x + edge, y + edge)
-        patch[:] = image.resize((patch_px, patch_px), Image.Resampling.BICUBIC, box=box)
-    return rows, patches
-
-
-def open_image(path) -> Image.Image:
-    """Decode an image to RGB; a damaged one is an `InputError`."""
-    try:
-        image = Image.open(path)
-        image.load()
-    except (OSError, SyntaxError) as error:
-        raise InputError(f"{path}: cannot be decoded ({error}); fetch it again") from error
-    return image.convert("RGB")
-
-
-def thumbnail(adata, *, um_per_px: float = 8.0) -> tuple[np.ndarray, float]:
-    """The whole section at about `um_per_px`: RGB uint8 (h, w, 3) and full-image px per its px."""
-    image = Image.open(adata.uns["image_path"])
-    full = image.width
-    want = [max(1, round(s * adata.uns["um_per_px"] / um_per_px)) for s in image.size]
-    image.draft("RGB", want)  # JPEG decodes at 1/2, 1/4 or 1/8 directly
-    small = image.convert("RGB").resize(want, Image.Resampling.BOX)
-    return np.asarray(small), full / small.width
+    um = adata.obsm["spatial"] * adata.uns["um_per_px"]
+    square, at = np.unique((um // size_um).astype(int), axis=0, return_inverse=True)
+    ones = np.ones(len(um), np.float32)
+    counts = sp.csr_matrix((ones, (at.ravel(), np.arange(len(um))))) @ adata.layers["counts"]
+    obs = pd.DataFrame(square, columns=list(ARRAY), index=[f"{x}x{y}" for x, y in square])
+    centre = (square + 0.5) * size_um / adata.uns["um_per_px"]
+    given = {"pitch_um": size_um, "spot_um": size_um, "grid": "square"}
+    return ad.AnnData(counts, obs=obs, var=adata.var, layers={"counts": counts},
+                      obsm={"spatial": centre}, uns={**adata.uns, **given})  # fmt: skip
 
 
 def load_sections(root, names=None, *, patch_um=Config.patch_um, patch_px=Config.patch_px):
-    """A list of `Section`s with their patches; `names=None` takes all that have an image."""
+    """A list of `Section`s with their patches; `names=None` takes all that have an image.
+
+    Raises `InputError`, besides what reading raises, where genes of two species, or Ensembl ids and
+    symbols, would come together.
+    """
     known = list_sections(root)
     names = list(known if names is None else names)
     for n in names:
@@ -305,10 +276,10 @@ def load_sections(root, names=None, *, patch_um=Config.patch_um, patch_px=Config
             raise InputError(f"{root}: no section '{n}' with counts and image; it has {known}")
     if len(set(names)) < len(names):
         raise InputError(f"sections {','.join(names)}: one is named twice; name each once")
-    sections = []
-    for n in names:
-        adata = read_section(root, n)
-        sections.append(
-            Section(adata, *extract_patches(adata, patch_um=patch_um, patch_px=patch_px))
-        )
-    return sections
+    found = [read_section(root, n) for n in names]
+    for what in ("species", "gene_names"):
+        kinds = {a.uns[what]: a.uns["section_id"] for a in found}
+        if len(kinds) > 1:
+            listed = ", ".join(f"{section} has {kind}" for kind, section in kinds.items())
+            raise InputError(f"{root}: {listed}; take sections of one kind, or add genes.tsv")
+    return [Section(a, *extract_patches(a, patch_um=patch_um, patch_px=patch_px)) for a in found]

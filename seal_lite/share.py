@@ -18,9 +18,7 @@ from torchvision.transforms import v2
 from .backbones import Backbone, backbone_row
 from .encoders import VisionEncoder, embed
 from .errors import InputError
-from .model import SEAL
-
-PARTS = ["*.json", "*.safetensors", "adapter/*", "README.md"]  # of a run folder
+from .model import PARTS, SEAL
 
 
 def load_encoder(run, *, precision: torch.dtype = torch.float32):

@@ -18,6 +18,7 @@ import torch
 from accelerate import Accelerator
 from tqdm import tqdm
 
+from .backbones import backbone_row
 from .cache import prefix_cache
 from .config import Config
 from .errors import InputError
@@ -25,7 +26,7 @@ from .genes import GenePanel
 from .model import SEAL
 from .views import make_views
 
-CODE = ("crossval", "sections")  # what decides a cross-validation, with all that they import
+CODE = ("crossval", "pairs")  # what decides a cross-validation, with all that they import
 
 
 class Pairs:
@@ -185,6 +186,7 @@ def provenance(sections, config: Config, *, code=CODE, **extra) -> dict:
         "sections": [s.name for s in sections],
         "data_sha256": data,
         "config_sha256": hashlib.sha256(config.to_json().encode()).hexdigest(),
+        "backbone_sha256": hashlib.sha256(repr(backbone_row(config.backbone)).encode()).hexdigest(),
         "seed": config.seed,
         "commit": commit or "unknown",
         "code": list(code),
@@ -230,7 +232,8 @@ def write_atomic(path: Path, text: str):
 
 def _open_run(out: Path, record: dict):
     """Refuse a folder of another run; return (model, history) if this very run is finished."""
-    same = ("sections", "data_sha256", "config_sha256", "shuffle_pairs", "genes_sha256")
+    same = ("sections", "data_sha256", "config_sha256", "backbone_sha256", "shuffle_pairs",
+            "genes_sha256")  # fmt: skip
     if (out / "provenance.json").exists():
         old = json.loads((out / "provenance.json").read_text())
         if any(old.get(k) != record[k] for k in same):

@@ -12,51 +12,12 @@ from tqdm import tqdm
 
 from .encoders import VisionEncoder, embed
 from .errors import InputError
-from .sections import MAX_UPSAMPLING, open_image
+from .images import KINDS, MAX_UPSAMPLING, Slide, open_slide
 
 log = logging.getLogger(__name__)
 
-PICTURES = (".jpg", ".jpeg", ".png")  # decoded whole; anything else is a slide, read by region
-KINDS = (*PICTURES, ".svs", ".tif", ".tiff", ".ndpi", ".scn", ".vms")
 MASK_UM = 16.0  # um per px of the thumbnail in which tissue is sought
 MIN_TISSUE = 0.5  # share of a region
-
-
-class Slide:
-    """A whole-slide image of known scale: `um_per_px` at full resolution, `size` in such px."""
-
-    def __init__(self, path, um_per_px: float | None = None):
-        self.levels = None
-        if Path(path).suffix.lower() in PICTURES:
-            self.image = open_image(path)
-            self.size = self.image.size
-        else:
-            from tiffslide import TiffSlide
-
-            try:
-                self.image = TiffSlide(path)
-            except Exception as error:  # tiffslide's own errors share no class
-                raise InputError(f"{path}: cannot be read ({error}); fetch it again") from error
-            self.size, self.levels = self.image.dimensions, self.image.level_downsamples
-            um_per_px = um_per_px or self.image.properties.get("tiffslide.mpp-x")
-        if not um_per_px:
-            raise InputError(f"{path}: does not say its um per px; give --um-per-px")
-        self.um_per_px = float(um_per_px)
-
-    def read(self, x: float, y: float, edge: float, px: int) -> np.ndarray:
-        """The square of `edge` full-resolution px whose corner is (x, y), as RGB (px, px, 3)."""
-        image, box = self.image, (x, y, x + edge, y + edge)
-        if self.levels is not None:  # the smallest level that still has the wanted detail
-            level = image.get_best_level_for_downsample(edge / px + 1e-6)
-            side = round(edge / self.levels[level])
-            image, box = image.read_region((round(x), round(y)), level, (side, side)), None
-        return np.asarray(image.convert("RGB").resize((px, px), Image.Resampling.BICUBIC, box=box))
-
-    def thumbnail(self, um_per_px: float) -> np.ndarray:
-        """RGB (h, w, 3) at `um_per_px`."""
-        size = [max(1, round(s * self.um_per_px / um_per_px)) for s in self.size]
-        image = self.image if self.levels is None else self.image.get_thumbnail(size)
-        return np.asarray(image.convert("RGB").resize(size, Image.Resampling.BOX))
 
 
 def tissue_mask(rgb: np.ndarray) -> np.ndarray:
@@ -69,7 +30,7 @@ def tissue_mask(rgb: np.ndarray) -> np.ndarray:
 
 def grid(slide: Slide, *, patch_um: float) -> np.ndarray:
     """Corners (n, 2) in full-resolution px of the regions of `patch_um` that are mostly tissue."""
-    mask = tissue_mask(slide.thumbnail(MASK_UM))
+    mask = tissue_mask(slide.thumbnail(MASK_UM / slide.um_per_px))
     share = np.pad(mask, ((1, 0), (1, 0))).astype(float).cumsum(0).cumsum(1)  # integral image
     edge = patch_um / slide.um_per_px
     x, y = (np.arange(0, s - edge + 1e-6, edge) for s in slide.size)
@@ -109,7 +70,9 @@ def embed_slides(encoder: VisionEncoder, slides, out, *, patch_um: float, patch_
         files.append(file := out / f"{path.stem}.h5")
         if file.exists():
             continue
-        slide = Slide(path, um_per_px)
+        slide = open_slide(path, um_per_px)
+        if not slide.um_per_px:
+            raise InputError(f"{path}: does not say its um per px; give --um-per-px")
         edge = patch_um / slide.um_per_px
         if patch_px > MAX_UPSAMPLING * edge:
             raise InputError(

@@ -21,7 +21,8 @@ from seal_lite.evaluate import (
 )
 from seal_lite.genes import GenePanel
 from seal_lite.model import SEAL
-from seal_lite.sections import Section, load_sections
+from seal_lite.pairs import Section
+from seal_lite.sections import load_sections
 from tissue_phantom import phantom
 
 CONFIG = replace(TINY, epochs=1, n_views=2)

@@ -16,7 +16,7 @@ from PIL import Image
 from seal_lite import plots
 from seal_lite.crossval import deltas
 from seal_lite.genes import GenePanel
-from seal_lite.sections import SPOT_UM, Section
+from seal_lite.pairs import Section
 from seal_lite.targets import pearson
 
 UM_PER_PX = 2.0
@@ -37,7 +37,8 @@ def section(tmp_path_factory):
         layers={"counts": counts},
         obsm={"spatial": 100.0 * np.c_[col, row]},
     )
-    adata.uns = {"section_id": "T1", "patient_id": "T", "um_per_px": UM_PER_PX, "grid": "square"}
+    adata.uns = {"section_id": "T1", "patient_id": "T", "um_per_px": UM_PER_PX, "grid": "square",
+                  "pitch_um": 200.0, "spot_um": 100.0}  # fmt: skip
     adata.uns["image_path"] = str(path)
     return Section(adata, np.arange(23), rng.integers(0, 255, (23, 8, 8, 3), np.uint8))
 
@@ -76,7 +77,7 @@ def test_spots_are_drawn_to_scale_and_those_without_a_patch_stand_out(section):
     figure = plots.overview(section)
     (rings,) = figure.findobj(EllipseCollection)
     np.testing.assert_allclose(rings.get_offsets(), section.adata.obsm["spatial"] * UM_PER_PX)
-    np.testing.assert_allclose(rings.get_widths(), SPOT_UM)
+    np.testing.assert_allclose(rings.get_widths(), 100.0)
     widths = np.asarray(rings.get_linewidths())
     assert (widths[23:] > widths[:23].max()).all()
     assert "25 spots" in texts(figure) and "23 with a patch" in texts(figure)

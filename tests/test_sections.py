@@ -13,15 +13,9 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from seal_lite.errors import InputError
-from seal_lite.sections import (
-    extract_patches,
-    list_sections,
-    load_sections,
-    patient_of,
-    read_section,
-    thumbnail,
-    um_per_px,
-)
+from seal_lite.formats import patient_of
+from seal_lite.pairs import extract_patches, thumbnail, um_per_px
+from seal_lite.sections import list_sections, load_sections, read_section
 
 PITCH, EDGE = 20.0, 22.4  # px: 10 um per px, so 224 um are 22.4 px
 
@@ -98,7 +92,7 @@ def test_um_per_px_round_trip(pitch, x, y, degrees):
     place = adata.obs[["array_col", "array_row"]].to_numpy()
     turn = np.array([[np.cos(a), np.sin(a)], [-np.sin(a), np.cos(a)]])
     adata.obsm["spatial"] = pitch * place @ turn + [x, y]
-    assert um_per_px(adata) == pytest.approx(200 / pitch, rel=1e-6)
+    assert um_per_px(adata, step_um=(200, 200)) == pytest.approx(200 / pitch, rel=1e-6)
 
 
 WRONG_PIXELS = {
@@ -117,14 +111,14 @@ def test_coordinates_that_contradict_the_array_are_refused(wrong):
     adata = make_adata(np.ones((16, 1)))
     adata.obsm["spatial"] = WRONG_PIXELS[wrong](square(4).astype(float))
     with pytest.raises(InputError, match="^here: (?!its spots lie on one line)"):
-        um_per_px(adata, source="here")
+        um_per_px(adata, step_um=(200, 200), source="here")
 
 
 def test_spots_on_one_line_have_no_scale():
     adata = make_adata(np.ones((4, 1)), place=np.c_[range(4), range(4)])
     adata.obsm["spatial"] = np.c_[range(4), range(4)] * 100.0
     with pytest.raises(InputError, match="line"):
-        um_per_px(adata)
+        um_per_px(adata, step_um=(200, 200))
 
 
 def _counts_with(value):

@@ -223,7 +223,7 @@ def test_diverging_loss_is_an_error_not_a_result(sections, tiny, tmp_path):
 def test_code_hash_sees_what_results_hang_on(tmp_path, monkeypatch):
     """A result's code is what it imports: comments, and modules that only call or draw, are not."""
     monkeypatch.setattr(train, "__file__", str(tmp_path / "train.py"))
-    first = {"sections": "x = 0", "crossval": "from . import loop as f\nfrom .parts import g",
+    first = {"pairs": "x = 0", "crossval": "from . import loop as f\nfrom .parts import g",
              "other": "import numpy", "parts": "from . import crossval", "cli": "x = 1",
              "loop": 'def f():\n    """Doc."""\n    return 1\n'}  # fmt: skip
 
@@ -233,7 +233,7 @@ def test_code_hash_sees_what_results_hang_on(tmp_path, monkeypatch):
         return code_hash()
 
     same = hash_of()
-    assert code_hash(("sections", "crossval", "other")) != same == code_hash(("parts", "sections"))
+    assert code_hash(("pairs", "crossval", "other")) != same == code_hash(("parts", "pairs"))
     assert hash_of(cli="x = 2") == same
     assert hash_of(loop='def f():\n    """Other."""\n    # why\n    return 1\n') == same
     assert hash_of(loop='def f():\n    """Doc."""\n    return 2\n') != same

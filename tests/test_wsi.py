@@ -8,7 +8,8 @@ from PIL import Image
 
 from seal_lite import InputError
 from seal_lite.encoders import build_encoder, embed
-from seal_lite.wsi import Slide, embed_slides, grid, list_slides, tissue_mask
+from seal_lite.images import open_slide
+from seal_lite.wsi import embed_slides, grid, list_slides, tissue_mask
 
 SIDE, UM = 1024, 0.5
 
@@ -27,7 +28,7 @@ def folder(tmp_path_factory):
 
 
 def test_a_picture_and_a_pyramid_are_read_alike(folder):
-    picture, pyramid = Slide(folder / "picture.png", UM), Slide(folder / "pyramid.tif")
+    picture, pyramid = open_slide(folder / "picture.png", UM), open_slide(folder / "pyramid.tif")
     assert pyramid.um_per_px == pytest.approx(UM) and pyramid.size == picture.size == (SIDE, SIDE)
     assert len(pyramid.levels) == 3
     for edge, px in ((64, 64), (256, 64)):  # from the full resolution and from a smaller level
@@ -38,7 +39,7 @@ def test_a_picture_and_a_pyramid_are_read_alike(folder):
 
 def test_regions_lie_on_tissue_only(folder):
     for name, um in (("picture.png", UM), ("pyramid.tif", None)):
-        corners = grid(Slide(folder / name, um), patch_um=64.0)
+        corners = grid(open_slide(folder / name, um), patch_um=64.0)
         assert len(corners) == 4 * 8  # 128 px each: 4 columns of tissue, 8 rows
         assert set(corners[:, 0]) == {0, 128, 256, 384} and corners[:, 1].max() == 896
     assert not tissue_mask(np.full((50, 50, 3), 240, np.uint8)).any()
@@ -51,10 +52,10 @@ def test_features_are_those_of_the_regions_and_resume(folder, tmp_path, monkeypa
     with h5py.File(file) as h5:
         x, coords, about = h5["features"][:], h5["coords"][:], dict(h5["coords"].attrs)
     assert x.shape == (8, 64) and coords.shape == (8, 2) and about["patch_size_level0"] == 256
-    slide = Slide(folder / "pyramid.tif")
+    slide = open_slide(folder / "pyramid.tif")
     regions = np.stack([slide.read(*c, 256, 160) for c in coords])
     np.testing.assert_allclose(x, embed(encoder, regions), atol=1e-5)
-    monkeypatch.setattr("seal_lite.wsi.Slide", lambda *_: pytest.fail("read again"))
+    monkeypatch.setattr("seal_lite.wsi.open_slide", lambda *_: pytest.fail("read again"))
     assert embed_slides(encoder, [folder / "pyramid.tif"], tmp_path, patch_um=128.0,
                         patch_px=160) == [file]  # fmt: skip
     assert [p.name for p in tmp_path.iterdir()] == ["pyramid.h5"]
@@ -69,7 +70,7 @@ def test_wrong_slides_are_named_before_anything_is_written(folder, tmp_path):
         embed_slides(encoder, [folder / "picture.png"], tmp_path, um_per_px=4.0, **size)
     (tmp_path / "bad.svs").write_bytes(b"no slide")
     with pytest.raises(InputError, match="bad.svs: cannot be read"):
-        Slide(tmp_path / "bad.svs")
+        open_slide(tmp_path / "bad.svs")
     assert [p.name for p in list_slides(folder)] == ["picture.png", "pyramid.tif"]
     Image.new("RGB", (9, 9)).save(folder / "pyramid.jpg")
     with pytest.raises(InputError, match="two slides are called pyramid"):

@@ -1,0 +1,222 @@
+"""From files to counts and coordinates: a function for each format, (path, labels) -> AnnData.
+
+What they return is raw: counts in `layers["counts"]`, `raw` or `X`, `obsm["spatial"]` in px of the
+full image, `obs` array_col and array_row where there is an array, and in `uns` what the source says
+of um_per_px, step_um, spot_um, image_path, patient, species, and more. `sections` checks it all.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import warnings
+import zlib
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import scipy.sparse as sp
+
+from .errors import InputError
+from .images import open_slide
+
+log = logging.getLogger(__name__)
+
+LEGACY = {"step_um": (200.0, 200.0), "spot_um": 100.0}  # Ståhl et al., Science 2016
+VISIUM = {"step_um": (50.0, 50.0 * 3**0.5), "spot_um": 55.0}  # 10x Genomics, 6.5 mm slide
+POOL_UM = 100.0  # edge of pseudo-spots; HEST pools to the same
+MIN_QV = 20.0  # Xenium's own threshold for a transcript to be counted
+KEPT = ("um_per_px", "pitch_um", "spot_um", "patient", "species")  # of an AnnData's `uns`
+CONTROLS = "NegControl|antisense|BLANK|Unassigned|Deprecated|Intergenic"
+
+
+def legacy(path: Path, labels):
+    """her2st's layout (Andersson et al., 2021), ROOT/data/...
+
+    ST-cnts/<section>.tsv.gz holds rows "XxY" and columns of genes, ST-spotfiles/
+    <section>_selection.tsv x y new_x new_y pixel_x pixel_y selected, and
+    ST-imgs/<patient>/<section>/ the image.
+    """
+    import anndata as ad
+
+    name = path.name.removesuffix(".tsv.gz")
+    file = path.parents[1] / f"ST-spotfiles/{name}_selection.tsv"
+    spots, counts = _read_spots(file), _read_counts(path)
+    both = [b for b in spots.index if b in counts.index]
+    if not both:
+        raise InputError(f"{path}: no barcode is also in {file}; pair the right files")
+    missing = len(spots) - len(both)
+    if missing:
+        log.info("%s: %d of %d selected spots have no counts: dropped", name, missing, len(spots))
+    spots, counts = spots.loc[both], counts.loc[both]
+    adata = ad.AnnData(
+        sp.csr_matrix(counts.to_numpy(np.float32)),
+        obs=pd.DataFrame({"array_col": spots.x, "array_row": spots.y}, index=spots.index),
+        var=pd.DataFrame(index=counts.columns.astype(str)),
+        obsm={"spatial": spots[["pixel_x", "pixel_y"]].to_numpy(np.float64)},
+    )
+    adata.uns = {
+        **LEGACY,
+        "upright": True,
+        "patient": patient_of(name),
+        "spots_without_counts": missing,
+    }
+    return adata
+
+
+def patient_of(name: str) -> str:
+    """'C2' -> 'C': her2st numbers the sections of a patient."""
+    return name.rstrip("0123456789")
+
+
+def _read_spots(path: Path) -> pd.DataFrame:
+    if not path.is_file():
+        raise InputError(f"{path}: no such spot file; check the section's name")
+    spots = read_table(path)
+    lacking = {"x", "y", "pixel_x", "pixel_y"} - set(spots.columns)
+    if lacking:
+        raise InputError(f"{path}: column {', '.join(sorted(lacking))} is missing; restore it")
+    if "selected" in spots:
+        spots = spots[spots.selected == 1]
+    spots.index = [f"{x}x{y}" for x, y in zip(spots.x, spots.y, strict=True)]
+    if not spots.index.is_unique:
+        twice = spots.index[spots.index.duplicated()][0]
+        raise InputError(f"{path}: spot {twice} stands there twice; keep one row")
+    pixels = spots[["pixel_x", "pixel_y"]].apply(pd.to_numeric, errors="coerce")
+    if not np.isfinite(pixels.to_numpy(float)).all():
+        raise InputError(f"{path}: pixel_x or pixel_y is not a number in some row; correct it")
+    return spots
+
+
+def _read_counts(path: Path) -> pd.DataFrame:
+    counts = read_table(path, index_col=0)
+    if not np.issubdtype(counts.to_numpy().dtype, np.number):
+        raise InputError(f"{path}: some count is not a number; correct or fetch it again")
+    if not counts.index.is_unique:
+        raise InputError(f"{path}: a barcode stands there twice; keep one row each")
+    return counts
+
+
+def read_table(path: Path, **options) -> pd.DataFrame:
+    """A tab-separated file; an unreadable one is an `InputError`."""
+    try:
+        return pd.read_csv(path, sep="\t", **options)
+    except (OSError, EOFError, ValueError, zlib.error) as error:  # pandas' errors are ValueErrors
+        raise InputError(f"{path}: cannot be read ({error}); fetch it again") from error
+
+
+def visium(path: Path, labels):
+    """Space Ranger's folder, by squidpy; the full image lies in it or beside it."""
+    import squidpy as sq
+
+    adata = sq.read.visium(path.parent, counts_file=path.name)
+    adata.uns = dict(VISIUM)
+    return adata
+
+
+def visium_hd(path: Path, labels):
+    """Space Ranger's folder of Visium HD, by spatialdata-io: its 16 um bins, or 8 um ones."""
+    from spatialdata_io import visium_hd as read
+
+    sizes = [s for s in (16, 8) if (path / f"square_{s:03}um").is_dir()]
+    if not sizes:
+        raise InputError(f"{path}: has neither 16 nor 8 um bins; run Space Ranger with them")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of pictures that are not needed
+        data = read(path.parent, bin_size=sizes[0], load_segmentations_only=False, gex_only=True)
+    adata = data.tables[f"square_{sizes[0]:03}um"]
+    scale = json.loads(
+        (path / f"square_{sizes[0]:03}um/spatial/scalefactors_json.json").read_text()
+    )
+    adata.uns = {"um_per_px": scale["microns_per_pixel"], "step_um": (float(sizes[0]),) * 2}
+    return adata
+
+
+def xenium(path: Path, labels):
+    """Xenium's output folder with an H&E image: transcripts pooled into square pseudo-spots.
+
+    Read in batches, so that hundreds of millions of transcripts never are in memory. The image's
+    place is what *imagealignment.csv says, a 3 x 3 matrix from its px to the px of the morphology.
+    """
+    import anndata as ad
+    import pyarrow.parquet as pq
+
+    size, folder = float(labels.get("pool_um", POOL_UM)), path.parent
+    columns = ["x_location", "y_location", "feature_name", "qv"]
+    parts = []
+    for batch in pq.ParquetFile(path).iter_batches(2**20, columns=columns):
+        table = batch.to_pandas()
+        gene = table.feature_name.map(lambda g: g.decode() if isinstance(g, bytes) else g)
+        keep = (table.qv >= MIN_QV) & ~gene.str.contains(CONTROLS)
+        place = (table[["x_location", "y_location"]] // size).astype(int)[keep]
+        parts.append(place.assign(gene=gene[keep]).value_counts())
+    counts = pd.concat(parts).groupby(level=[0, 1, 2]).sum()
+    array, genes = counts.index.droplevel(2), counts.index.get_level_values(2)
+    (row, spots), (col, names) = pd.factorize(array, sort=True), pd.factorize(genes, sort=True)
+    spots = np.array([*spots])
+    pixel_um = json.loads((folder / "experiment.xenium").read_text())["pixel_size"]
+    found = sorted(folder.glob("*imagealignment.csv"))
+    if not found:
+        raise InputError(f"{folder}: no *imagealignment.csv; export it beside the H&E image")
+    align = np.loadtxt(found[0], delimiter=",")
+    centre = np.c_[(spots + 0.5) * size / pixel_um, np.ones(len(spots))]
+    return ad.AnnData(
+        sp.csr_matrix((counts.to_numpy(np.float32), (row, col))),
+        obs=pd.DataFrame({"array_col": spots[:, 0], "array_row": spots[:, 1]},
+                         index=[f"{x}x{y}" for x, y in spots]),
+        var=pd.DataFrame(index=names),
+        obsm={"spatial": np.linalg.solve(align, centre.T).T[:, :2]},
+        uns={"um_per_px": pixel_um * abs(np.linalg.det(align[:2, :2])) ** 0.5, "spot_um": size,
+             "step_um": (size, size)},
+    )  # fmt: skip
+
+
+def hest(path: Path, labels):
+    """A sample of HEST-1k: st/<id>.h5ad and metadata/<id>.json."""
+    root, name = path.parents[1], path.stem
+    adata = h5ad(path, labels)
+    said = json.loads((root / f"metadata/{name}.json").read_text())
+    adata.uns = {
+        "um_per_px": said["pixel_size_um_estimated"],
+        "pitch_um": said.get("inter_spot_dist"), "spot_um": said.get("spot_diameter"),
+        "patient": said.get("patient"), "species": said.get("species"),
+        "labels": {k: str(said[k]) for k in ("organ", "st_technology", "disease_state", "subseries")
+                   if said.get(k)},
+    }  # fmt: skip
+    return adata
+
+
+def h5ad(path: Path, labels):
+    """Any AnnData with `obsm["spatial"]` in px of the full image."""
+    import anndata as ad
+
+    adata = ad.read_h5ad(path)
+    adata.uns = {k: v for k, v in adata.uns.items() if k in KEPT}
+    return adata
+
+
+def spatialdata(path: Path, labels):
+    """A SpatialData store: its table, the centroids of what that annotates, its largest image."""
+    import spatialdata as sd
+
+    data = sd.read_zarr(path)
+    name = labels.get("table") or next(iter(data.tables), None)
+    if name not in data.tables or (len(data.tables) > 1 and "table" not in labels):
+        raise InputError(
+            f"{path}: has tables {', '.join(data.tables)}; name one in the column table of "
+            "sections.tsv"
+        )
+    adata = data.tables[name]
+    about = adata.uns["spatialdata_attrs"]
+    image = max((open_slide(path / "images" / n) for n in data.images), key=lambda i: i.size)
+    spots, pixels = data[about["region"]], data.images[image.path.name]
+    known = [sd.transformations.get_transformation(e, get_all=True) for e in (spots, pixels)]
+    if not (shared := sorted(known[0].keys() & known[1].keys())):
+        raise InputError(f"{path}: {image.path.name} and its spots share no coordinate system")
+    centres = sd.get_centroids(spots, coordinate_system=shared[0]).compute()
+    matrix = known[1][shared[0]].inverse().to_affine_matrix(("x", "y"), ("x", "y"))
+    at = centres.loc[adata.obs[about["instance_key"]], ["x", "y"]].to_numpy()
+    adata.obsm["spatial"] = at @ matrix[:2, :2].T + matrix[:2, 2]
+    adata.uns = {k: v for k, v in adata.uns.items() if k in KEPT}
+    adata.uns["image_path"] = image.path
+    return adata
