@@ -370,6 +370,6 @@ def main():
         app()
     except (InputError, ModuleNotFoundError) as error:
         lacks = isinstance(error, ModuleNotFoundError)
-        text = f"{error.name} is not installed; pip install 'seal_lite[slides]'" if lacks else error
+        text = f"{error.name} is not installed; pip install 'seal_lite[data,slides]'" if lacks else error
         typer.secho(f"seal-lite: {text}", fg="red", err=True)
         sys.exit(2)
