@@ -8,7 +8,7 @@ PIP    := $(VENV)/bin/pip
 STAMP  := $(VENV)/.installed
 HTML   := book/_build/html/index.html
 
-PACKAGE   := $(wildcard seal_lite/*.* book/tissue_phantom/*.*)
+PACKAGE   := $(wildcard seal_lite/*.* book/tissue_phantom/*.* book/seal_charts/*.*)
 SOURCES   := $(sort $(wildcard notebooks/*.py))
 NOTEBOOKS := $(SOURCES:.py=.ipynb)
 EXECUTED  := $(NOTEBOOKS:%=book/%)

@@ -8,6 +8,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 
+import seal_charts as charts
 from page import (  # fmt: skip
     NBSP,
     details,
@@ -124,7 +125,7 @@ def retrieval_section(path: Path, out: Path) -> list[str]:
     sets = sets.mean().unstack("model")
     asked = [[name, r(s["random", "tuned"]), r(s["found", "shuffled"]), r(s["found", "tuned"]),
               r(s["oracle", "tuned"])] for name, s in sets.iterrows()]  # fmt: skip
-    picture = plots.strips(dots, label="share of the way from random to oracle, a dot per patient")
+    picture = charts.strips(dots, label="share of the way from random to oracle, a dot per patient")
     head = ["question", "random", "shuffled", "**finetuned**", "oracle", "shuffled", "finetuned",
             "gap of shares [95% CI]", "verdict"]  # fmt: skip
     return [
@@ -220,7 +221,7 @@ def cohort_figure(pooled: dict):
             y = np.arange(len(tasks)) + 0.18 * (j - 1.5)
             ax.hlines(y, *zip(*(row["ci95"] for row in rows), strict=True), color=colour, lw=1.8)
             ax.plot([row["mean"] for row in rows], y, "o", ms=6, color=colour,
-                    label=plots.LABELS[encoder].replace("\n", " "))  # fmt: skip
+                    label=charts.LABELS[encoder].replace("\n", " "))  # fmt: skip
         ax.set_yticks(range(len(tasks)), [f"{t}\n{METRICS[FIRST[t]].strip('*')}" for t in tasks])
         ax.set(title=title, xlabel="score", ylim=(len(tasks) - 0.5, -0.5))
         chance = [0.0 if FIRST[task] == "pearson" else 0.5 for task in tasks]
@@ -266,7 +267,7 @@ def shift_section(results: Path, out: Path) -> list[str]:
         ]  # fmt: skip
         dots = {f: {"in distribution": runs["in"][f], "out of distribution": runs["out"][f]}
                 for f in SHOWN}  # fmt: skip
-        picture = plots.strips(dots, label="mean r over genes, a dot per fold and seed")
+        picture = charts.strips(dots, label="mean r over genes, a dot per fold and seed")
         parts += [
             stale(result["provenance"], command="make record-shifts"),
             drawn(picture, out, f"figures/results_shift_{name}.png",

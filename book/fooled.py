@@ -17,8 +17,9 @@ import numpy as np
 from sklearn.model_selection import KFold
 from sklearn.neighbors import KNeighborsRegressor
 
+import seal_charts as charts
 from page import CLAIMS, drawn, load, missing, r, source, stale
-from seal_lite import Config, plots
+from seal_lite import Config
 from seal_lite.encoders import build_encoder
 from seal_lite.evaluate import embed_stages
 from seal_lite.probe import hest_probe, tuned_probe
@@ -107,7 +108,7 @@ def chapter(results: Path, out: Path) -> str:
                  "minus frozen at its best stage", gain["frozen_best"]))  # fmt: skip
     groups = {row["trap"]: {"the trap": row["wrong_r"], "the way around it": row["right_r"]}
               for row in record["rows"]}  # fmt: skip
-    picture = plots.strips(groups, label="mean r over genes, a dot per section")
+    picture = charts.strips(groups, label="mean r over genes, a dot per section")
     return (
         stale(record["provenance"], command="make fooled")
         + drawn(picture, out, "figures/results_fooled.png",

@@ -2,6 +2,7 @@
 
 from matplotlib import pyplot as plt
 
+import seal_charts as charts
 from seal_lite import plots
 
 
@@ -25,10 +26,10 @@ def deltas(result):
                 ax.plot([low, high], [y, y], color=plots.COLOURS[i], lw=1.8)
                 fill = plots.COLOURS[i] if low > 0 or high < 0 else "white"  # open: includes zero
                 ax.plot(d["mean"], y, "o", ms=6, mec=plots.COLOURS[i], mfc=fill)
-        minus = plots.LABELS[pair[1]].replace("\n", " ")
-        plots.named_rows(ax, [plots.LABELS[t] + (f"\n{c} genes" if c else "") for t, c in places],
+        minus = charts.LABELS[pair[1]].replace("\n", " ")
+        charts.named_rows(ax, [charts.LABELS[t] + (f"\n{c} genes" if c else "") for t, c in places],
               label="difference in mean r, 95% CI")  # fmt: skip
-        ax.set_title(f"{plots.LABELS[pair[0]]}\nminus {minus}")
+        ax.set_title(f"{charts.LABELS[pair[0]]}\nminus {minus}")
         ax.locator_params(axis="x", nbins=4)  # three panels: more labels would touch
-    plots.legend(figure, probes)
+    charts.legend(figure, probes)
     return figure

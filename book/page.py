@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-from seal_lite import plots
+import seal_charts as charts
 from seal_lite.train import code_hash
 from settings import table
 
@@ -39,7 +39,7 @@ def details(title: str, body: str) -> str:
 
 def label(key: str) -> str:
     """A short name for a table's cell, or else the figures' name."""
-    return SHORT.get(key) or plots.LABELS[key].replace("|", "given")
+    return SHORT.get(key) or charts.LABELS[key].replace("|", "given")
 
 
 def r(value: float) -> str:

@@ -17,6 +17,7 @@ import matplotlib
 matplotlib.use("Agg")
 import numpy as np
 
+import seal_charts as charts
 from seal_lite import InputError, plots
 from seal_lite.encoders import embed
 from seal_lite.model import SEAL
@@ -57,7 +58,7 @@ def draw(root: Path, run: Path, *, section: str, genes: list[str], top: int = 10
     measured = section_targets(held.adata, names)[TARGET][held.rows]
     predicted = model.predict_genes(embedding)[:, at]
     ceiling = noise_ceiling(held.adata, names, held.rows)[TARGET]
-    save(plots.prediction_maps(held, measured, predicted, names), "maps")
+    save(charts.prediction_maps(held, measured, predicted, names), "maps")
 
     gallery = model.project_images(embedding)
     query = model.encode_genes(gene_set_profile(model.panel, genes))
@@ -71,7 +72,7 @@ def draw(root: Path, run: Path, *, section: str, genes: list[str], top: int = 10
 
     lines = (run / "metrics.jsonl").read_text().splitlines()
     history = [json.loads(line) for line in lines]
-    save(plots.loss_curves(history), "loss")
+    save(charts.loss_curves(history), "loss")
     joint = [h["loss"] for h in history if h["phase"] == "joint"]
     return {
         "section": section,

@@ -21,6 +21,7 @@ import numpy as np
 import benches
 import earned
 import fooled
+import seal_charts as charts
 from architecture import architecture
 from forest import deltas
 from page import (
@@ -40,7 +41,6 @@ from page import (
     verdict,
     versus,
 )  # fmt: skip
-from seal_lite import plots
 from seal_lite.crossval import summary, tidy
 from settings import settings, table
 
@@ -124,7 +124,7 @@ def crossval_section(name: str, path: Path, out: Path) -> list[str]:
     if result.get("leakage"):  # allowed on the command line
         parts.append(f"**On both sides of its splits:** {'; '.join(result['leakage'])}.\n")
     for kind, draw, caption, alt in (
-        ("scores", plots.scores, "Mean *r* of every kind of features, Pearson residuals. Dots: "
+        ("scores", charts.scores, "Mean *r* of every kind of features, Pearson residuals. Dots: "
          "single folds and seeds.", "Mean correlation of all features with folds as dots"),
         ("deltas", deltas, "Paired differences with their 95% intervals. What crosses the "
          "zero line is no difference.", "Forest plot of paired differences with intervals"),

@@ -27,7 +27,7 @@ from seal_lite.sections import load_sections
 from seal_lite.slides import evaluate, read_bags, read_task
 from seal_lite.train import code_hash, provenance
 from seal_lite.wsi import embed_slides, list_slides
-from tissue_phantom import UM_PER_PX, cohort, oracle_features, phantom
+from tissue_phantom import UM_PER_PX, cohort, oracle_features, phantom, write_task
 
 ROOT = Path(__file__).parents[1]
 RESULTS, RECORDS = ROOT / "results", ROOT / "runs/record"
@@ -71,7 +71,7 @@ def hest_scores(root, name: str) -> dict:
         if not (RECORDS / "hest" / task_name / hest.GENES).exists():  # it is written last
             loaded = load_sections(root, [*train, *tests], patch_um=hest.PATCH_UM, patch_px=224)
             genes = genes_to_score(root, loaded[: len(train)])
-            hest.write_task(RECORDS / "hest", task_name, loaded, [(train, tests)], genes)
+            write_task(RECORDS / "hest", task_name, loaded, [(train, tests)], genes)
         task = hest.read_task(RECORDS / "hest", task_name)
         samples = task.load(px=hest.pixels(config, models["tuned"].encoder.row))
         result = hest.bench(task, samples, config, *features(samples.values(), models, config))

@@ -50,6 +50,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
+import seal_charts as charts
 from seal_lite import plots, targets
 from seal_lite.evaluate import gene_classes, genes_to_score, read_truth
 from seal_lite.formats import patient_of
@@ -182,13 +183,13 @@ leak = {
     name: targets.pearson(np.repeat(log_depth, len(genes), 1), y[section.rows])
     for name, y in targets.section_targets(adata, genes).items()
 }
-plots.strips(
-    {plots.LABELS[name]: {"one dot per gene": r} for name, r in leak.items()},
+charts.strips(
+    {charts.LABELS[name]: {"one dot per gene": r} for name, r in leak.items()},
     label="correlation with log depth",
 )
 
 # %%
-table = pd.DataFrame({plots.LABELS[n]: r for n, r in leak.items()}, index=genes)
+table = pd.DataFrame({charts.LABELS[n]: r for n, r in leak.items()}, index=genes)
 table.agg(["mean", lambda r: r.abs().mean()]).set_axis(["mean r", "mean |r|"]).round(3)
 
 # %% [markdown]

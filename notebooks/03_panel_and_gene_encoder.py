@@ -44,7 +44,8 @@ import numpy as np
 import pandas as pd
 import torch
 
-from seal_lite import Config, InputError, losses, plots
+import seal_charts as charts
+from seal_lite import Config, InputError, losses
 from seal_lite.evaluate import gene_classes, genes_to_score
 from seal_lite.formats import patient_of
 from seal_lite.genes import GenePanel
@@ -152,7 +153,7 @@ for epoch in range(EPOCHS):
         loss.backward()
         optimizer.step()
     curve.append({"epoch": epoch, "phase": "genes", "gene": loss.item()})
-plots.loss_curves(curve)
+charts.loss_curves(curve)
 
 # %% [markdown]
 # ## Deterministic when it counts
@@ -180,7 +181,7 @@ print(f"two passes differ by {repeat_difference}")
 classes = gene_classes(ROOT) or dict.fromkeys(scored, "scored")
 three = [g for g in ("ERBB2", "COL1A1", "CD3E") if g in panel.genes][:3] or list(scored[:3])
 at = [panel.genes.index(g) for g in three]
-plots.prediction_maps(test, z[test.rows][:, at], reconstruction.numpy()[test.rows][:, at], three)
+charts.prediction_maps(test, z[test.rows][:, at], reconstruction.numpy()[test.rows][:, at], three)
 
 # %%
 r = {"training sections": pearson(fitted.numpy(), x.numpy())}
@@ -195,7 +196,7 @@ groups = {
 }
 other = [i for i, g in enumerate(panel.genes) if g not in classes]
 groups["all others"] = {name: values[other] for name, values in r.items()}
-plots.strips(groups, label="r between profile and reconstruction, per gene")
+charts.strips(groups, label="r between profile and reconstruction, per gene")
 
 # %% [markdown]
 # The scored genes move together in programs, and a program survives the bottleneck in a new

@@ -46,6 +46,7 @@ import numpy as np
 import pandas as pd
 import torch
 
+import seal_charts as charts
 from seal_lite import Config, plots
 from seal_lite.encoders import build_encoder, embed
 from seal_lite.evaluate import genes_to_score
@@ -196,7 +197,7 @@ setting = f"{ROOT.name}-without-{patient_of(TEST)}-{EPOCHS}x{N_VIEWS}-seed{SEED}
 RUN = Path("runs") / setting / "tuned"
 genes = genes_to_score(ROOT, train)
 model, history = finetune(train, config, out=RUN, include=genes, cache_dir="runs/cache")
-plots.loss_curves(history)
+charts.loss_curves(history)
 
 # %% [markdown]
 # Every epoch left a line in the run's log:

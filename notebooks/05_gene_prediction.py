@@ -43,7 +43,8 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from seal_lite import Config, plots
+import seal_charts as charts
+from seal_lite import Config
 from seal_lite.crossval import score_rows, tidy
 from seal_lite.evaluate import fold_features, gene_classes, genes_to_score, score_models
 from seal_lite.formats import patient_of
@@ -117,7 +118,7 @@ result = {
     "folds": [{"test": TEST, "seed": SEED, "scores": score_rows(scores, genes)}],
 }
 scores = {place: r[0] for place, r in scores.items()}  # of the one section held out
-plots.scores(result)
+charts.scores(result)
 
 # %% [markdown]
 # ## By class of gene
@@ -128,7 +129,7 @@ plots.scores(result)
 
 # %%
 table = tidy(result).query("target == 'pearson_residuals'")
-order = [k for k in plots.LABELS if k in set(table.features)]
+order = [k for k in charts.LABELS if k in set(table.features)]
 by_class = table.pivot_table("r", ["features", "probe"], "class", "mean").assign(
     all=table.groupby(["features", "probe"]).r.mean()
 )
@@ -160,7 +161,7 @@ differences = {
     }
     for kind in dict.fromkeys(label)
 }
-plots.strips(differences, label="difference in r, per gene (probe B, Pearson residuals)")
+charts.strips(differences, label="difference in r, per gene (probe B, Pearson residuals)")
 
 # %%
 summary = pd.DataFrame(
@@ -205,7 +206,7 @@ predicted = predict("tuned")
 kinds = list(dict.fromkeys(label))
 first = [genes.index(g) for g in ("ERBB2", "MKI67", "ISG15") if g in genes]
 shown = first if len(first) == 3 else list(np.argsort(-tuned)[:3])
-plots.prediction_maps(
+charts.prediction_maps(
     test, y[-1][:, shown], predicted[:, shown], [f"{genes[i]} ({label[i]})" for i in shown]
 )
 
@@ -216,7 +217,7 @@ plots.prediction_maps(
 
 # %%
 before = predict("frozen")
-plots.prediction_maps(
+charts.prediction_maps(
     test, y[-1][:, shown], before[:, shown], [f"{genes[i]} ({label[i]})" for i in shown]
 )
 
@@ -230,7 +231,7 @@ plots.prediction_maps(
 overall = tidy(result).query("probe in ['tuned_ridge', 'none']")
 overall = overall.pivot_table("r", "features", "target", "mean").reindex(order)
 overall[["pearson_residuals", "log1p_cp10k", "log1p_cp10k|depth", "log1p_raw"]].rename(
-    index=lambda k: plots.LABELS[k].replace("\n", " "), columns=plots.LABELS
+    index=lambda k: charts.LABELS[k].replace("\n", " "), columns=charts.LABELS
 ).round(3)
 
 # %% [markdown]
@@ -244,7 +245,7 @@ overall[["pearson_residuals", "log1p_cp10k", "log1p_cp10k|depth", "log1p_raw"]].
 
 # %%
 kept = pd.DataFrame(morphology(ROOT, train, [test], features)).T
-kept.index = [plots.LABELS[k].replace("\n", " ") for k in kept.index]
+kept.index = [charts.LABELS[k].replace("\n", " ") for k in kept.index]
 kept.rename(columns=lambda name: name.replace("_", " ")).round(2)
 
 # %% [markdown]

@@ -50,6 +50,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
+import seal_charts as charts
 from seal_lite import Config, plots
 from seal_lite.encoders import embed
 from seal_lite.evaluate import genes_to_score
@@ -130,7 +131,7 @@ for name, genes in sets.items():
         f"top {TOP} found": of_set[answers[name][0][0]],
         f"{TOP} at random": of_set[rng.choice(len(of_set), TOP, replace=False)],
     }
-plots.strips(found, label="measured mean z of the gene set, smoothed as in training")
+charts.strips(found, label="measured mean z of the gene set, smoothed as in training")
 
 # %%
 pd.DataFrame({k: {name: v.mean() for name, v in g.items()} for k, g in found.items()}).round(2)

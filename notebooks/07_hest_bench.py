@@ -53,6 +53,7 @@ from sklearn.decomposition import PCA
 from sklearn.linear_model import Ridge as SklearnRidge
 from sklearn.preprocessing import StandardScaler
 
+import seal_charts as charts
 from seal_lite import Config, hest, plots
 from seal_lite.crossval import tidy
 from seal_lite.evaluate import features, genes_to_score
@@ -61,7 +62,7 @@ from seal_lite.ridge import Ridge, Sums
 from seal_lite.sections import list_sections, load_sections
 from seal_lite.targets import pearson, section_targets
 from seal_lite.train import code_hash, finetune
-from tissue_phantom import phantom
+from tissue_phantom import phantom, write_task
 
 ROOT = Path(DATASET)
 if DATASET == "phantom":
@@ -84,7 +85,7 @@ model, _ = finetune(train, config, out=run, include=genes, cache_dir="runs/cache
 
 # %%
 sections = load_sections(ROOT, [*TRAIN, TEST], patch_um=hest.PATCH_UM, patch_px=224)
-folder = hest.write_task("data/hest-bench", "TINY", sections, [(TRAIN, [TEST])], genes)
+folder = write_task("data/hest-bench", "TINY", sections, [(TRAIN, [TEST])], genes)
 for path in sorted(p for p in folder.rglob("*") if p.is_file()):
     print(f"{path.stat().st_size / 1e6:8.2f} MB  {path.relative_to(folder.parent)}")
 
@@ -196,7 +197,7 @@ for name, values in {"tuned": found["tuned"], "frozen": found["frozen"]}.items()
 with plt.rc_context(plots.STYLE):
     figure, ax = plt.subplots(figsize=(7.5, 3.6))
     for (name, curve), colour in zip(curves.items(), plots.COLOURS, strict=False):
-        ax.plot(alphas, curve, color=colour, lw=2, label=plots.LABELS[name])
+        ax.plot(alphas, curve, color=colour, lw=2, label=charts.LABELS[name])
     ax.axvline(alpha, color=plots.GREY, lw=1)
     ax.text(alpha * 1.3, max(curves["tuned"]), "HEST-bench's", color=plots.GREY, va="top")
     ax.set(xscale="log", xlabel="penalty of the ridge", ylabel="mean r, log1p raw counts")
@@ -219,11 +220,11 @@ figure
 result = hest.bench(task, samples, config, found, stages)
 table = tidy(result).pivot_table("r", ["features", "probe"], "target", "mean")
 columns = ["hest_bench", "pearson_residuals", "log1p_cp10k|depth"]
-order = [k for k in plots.LABELS if k in set(tidy(result).features)]
-table[columns].reindex(order, level="features").rename(columns=plots.LABELS).round(3)
+order = [k for k in charts.LABELS if k in set(tidy(result).features)]
+table[columns].reindex(order, level="features").rename(columns=charts.LABELS).round(3)
 
 # %%
-plots.scores(result, target="hest_bench")
+charts.scores(result, target="hest_bench")
 
 # %% [markdown]
 # One fold, one seed and a phantom: this shows the way, not the worth. On real tissue the worth is

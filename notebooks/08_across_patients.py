@@ -45,6 +45,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 
+import seal_charts as charts
 from seal_lite import Config, plots
 from seal_lite.encoders import embed
 from seal_lite.evaluate import genes_to_score
@@ -147,7 +148,7 @@ with plt.rc_context(plots.STYLE):
                 dots = {"ms": 4, "mew": 0, "alpha": 0.5, "color": colour}
                 ax.plot(share, np.full(len(share), i + at), "o", **dots)
                 ax.plot([share.mean()] * 2, [i + at - 0.1, i + at + 0.1], lw=3.5, color=colour,
-                        label=None if i else plots.LABELS[name])  # fmt: skip
+                        label=None if i else charts.LABELS[name])  # fmt: skip
         ax.set_yticks(range(len(order)), order)
         ax.set(title=direction, xlabel="share of the way from random to oracle",
                ylim=(len(order) - 0.5, -0.5))  # fmt: skip

@@ -44,6 +44,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 
+import seal_charts as charts
 from seal_lite import Config, plots
 from seal_lite.crossval import crossval, groups_of, shift_folds, shifted, tidy
 from seal_lite.sections import load_sections
@@ -107,10 +108,10 @@ for name, folds in shifted(result["folds"]).items():
     chosen = table.query("probe == 'tuned_ridge' and target == 'pearson_residuals'")
     parts[name] = chosen.groupby(["features", "test"]).r.mean().unstack("test").loc[wanted]
 means = pd.DataFrame({name: part.mean(axis=1) for name, part in parts.items()})
-means.rename(index=lambda k: plots.LABELS[k].replace("\n", " ")).round(3)
+means.rename(index=lambda k: charts.LABELS[k].replace("\n", " ")).round(3)
 
 # %%
-plots.strips(
+charts.strips(
     {f: {"in distribution": list(parts["in"].loc[f]),
          "out of distribution": list(parts["out"].loc[f])} for f in wanted},
     label="mean r over genes, Pearson residuals, a dot per fold",
@@ -140,7 +141,7 @@ kept = {
                for f in shifted(result["folds"])["out"]]
     for features in wanted
 }  # fmt: skip
-plots.strips({f: {"": v} for f, v in kept.items()}, label="robustness index on the unseen site")
+charts.strips({f: {"": v} for f, v in kept.items()}, label="robustness index on the unseen site")
 
 # %% [markdown]
 # Two folds and one seed show the way, not the worth: what the recorded runs found, with their

@@ -51,6 +51,7 @@ import pandas as pd
 from matplotlib.collections import PatchCollection
 from PIL import Image
 
+import seal_charts as charts
 from seal_lite import Config, plots
 from seal_lite.encoders import build_encoder
 from seal_lite.evaluate import genes_to_score
@@ -207,7 +208,7 @@ with plt.rc_context(plots.STYLE):
             low, high = np.array([part.ci95[t] for t in order]).T
             ax.hlines(y, low, high, color=colour, lw=1.8)
             ax.plot([part["mean"][t] for t in order], y, "o", color=colour, ms=6,
-                    label=plots.LABELS.get(features, features))  # fmt: skip
+                    label=charts.LABELS.get(features, features))  # fmt: skip
         ax.set_yticks(range(len(order)), order)
         ax.set(title={"mean": "mean patch", "abmil": "ABMIL"}[model_name], xlabel="score, 95% CI",
                ylim=(len(order) - 0.5, -0.5))  # fmt: skip

@@ -1,8 +1,10 @@
-"""her2st: HER2-positive breast tumours, spatial transcriptomics with H&E, fetched from upstream.
+"""Public data, each file verified against a hash that was known before it was asked for.
 
-Source: Andersson et al., Nature Communications 12, 6012 (2021); the GitHub repository
-almaan/her2st at the commit below. The manifest beside this file lists every upstream file with
-its git blob SHA-1, so what arrives is byte for byte what that commit holds.
+her2st: HER2-positive breast tumours, spatial transcriptomics with H&E. Source: Andersson et al.,
+Nature Communications 12, 6012 (2021); the GitHub repository almaan/her2st at the commit below. The
+manifest beside this file lists every upstream file with its git blob SHA-1, so what arrives is byte
+for byte what that commit holds. visium: 10x Genomics' example sections, by squidpy, which pins
+their SHA-256. hest: samples of HEST-1k by their id, against the hashes that the hub keeps.
 """
 
 import hashlib
@@ -20,6 +22,8 @@ from .errors import InputError
 COMMIT = "85df7411b987a7dec3feff9718b869a7a82091ec"
 BASE_URL = f"https://raw.githubusercontent.com/almaan/her2st/{COMMIT}/"
 MANIFEST = Path(__file__).with_name("her2st_manifest.tsv")
+HEST, PARTS = "MahmoodLab/hest", ("st", "wsis", "metadata")
+AGAIN = "run the same command again, what has arrived is kept"
 CITATION = (
     "her2st: please cite Andersson et al., Nature Communications 12, 6012 (2021); "
     "its licence stands in the Zenodo record, doi:10.5281/zenodo.3957257."
@@ -47,6 +51,64 @@ def fetch_her2st(out: str | Path, *, sections: Iterable[str] | None = None, prog
         if not (out / path).is_file() or git_blob_sha1(out / path) != sha1:
             _download(base_url + path, out / path, sha1)
     return out
+
+
+def fetch_visium(out, *, sections: Iterable[str] | None = None):
+    """Download 10x Genomics' example sections with their full images, `out/<name>/`; resumes.
+
+    By default a human breast cancer. Raises `InputError` for an unknown name (squidpy's registry
+    has the known ones) and where a file cannot be had.
+    """
+    import squidpy as sq
+
+    print("10x Genomics' example data, CC BY 4.0; 10xgenomics.com/datasets")
+    for name in sections or ["V1_Breast_Cancer_Block_A_Section_1"]:
+        try:
+            sq.datasets.visium(name, include_hires_tiff=True, base_dir=out)
+        except (OSError, ValueError, RuntimeError, ExceptionGroup) as error:
+            raise InputError(f"{name}: cannot be fetched ({error}); {AGAIN}") from error
+        if not list((Path(out) / name).glob("image.*")):
+            raise InputError(f"{name}: its full image cannot be fetched; {AGAIN}")
+
+
+def fetch_hest(out, *, sections: Iterable[str] | None = None):
+    """Download samples of HEST-1k (Jaume et al., 2024) by id: counts, slide, metadata; resumes.
+
+    The data set is gated: ask for access on its page, then `hf auth login`. Raises `InputError`
+    without ids, for an unknown one, without access, and where a file is not what the hub says.
+    """
+    from huggingface_hub import HfApi
+
+    if not sections:
+        raise InputError("fetch hest: holds over a thousand samples; name some, --sections TENX95")
+    out, hub = Path(out), HfApi()
+    try:
+        info = hub.dataset_info(HEST, files_metadata=True)
+        print(f"{HEST}: licence {(info.card_data or {}).get('license', 'on its page')}")
+        files = {Path(s.rfilename): s for s in info.siblings}
+        wanted = [p for p in files if p.stem in sections and str(p.parent) in PARTS]
+        if lost := sorted(set(sections) - {p.stem for p in wanted}):
+            raise InputError(f"{HEST}: has no sample {lost[0]}; its metadata list the ids")
+        for path in wanted:
+            for again in (False, True):
+                if not _is(out / path, files[path]):
+                    hub.hf_hub_download(HEST, str(path), repo_type="dataset", local_dir=out,
+                                        force_download=again)  # fmt: skip
+            if not _is(out / path, files[path]):
+                raise InputError(f"{out / path}: is not what the hub says; {AGAIN}")
+    except OSError as error:  # what the hub raises is an OSError, too
+        said = f"{HEST}: cannot be fetched ({type(error).__name__}); ask for access on its page"
+        raise InputError(f"{said}, `hf auth login`, go online; {AGAIN}") from error
+
+
+def _is(path: Path, said) -> bool:
+    """Is a file there, and what the hub's listing says of it?"""
+    if not path.is_file():
+        return False
+    if said.lfs is None:
+        return git_blob_sha1(path) == said.blob_id
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest() == said.lfs.sha256
 
 
 def git_blob_sha1(path: Path) -> str:
@@ -84,15 +146,10 @@ def _download(url: str, path: Path, sha1: str) -> None:
     try:
         download(url, str(part), None)
         if git_blob_sha1(part) != sha1:
-            raise InputError(
-                f"{url} did not arrive as the manifest promises: run the same command again, and "
-                "if that does not help, report it upstream."
-            )
+            raise InputError(f"{url} did not arrive as the manifest promises; {AGAIN}")
         os.replace(part, path)
     except OSError as error:  # what requests raises is an OSError too
-        raise InputError(
-            f"Cannot fetch {url} into {path} ({error}): check the network and the disk, and run "
-            "the same command again; what has arrived is kept."
-        ) from error
+        said = f"Cannot fetch {url} into {path} ({error}): check the network and the disk"
+        raise InputError(f"{said}; {AGAIN}") from error
     finally:
         part.unlink(missing_ok=True)

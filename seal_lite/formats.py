@@ -22,12 +22,23 @@ from .images import open_slide
 
 log = logging.getLogger(__name__)
 
-LEGACY = {"step_um": (200.0, 200.0), "spot_um": 100.0}  # Ståhl et al., Science 2016
+LEGACY = {"step_um": (200.0,) * 2, "spot_um": 100.0, "upright": True}  # Ståhl et al., 2016
 VISIUM = {"step_um": (50.0, 50.0 * 3**0.5), "spot_um": 55.0}  # 10x Genomics, 6.5 mm slide
 POOL_UM = 100.0  # edge of pseudo-spots; HEST pools to the same
 MIN_QV = 20.0  # Xenium's own threshold for a transcript to be counted
+SCALE = "spatial/scalefactors_json.json"
 KEPT = ("um_per_px", "pitch_um", "spot_um", "patient", "species")  # of an AnnData's `uns`
 CONTROLS = "NegControl|antisense|BLANK|Unassigned|Deprecated|Intergenic"
+
+
+def spots_of(counts, obs, genes, xy, told):
+    """An AnnData of spots: counts (n, g), names of genes (g,), x, y in px (n, 2), `uns`."""
+    import anndata as ad
+
+    counts = sp.csr_matrix(counts, dtype=np.float32)
+    var = genes if isinstance(genes, pd.DataFrame) else pd.DataFrame(index=genes)
+    return ad.AnnData(counts, obs=obs, var=var, layers={"counts": counts}, uns=told,
+                      obsm={"spatial": np.asarray(xy, np.float64)})  # fmt: skip
 
 
 def legacy(path: Path, labels):
@@ -37,11 +48,17 @@ def legacy(path: Path, labels):
     <section>_selection.tsv x y new_x new_y pixel_x pixel_y selected, and
     ST-imgs/<patient>/<section>/ the image.
     """
-    import anndata as ad
-
     name = path.name.removesuffix(".tsv.gz")
     file = path.parents[1] / f"ST-spotfiles/{name}_selection.tsv"
-    spots, counts = _read_spots(file), _read_counts(path)
+    counts = read_table(path, index_col=0)
+    spots = read_table(file, needs=("x", "y", "pixel_x", "pixel_y"))
+    if "selected" in spots:
+        spots = spots[spots.selected == 1].copy()
+    spots.index = [f"{x}x{y}" for x, y in zip(spots.x, spots.y, strict=True)]
+    for column in ("pixel_x", "pixel_y"):
+        spots[column] = pd.to_numeric(spots[column], errors="coerce").astype(float)
+        if not np.isfinite(spots[column]).all():
+            raise InputError(f"{file}: some {column} is not a number; correct it")
     both = [b for b in spots.index if b in counts.index]
     if not both:
         raise InputError(f"{path}: no barcode is also in {file}; pair the right files")
@@ -49,19 +66,10 @@ def legacy(path: Path, labels):
     if missing:
         log.info("%s: %d of %d selected spots have no counts: dropped", name, missing, len(spots))
     spots, counts = spots.loc[both], counts.loc[both]
-    adata = ad.AnnData(
-        sp.csr_matrix(counts.to_numpy(np.float32)),
-        obs=pd.DataFrame({"array_col": spots.x, "array_row": spots.y}, index=spots.index),
-        var=pd.DataFrame(index=counts.columns.astype(str)),
-        obsm={"spatial": spots[["pixel_x", "pixel_y"]].to_numpy(np.float64)},
-    )
-    adata.uns = {
-        **LEGACY,
-        "upright": True,
-        "patient": patient_of(name),
-        "spots_without_counts": missing,
-    }
-    return adata
+    pixels = spots[["pixel_x", "pixel_y"]]
+    obs = pd.DataFrame({"array_col": spots.x, "array_row": spots.y}, index=spots.index)
+    told = {"source": file, "spots_without_counts": missing, "patient": patient_of(name), **LEGACY}
+    return spots_of(counts.to_numpy(np.float32), obs, counts.columns.astype(str), pixels, told)
 
 
 def patient_of(name: str) -> str:
@@ -69,40 +77,15 @@ def patient_of(name: str) -> str:
     return name.rstrip("0123456789")
 
 
-def _read_spots(path: Path) -> pd.DataFrame:
-    if not path.is_file():
-        raise InputError(f"{path}: no such spot file; check the section's name")
-    spots = read_table(path)
-    lacking = {"x", "y", "pixel_x", "pixel_y"} - set(spots.columns)
-    if lacking:
-        raise InputError(f"{path}: column {', '.join(sorted(lacking))} is missing; restore it")
-    if "selected" in spots:
-        spots = spots[spots.selected == 1]
-    spots.index = [f"{x}x{y}" for x, y in zip(spots.x, spots.y, strict=True)]
-    if not spots.index.is_unique:
-        twice = spots.index[spots.index.duplicated()][0]
-        raise InputError(f"{path}: spot {twice} stands there twice; keep one row")
-    pixels = spots[["pixel_x", "pixel_y"]].apply(pd.to_numeric, errors="coerce")
-    if not np.isfinite(pixels.to_numpy(float)).all():
-        raise InputError(f"{path}: pixel_x or pixel_y is not a number in some row; correct it")
-    return spots
-
-
-def _read_counts(path: Path) -> pd.DataFrame:
-    counts = read_table(path, index_col=0)
-    if not np.issubdtype(counts.to_numpy().dtype, np.number):
-        raise InputError(f"{path}: some count is not a number; correct or fetch it again")
-    if not counts.index.is_unique:
-        raise InputError(f"{path}: a barcode stands there twice; keep one row each")
-    return counts
-
-
-def read_table(path: Path, **options) -> pd.DataFrame:
-    """A tab-separated file; an unreadable one is an `InputError`."""
+def read_table(path: Path, *, needs=(), **options) -> pd.DataFrame:
+    """A tab-separated file; unreadable, or without a column that it `needs`, an `InputError`."""
     try:
-        return pd.read_csv(path, sep="\t", **options)
+        table = pd.read_csv(path, sep="\t", **options)
     except (OSError, EOFError, ValueError, zlib.error) as error:  # pandas' errors are ValueErrors
         raise InputError(f"{path}: cannot be read ({error}); fetch it again") from error
+    if lacking := sorted(set(needs) - set(table)):
+        raise InputError(f"{path}: column {', '.join(lacking)} is missing; restore it")
+    return table
 
 
 def visium(path: Path, labels):
@@ -124,10 +107,8 @@ def visium_hd(path: Path, labels):
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of pictures that are not needed
         data = read(path.parent, bin_size=sizes[0], load_segmentations_only=False, gex_only=True)
-    adata = data.tables[f"square_{sizes[0]:03}um"]
-    scale = json.loads(
-        (path / f"square_{sizes[0]:03}um/spatial/scalefactors_json.json").read_text()
-    )
+    bins = path / f"square_{sizes[0]:03}um"
+    adata, scale = data.tables[bins.name], json.loads((bins / SCALE).read_text())
     adata.uns = {"um_per_px": scale["microns_per_pixel"], "step_um": (float(sizes[0]),) * 2}
     return adata
 
@@ -138,7 +119,6 @@ def xenium(path: Path, labels):
     Read in batches, so that hundreds of millions of transcripts never are in memory. The image's
     place is what *imagealignment.csv says, a 3 x 3 matrix from its px to the px of the morphology.
     """
-    import anndata as ad
     import pyarrow.parquet as pq
 
     size, folder = float(labels.get("pool_um", POOL_UM)), path.parent
@@ -160,15 +140,12 @@ def xenium(path: Path, labels):
         raise InputError(f"{folder}: no *imagealignment.csv; export it beside the H&E image")
     align = np.loadtxt(found[0], delimiter=",")
     centre = np.c_[(spots + 0.5) * size / pixel_um, np.ones(len(spots))]
-    return ad.AnnData(
-        sp.csr_matrix((counts.to_numpy(np.float32), (row, col))),
-        obs=pd.DataFrame({"array_col": spots[:, 0], "array_row": spots[:, 1]},
-                         index=[f"{x}x{y}" for x, y in spots]),
-        var=pd.DataFrame(index=names),
-        obsm={"spatial": np.linalg.solve(align, centre.T).T[:, :2]},
-        uns={"um_per_px": pixel_um * abs(np.linalg.det(align[:2, :2])) ** 0.5, "spot_um": size,
-             "step_um": (size, size)},
-    )  # fmt: skip
+    barcodes = [f"{x}x{y}" for x, y in spots]
+    obs = pd.DataFrame(spots, columns=["array_col", "array_row"], index=barcodes)
+    um = pixel_um * abs(np.linalg.det(align[:2, :2])) ** 0.5
+    told = {"um_per_px": um, "spot_um": size, "step_um": (size, size)}
+    at = np.linalg.solve(align, centre.T).T[:, :2]
+    return spots_of(sp.csr_matrix((counts, (row, col)), dtype=np.float32), obs, names, at, told)
 
 
 def hest(path: Path, labels):
@@ -202,10 +179,8 @@ def spatialdata(path: Path, labels):
     data = sd.read_zarr(path)
     name = labels.get("table") or next(iter(data.tables), None)
     if name not in data.tables or (len(data.tables) > 1 and "table" not in labels):
-        raise InputError(
-            f"{path}: has tables {', '.join(data.tables)}; name one in the column table of "
-            "sections.tsv"
-        )
+        names = ", ".join(data.tables)
+        raise InputError(f"{path}: has tables {names}; name one, column table of sections.tsv")
     adata = data.tables[name]
     about = adata.uns["spatialdata_attrs"]
     image = max((open_slide(path / "images" / n) for n in data.images), key=lambda i: i.size)

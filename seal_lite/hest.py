@@ -67,9 +67,7 @@ def read_task(root, name: str) -> Task:
     try:
         genes = json.loads((folder / GENES).read_text())["genes"]
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise InputError(
-            f"{folder / GENES}: holds no list 'genes' ({error}); restore it"
-        ) from error
+        raise InputError(f"{folder / GENES}: has no list 'genes' ({error}); restore it") from error
     folds, files = [], {}
     for i in count():
         halves = [folder / f"splits/{half}_{i}.csv" for half in ("train", "test")]
@@ -148,11 +146,8 @@ def pixels(config: Config, row) -> int:
     """
     px = round(PATCH_UM * config.patch_px / config.patch_um)
     if row.fixed and px != config.patch_px:
-        raise InputError(
-            f"{row.name}: was tuned on {config.patch_um:g} um at {config.patch_px} px, and "
-            f"HEST-bench's {PATCH_UM:g} um would be {px} px, which it cannot read; finetune with "
-            f"--set patch_um={PATCH_UM:g}"
-        )
+        said = f"{row.name}: reads {config.patch_px} px, and HEST-bench's {PATCH_UM:g} um would be"
+        raise InputError(f"{said} {px} px; finetune with --set patch_um={PATCH_UM:g}")
     return px
 
 
@@ -183,10 +178,8 @@ def leaked(task: Task, seen, *, allow: bool = False) -> list[str]:
     """
     found = sorted({s for _, test in task.folds for s in test} & set(seen))
     if found and not allow:
-        raise InputError(
-            f"{task.name}: the run was finetuned on test sample {found[0]}; finetune without it, "
-            "or say --allow-leakage, which marks the result"
-        )
+        said = f"{task.name}: the run was finetuned on test sample {found[0]}"
+        raise InputError(f"{said}; leave it out, or say --allow-leakage, which marks the result")
     return found
 
 
@@ -217,31 +210,3 @@ def bench(task: Task, samples: dict, config: Config, found: dict, stages: dict) 
                       "scores": cv.score_rows(scores, task.genes)})  # fmt: skip
     return {"data": task.name, "backbone": config.backbone, "classes": None, "folds": folds,
             "delta": cv.deltas(folds)}  # fmt: skip
-
-
-def write_task(root, name: str, sections, folds, genes) -> Path:
-    """Write sections as a task: `folds` are (training, test) lists of section names.
-
-    The sections' patches should show `PATCH_UM`: `load_sections(patch_um=112, patch_px=224)`.
-    """
-    import h5py
-
-    folder = Path(root) / name
-    for part in ("patches", "adata", "splits"):
-        (folder / part).mkdir(parents=True, exist_ok=True)
-    for s in sections:
-        with h5py.File(folder / f"patches/{s.name}.h5", "w") as file:
-            file["img"] = s.patches
-            file["barcode"] = s.adata.obs_names[s.rows].to_numpy().astype("S")[:, None]
-            file["coords"] = s.adata.obsm["spatial"][s.rows].astype(int)
-        plain = s.adata.copy()
-        plain.X = plain.layers.pop("counts")
-        plain.uns = {}
-        plain.write_h5ad(folder / f"adata/{s.name}.h5ad")
-    for i, halves in enumerate(folds):
-        for half, names in zip(("train", "test"), halves, strict=True):
-            table = [[n, f"patches/{n}.h5", f"adata/{n}.h5ad"] for n in names]
-            table = pd.DataFrame(table, columns=COLUMNS)
-            table.to_csv(folder / f"splits/{half}_{i}.csv", index=False)
-    (folder / GENES).write_text(json.dumps({"genes": list(genes)}))
-    return folder

@@ -54,10 +54,8 @@ def check(sections, groups: list[str], *, allow: bool = False) -> list[str]:
     said = found(sections, groups)
     if said and not allow:
         more = f", and {len(said) - 1} more pairs" if len(said) > 1 else ""
-        raise InputError(
-            f"{said[0]} but would be on both sides of a split{more}; group them together, or say "
-            "--allow-leakage, which marks the result"
-        )
+        remedy = "group them together, or say --allow-leakage, which marks the result"
+        raise InputError(f"{said[0]} but would be on both sides of a split{more}; {remedy}")
     return said
 
 

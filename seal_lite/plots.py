@@ -1,4 +1,4 @@
-"""Every figure of the book: tissue, expression, predictions, errors, scores.
+"""Figures of sections: tissue, expression, predictions, errors, what was retrieved.
 
 Axes are in um and carry a scale bar; spots are discs at their place on the section. Colours are
 safe for colour-blind readers: viridis for amounts, PuOr for signed values, Okabe and Ito for
@@ -12,12 +12,10 @@ import functools
 import matplotlib.pyplot as plt
 import numpy as np
 from matplotlib.collections import EllipseCollection
-from matplotlib.lines import Line2D
 from matplotlib.patches import Rectangle
 from matplotlib.patheffects import withStroke
 
 from .pairs import thumbnail
-from .targets import pearson
 
 INK, GREY = "#222222", "#8a8a8a"
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#F0E442", "#000000")
@@ -26,16 +24,6 @@ STYLE = {
     "font.size": 10, "axes.titlesize": 10, "axes.titlepad": 5, "legend.frameon": False,
     "axes.spines.top": False, "axes.spines.right": False, "axes.edgecolor": GREY,
     "xtick.color": INK, "ytick.color": INK, "text.color": INK, "axes.labelcolor": INK,
-}  # fmt: skip
-LABELS = {
-    "tuned": "finetuned", "shuffled": "finetuned on\nshuffled pairs", "frozen": "frozen ImageNet",
-    "frozen_best": "frozen, best stage",
-    "random_init": "random weights", "colour": "colour (6 numbers)", "log_depth": "log depth",
-    "neighbours": "8 neighbours' mean", "ceiling": "noise ceiling", "oracle": "oracle",
-    "hest": "probe A (HEST-bench)", "tuned_ridge": "probe B (tuned ridge)", "decoder": "decoder",
-    "pearson_residuals": "Pearson residuals", "log1p_cp10k": "log1p CP10k",
-    "log1p_cp10k|depth": "log1p CP10k | depth", "log1p_raw": "log1p raw counts",
-    "hest_bench": "HEST-bench's",
 }  # fmt: skip
 
 
@@ -79,7 +67,7 @@ def scale_bar(ax):
     ax.text(left, -0.05, text, va="top", fontsize=9, **place)
 
 
-def _tissue(ax, section, *, um_per_px=6.0, title=None):
+def tissue(ax, section, *, um_per_px=6.0, title=None):
     """The H&E thumbnail on um axes."""
     image, step = thumbnail(section.adata, um_per_px=um_per_px)
     h, w = np.array(image.shape[:2]) * step * section.adata.uns["um_per_px"]
@@ -96,7 +84,7 @@ def _circles(ax, at, diameter, **look):
     return ax.add_collection(circles)
 
 
-def _discs(ax, section, values, *, cmap="viridis", limits=None, title=None):
+def discs(ax, section, values, *, cmap="viridis", limits=None, title=None):
     """A disc per patch coloured by `values` (n,), larger than the spot, which is hard to see."""
     wide = 0.9 * section.adata.uns["pitch_um"]
     discs = _circles(ax, _microns(section), wide, cmap=cmap, linewidths=0)
@@ -107,14 +95,14 @@ def _discs(ax, section, values, *, cmap="viridis", limits=None, title=None):
     return discs
 
 
-def _colour_bar(figure, discs, axes, label, **place):
+def colour_bar(figure, discs, axes, label, **place):
     bar = figure.colorbar(discs, ax=axes, **{"shrink": 0.7, "aspect": 18, "pad": 0.02, **place})
     bar.outline.set_visible(False)
     bar.ax.tick_params(labelsize=8, length=2)
     bar.set_label(label, fontsize=9)
 
 
-def _aspect(section) -> float:
+def aspect(section) -> float:
     """Height over width of the area that `_frame` shows."""
     about = section.adata.uns
     width, height = np.ptp(section.adata.obsm["spatial"] * about["um_per_px"], axis=0)
@@ -125,10 +113,10 @@ def _aspect(section) -> float:
 def overview(section):
     """The section's H&E beside the same with its spots to scale, bold where they have no patch."""
     a, kept = section.adata, np.isin(np.arange(section.adata.n_obs), section.rows)
-    figure, (left, right) = plt.subplots(1, 2, figsize=(8, 4 * _aspect(section) + 0.4))
-    _tissue(left, section, um_per_px=4.0, title=f"{section.name}: H&E")
+    figure, (left, right) = plt.subplots(1, 2, figsize=(8, 4 * aspect(section) + 0.4))
+    tissue(left, section, um_per_px=4.0, title=f"{section.name}: H&E")
     title = f"{a.n_obs} spots, {len(section.rows)} with a patch"
-    _tissue(right, section, um_per_px=4.0, title=title)
+    tissue(right, section, um_per_px=4.0, title=title)
     look = {"linewidths": np.where(kept, 0.8, 2), "edgecolors": np.where(kept, INK, COLOURS[1])}
     at = a.obsm["spatial"] * a.uns["um_per_px"]
     _circles(right, at, a.uns["spot_um"], facecolors="none", **look)
@@ -143,13 +131,13 @@ def gene_maps(section, values, names, *, label, columns=3):
     """
     rows, width = -(-len(names) // columns), 8 / (columns + 1)
     figure, axes = plt.subplots(rows, columns + 1, squeeze=False,
-                                figsize=(8.5, rows * (width * _aspect(section) + 0.2)))  # fmt: skip
-    _tissue(axes[0, 0], section, title=section.name)
+                                figsize=(8.5, rows * (width * aspect(section) + 0.2)))  # fmt: skip
+    tissue(axes[0, 0], section, title=section.name)
     maps = axes[:, 1:].ravel()
     for ax in (*axes[1:, 0], *maps[len(names) :]):
         ax.set_visible(False)
     for ax, column, name in zip(maps, np.asarray(values).T, names, strict=False):
-        _colour_bar(figure, _discs(ax, section, column, title=name), ax, "")
+        colour_bar(figure, discs(ax, section, column, title=name), ax, "")
     figure.supxlabel(f"colour: {label}", fontsize=9, color=GREY, x=0.99, ha="right")
     return figure
 
@@ -174,104 +162,6 @@ def _patches(figure, images, titles, *, patch_um, columns):
 
 
 @drawn
-def prediction_maps(section, measured, predicted, genes):
-    """A row per gene: tissue, measured, predicted, error; r within the section in the title.
-
-    measured, predicted: (n, g) aligned with the patches. Both are shown in standard deviations,
-    because r is what is scored; the error is the difference of the two.
-    """
-    figure, axes = plt.subplots(len(genes), 4, squeeze=False, figsize=(
-        8.4, len(genes) * (2.1 * _aspect(section) + 0.4) + 0.7))  # fmt: skip
-    both = [np.asarray(v, float) for v in (measured, predicted)]
-    r = pearson(*both)
-    m, p = ((v - v.mean(0)) / np.maximum(v.std(0), 1e-12) for v in both)
-    for i, (row, gene) in enumerate(zip(axes, genes, strict=True)):
-        _tissue(row[0], section, title=gene)
-        shown = _discs(row[1], section, m[:, i], limits=(-2, 2), title="measured")
-        _discs(row[2], section, p[:, i], limits=(-2, 2), title=f"predicted, r = {r[i]:.2f}")
-        error = _discs(row[3], section, p[:, i] - m[:, i], cmap="PuOr_r", limits=(-3, 3),
-                       title="error")  # fmt: skip
-    bar = {"location": "bottom", "shrink": 0.8, "aspect": 30, "pad": 0.01}
-    _colour_bar(figure, shown, axes[:, 1:3], "expression (sd)", **bar)
-    _colour_bar(figure, error, axes[:, 3], "predicted - measured (sd)", **bar)
-    return figure
-
-
-@drawn
-def loss_curves(history):
-    """The loss and its terms by epoch; the gene encoder's own epochs are shaded.
-
-    `history` is what `finetune` returns. KL is left out: by default it carries no weight.
-    """
-    figure, ax = plt.subplots(figsize=(7.5, 3.6))
-    names = {"loss": "weighted sum", "clip": "contrast", "image": "image to gene",
-             "gene": "gene to gene"}  # fmt: skip
-    for (key, name), colour in zip(names.items(), (INK, *COLOURS), strict=False):
-        # The sum means something else in the warm-up; gene to gene is the same in both.
-        shown = [h for h in history if key in h and (key == "gene" or h["phase"] == "joint")]
-        if shown:
-            ax.plot([h["epoch"] + 1 for h in shown], [h[key] for h in shown], "o-", ms=3,
-                    color=colour, lw=2 if key == "loss" else 1.4,
-                    label=f"{name}: {shown[0][key]:.2f} to {shown[-1][key]:.2f}")  # fmt: skip
-    warm = sum(h["phase"] == "genes" for h in history)
-    if warm:
-        ax.axvspan(0.5, warm + 0.5, color="#eeeeee", lw=0)
-        ax.text(0.6, 0.02, "gene encoder\nalone", transform=ax.get_xaxis_transform(), va="bottom",
-                fontsize=9, color=GREY)  # fmt: skip
-    ax.set(xlabel="epoch", ylabel="training loss", xlim=(0.5, len(history) + 0.5), ylim=(0, None))
-    ax.xaxis.get_major_locator().set_params(integer=True)
-    ax.legend(loc="center left", bbox_to_anchor=(1, 0.5))
-    return figure
-
-
-def named_rows(ax, names, *, label):
-    """Named rows from the top down, a zero line, and a legend above."""
-    ax.set_yticks(range(len(names)), [LABELS.get(n, n) for n in names])
-    ax.set(xlabel=label, ylim=(len(names) - 0.4, -0.6))
-    ax.axvline(0, color=GREY, lw=0.8, zorder=0)
-    ax.tick_params(axis="y", length=0)
-    ax.spines["left"].set_visible(False)
-
-
-def legend(figure, series):
-    """The names of the series above the axes, in the order of `COLOURS`."""
-    marks = [Line2D([], [], marker="o", color=c) for c in COLOURS[: len(series)]]
-    figure.legend(marks, [LABELS.get(n, n) for n in series], loc="outside upper right",
-                  ncols=len(series))  # fmt: skip
-
-
-@drawn
-def strips(groups, *, label):
-    """Rows of values, each a dot, and their mean, a bar: {row: {series: values}}."""
-    series = list(dict.fromkeys(name for g in groups.values() for name in g))
-    rows = sum(max(len(g), 1.5) for g in groups.values())
-    figure, ax = plt.subplots(figsize=(8, 1.0 + 0.2 * rows))
-    for y, group in enumerate(groups.values()):
-        for i, (name, values) in enumerate(group.items()):
-            at, colour = y + 0.25 * (i - (len(group) - 1) / 2), COLOURS[series.index(name)]
-            jitter = 0.07 * np.sin(np.arange(len(values)) * 2.4) * (len(values) > 1)
-            ax.plot(values, at + jitter, "o", ms=3.5, mew=0, alpha=0.4, color=colour)
-            ax.plot([np.mean(values)] * 2, [at - 0.11, at + 0.11], color=colour, lw=3.5)
-    named_rows(ax, list(groups), label=label)
-    if len(series) > 1:
-        legend(figure, series)
-    return figure
-
-
-def scores(result, *, target="pearson_residuals"):
-    """Mean r of all features: a dot per fold and seed; ceiling, oracle and neighbours at the end.
-
-    `result` is `crossval`'s dictionary (metrics.json).
-    """
-    rows: dict = {}
-    for s in (s for f in result["folds"] for s in f["scores"] if s["target"] == target):
-        probe = "no probe" if s["probe"] == "none" else s["probe"]
-        rows.setdefault(s["features"], {}).setdefault(probe, []).append(s["pcc"])
-    order = [k for k in LABELS if k in rows]
-    return strips({k: rows[k] for k in order}, label=f"mean r over genes, {LABELS[target]}")
-
-
-@drawn
 def retrieval(section, panel, genes, hits, cosines, *, patch_um):
     """Where the regions that a gene set found lie, what was measured there, and how they look.
 
@@ -281,13 +171,13 @@ def retrieval(section, panel, genes, hits, cosines, *, patch_um):
     z = panel.transform(section.adata)[section.rows]
     z = z[:, [panel.genes.index(g) for g in genes]].mean(1)
     columns = min(5, len(hits))
-    heights = [4 * _aspect(section) + 0.4, 1.95 * -(-len(hits) // columns)]
+    heights = [4 * aspect(section) + 0.4, 1.95 * -(-len(hits) // columns)]
     figure = plt.figure(figsize=(8, sum(heights)))
     top, bottom = figure.subfigures(2, 1, height_ratios=heights)
     left, right = top.subplots(1, 2)
-    _tissue(left, section, um_per_px=4.0, title=f"{section.name}: regions found, best first")
-    discs = _discs(right, section, z, title=f"measured: {', '.join(genes)}")
-    _colour_bar(top, discs, right, "mean z")
+    tissue(left, section, um_per_px=4.0, title=f"{section.name}: regions found, best first")
+    shown = discs(right, section, z, title=f"measured: {', '.join(genes)}")
+    colour_bar(top, shown, right, "mean z")
     for rank, (x, y) in enumerate(_microns(section)[hits], 1):
         for ax in (left, right):
             ax.add_patch(Rectangle((x - patch_um / 2, y - patch_um / 2), patch_um, patch_um,

@@ -83,14 +83,10 @@ def image_path(base, name: str) -> Path | None:
         return base / told
     for pattern in IMAGES:
         places = sorted(base.glob(pattern.format(name=glob.escape(name))))
-        found = [
-            p for p in places if p.suffix.lower() in KINDS or "*" not in pattern and p.exists()
-        ]
+        found = [p for p in places if p.suffix.lower() in KINDS or "*" not in pattern]
         if len(found) > 1:
-            raise InputError(
-                f"{found[0]}: is not the only image there ({found[1].name}); name one in the "
-                "column image of sections.tsv"
-            )
+            both = f"{found[0]}: is not the only image there ({found[1].name})"
+            raise InputError(f"{both}; name one in the column image of sections.tsv")
         if found:
             return found[0]
     return None
@@ -101,9 +97,7 @@ def section_labels(base, name: str) -> dict[str, str]:
     path = Path(base) / "sections.tsv"
     if not path.exists():
         return {}
-    table = formats.read_table(path, dtype=str, keep_default_na=False)
-    if "section" not in table:
-        raise InputError(f"{path}: column section is missing; name each row's section in it")
+    table = formats.read_table(path, needs=["section"], dtype=str, keep_default_na=False)
     rows = table[table.section == name]
     if len(rows) != 1:
         raise InputError(f"{path}: has {len(rows)} rows for section {name}; give it one")
@@ -145,8 +139,8 @@ def read_section(root, name: str):
     if adata.uns["pitch_um"] < FINE * formats.POOL_UM:
         adata = pool(adata, float(told.get("pool_um", formats.POOL_UM)))
         deep = np.asarray(adata.layers["counts"].sum(1)).ravel() >= MIN_COUNTS
-    if not deep.all():
-        log.info("%s: %d spots with under %d counts: dropped", name, (~deep).sum(), MIN_COUNTS)
+    if shallow := int((~deep).sum()):
+        log.info("%s: %d spots with under %d counts: dropped", name, shallow, MIN_COUNTS)
         adata = adata[deep].copy()
     patient = told.get("patient") or name
     adata.obs = adata.obs.assign(section_id=name, patient_id=patient)
@@ -154,15 +148,13 @@ def read_section(root, name: str):
         "section_id": name, "patient_id": patient, "image_path": str(image), "labels": labels,
         "species": SPECIES.get(species.lower(), species),
         "gene_names": "Ensembl ids" if is_id else "symbols",
-        "spots_without_counts": told.get("spots_without_counts", 0),
+        "spots_without_counts": told.get("spots_without_counts", 0), "shallow_spots": shallow,
     }  # fmt: skip
     return adata
 
 
 def _spots(path, adata):
     """What is on tissue, as a new AnnData with `layers["counts"]` csr float32, checked."""
-    import anndata as ad
-
     if "in_tissue" in adata.obs:
         adata = adata[adata.obs.in_tissue.astype(int) == 1]
     if "spatial" not in adata.obsm:
@@ -174,17 +166,12 @@ def _spots(path, adata):
         raise InputError(f"{path}: a barcode stands there twice; keep one row each")
     raw = adata.X if adata.raw is None or adata.raw.shape != adata.shape else adata.raw.X
     counts = sp.csr_matrix(adata.layers.get("counts", raw), dtype=np.float32)
-    if (
-        not np.isfinite(counts.data).all()
-        or (counts.data < 0).any()
-        or (counts.data != np.rint(counts.data)).any()
-    ):
+    if not (np.isfinite(counts.data) & (counts.data >= 0) & (counts.data % 1 == 0)).all():
         raise InputError(
             f"{path}: counts must be whole numbers >= 0; give raw counts, not normalised ones"
         )
     array = [c for c in ARRAY if c in adata.obs and (adata.obs[c] == adata.obs[c].round()).all()]
-    return ad.AnnData(counts, obs=adata.obs[array].copy(), var=adata.var.copy(),
-                      layers={"counts": counts}, obsm={"spatial": xy})  # fmt: skip
+    return formats.spots_of(counts, adata.obs[array].copy(), adata.var.copy(), xy, {})
 
 
 def _guess_species(names) -> str:
@@ -204,8 +191,8 @@ def _with_symbols(base, adata):
         names = names.mask(is_id, adata.var[column].astype(str).to_numpy())
         is_id = names.str.match(r"ENS[A-Z]*G\d+").to_numpy()
     if is_id.any() and (Path(base) / "genes.tsv").exists():
-        table = formats.read_table(Path(base) / "genes.tsv", dtype=str).set_index("id").symbol
-        names = names.map(lambda n: table.get(n, n))
+        table = formats.read_table(Path(base) / "genes.tsv", needs=["id", "symbol"], dtype=str)
+        names = names.map(dict(zip(table.id, table.symbol, strict=True))).fillna(names)
     adata.var_names = names.str.upper().to_numpy()
     return adata[:, ~adata.var_names.duplicated()].copy()
 
@@ -214,32 +201,25 @@ def _place(path, adata, deep, image, told) -> dict:
     """What is known of the spots' scale and array, checked against each other; the array is fitted
     to the `deep` ones."""
     um, pitch, step = (told.get(k) for k in ("um_per_px", "pitch_um", "step_um"))
+    pitch = pitch and float(pitch)
     grid = "free"
     if set(ARRAY) <= set(adata.obs):
         hexagonal = (adata.obs[list(ARRAY)].sum(axis=1) % 2 == 0).all()
         grid = "hex" if hexagonal else "square"
-        step = step or (formats.VISIUM["step_um"] if hexagonal else pitch and (float(pitch),) * 2)
-    fitted = step and um_per_px(
-        deep, step_um=step, upright=bool(told.get("upright")), source=str(path)
-    )
+        step = step or (formats.VISIUM["step_um"] if hexagonal else pitch and (pitch, pitch))
+    file, upright = told.get("source", path), bool(told.get("upright"))
+    fitted = step and um_per_px(deep, step_um=step, upright=upright, source=file)
     um = float(um or fitted or (image and open_slide(image).um_per_px) or 0)
     if not um > 0:
-        raise InputError(
-            f"{path}: neither it nor its image says um per px; give the column um_per_px in "
-            "sections.tsv"
-        )
+        raise InputError(f"{path}: nothing says um per px; give um_per_px in sections.tsv")
     apart = cKDTree(adata.obsm["spatial"]).query(adata.obsm["spatial"], k=2)[0][:, 1]
     measured = um * float(np.median(apart))
     if fitted and not 0.95 < um / fitted < 1.05:
-        raise InputError(
-            f"{path}: {um:.3f} um per px is said, but the spots' array says {fitted:.3f}; correct "
-            "um_per_px, or give the image that the coordinates are of"
-        )
-    if pitch and not fitted and not 0.85 < measured / float(pitch) < 1.15:
-        raise InputError(
-            f"{path}: spots are {measured:.0f} um apart at {um:.3f} um per px, not "
-            f"{float(pitch):.0f}; correct um_per_px or pitch_um"
-        )
+        said = f"{path}: {um:.3f} um per px is said, but the spots' array says {fitted:.3f}"
+        raise InputError(f"{said}; correct um_per_px, or give the coordinates' own image")
+    if pitch and not fitted and not 0.85 < measured / pitch < 1.15:
+        said = f"{path}: spots are {measured:.0f} um apart at {um:.3f} um per px, not {pitch}"
+        raise InputError(f"{said}; correct um_per_px or pitch_um")
     pitch = (step[0] * (2 if grid == "hex" else 1)) if step else measured
     return {"um_per_px": um, "pitch_um": pitch, "grid": grid,
             "spot_um": float(told.get("spot_um") or pitch / 2)}  # fmt: skip
@@ -250,8 +230,6 @@ def pool(adata, size_um: float):
 
     HEST pools the cells of Xenium and the bins of Visium HD like this.
     """
-    import anndata as ad
-
     um = adata.obsm["spatial"] * adata.uns["um_per_px"]
     square, at = np.unique((um // size_um).astype(int), axis=0, return_inverse=True)
     ones = np.ones(len(um), np.float32)
@@ -259,15 +237,22 @@ def pool(adata, size_um: float):
     obs = pd.DataFrame(square, columns=list(ARRAY), index=[f"{x}x{y}" for x, y in square])
     centre = (square + 0.5) * size_um / adata.uns["um_per_px"]
     given = {"pitch_um": size_um, "spot_um": size_um, "grid": "square"}
-    return ad.AnnData(counts, obs=obs, var=adata.var, layers={"counts": counts},
-                      obsm={"spatial": centre}, uns={**adata.uns, **given})  # fmt: skip
+    return formats.spots_of(counts, obs, adata.var, centre, {**adata.uns, **given})
+
+
+def refuse_mixtures(root, found):
+    """An `InputError` where sections (AnnData) differ in species, or in what genes are called."""
+    for what in ("species", "gene_names"):
+        kinds = {a.uns[what]: a.uns["section_id"] for a in found}
+        if len(kinds) > 1:
+            listed = ", ".join(f"{section} has {kind}" for kind, section in kinds.items())
+            raise InputError(f"{root}: {listed}; take sections of one kind, or add genes.tsv")
 
 
 def load_sections(root, names=None, *, patch_um=Config.patch_um, patch_px=Config.patch_px):
     """A list of `Section`s with their patches; `names=None` takes all that have an image.
 
-    Raises `InputError`, besides what reading raises, where genes of two species, or Ensembl ids and
-    symbols, would come together.
+    Raises `InputError` as reading and `refuse_mixtures` do.
     """
     known = list_sections(root)
     names = list(known if names is None else names)
@@ -277,9 +262,5 @@ def load_sections(root, names=None, *, patch_um=Config.patch_um, patch_px=Config
     if len(set(names)) < len(names):
         raise InputError(f"sections {','.join(names)}: one is named twice; name each once")
     found = [read_section(root, n) for n in names]
-    for what in ("species", "gene_names"):
-        kinds = {a.uns[what]: a.uns["section_id"] for a in found}
-        if len(kinds) > 1:
-            listed = ", ".join(f"{section} has {kind}" for kind, section in kinds.items())
-            raise InputError(f"{root}: {listed}; take sections of one kind, or add genes.tsv")
+    refuse_mixtures(root, found)
     return [Section(a, *extract_patches(a, patch_um=patch_um, patch_px=patch_px)) for a in found]

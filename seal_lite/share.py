@@ -76,10 +76,8 @@ def model_card(run, *, scores=None) -> ModelCard:
     `InputError` for a file that is no such thing.
     """
     record, settings = (_read(Path(run) / f"{name}.json") for name in ("provenance", "config"))
-    row, found = (
-        backbone_row(settings["backbone"]),
-        _read(Path(scores)) if scores else {"delta": []},
-    )
+    row = backbone_row(settings["backbone"])
+    found = _read(Path(scores)) if scores else {"delta": []}
     if "delta" not in found:
         raise InputError(f"{scores}: holds no differences; give a metrics.json of `crossval`")
     rows = [
@@ -119,10 +117,8 @@ def push_to_hub(run, repo: str, *, scores=None, private: bool = True, token=None
         hub.create_repo(repo, private=private, exist_ok=True)
         hub.upload_folder(repo_id=repo, folder_path=str(run), allow_patterns=PARTS)
     except (OSError, ValueError) as error:
-        raise InputError(
-            f"{repo}: cannot be written ({type(error).__name__}); `hf auth login` with a token "
-            "that may write, or go online"
-        ) from error
+        remedy = "go online, or `hf auth login` with a token that may write"
+        raise InputError(f"{repo}: cannot be written ({type(error).__name__}); {remedy}") from error
     return f"https://huggingface.co/{repo}"
 
 

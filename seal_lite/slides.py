@@ -9,9 +9,9 @@ as TRIDENT writes them: features (n, d) or (1, n, d). A sample's slides are fuse
 
 from __future__ import annotations
 
-import itertools
 import math
 from dataclasses import dataclass
+from itertools import takewhile
 from pathlib import Path
 
 import numpy as np
@@ -60,10 +60,8 @@ def read_task(folder) -> SlideTask:
         table = pd.read_csv(path, sep="\t", dtype=str)
         label, sample = config["task_col"], config["sample_col"]
     except (OSError, ValueError, KeyError, TypeError, yaml.YAMLError) as error:
-        raise InputError(
-            f"{folder}: is no task with config.yaml (task_col, sample_col) and k=all.tsv "
-            f"({type(error).__name__}: {error}); fetch it again"
-        ) from error
+        said = f"{folder}: is no task with config.yaml (task_col, sample_col) and k=all.tsv"
+        raise InputError(f"{said} ({type(error).__name__}: {error}); fetch it again") from error
     time = [c for end in ("_days", "_event") for c in config.get("extra_cols") or []
             if c.endswith(end)]  # fmt: skip
     kind = ("survival" if len(time) == 2 else
@@ -257,10 +255,8 @@ def evaluate(task: SlideTask, features: dict, *, seeds: int = 3, repeats: int = 
                 "ci95": [round(float(low), 4), round(float(high), 4)]}  # fmt: skip
 
     scores = [row(v, features=n, model=m, metric=k) for (n, m, k), v in draws.items()]
-    delta = [
-        row(v - draws[minus, m, k], of=n, minus=minus, model=m, metric=k)
-        for (n, m, k), v in draws.items()
-        for minus in itertools.takewhile(n.__ne__, features)
-    ]
+    delta = [row(v - draws[other, m, k], of=n, minus=other, model=m, metric=k)
+             for (n, m, k), v in draws.items()
+             for other in takewhile(n.__ne__, features)]  # fmt: skip
     return {"task": task.name, "kind": task.kind, "samples": len(task.y),
             "folds": len(task.folds), "scores": scores, "delta": delta}  # fmt: skip

@@ -75,10 +75,9 @@ def embed_slides(encoder: VisionEncoder, slides, out, *, patch_um: float, patch_
             raise InputError(f"{path}: does not say its um per px; give --um-per-px")
         edge = patch_um / slide.um_per_px
         if patch_px > MAX_UPSAMPLING * edge:
-            raise InputError(
-                f"{path}: has {slide.um_per_px:.2f} um/px, but {patch_px} px for {patch_um:g} um "
-                f"need {patch_um / patch_px:.2f}; ask for fewer pixels or a larger region"
-            )
+            said = f"{path}: has {slide.um_per_px:.2f} um/px, but {patch_px} px for {patch_um:g} um"
+            said = f"{said} need {patch_um / patch_px:.2f}; ask for fewer px or a larger region"
+            raise InputError(said)
         corners = grid(slide, patch_um=patch_um)
         if not len(corners):
             log.warning("%s: no tissue found: an empty file", path)
@@ -93,7 +92,6 @@ def embed_slides(encoder: VisionEncoder, slides, out, *, patch_um: float, patch_
             h5["coords"].attrs.update(
                 patch_size=patch_px, patch_size_level0=round(edge), overlap=0, name=path.stem,
                 level0_width=slide.size[0], level0_height=slide.size[1],
-                um_per_px_level0=slide.um_per_px,
-            )  # fmt: skip
+                um_per_px_level0=slide.um_per_px)  # fmt: skip
         os.replace(part, file)
     return files

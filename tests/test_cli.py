@@ -8,7 +8,7 @@ import pytest
 from PIL import Image
 
 from seal_lite.cli import main
-from seal_lite.hest import write_task
+from tissue_phantom import write_task
 
 SMALL = "n_genes=40 hidden=32,16 project=16 batch_size=16 n_views=2 gene_warmup_epochs=1"
 SMALL = [part for setting in SMALL.split() for part in ("--set", setting)]

@@ -236,7 +236,7 @@ def test_any_anndata_with_an_image_beside_it(tmp_path, truth, suffix):
     else:
         write_pyramid(tmp_path / f"S1.{suffix}", truth.image, um_per_px=UM)
     if suffix == "png":
-        with pytest.raises(InputError, match="says um per px; give the column um_per_px"):
+        with pytest.raises(InputError, match="nothing says um per px; give um_per_px"):
             read_section(tmp_path, "S1")
         (tmp_path / "sections.tsv").write_text(f"section\tum_per_px\tpatient\nS1\t{UM}\tP1\n")
     section = agrees(tmp_path, truth)

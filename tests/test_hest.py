@@ -17,6 +17,7 @@ from seal_lite import InputError, hest
 from seal_lite.evaluate import features
 from seal_lite.ridge import Ridge, Sums, hest_bench_ridge
 from seal_lite.sections import load_sections
+from tissue_phantom import write_task
 
 GENES = ["ERBB2", "KRT19", "COL1A1", "CD3E", "EPCAM"]  # in every section of the phantom
 FOLDS = [(["PA1"], ["PB1"]), (["PB1"], ["PA1"])]
@@ -27,7 +28,7 @@ def root(phantom_root, tmp_path_factory):
     """The phantom's two sections as a HEST-bench task."""
     sections = load_sections(phantom_root, patch_um=hest.PATCH_UM, patch_px=112)
     out = tmp_path_factory.mktemp("bench")
-    hest.write_task(out, "TINY", sections, FOLDS, GENES)
+    write_task(out, "TINY", sections, FOLDS, GENES)
     return out
 
 

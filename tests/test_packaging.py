@@ -94,7 +94,7 @@ def import_problems(source: str, ranges, inside=()) -> list[str]:
         else:
             continue
         roots = {name.partition(".")[0] for name in names} - set(sys.stdlib_module_names)
-        found |= {root for root in roots - {"seal_lite", "tissue_phantom"}
+        found |= {root for root in roots - {"seal_charts", "seal_lite", "tissue_phantom"}
                   if canonicalize_name(IMPORT_NAMES.get(root, root)) not in allowed}  # fmt: skip
     return sorted(f"{root} is imported but not declared" for root in found)
 
@@ -105,10 +105,10 @@ def core() -> dict[str, SpecifierSet]:
     return parse(project["dependencies"] + project["optional-dependencies"]["offline"])
 
 
-def slides() -> dict[str, SpecifierSet]:
-    """What `seal_lite[slides]` brings beside."""
+def extras() -> dict[str, SpecifierSet]:
+    """What `seal_lite[data,slides]` brings beside."""
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
-    return parse(project["optional-dependencies"]["slides"])
+    return parse([p for name in ("data", "slides") for p in project["optional-dependencies"][name]])
 
 
 def test_the_lock_pins_every_dependency_within_its_range():
@@ -128,11 +128,11 @@ def test_the_environment_has_every_dependency_with_the_same_range():
 
 @pytest.mark.parametrize(
     "path",
-    sorted([*ROOT.glob("seal_lite/*.py"), *ROOT.glob("book/tissue_phantom/*.py")]),
+    sorted([*ROOT.glob("seal_lite/*.py"), *ROOT.glob("book/*/*.py")]),
     ids=lambda p: p.name,
 )
 def test_the_package_imports_only_what_it_declares(path):
-    assert import_problems(path.read_text(), core(), slides()) == []
+    assert import_problems(path.read_text(), core(), extras()) == []
 
 
 def test_the_checks_can_fail():

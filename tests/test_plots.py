@@ -13,6 +13,7 @@ from matplotlib.collections import EllipseCollection
 from matplotlib.patches import Rectangle
 from PIL import Image
 
+import seal_charts as charts
 from seal_lite import plots
 from seal_lite.crossval import deltas
 from seal_lite.genes import GenePanel
@@ -106,7 +107,7 @@ def test_a_map_holds_its_values_at_their_place(section):
 def test_prediction_maps_give_r_and_the_difference(section):
     rng = np.random.default_rng(1)
     measured, predicted = rng.normal(size=(2, 23, 1))
-    figure = plots.prediction_maps(section, measured, 7 * predicted + 3, ["A"])
+    figure = charts.prediction_maps(section, measured, 7 * predicted + 3, ["A"])
     m, p, error = (c.get_array() for c in figure.findobj(EllipseCollection))
     np.testing.assert_allclose(error, p - m)
     assert f"r = {pearson(measured, predicted)[0]:.2f}" in texts(figure)
@@ -122,19 +123,19 @@ def test_loss_curves_shade_the_warm_up_alone():
     genes = [{"epoch": i, "phase": "genes", "gene": 1.0 - i / 10, "kl": 1.0} for i in range(3)]
     joint = [{"epoch": 3 + i, "phase": "joint", "clip": 4.0, "gene": 0.5, "image": 0.9,
               "loss": 3.4 - i} for i in range(2)]  # fmt: skip
-    ax = plots.loss_curves(genes + joint).axes[0]
+    ax = charts.loss_curves(genes + joint).axes[0]
     (span,) = ax.patches
     assert span.get_x() + span.get_width() == 3.5
     by_name = {line.get_label().split(":")[0]: line for line in ax.lines}
     assert list(by_name["weighted sum"].get_xdata()) == [4, 5]
     assert list(by_name["gene to gene"].get_xdata()) == [1, 2, 3, 4, 5]
-    assert len(plots.loss_curves(genes).axes[0].lines) == 1
+    assert len(charts.loss_curves(genes).axes[0].lines) == 1
 
 
 def test_scores_show_each_fold_and_the_mean(result):
-    ax = plots.scores(result).axes[0]
+    ax = charts.scores(result).axes[0]
     rows = [t.get_text() for t in ax.get_yticklabels()]
-    assert rows == [plots.LABELS[k] for k in ("tuned", "shuffled", "frozen", "ceiling")]
+    assert rows == [charts.LABELS[k] for k in ("tuned", "shuffled", "frozen", "ceiling")]
     dots, mean = ax.lines[0], ax.lines[1]
     assert len(dots.get_xdata()) == len(result["folds"])
     assert mean.get_xdata()[0] == pytest.approx(np.mean(dots.get_xdata()))

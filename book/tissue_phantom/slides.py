@@ -22,8 +22,8 @@ from tqdm import tqdm
 from seal_lite.errors import InputError
 from seal_lite.pathways import activities, read_gmt
 
-from .phantom import Patient, _expected_expression, _spots_under_tissue, whole_folder
 from .render import render
+from .sections import Patient, _expected_expression, _spots_under_tissue, whole_folder
 from .tissue import FLOW_STEP, gene_table, grow, smooth_field, transcriptomes
 
 UM_PER_PX = 0.5
