@@ -108,16 +108,24 @@ def _doubts(section, maps, panel):
     at = section.adata.obsm["spatial"] / factor
     if (bare := 1 - _look(tissue_mask(image), at).mean()) > BARE:
         yield f"{bare:.0%} of its spots lie on bare glass; is the image this section's?"
-    dark, low, size = 255.0 - image.mean(-1), at.min(0), np.ptp(at, axis=0)
-    fits = {}
-    for name, (swapped, *mirrored) in TURNS.items():
-        unit = (at - low) / size
-        place = np.where(mirrored, 1 - unit, unit)[:, :: -1 if swapped else 1] * size + low
-        fits[name] = float(pearson(_look(dark, place)[:, None], np.log1p(counts)[:, None])[0])
+    fits = orientations(image, at, counts)
     best = max(fits, key=fits.get)
     if fits[best] > fits[KEPT] + TURNED:
         r = f"r {fits[best]:.2f}, and {fits[KEPT]:.2f} {KEPT}"
         yield f"counts follow the stain better {best} ({r}); is the image turned or mirrored?"
+
+
+def orientations(image, at, counts) -> dict[str, float]:
+    """r between depth and darkness for the spots as they are, and turned and mirrored.
+
+    image (h, w, 3) of the section, at (n, 2) the spots' px in it, counts (n,) of each.
+    """
+    low, size, found = at.min(0), np.ptp(at, axis=0), {}
+    for name, (swapped, *mirrored) in TURNS.items():
+        unit = np.where(mirrored, 1 - (at - low) / size, (at - low) / size)
+        dark = 255.0 - _look(image.mean(-1), unit[:, :: -1 if swapped else 1] * size + low)
+        found[name] = float(pearson(dark[:, None], np.log1p(counts)[:, None])[0])
+    return found
 
 
 def _look(picture, at) -> np.ndarray:

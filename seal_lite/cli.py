@@ -106,7 +106,7 @@ def check(
     out.write_text(report(said, found, config, title=f"Check of {data.resolve().name}"))
     for sentence in said:
         typer.echo(f"- {sentence}")
-    pairs = sum(len(section.rows) for section, _ in found.values())
+    pairs = sum(len(section.rows) for section, *_ in found.values())
     typer.echo(f"{pairs} pairs in {len(found)} sections; wrote {out}")
 
 

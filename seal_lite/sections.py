@@ -42,6 +42,7 @@ IMAGES = (  # where its image is sought; .h5: HEST's ready patches, where the sl
     "data/ST-imgs/*/{name}/*", "wsis/{name}.*", "patches/{name}.h5", "{name}/*he_image*",
     "{name}/*", "{name}/outs/*", "{name}.*", "{name}.zarr/images",
 )  # fmt: skip
+ENSEMBL = r"ENS[A-Z]*G\d+"
 ARRAY = ("array_col", "array_row")
 SYMBOLS = ("gene_symbols", "gene_symbol", "gene_name", "feature_name", "symbol")  # columns of var
 SPECIES = {"homo sapiens": "human", "mus musculus": "mouse"}
@@ -135,10 +136,12 @@ def read_section(root, name: str):
     adata = _with_symbols(base, adata)
     deep = np.asarray(adata.layers["counts"].sum(1)).ravel() >= MIN_COUNTS
     adata.uns = _place(path, adata, adata[deep] if deep.sum() > 2 else adata, image, told)
-    is_id = adata.var_names.str.match(r"ENS[A-Z]*G\d+").mean() > 0.5
+    is_id = adata.var_names.str.match(ENSEMBL).mean() > 0.5
     if adata.uns["pitch_um"] < FINE * formats.POOL_UM:
         adata = pool(adata, float(told.get("pool_um", formats.POOL_UM)))
         deep = np.asarray(adata.layers["counts"].sum(1)).ravel() >= MIN_COUNTS
+    if not deep.any():
+        raise InputError(f"{path}: no spot has {MIN_COUNTS} counts; give raw ones, or pool wider")
     if shallow := int((~deep).sum()):
         log.info("%s: %d spots with under %d counts: dropped", name, shallow, MIN_COUNTS)
         adata = adata[deep].copy()
@@ -185,14 +188,13 @@ def _guess_species(names) -> str:
 def _with_symbols(base, adata):
     """Genes by their symbol in upper case, the first of duplicates; Ensembl ids that neither a
     column of `var` nor BASE/genes.tsv (id, symbol) translates stay, without their version."""
-    names = adata.var_names.str.replace(r"^(ENS[A-Z]*G\d+)\.\d+$", r"\1", regex=True).to_series()
-    is_id = names.str.match(r"ENS[A-Z]*G\d+").to_numpy()
-    for column in (c for c in SYMBOLS if c in adata.var and is_id.any()):
-        names = names.mask(is_id, adata.var[column].astype(str).to_numpy())
-        is_id = names.str.match(r"ENS[A-Z]*G\d+").to_numpy()
-    if is_id.any() and (Path(base) / "genes.tsv").exists():
+    names = adata.var_names.str.replace(rf"^({ENSEMBL})\.\d+$", r"\1", regex=True).to_series()
+    known = [adata.var[c].astype(str) for c in SYMBOLS if c in adata.var]
+    if (Path(base) / "genes.tsv").exists():
         table = formats.read_table(Path(base) / "genes.tsv", needs=["id", "symbol"], dtype=str)
-        names = names.map(dict(zip(table.id, table.symbol, strict=True))).fillna(names)
+        known.append(names.map(dict(zip(table.id, table.symbol, strict=True))).fillna(names))
+    for symbols in known:
+        names = names.mask(names.str.match(ENSEMBL).to_numpy(), symbols.to_numpy())
     adata.var_names = names.str.upper().to_numpy()
     return adata[:, ~adata.var_names.duplicated()].copy()
 
@@ -218,7 +220,7 @@ def _place(path, adata, deep, image, told) -> dict:
         said = f"{path}: {um:.3f} um per px is said, but the spots' array says {fitted:.3f}"
         raise InputError(f"{said}; correct um_per_px, or give the coordinates' own image")
     if pitch and not fitted and not 0.85 < measured / pitch < 1.15:
-        said = f"{path}: spots are {measured:.0f} um apart at {um:.3f} um per px, not {pitch}"
+        said = f"{path}: spots are {measured:.0f} um apart at {um:.3f} um per px, not {pitch:g}"
         raise InputError(f"{said}; correct um_per_px or pitch_um")
     pitch = (step[0] * (2 if grid == "hex" else 1)) if step else measured
     return {"um_per_px": um, "pitch_um": pitch, "grid": grid,

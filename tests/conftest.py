@@ -9,6 +9,7 @@ import pandas as pd
 import pytest
 import scipy.sparse as sp
 import tifffile
+from made import make_truth
 from PIL import Image
 
 from seal_lite import Config
@@ -44,6 +45,11 @@ def trained(sections, tmp_path_factory):
     """(run folder, model, history) of a finished run on PA1."""
     out = tmp_path_factory.mktemp("trained") / "run"
     return out, *finetune(sections[:1], TINY, out=out, progress=False)
+
+
+@pytest.fixture(scope="session")
+def truth():
+    return make_truth()
 
 
 @pytest.fixture(scope="session")

@@ -1,16 +1,21 @@
-"""`fetch her2st` against a local server: what arrives is right and whole, or nothing arrives."""
+"""`fetch` against a local server: what arrives is right and whole, or nothing arrives."""
 
 import functools
 import hashlib
 import http.server
 import shutil
 import socket
+import tarfile
 import threading
+from types import SimpleNamespace
 
 import pytest
+import tifffile
+from made import write_visium
 
-from seal_lite import fetch as her2st
+from seal_lite import fetch as fetching
 from seal_lite.errors import InputError
+from seal_lite.sections import load_sections
 
 CONTENT = {
     "data/ST-cnts/A1.tsv.gz": b"\x1f\x8b counts",
@@ -36,7 +41,7 @@ def upstream(tmp_path, monkeypatch):
         rows.append(f"{path}\t{blob}\t")
     manifest = tmp_path / "manifest.tsv"
     manifest.write_text("\n".join(rows) + "\n")
-    monkeypatch.setattr(her2st, "MANIFEST", manifest)
+    monkeypatch.setattr(fetching, "MANIFEST", manifest)
     asked = []
 
     class Handler(http.server.SimpleHTTPRequestHandler):
@@ -65,7 +70,7 @@ def files(out):
 
 
 def fetch(out, url, **options):
-    return her2st.fetch_her2st(out, base_url=url, progress=False, **options)
+    return fetching.fetch_her2st(out, base_url=url, progress=False, **options)
 
 
 def test_everything_arrives_with_its_licence_line(upstream, tmp_path, capsys):
@@ -108,7 +113,7 @@ def test_an_interruption_leaves_no_half_file_and_the_next_run_goes_on(
 ):
     _, url, asked = upstream
     image = "data/ST-imgs/A/A1/9769_C1_HE_small.jpg"
-    real = her2st.pooch.HTTPDownloader.__call__
+    real = fetching.pooch.HTTPDownloader.__call__
 
     def interrupted(self, url, output_file, pooch):
         real(self, url, output_file, pooch)
@@ -118,7 +123,7 @@ def test_an_interruption_leaves_no_half_file_and_the_next_run_goes_on(
             raise KeyboardInterrupt
 
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr(her2st.pooch.HTTPDownloader, "__call__", interrupted)
+        patch.setattr(fetching.pooch.HTTPDownloader, "__call__", interrupted)
         fetch(tmp_path / "out", url)
     kept = files(tmp_path / "out")
     assert kept and image not in kept
@@ -177,10 +182,99 @@ def test_out_may_not_be_a_file(upstream, tmp_path):
 
 
 def test_the_shipped_manifest_names_all_sections_of_upstream():
-    selected = her2st._select(None)
+    selected = fetching._select(None)
     counts = [path for path in selected if path.startswith("data/ST-cnts/")]
     assert len(counts) == 36
     for section in ("A1", "C6", "H3"):
-        kinds = {path.split("/")[1] for path in her2st._select([section])} - {"ST-pat"}
+        kinds = {path.split("/")[1] for path in fetching._select([section])} - {"ST-pat"}
         assert kinds == {"ST-cnts", "ST-imgs", "ST-spotfiles"}
     assert all(len(sha1) == 40 for sha1 in selected.values())
+
+
+def test_visium_is_fetched_verified_and_read(upstream, tmp_path, monkeypatch, truth):
+    """squidpy's own downloader, against a local server with files in Space Ranger's layout."""
+    import squidpy.datasets._datasets as datasets
+    from squidpy.datasets._downloader import DatasetDownloader
+    from squidpy.datasets._registry import DatasetEntry, DatasetRegistry, DatasetType, FileEntry
+
+    root, url, asked = upstream
+    write_visium(root / "made", truth)
+    with tarfile.open(root / "spatial.tar.gz", "w:gz") as tar:
+        tar.add(root / "made/spatial", "spatial")
+    shutil.move(root / "made/filtered_feature_bc_matrix.h5", root / "filtered_feature_bc_matrix.h5")
+    tifffile.imwrite(root / "image.tif", truth.image, photometric="rgb")
+    entries = [FileEntry(p.name, p.name, hashlib.sha256(p.read_bytes()).hexdigest())
+               for p in map(root.joinpath, ("filtered_feature_bc_matrix.h5", "spatial.tar.gz",
+                                            "image.tif"))]  # fmt: skip
+    registry = DatasetRegistry(url, {"S1": DatasetEntry("S1", DatasetType.VISIUM_10X, entries)})
+    downloader = DatasetDownloader(registry, cache_dir=tmp_path / "cache")
+    monkeypatch.setattr(datasets, "get_downloader", lambda: downloader)
+    fetching.fetch_visium(tmp_path / "out", sections=["S1"])
+    (section,) = load_sections(tmp_path / "out", patch_um=64.0, patch_px=16)
+    assert section.name == "S1" and len(section.rows) == len(truth.xy)
+    asked.clear()
+    fetching.fetch_visium(tmp_path / "out", sections=["S1"])
+    assert not asked  # what is there stays
+    with pytest.raises(InputError, match="Z9: cannot be fetched"):
+        fetching.fetch_visium(tmp_path / "out", sections=["Z9"])
+    (root / "image.tif").write_bytes(b"another file")
+    with pytest.raises(InputError, match="S1: cannot be fetched .*image.tif"):
+        fetching.fetch_visium(tmp_path / "other", sections=["S1"])
+
+
+class Hub:
+    """As much of `HfApi` as is asked: a data set of files, one of them kept by git itself."""
+
+    content = {"st/TENX1.h5ad": b"counts", "wsis/TENX1.tif": b"slide", "metadata/TENX1.json": b"{}",
+               "patches/TENX1.h5": b"patches", "st/NCBI2.h5ad": b"others"}  # fmt: skip
+    asked: list = []
+    damaged = ""
+
+    def dataset_info(self, repo, *, files_metadata):
+        assert repo == "MahmoodLab/hest" and files_metadata
+        return SimpleNamespace(siblings=[self.sibling(p, c) for p, c in self.content.items()],
+                               card_data={"license": "cc-by-nc-sa-4.0"})  # fmt: skip
+
+    @staticmethod
+    def sibling(path, content):
+        blob = hashlib.sha1(b"blob %d\0" % len(content) + content).hexdigest()
+        lfs = SimpleNamespace(sha256=hashlib.sha256(content).hexdigest())
+        return SimpleNamespace(rfilename=path, blob_id=blob, lfs=None if "json" in path else lfs)
+
+    def hf_hub_download(self, repo, path, *, repo_type, local_dir, force_download):
+        assert (repo, repo_type) == ("MahmoodLab/hest", "dataset")
+        self.asked.append(path)
+        file = local_dir / path
+        file.parent.mkdir(parents=True, exist_ok=True)
+        if not file.exists() or force_download:
+            file.write_bytes(b"wrong" if path == self.damaged else self.content[path])
+
+
+def test_hest_samples_are_fetched_and_verified(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr("huggingface_hub.HfApi", Hub)
+    monkeypatch.setattr(Hub, "asked", [])
+    fetching.fetch_hest(tmp_path, sections=["TENX1"])
+    wanted = {"st/TENX1.h5ad", "wsis/TENX1.tif", "metadata/TENX1.json"}
+    assert set(Hub.asked) == wanted and "licence cc-by-nc-sa-4.0" in capsys.readouterr().out
+    (tmp_path / "wsis/TENX1.tif").write_bytes(b"damaged")
+    Hub.asked.clear()
+    fetching.fetch_hest(tmp_path, sections=["TENX1"])
+    assert set(Hub.asked) == {"wsis/TENX1.tif"}  # the others are what the hub says
+    assert (tmp_path / "wsis/TENX1.tif").read_bytes() == b"slide"
+    for sections, said in ((None, "name some"), (["TENX7"], "no sample TENX7")):
+        with pytest.raises(InputError, match=said):
+            fetching.fetch_hest(tmp_path, sections=sections)
+    monkeypatch.setattr(Hub, "damaged", "st/NCBI2.h5ad")
+    with pytest.raises(InputError, match="NCBI2.h5ad: is not what the hub says"):
+        Hub.content["metadata/NCBI2.json"] = b"{}"
+        fetching.fetch_hest(tmp_path, sections=["NCBI2"])
+
+
+def test_without_access_to_hest_the_error_says_what_to_do(tmp_path, monkeypatch):
+    def closed(*_, **__):
+        raise OSError("401")
+
+    monkeypatch.setattr(Hub, "dataset_info", closed)
+    monkeypatch.setattr("huggingface_hub.HfApi", Hub)
+    with pytest.raises(InputError, match="ask for access on its page, `hf auth login`"):
+        fetching.fetch_hest(tmp_path, sections=["TENX1"])

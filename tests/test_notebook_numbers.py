@@ -147,3 +147,14 @@ def test_use_it_elsewhere():
     assert f["merge_gap"] < 1e-3 and f["onnx_gap"] < 1e-3
     assert all(2 <= k <= 12 for k in f["clusters"].values()) and f["tiles"] > 50
     assert all(0.05 < index < 1 for index in f["agreement"].values())
+
+
+def test_your_own_data():
+    f = figures(12)
+    assert all(gap < 2 for gap in f["gap"].values())  # of 255: another level's resampling
+    assert "um apart" in f["refused"] and f["said"] == []
+    pairs = [f["pooled"][size] for size in ("50", "100", "200")]
+    assert pairs[0] > 2 * pairs[1] > 4 * pairs[2] > 400
+    assert any("mirrored in x" in sentence for sentence in f["told"])
+    assert max(f["r"]["right"], key=f["r"]["right"].get) == "as they are"
+    assert max(f["r"]["wrong"], key=f["r"]["wrong"].get) == "mirrored in x"
