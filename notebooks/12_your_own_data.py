@@ -84,8 +84,8 @@ pd.DataFrame({"in your folder": table.keys(), "is read as": table.values()}).sty
 # Space Ranger was given: the `tissue_hires_image.png` in its output is 2,000 pixels wide, for more
 # than 6.5 mm of tissue, and a patch of 112 µm would be some thirty of them.
 #
-# To try it without a data set of your own (the first is 10x Genomics' breast cancer; the second needs
-# access to HEST-1k on the hub):
+# To try it without a data set of your own (the first is a breast cancer of 10x Genomics; the second
+# needs access to HEST-1k on the hub):
 #
 # ```bash
 # seal-lite fetch visium --out data/visium

@@ -153,13 +153,11 @@ def hest(path: Path, labels):
     root, name = path.parents[1], path.stem
     adata = h5ad(path, labels)
     said = json.loads((root / f"metadata/{name}.json").read_text())
-    adata.uns = {
-        "um_per_px": said["pixel_size_um_estimated"],
-        "pitch_um": said.get("inter_spot_dist"), "spot_um": said.get("spot_diameter"),
-        "patient": said.get("patient"), "species": said.get("species"),
-        "labels": {k: str(said[k]) for k in ("organ", "st_technology", "disease_state", "subseries")
-                   if said.get(k)},
-    }  # fmt: skip
+    names = {"um_per_px": "pixel_size_um_estimated", "pitch_um": "inter_spot_dist",
+             "spot_um": "spot_diameter", "patient": "patient", "species": "species"}  # fmt: skip
+    labels = ("organ", "st_technology", "disease_state", "subseries")
+    adata.uns = {k: said.get(v) for k, v in names.items()}
+    adata.uns["labels"] = {k: str(said[k]) for k in labels if said.get(k)}
     return adata
 
 

@@ -180,9 +180,9 @@ def _spots(path, adata):
 def _guess_species(names) -> str:
     """By the convention of names: ENSG and ERBB2 are human, ENSMUSG and Erbb2 are a mouse's."""
     ids = names.str.extract(r"^ENS([A-Z]*)G\d+")[0].dropna()
-    if len(ids) > len(names) / 2:
-        return {"": "human", "MUS": "mouse"}.get(ids.mode()[0], ids.mode()[0])
-    return "human" if (names == names.str.upper()).mean() > 0.5 else "mouse"
+    upper = (names == names.str.upper()).mean() > 0.5
+    kind = ids.mode()[0] if len(ids) > len(names) / 2 else "" if upper else "MUS"
+    return {"": "human", "MUS": "mouse"}.get(kind, kind)
 
 
 def _with_symbols(base, adata):

@@ -92,13 +92,12 @@ def model_card(run, *, scores=None) -> ModelCard:
         tags=["pathology", "spatial transcriptomics", "lora"],
     )  # fmt: skip
     text = importlib.resources.files(__package__).joinpath("card.md").read_text()
-    facts = {k: record[k] for k in ("data_sha256", "config_sha256", "seed", "commit")}
-    return ModelCard(text.format(
+    return ModelCard(text.format(**record | dict(
         about=about, name=row.name, card=row.card, licence=row.licence, dim=row.dim,
         blocks=settings["tune_blocks"], um=settings["patch_um"], px=settings["patch_px"],
-        sections=", ".join(record["sections"]), **facts,
+        sections=", ".join(record["sections"]),
         scores="\n".join([*head, *rows]) if rows else "None were given.",
-    ))  # fmt: skip
+    )))  # fmt: skip
 
 
 def _read(path: Path) -> dict:
