@@ -171,7 +171,10 @@ def h5ad(path: Path, labels):
 
 
 def spatialdata(path: Path, labels):
-    """A SpatialData store: its table, the centroids of what that annotates, its largest image."""
+    """A SpatialData store: its table, the centroids of what that annotates, its largest image.
+
+    Where there are more, the columns table (a name) and image (NAME.zarr/images/IMAGE) choose.
+    """
     import spatialdata as sd
 
     data = sd.read_zarr(path)
@@ -180,8 +183,9 @@ def spatialdata(path: Path, labels):
         names = ", ".join(data.tables)
         raise InputError(f"{path}: has tables {names}; name one, column table of sections.tsv")
     adata = data.tables[name]
-    about = adata.uns["spatialdata_attrs"]
-    image = max((open_slide(path / "images" / n) for n in data.images), key=lambda i: i.size)
+    about, named = adata.uns["spatialdata_attrs"], labels.get("image")
+    images = [Path(named).name] if named else data.images
+    image = max((open_slide(path / "images" / n) for n in images), key=lambda i: i.size)
     spots, pixels = data[about["region"]], data.images[image.path.name]
     known = [sd.transformations.get_transformation(e, get_all=True) for e in (spots, pixels)]
     if not (shared := sorted(known[0].keys() & known[1].keys())):
@@ -190,6 +194,5 @@ def spatialdata(path: Path, labels):
     matrix = known[1][shared[0]].inverse().to_affine_matrix(("x", "y"), ("x", "y"))
     at = centres.loc[adata.obs[about["instance_key"]], ["x", "y"]].to_numpy()
     adata.obsm["spatial"] = at @ matrix[:2, :2].T + matrix[:2, 2]
-    adata.uns = {k: v for k, v in adata.uns.items() if k in KEPT}
-    adata.uns["image_path"] = image.path
+    adata.uns = {k: v for k, v in adata.uns.items() if k in KEPT} | {"image_path": image.path}
     return adata

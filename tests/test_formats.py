@@ -223,6 +223,12 @@ def test_spatialdata(tmp_path, truth, scales):
     data.write(tmp_path / "S1.zarr")
     agrees(tmp_path, truth)
     agrees(tmp_path / "S1.zarr", truth)
+    (tmp_path / "sections.tsv").write_text(
+        f"section\timage\tum_per_px\nS1\tS1.zarr/images/small\t{8 * UM}\n"
+    )
+    chosen = read_section(tmp_path, "S1")
+    assert chosen.uns["image_path"].endswith("S1.zarr/images/small")
+    np.testing.assert_allclose(chosen.obsm["spatial"] * 8 * UM, truth.xy * UM + [40, -30])
 
 
 def test_gene_names_of_both_kinds(tmp_path, truth):

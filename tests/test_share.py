@@ -255,7 +255,7 @@ def test_a_run_is_uploaded_whole_and_small(trained, monkeypatch):
         raise OSError("401")
 
     monkeypatch.setattr(Hub, "create_repo", refuse)
-    with pytest.raises(InputError, match="me/tuned: cannot be written .OSError.; .*`hf auth login`"):
+    with pytest.raises(InputError, match="me/tuned: cannot be written .OSError.; .*`hf auth"):
         share.push_to_hub(run, "me/tuned")
 
 
