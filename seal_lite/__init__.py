@@ -1,7 +1,8 @@
 """SEAL-lite: finetune a pathology vision encoder with spatial transcriptomics.
 
-The path through the package: sections -> genes -> views -> encoders -> model -> losses -> train,
-then evaluate -> crossval and retrieval. Nothing heavy is imported until it is used.
+The path through the package: formats, images -> sections -> pairs -> genes -> views -> encoders ->
+model -> losses -> train, then evaluate -> crossval and retrieval. Nothing heavy is imported until
+it is used.
 """
 
 from .config import Config, preset
