@@ -6,9 +6,9 @@ A record takes hours and the code it was made by is known by its hash. When the 
 since, this measures whether the numbers have: the first fold and seed, mean r over genes of every
 feature, probe and target; of the trials, a run of the full recipe, every score. (A single gene of
 an encoder that was trained again moves with the rounding of another machine.) Records of the
-present code, and those rechecked with it, are left out. Writes results/recheck.json, which the
-results page quotes. `make recheck` runs it, on one thread like the records: another number of
-threads adds in another order.
+present code, those rechecked with it, and those whose data are not here, are left out. Writes
+results/recheck.json, which the results page quotes. `make recheck` runs it, on one thread like the
+records: another number of threads adds in another order.
 """
 
 from __future__ import annotations
@@ -74,7 +74,8 @@ if __name__ == "__main__":
 
     for name, record in records.items():
         source = record["provenance"]
-        if due(name, source["code_sha256"], source["code"]):
+        here = (Path(roots[name]) / "data").is_dir()
+        if here and due(name, source["code_sha256"], source["code"]):
             again[name] = recheck(record, roots[name])
     trials = json.loads((RESULTS / "trials.json").read_text())["runs"]
     older = [run for run in trials if run["code"] != code_hash(CODE)]
