@@ -15,7 +15,7 @@
 # image. What has to be true of them before an encoder can learn from them, and how do you see in a
 # minute that it is not?**
 #
-# Ten minutes to read, one minute to run.
+# Ten minutes to read, two minutes to run.
 #
 # Put your sections into one folder. Nothing has to be converted: each is read by the reader of its
 # own ecosystem and becomes the same thing, an AnnData with counts, places in pixels and a scale,
@@ -76,7 +76,7 @@ rng = np.random.default_rng(SEED)
 
 # %%
 table = {pattern: reader.__doc__.split("\n")[0].rstrip(".") for pattern, reader in SOURCES}
-pd.DataFrame({"in your folder": table.keys(), "is read as": table.values()}).style.hide()
+pd.DataFrame({"is read as": table.values()}, pd.Index(table.keys(), name="in your folder"))
 
 # %% [markdown]
 # The image lies in the section's folder, or beside its file under the same name: JPEG, PNG, TIFF,
@@ -171,8 +171,8 @@ plots.patches(rows, titles, patch_um=Config.patch_um)
 # Everything physical hangs on one number, micrometres per pixel. Where the spots lie on an array,
 # the array tells it: 200 µm from spot to spot on the legacy slides, 100 µm on Visium, in a hexagon.
 # Otherwise the file says it, or the image, or you do, in `sections.tsv`. What two of them say must
-# agree: a factor of two (coordinates of the 20x level on the 40x image) is the commonest fault in
-# collections of sections, and an encoder trained on it learns, quietly, from the wrong places.
+# agree: after a factor of two (coordinates of the 20x level on the 40x image) an encoder learns,
+# quietly, from the wrong places.
 
 # %%
 (FOLDER / "sections.tsv").write_text(
@@ -181,20 +181,22 @@ plots.patches(rows, titles, patch_um=Config.patch_um)
 try:
     read_section(FOLDER, "tube")
 except ValueError as error:
-    refused = str(error)
+    refused = str(error).replace(f"{Path.cwd()}/", "")
 print(refused)
 (FOLDER / "sections.tsv").unlink()
 
 # %% [markdown]
 # `sections.tsv` also says what no file does. Its columns are `section` and any of `patient`,
-# `organ`, `technology`, `stain`, `species`, `image`; by each of them a cross-validation can hold
-# out. Fill in `patient`. Without it every section counts as a patient of its own, and two sections
-# of one tumour on both sides of a split make any score look good. The guard against that
-# ([chapter 8](08_across_patients)) knows twins by their counts and pictures, but not cousins.
+# `organ`, `technology`, `stain`, `species` and more, by each of which a cross-validation can hold
+# out; `image`, `um_per_px`, `pitch_um`, `pool_um` for what is said above and below. Fill in
+# `patient`. Without it every section counts as a patient of its own, and two sections
+# of one tumour on both sides of a split make any score look good. The guard of
+# `crossval` knows twins by their counts and pictures, but not cousins: see [how to fool
+# yourself](../fool.md).
 #
 # ## Where there are no spots
 #
-# Xenium measures single transcripts, Visium HD squares of 2 µm. Both are pooled into square
+# Xenium measures single transcripts, Visium HD small squares. Both are pooled into square
 # *pseudo-spots*: 100 µm unless you say otherwise, which is what HEST-1k does as well. Small squares
 # are many pairs of few counts, large ones few pairs of many. Here are transcripts of our section,
 # strewn around its spots, in Xenium's layout: in micrometres of the instrument, with the H&E turned

@@ -42,9 +42,9 @@ def spots_of(counts, obs, genes, xy, told):
 
 
 def legacy(path: Path, labels):
-    """her2st's layout (Andersson et al., 2021), ROOT/data/...
+    """her2st's layout (Andersson et al., 2021).
 
-    ST-cnts/<section>.tsv.gz holds rows "XxY" and columns of genes, ST-spotfiles/
+    Below data/, ST-cnts/<section>.tsv.gz holds rows "XxY" and columns of genes, ST-spotfiles/
     <section>_selection.tsv x y new_x new_y pixel_x pixel_y selected, and
     ST-imgs/<patient>/<section>/ the image.
     """
@@ -149,7 +149,7 @@ def xenium(path: Path, labels):
 
 
 def hest(path: Path, labels):
-    """A sample of HEST-1k: st/<id>.h5ad and metadata/<id>.json."""
+    """A sample of HEST-1k, with what its metadata say of it."""
     root, name = path.parents[1], path.stem
     adata = h5ad(path, labels)
     said = json.loads((root / f"metadata/{name}.json").read_text())
