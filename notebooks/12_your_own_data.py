@@ -75,6 +75,7 @@ rng = np.random.default_rng(SEED)
 # A section is known by a file that no other format has. Its name is what the star stands for.
 
 # %%
+pd.set_option("display.max_colwidth", None)
 table = {pattern: reader.__doc__.split("\n")[0].rstrip(".") for pattern, reader in SOURCES}
 pd.DataFrame({"is read as": table.values()}, pd.Index(table.keys(), name="in your folder"))
 
