@@ -150,9 +150,9 @@ def xenium(path: Path, labels):
 
 def hest(path: Path, labels):
     """A sample of HEST-1k, with what its metadata say of it."""
-    root, name = path.parents[1], path.stem
-    adata = h5ad(path, labels)
-    said = json.loads((root / f"metadata/{name}.json").read_text())
+    root, name, adata = path.parents[1], path.stem, h5ad(path, labels)
+    about = json.loads((root / f"metadata/{name}.json").read_text())
+    said = {k: v for k, v in about.items() if v == v}  # without NaN, which stands for unknown
     names = {"um_per_px": "pixel_size_um_estimated", "pitch_um": "inter_spot_dist",
              "spot_um": "spot_diameter", "patient": "patient", "species": "species"}  # fmt: skip
     labels = ("organ", "st_technology", "disease_state", "subseries")

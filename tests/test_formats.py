@@ -155,7 +155,7 @@ def test_hest_sample(tmp_path, truth, image):
     adata.write_h5ad(tmp_path / "st/S1.h5ad")
     said = {"pixel_size_um_estimated": UM * 1.004, "inter_spot_dist": 100.0, "spot_diameter": 55.0,
             "patient": "P7", "species": "Homo sapiens", "organ": "Breast",
-            "st_technology": "Visium"}  # fmt: skip
+            "st_technology": "Visium", "subseries": float("nan")}  # fmt: skip
     (tmp_path / "metadata/S1.json").write_text(json.dumps(said))
     if image == "wsis":
         write_pyramid(tmp_path / "wsis/S1.tif", truth.image, um_per_px=UM)
@@ -171,6 +171,7 @@ def test_hest_sample(tmp_path, truth, image):
     (tmp_path / "metadata/S1.json").write_text(json.dumps(said))
     section = agrees(tmp_path, truth)
     assert (section.patient, section.label("organ")) == ("P7", "Breast")
+    assert section.label("subseries") is None  # NaN in the metadata
     assert section.label("st_technology") == "Visium" and section.adata.uns["species"] == "human"
     if image == "patches":
         with pytest.raises(InputError, match="show 112 um, not 224"):
