@@ -16,7 +16,7 @@ from tqdm import tqdm
 from . import leakage, plots
 from .config import Config
 from .errors import InputError
-from .images import open_slide
+from .images import PICTURES, open_slide
 from .pairs import Section, extract_patches, thumbnail
 from .sections import MIN_COUNTS, read_section, refuse_mixtures, sources
 from .targets import depth, pearson
@@ -61,10 +61,8 @@ def check(root, config: Config, *, names=None, panel=None) -> tuple[list[str], d
     said += leakage.found(sections, [s.patient for s in sections])
     sharp = {name: np.median(maps[:, 2]) for name, (*_, maps) in found.items()}
     for name, value in sharp.items():
-        if (share := value / np.median([*sharp.values()])) < SOFT:
-            said.append(
-                f"{name}: is {share:.2f} times as sharp as the others; blurred or enlarged?"
-            )
+        if (by := value / np.median([*sharp.values()])) < SOFT:
+            said.append(f"{name}: is {by:.2f} times as sharp as the others; blurred or enlarged?")
     pairs = sum(len(s.rows) for s in sections)
     if pairs < config.batch_size:
         said.append(f"{pairs} pairs are fewer than a batch of {config.batch_size}; add sections")
@@ -94,14 +92,16 @@ def _facts(section, maps) -> dict:
 
 def _doubts(section, maps, panel):
     """What is odd about one section, in sentences without its name."""
-    about, counts = section.adata.uns, depth(section.adata)
+    um, path = (section.adata.uns[k] for k in ("um_per_px", "image_path"))
+    counts = depth(section.adata)
     if (median := np.median(counts)) < LEAN:
         yield f"half of its spots have under {median:.0f} counts; most genes will be noise"
     if panel and (lost := [g for g in panel.genes if g not in section.adata.var_names]):
         yield f"lacks {len(lost)} of the panel's {len(panel.genes)} genes, as {lost[0]}"
-    if about["image_path"].endswith(".h5"):  # HEST's patches: there is no whole image to look at
+    if path.endswith(".h5"):  # HEST's patches: there is no whole image to look at
         return
-    own, um = open_slide(about["image_path"]).um_per_px, about["um_per_px"]
+    # A picture says no scale of its own, and would be decoded whole to be asked.
+    own = None if path.lower().endswith(PICTURES) else open_slide(path).um_per_px
     if own and not 0.9 < own / um < 1.1:
         yield f"its image says {own:.3f} um per px, its spots {um:.3f}; which is right?"
     image, factor = thumbnail(section.adata, um_per_px=16.0)
@@ -120,11 +120,11 @@ def orientations(image, at, counts) -> dict[str, float]:
 
     image (h, w, 3) of the section, at (n, 2) the spots' px in it, counts (n,) of each.
     """
-    low, size, found = at.min(0), np.ptp(at, axis=0), {}
+    low, size = at.min(0), np.ptp(at, axis=0)
+    unit, dark, found = (at - low) / size, 255.0 - image.mean(-1), {}
     for name, (swapped, *mirrored) in TURNS.items():
-        unit = np.where(mirrored, 1 - (at - low) / size, (at - low) / size)
-        dark = 255.0 - _look(image.mean(-1), unit[:, :: -1 if swapped else 1] * size + low)
-        found[name] = float(pearson(dark[:, None], np.log1p(counts)[:, None])[0])
+        place = np.where(mirrored, 1 - unit, unit)[:, :: -1 if swapped else 1] * size + low
+        found[name] = float(pearson(_look(dark, place)[:, None], np.log1p(counts)[:, None])[0])
     return found
 
 
