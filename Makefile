@@ -8,7 +8,7 @@ PIP    := $(VENV)/bin/pip
 STAMP  := $(VENV)/.installed
 HTML   := book/_build/html/index.html
 
-PACKAGE   := $(wildcard seal_lite/*.* book/tissue_phantom/*.* book/seal_charts/*.*)
+PACKAGE   := $(wildcard seal_lite/*.* book/tissue_phantom/*.* book/seal_book/*.*)
 SOURCES   := $(sort $(wildcard notebooks/*.py))
 NOTEBOOKS := $(SOURCES:.py=.ipynb)
 EXECUTED  := $(NOTEBOOKS:%=book/%)
@@ -24,13 +24,13 @@ say = @printf '\n== %s\n' $(1)
 help: ## show this list
 	@sed -n 's/^\([a-z]*\):.*## /  make \1|/p' Makefile | awk -F'|' '{printf "%-18s %s\n", $$1, $$2}'
 
-book: $(EXECUTED) book/results.md ## execute the notebooks, build the book, say where it is
+book: $(EXECUTED) book/results.md book/executed.md book/extra/explorer/data.js ## execute the notebooks, build the book, say where it is
 	$(call say,'Building the book (warnings are errors)')
 	$(VENV)/bin/jupyter-book build book --config _config.yml --path-output book --all \
 	  -W -n --keep-going
 	$(call say,'The book is ready: open $(HTML)')
 
-test: lint $(EXECUTED) book/results.md ## lint, execute the notebooks, run the test suite
+test: lint book ## lint, execute the notebooks, build the book, run the test suite
 	$(call say,'Running the test suite')
 	$(PY) -m pytest
 
@@ -47,7 +47,16 @@ book/notebooks/%.ipynb: notebooks/%.ipynb $(PACKAGE) $(STAMP)
 	$(call say,'Executing $<')
 	@mkdir -p book/notebooks book/_build/partial
 	$(PY) -m papermill $< book/_build/partial/$*.ipynb --kernel python3 --cwd .
-	@mv book/_build/partial/$*.ipynb $@
+	$(PY) book/finish.py book/_build/partial/$*.ipynb book/_build/partial/$*.page
+	@mv book/_build/partial/$*.page $@
+
+book/executed.md: $(EXECUTED) book/finish.py # how long each took
+	$(PY) book/finish.py --table
+
+# From the run that the chapter on finetuning has made.
+book/extra/explorer/data.js: book/explorer.py book/notebooks/08_finetune.ipynb
+	$(call say,'Writing what the explorer shows')
+	$(PY) book/explorer.py
 
 results: book/results.md ## write the page of recorded results from results/**/*.json
 
@@ -112,7 +121,8 @@ recheck: $(STAMP) ## recompute a fold of each record with the code at hand, and 
 hero: $(STAMP) ## draw the README's picture again: minutes on 2 cores
 	$(PY) book/hero.py
 
-sync: $(STAMP) ## regenerate the output-free notebooks/*.ipynb from notebooks/*.py
+sync: $(STAMP) ## bring _config.yml's address everywhere, and notebooks/*.ipynb up to their *.py
+	$(PY) book/address.py
 	$(PY) -m jupytext --to ipynb --update $(SOURCES)
 
 # Keeps the pins that still fit; `make lock UPGRADE=--upgrade` takes the newest of everything.

@@ -8,7 +8,6 @@ import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 
-import seal_charts as charts
 from page import (  # fmt: skip
     NBSP,
     details,
@@ -24,6 +23,7 @@ from page import (  # fmt: skip
     verdict,
     versus,
 )
+from seal_book import charts
 from seal_lite import plots
 from seal_lite.crossval import bootstrap_ci, shifted, tidy
 from settings import table
@@ -61,7 +61,7 @@ def hest_section(path: Path) -> list[str]:
         "regions of 112 µm, log1p of raw counts, *r* over all test spots together, its hardly "
         "regularised ridge. Raw counts follow depth, so *log depth* is the row to read first; the "
         "last column is the same probe's fit with an intercept, without which no *R*² has a "
-        "meaning ([why](notebooks/07_hest_bench)).\n",
+        "meaning ([why](notebooks/12_hest_bench)).\n",
     ]
     records = load(path)
     if records is None:
@@ -97,7 +97,7 @@ def retrieval_section(path: Path, out: Path) -> list[str]:
         "Patients of the phantom that no encoder has seen, two slides each. A profile asks for "
         "regions, or a region for profiles; the score is the correlation of the query's expression "
         "with that of the ten retrieved, the own pair left out. *Random* is the gallery's mean, "
-        "*oracle* the best ten there are ([how it is made](notebooks/08_across_patients)).\n",
+        "*oracle* the best ten there are ([how it is made](notebooks/11_across_patients)).\n",
     ]
     record = load(path)
     if record is None:
@@ -159,7 +159,7 @@ def cohort_section(path: Path, out: Path) -> list[str]:
     """Slide-level tasks: scores, and differences with the widest interval of all seeds."""
     parts = [
         "\n(cohort-results)=\n## Slide level: a cohort\n",
-        "Phantom patients with one label each ([how](notebooks/10_slide_level)): a mutation that "
+        "Phantom patients with one label each ([how](notebooks/13_slide_level)): a mutation that "
         "coarsens chromatin in a clone, the activity of *arrangement*, response and survival that "
         "follow both. The oracle's features are the true shares of such nuclei in every region.\n",
     ]
@@ -239,7 +239,7 @@ def shift_section(results: Path, out: Path) -> list[str]:
         "Phantom patients of two sites that differ in one thing. Each site is held out once while "
         "the other trains; a quarter of the training site's patients is held out as well, so that "
         "there is a score *in* distribution beside the one *out* of it. *Gap* is in minus out; "
-        "probe B, Pearson residuals ([how](notebooks/09_out_of_distribution)). With two folds an "
+        "probe B, Pearson residuals ([how](notebooks/14_out_of_distribution)). With two folds an "
         "interval is hardly more than the range of the two.\n",
     ]
     for name, text in SHIFTS.items():

@@ -17,8 +17,8 @@ import numpy as np
 from sklearn.model_selection import KFold
 from sklearn.neighbors import KNeighborsRegressor
 
-import seal_charts as charts
 from page import CLAIMS, drawn, load, missing, r, source, stale
+from seal_book import charts
 from seal_lite import Config
 from seal_lite.encoders import build_encoder
 from seal_lite.evaluate import embed_stages

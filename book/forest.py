@@ -2,7 +2,7 @@
 
 from matplotlib import pyplot as plt
 
-import seal_charts as charts
+from seal_book import charts
 from seal_lite import plots
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-import seal_charts as charts
+from seal_book import charts
 from seal_lite.train import code_hash
 from settings import table
 

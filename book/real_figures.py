@@ -17,7 +17,7 @@ import matplotlib
 matplotlib.use("Agg")
 import numpy as np
 
-import seal_charts as charts
+from seal_book import charts
 from seal_lite import InputError, plots
 from seal_lite.encoders import embed
 from seal_lite.model import SEAL

@@ -2,10 +2,10 @@
 
     python book/results.py
 
-reads results/*.json and seal_lite/config.py. Writes, in book/: results.md, headline.md (for the
+reads results/*.json and seal_lite/. Writes, in book/: results.md, headline.md (for the
 introduction), settings.md (for the method), defaults.md (for the notebook on finetuning),
-trial_log.md, fooled_table.md, figures/results_*.png, figures/architecture.png. All of them are
-ignored by git.
+trial_log.md, fooled_table.md, commands.md and citation.md (for the reference pages),
+figures/results_*.png, figures/architecture.png. All of them are ignored by git.
 `make results` runs it.
 """
 
@@ -21,7 +21,7 @@ import numpy as np
 import benches
 import earned
 import fooled
-import seal_charts as charts
+import reference
 from architecture import architecture
 from forest import deltas
 from page import (
@@ -41,6 +41,7 @@ from page import (
     verdict,
     versus,
 )  # fmt: skip
+from seal_book import charts
 from seal_lite.crossval import summary, tidy
 from settings import settings, table
 
@@ -94,6 +95,8 @@ def write(results: Path = ROOT / "results", out: Path = ROOT / "book"):
     (out / "trial_log.md").write_text(earned.log(results))
     (out / "defaults.md").write_text(earned.defaults(results))
     (out / "fooled_table.md").write_text(fooled.chapter(results, out))
+    (out / "commands.md").write_text(reference.commands())
+    (out / "citation.md").write_text(reference.citations())
     architecture().savefig(out / "figures/architecture.png", bbox_inches="tight")
 
 

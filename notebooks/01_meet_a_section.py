@@ -34,44 +34,41 @@ if importlib.util.find_spec("seal_lite") is None:  # in Colab, whose own torch i
     subprocess.run([sys.executable, "-m", "pip", "install", "--quiet", home], check=True)
 
 # %% tags=["parameters"]
-DATASET = "phantom"  # made here on first use; or the path of a her2st folder
+DATASET = "auto"  # the phantom, or on a GPU real tumours; or any folder of sections
+SMOKE = False  # everything tiny, just to see that it runs
 SECTION = ""  # empty: the last one
 
 # %% [markdown]
 # The default is a *phantom*: tissue that a program grew, drew and measured, written to disk in
 # exactly the form of the real data. It stands in for a download, and it has what no patient's
-# tissue has: we know the truth. Point `DATASET` to a folder that `seal-lite fetch her2st` filled,
-# and the same cells show real breast cancer.
+# tissue has: we know the truth. Say `DATASET = "her2st"`, and the same cells fetch and show real
+# breast cancer; on a machine with a GPU they do so by themselves.
 
 # %%
 import json
-from pathlib import Path
 
 import numpy as np
 import pandas as pd
 
-import seal_charts as charts
-from seal_lite import plots, targets
+from seal_book import begin, charts
+from seal_lite import InputError, pairs, plots, targets
 from seal_lite.evaluate import gene_classes, genes_to_score, read_truth
 from seal_lite.formats import patient_of
-from seal_lite.sections import list_sections, load_sections
-from tissue_phantom import phantom
 
-ROOT = Path(DATASET)
-if DATASET == "phantom":
-    ROOT = phantom("data/phantom", patients=3, sections_per_patient=1, spots=160, seed=0)
-
-names = list_sections(ROOT)
+ROOT = (here := begin(DATASET, smoke=SMOKE)).root
+names = here.names
 print("sections:", ", ".join(f"{n} (patient {patient_of(n)})" for n in names))
 
 # %% [markdown]
 # ## Image and spots
 #
-# The circles are drawn to scale: a spot is 100 µm wide, room for a few dozen cells, and the next
-# one begins 100 µm further on. Half of the tissue is never measured.
+# The circles are drawn to scale: a {term}`spot` is 100 µm wide, room for a few dozen cells, and the
+# next one begins 100 µm further on. Most of the tissue is never measured.
 
 # %%
-(section,) = load_sections(ROOT, [SECTION or names[-1]])
+#| alt: The stained section, purple and pink, and beside it the same with a circle for every spot,
+#| on a square grid.
+(section,) = here.load([SECTION or names[-1]])
 adata = section.adata
 plots.overview(section)
 
@@ -106,10 +103,11 @@ print(f"{um_per_px:.4f} µm per pixel; 224 µm are {224 / um_per_px:.0f} pixels"
 # %% [markdown]
 # ## How deep was it sequenced?
 #
-# The sum over all genes of a spot is its *depth*. It varies a lot, and not at random: where cells
-# are packed there is more RNA to catch.
+# The sum over all genes of a spot is its {term}`depth`. It varies a lot, and not at random: where
+# cells are packed there is more RNA to catch.
 
 # %%
+#| alt: The section, and a map of its spots coloured by the logarithm of their depth.
 depth = targets.depth(adata)
 print(
     f"{adata.n_obs} spots, {adata.n_vars} genes; depth: median {np.median(depth):,.0f}, "
@@ -128,6 +126,7 @@ plots.gene_maps(
 # the maps against the tissue.
 
 # %%
+#| alt: The section, and maps of six genes, each with its own colour scale.
 wanted = ["ERBB2", "EPCAM", "COL1A1", "CD3E", "PECAM1", "ADIPOQ"]
 shown = [g for g in wanted if g in adata.var_names]
 values = targets.section_targets(adata, shown)["log1p_cp10k"][section.rows]
@@ -148,6 +147,8 @@ plots.gene_maps(section, values, shown, label="log(1 + counts per 10,000)")
 # Below, one gene of each class: what was measured, and what was there.
 
 # %%
+#| alt: The section, and maps of one gene of each class as measured. On the phantom a second row
+#| shows the same genes without noise.
 genes = genes_to_score(ROOT, [section])
 classes = gene_classes(ROOT) or dict.fromkeys(genes, "measured")
 truth = read_truth(ROOT, section, genes)
@@ -178,6 +179,8 @@ plots.gene_maps(section, columns, titles, label="log(1 + counts per 10,000)")
 # $$
 
 # %%
+#| alt: Three rows of dots, one dot per gene: its correlation with log depth as Pearson residual, as
+#| log of counts per ten thousand, and as log of raw counts. A bar marks each row's mean.
 log_depth = np.log(depth[section.rows])[:, None]
 leak = {
     name: targets.pearson(np.repeat(log_depth, len(genes), 1), y[section.rows])
@@ -208,6 +211,80 @@ table.agg(["mean", lambda r: r.abs().mean()]).set_axis(["mean r", "mean |r|"]).r
 # - Microns per pixel come from the array's pitch, never from a guess.
 # - Depth is visible. A score on a target that leaks depth proves nothing by itself.
 # - The phantom knows the truth, so a claim can be checked against what could possibly be seen.
+#
+# [Next](02_pairs.ipynb): what a network is shown of all this, and what it is asked to match.
+
+# %% [markdown]
+# ## Exercises
+#
+# **1.** What share of the tissue lies under a spot? Guess from the first figure, then derive it for
+# this array and for Visium, whose spots of 55 µm lie 100 µm apart on a hexagonal grid.
+
+# %% tags=["hide-cell", "solution"]
+spot, pitch = adata.uns["spot_um"], adata.uns["pitch_um"]
+square = np.pi * (spot / 2) ** 2 / pitch**2  # each spot has a square of pitch x pitch to itself
+hexagon = np.pi * (55 / 2) ** 2 / (np.sqrt(3) / 2 * 100**2)  # and a hexagon's area on Visium
+# Neither array measures most of the tissue. What lies between the spots has an image and no counts:
+# it can be embedded and predicted, but a prediction there cannot be checked.
+print(f"spots of {spot:g} µm on a square grid of {pitch:g} µm: {square:.0%}; Visium: {hexagon:.0%}")
+
+# %% [markdown]
+# **2.** Break the ruler. `um_per_px` compares where the spots lie on the array and in the image.
+# Which of these faults will it refuse: x and y swapped, the image mirrored, one axis stretched by a
+# tenth, both stretched by a tenth, all spots shifted by 300 px?
+
+# %% tags=["hide-cell", "solution"]
+right = np.asarray(adata.obsm["spatial"])
+faults = {
+    "as it is": right,
+    "swapped": right[:, ::-1],
+    "mirrored": right * (-1, 1) + (right[:, 0].max(), 0),
+    "one axis stretched": right * (1.1, 1),
+    "both stretched": right * 1.1,
+    "shifted": right + 300,
+}
+for name, places in faults.items():
+    wrong = adata.copy()
+    wrong.obsm["spatial"] = places
+    try:
+        print(f"{name}: {pairs.um_per_px(wrong, step_um=(pitch, pitch)):.4f} µm per pixel")
+    except InputError as error:
+        print(f"{name}: refused ({str(error).partition(': ')[2]})")
+# A shift leaves the grid a grid, so nothing in the coordinates can tell; a common stretch is taken
+# for another scale. Only the image knows better, which is why one looks at a section first, and why
+# `seal-lite check` compares the stain under the spots with their depth.
+
+# %% [markdown]
+# **3.** Take a gene that tells nothing: the same share of the transcripts in every spot, with
+# Poisson noise and no tissue. Which of the three targets will correlate with log depth, when the
+# gene is common, and when it is rare?
+
+# %% tags=["hide-cell", "solution"]
+rng = np.random.default_rng(0)
+rows = {}
+for share in (1e-2, 1e-3, 1e-4):
+    fake = rng.poisson(share * depth[:, None], (len(depth), 300))
+    made = {
+        "pearson_residuals": targets.pearson_residuals(fake, depth, np.full(300, share)),
+        "log1p_cp10k": np.log1p(1e4 * fake / depth[:, None]),
+        "log1p_raw": np.log1p(fake),
+    }
+    ln = np.repeat(np.log(depth)[:, None], 300, 1)
+    rows[f"{share * np.median(depth):.1f} counts a spot"] = {
+        charts.LABELS[k]: targets.pearson(ln, v).mean() for k, v in made.items()
+    }
+# Raw counts always do. Dividing by depth helps where counts are many; a rare gene is more often 0 in
+# a shallow spot than in a deep one, and no division turns a 0 into anything else. The residual knows
+# how many counts to expect and is silent on both.
+pd.DataFrame(rows).T.round(2)
+
+# %% [markdown]
+# ## Further reading
+#
+# - {cite:p}`stahl2016st`, the paper that laid the first tissue on such an array.
+# - {cite:p}`moses2022museum` sort the many ways of measuring expression in place, and who uses
+#   them.
+# - {cite:p}`lause2021pearson` on what counting noise does to a normalisation.
 
 # %% tags=["key-figures", "remove-cell"]
 print(

@@ -15,9 +15,9 @@
 #
 # Ten minutes to read, under a minute to run.
 #
-# A *pair* is a square of tissue around a spot and the expression measured there. Making pairs looks
-# like bookkeeping, and it is where studies quietly go wrong: a wrong scale, a shifted row, a patch
-# that runs off the slide. So here every step is shown, and every step that cannot be done is
+# A {term}`pair` is a square of tissue around a spot and the expression measured there. Making pairs
+# looks like bookkeeping, and it is where studies quietly go wrong: a wrong scale, a shifted row, a
+# patch that runs off the slide. So here every step is shown, and every step that cannot be done is
 # refused or reported.
 
 # %% tags=["hide-cell"]
@@ -30,35 +30,65 @@ if importlib.util.find_spec("seal_lite") is None:  # in Colab, whose own torch i
     subprocess.run([sys.executable, "-m", "pip", "install", "--quiet", home], check=True)
 
 # %% tags=["parameters"]
-DATASET = "phantom"  # made here on first use; or the path of a her2st folder
+DATASET = "auto"  # the phantom, or on a GPU real tumours; or any folder of sections
+SMOKE = False  # everything tiny, just to see that it runs
 SECTION = ""  # empty: the last one
 N_VIEWS = 8  # of each patch: one clean, the others augmented
 
 # %%
 import json
-import logging
-from pathlib import Path
 
+import matplotlib.pyplot as plt
 import numpy as np
+import torch
 
+from seal_book import begin
 from seal_lite import Config, InputError, plots
 from seal_lite.encoders import build_encoder
+from seal_lite.evaluate import read_truth
 from seal_lite.genes import GenePanel, columns, log_normalise, neighbour_mean, smooth
 from seal_lite.pairs import Section, extract_patches
-from seal_lite.sections import list_sections, load_sections
-from seal_lite.targets import section_targets
+from seal_lite.targets import pearson, section_targets, target_genes
 from seal_lite.train import Pairs
 from seal_lite.views import make_views, view_parameters
-from tissue_phantom import phantom
 
-logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stdout)
-logging.getLogger("matplotlib").setLevel(logging.WARNING)
-
-ROOT = Path(DATASET)
-if DATASET == "phantom":
-    ROOT = phantom("data/phantom", patients=3, sections_per_patient=1, spots=160, seed=0)
-(section,) = load_sections(ROOT, [SECTION or list_sections(ROOT)[-1]])
+here = begin(DATASET, smoke=SMOKE)
+(section,) = here.load([SECTION or here.names[-1]])
 adata = section.adata
+
+# %% [markdown]
+# ## One pair
+#
+# Left, the square on the section; in the middle, what the network is shown of it; right, what it is
+# asked to match: the spot's expression, here the twelve genes that vary most in this section, as
+# [Pearson residuals](01_meet_a_section.ipynb).
+
+# %%
+#| alt: The stained section with a square marked on it, that square enlarged, and a bar for each of
+#| twelve genes, to the right of zero where the spot has more of the gene than its depth predicts
+#| and to the left where it has less.
+variable = target_genes([adata], 12)
+profiles = section_targets(adata, variable)["pearson_residuals"][section.rows]
+one = int(profiles.max(1).argmax())
+x, y = (adata.obsm["spatial"] * adata.uns["um_per_px"])[section.rows[one]] - Config.patch_um / 2
+with plt.rc_context(plots.STYLE):
+    figure, axes = plt.subplots(1, 3, figsize=(8.4, 3.2), width_ratios=(1.2, 1, 0.8))
+    plots.tissue(axes[0], section, um_per_px=4.0, title=section.name)
+    square = {"fill": False, "color": plots.INK, "lw": 2}
+    axes[0].add_patch(plt.Rectangle((x, y), Config.patch_um, Config.patch_um, **square))
+    axes[1].imshow(section.patches[one], extent=(0, Config.patch_um, Config.patch_um, 0))
+    axes[1].set(xticks=[], yticks=[], title="its patch")
+    plots.scale_bar(axes[1])
+    order = np.argsort(profiles[one])
+    values = profiles[one][order]
+    colours = np.where(values > 0, "#E08214", "#8073AC")
+    axes[2].barh(np.array(variable)[order], values, color=colours)
+    axes[2].axvline(0, color=plots.GREY, lw=0.8)
+    axes[2].set(title="its expression")
+    axes[2].tick_params(axis="y", length=0)
+    axes[2].spines["left"].set_visible(False)
+plt.close(figure)
+figure
 
 # %% [markdown]
 # ## A patch is a length, not a number of pixels
@@ -71,6 +101,7 @@ adata = section.adata
 # patches in which one gene stands out most.
 
 # %%
+#| alt: Six patches of tissue, each from the spot in which one gene stands out most.
 shown = ["ERBB2", "COL1A1", "CD3E", "MS4A1", "PECAM1", "ADIPOQ"]
 shown = [g for g in shown if g in adata.var_names]
 residuals = section_targets(adata, shown)["pearson_residuals"][section.rows]
@@ -94,6 +125,8 @@ except InputError as error:
 # with 900 µm it is not:
 
 # %%
+#| alt: The section, and the same with a circle for every spot; spots near the edge, whose wide
+#| region would leave the image, have bold orange rings.
 wide = Section(adata, *extract_patches(adata, patch_um=900, patch_px=160))
 plots.overview(wide)
 
@@ -127,6 +160,7 @@ print(
 # does. Scored expression is never smoothed.
 
 # %%
+#| alt: The section, and maps of three genes in two rows, as measured and smoothed over neighbours.
 trio = [g for g in ("ERBB2", "CD3E", "ADIPOQ") if g in adata.var_names]
 before, _ = columns(log_normalise(adata.layers["counts"]), adata.var_names, trio)
 after, _ = columns(log_normalise(smooth(adata, share=0.5)), adata.var_names, trio)
@@ -166,6 +200,7 @@ print(f"{len(neighbours)} neighbours, largest difference {difference:.1e}")
 # \times 3$ matrix per view. View 0 is always the patch itself.
 
 # %%
+#| alt: Eight views of each of two patches: turned, mirrored, and with stronger or weaker stains.
 config = Config(n_views=N_VIEWS)
 two, numbers = [int(best[0]), int(best[1])], np.arange(N_VIEWS)
 images, titles = [], []
@@ -184,14 +219,14 @@ plots.patches(drawn, titles, patch_um=config.patch_um, columns=4)
 # %% [markdown]
 # The numbers are the factors on haematoxylin and eosin. A view is a fixed function of the patch's
 # name and the view's number, nothing else. That is what makes it possible to compute the frozen
-# part of the network once per view and keep it ([finetune](04_finetune.ipynb)), and to resume a run
+# part of the network once per view and keep it ([finetune](08_finetune.ipynb)), and to resume a run
 # to the same result.
 #
 # ## A batch of pairs
 #
-# Put together: `Pairs` takes sections and a gene panel ([next
-# chapter](03_panel_and_gene_encoder.ipynb)) and deals out batches in an order that depends on the
-# seed and the epoch alone.
+# Put together: `Pairs` takes sections and a gene {term}`panel` ([next
+# chapter](03_gene_panel.ipynb)) and deals out batches in an order that depends on the seed and the
+# epoch alone.
 
 # %%
 panel = GenePanel.from_config([section], config)
@@ -210,17 +245,107 @@ print("z-scored expression:               ", tuple(expression.shape))
 # - Augmentation happens in optical density, where stains add up, and is a fixed function of the
 #   view.
 
+# %% [markdown]
+# ## Exercises
+#
+# **1.** Spots lie 200 µm apart and patches are 224 µm wide, so neighbours overlap. Which share of a
+# patch's area do the patches of its eight neighbours show, too? Derive it, then compare with this
+# section, for 112, 224 and 448 µm. What does it mean for a test on spots drawn at random?
+
+# %% tags=["hide-cell", "solution"]
+places = (adata.obsm["spatial"] * adata.uns["um_per_px"])[section.rows]
+pitch = adata.uns["pitch_um"]
+overlap = {}
+for um in (112, 224, 448):
+    alone = np.clip(2 * pitch - um, 0, um)  # edge of what no neighbour reaches
+    inside = 1 - (alone / um) ** 2
+    grid = (np.arange(24) + 0.5) / 24 * um - um / 2
+    points = np.stack(np.meshgrid(grid, grid), -1).reshape(-1, 2)
+    covered = []
+    for i, centre in enumerate(places):
+        others = np.delete(places, i, 0)
+        others = others[(np.abs(others - centre) < um).all(1)]
+        covered.append((np.abs(centre + points - others[:, None]) < um / 2).all(2).any(0).mean())
+    overlap[um] = float(np.mean(covered))
+    print(f"{um} µm: {inside:.0%} among eight neighbours, {overlap[um]:.0%} on this section")
+# Less on the section, as spots at its edge have fewer neighbours. A random split of spots puts most
+# neighbours of a test spot into training: part of what is to be predicted was trained on, and at
+# 448 µm nearly all of it. So this book holds out whole patients.
+
+# %% [markdown]
+# **2.** Suppose tissue did not change at all between neighbours, and each count's noise had
+# variance $\sigma^2$. Which share $s$ leaves the least noise in $\tilde{x}_i$, and how much? Then
+# look for the share that brings the profiles nearest to the phantom's truth, with all counts and
+# with a tenth of them. Why is it smaller?
+
+# %% tags=["hide-cell", "solution"]
+s = np.linspace(0, 1, 901)
+noise = (1 - s) ** 2 + s**2 / 8
+print(f"still tissue: s = {s[noise.argmin()]:.3f} leaves {noise.min():.3f} of the noise's variance")
+few = adata.copy()
+few.layers["counts"] = adata.layers["counts"].copy()
+caught = np.random.default_rng(0).binomial(adata.layers["counts"].data.astype(int), 0.1)
+few.layers["counts"].data = caught.astype(np.float32)
+if truth := read_truth(here.root, section, variable):
+    expected = np.log1p(1e4 * truth[0])
+    for name, counts_of in (("all counts", adata), ("a tenth", few)):
+        r = {}
+        for share in (0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 8 / 9):
+            y, _ = columns(log_normalise(smooth(counts_of, share=share)), adata.var_names, variable)
+            r[share] = pearson(y[section.rows], expected).mean()
+        top = max(r, key=r.get)
+        print(f"{name}: r with the truth {r[0]:.3f} unsmoothed, best {r[top]:.3f} at {top}")
+# Tissue does change: a neighbour brings its own expression along with its independent noise. The
+# fewer the counts, the more noise there is to lose, and the more smoothing pays. A score on
+# smoothed expression would reward a prediction for being smooth, so scores never use it.
+
+# %% [markdown]
+# **3.** A view should change what does not matter and keep what does. Compare, in the embedding of
+# the network before any finetuning, the distance between two views of a patch with that between two
+# different patches, while the stains' jitter $\sigma$ grows. Predict where $\sigma = 0$ begins.
+
+# %% tags=["hide-cell", "solution"]
+some = np.arange(0, len(section.rows), 6)
+keys = [section.keys[i] for i in some]
+
+
+def embedded(view, jitter):
+    views = make_views(section.patches[some], keys, np.full(len(some), view), jitter=jitter)
+    with torch.inference_mode():
+        return encoder(views).numpy()
+
+
+clean = embedded(0, 0)
+sd = clean.std(0)
+apart = np.linalg.norm((clean[:, None] - clean) / sd, axis=2).sum() / (len(some) * (len(some) - 1))
+for jitter in (0, 0.15, 0.3, 0.6, 1.2):
+    moved = np.linalg.norm((embedded(1, jitter) - clean) / sd, axis=1).mean()
+    print(f"jitter {jitter:4}: {moved / apart:.2f} of the distance between patches")
+# Turning a patch alone moves it far: a network for photographs knows up from down. The default's
+# stains add little to that. Towards 1 two views would be no more alike than two patches, and a
+# network that must call them the same has to call everything the same.
+
+# %% [markdown]
+# ## Further reading
+#
+# - {cite:p}`ruifrok2001stains` take a stain apart into its dyes.
+# - {cite:p}`tellez2019augmentation` measure which augmentations help on slides of other
+#   laboratories.
+# - {cite:p}`hemker2026seal`, whose patches, smoothing and pairs these are, with the differences in
+#   [the method](what-differs).
+
 # %% tags=["key-figures", "remove-cell"]
-clean = make_views(section.patches[:4], section.keys[:4], np.zeros(4, int), jitter=0.15)
+same = make_views(section.patches[:4], section.keys[:4], np.zeros(4, int), jitter=0.15)
 print(
     json.dumps(
         {
             "pairs": len(section.rows),
             "patch_px_in_image": Config.patch_um / adata.uns["um_per_px"],
             "dropped_at_900_um": adata.n_obs - len(wide.rows),
+            "overlap": overlap,
             "smoothing_difference": float(difference),
             "view_0_difference": float(
-                np.abs(clean.permute(0, 2, 3, 1).numpy() * 255 - section.patches[:4]).max()
+                np.abs(same.permute(0, 2, 3, 1).numpy() * 255 - section.patches[:4]).max()
             ),
             "batch": [list(hidden.shape), list(expression.shape)],
         }

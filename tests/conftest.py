@@ -8,9 +8,8 @@ import numpy as np
 import pandas as pd
 import pytest
 import scipy.sparse as sp
-import tifffile
+from browser import chromium
 from made import make_truth
-from PIL import Image
 
 from seal_lite import Config
 from seal_lite.sections import load_sections
@@ -79,11 +78,8 @@ def make_adata(counts, *, place=None, genes=None, grid="square", name="X1"):
     return adata
 
 
-def write_pyramid(path, image, *, um_per_px):
-    """An image (n, n, 3) as a tiled TIFF with two smaller levels and its scale."""
-    with tifffile.TiffWriter(path) as file:
-        options = {"tile": (256, 256), "photometric": "rgb", "resolutionunit": "CENTIMETER"}
-        for k in (1, 2, 4):
-            level = Image.fromarray(image).resize((len(image) // k,) * 2, Image.Resampling.BOX)
-            scale = (1e4 / um_per_px / k,) * 2
-            file.write(np.asarray(level), subfiletype=int(k > 1), resolution=scale, **options)
+@pytest.fixture(scope="session")
+def browser():
+    """One headless Chromium for all tests that look at pages."""
+    with chromium() as running:
+        yield running

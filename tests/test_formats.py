@@ -14,7 +14,6 @@ import pyarrow.parquet as pq
 import pytest
 import scipy.sparse as sp
 import tifffile
-from conftest import write_pyramid
 from made import ARRAY, GENES, IDS, UM, write_10x, write_visium
 from PIL import Image
 
@@ -22,6 +21,7 @@ from seal_lite.errors import InputError
 from seal_lite.genes import neighbour_mean
 from seal_lite.images import open_slide
 from seal_lite.sections import list_sections, load_sections, read_section
+from tissue_phantom import write_pyramid
 
 
 def agrees(root, truth, *, names=GENES, patches=True):

@@ -72,7 +72,7 @@ def test_panel_and_gene_encoder():
 
 
 def test_finetune():
-    f = figures(4)
+    f = figures(8)
     assert f["lora_modules"] > 0 and 0 < f["trainable_share"] < 0.1
     assert f["no_op_difference"] == 0 and f["reload_difference"] == 0 and f["moved"] > 0.001
     assert f["loss_gap"] < 1e-4
@@ -82,7 +82,7 @@ def test_finetune():
 
 
 def test_gene_prediction():
-    f = figures(5)
+    f = figures(9)
     by_class = f["by_class"]
     assert by_class["visible"]["tuned"] > 0.2
     # A leak would be positive. By chance all invisible genes err together: they share one state.
@@ -99,7 +99,7 @@ def test_gene_prediction():
 
 
 def test_hest_bench():
-    f = figures(7)
+    f = figures(12)
     assert f["px"] == 80  # 112 um at the run's 224 um / 160 px
     assert f["gap"] < 3 * f["shaken"] + 1e-3 < 0.05  # as near to upstream as that is to itself
     assert f["r2"]["without"] < -1 < f["r2"]["with"] < 1
@@ -108,7 +108,7 @@ def test_hest_bench():
 
 
 def test_retrieval():
-    f = figures(6)
+    f = figures(10)
     tuned, shuffled = f["recall"]["tuned"], f["recall"]["shuffled"]
     assert tuned["recall@10"] > 1.5 * tuned["chance@10"]
     assert tuned["median_rank"] < 0.75 * min(tuned["n"] / 2, shuffled["median_rank"])
@@ -117,7 +117,7 @@ def test_retrieval():
 
 
 def test_across_patients():
-    f = figures(8)
+    f = figures(11)
     assert f["scopes"] == ["all", "other patients", "other slides", "slide"]
     tuned, shuffled = f["across"]["tuned"], f["across"]["shuffled"]
     assert tuned["random"] < tuned["found"] < tuned["oracle"]
@@ -126,7 +126,7 @@ def test_across_patients():
 
 
 def test_out_of_distribution():
-    f = figures(9)
+    f = figures(14)
     for row in f["means"].values():
         assert row["gap"] == pytest.approx(row["in"] - row["out"], abs=1e-6)
     assert f["means"]["tuned"]["in"] > f["means"]["random_init"]["in"]
@@ -134,23 +134,25 @@ def test_out_of_distribution():
 
 
 def test_slide_level():
-    f = figures(10)
+    f = figures(13)
     assert f["slides"] == 50 and f["regions"] > 10 and "arrangement" in f["activity_sets"]
     best = {task.split(",")[0]: scores for task, scores in f["best"].items()}
     assert best["activity"]["oracle"] > 0.5 and best["mutation"]["oracle"] > 0.7
     assert best["activity"]["oracle"] > best["activity"]["frozen"]
 
 
-def test_use_it_elsewhere():
-    f = figures(11)
+def test_your_own_encoder():
+    f = figures(18)
     assert f["encoders"] == 20 and f["megabytes"] < 10
-    assert f["merge_gap"] < 1e-3 and f["onnx_gap"] < 1e-3
+    assert f["merge_gap"] < 1e-3 and f["onnx_gap"] < 1e-3 and f["return_gap"] == 0
+    assert {"base.json", "config.json", "heads.safetensors", "panel.json"} < set(f["sent"])
+    assert not [name for name in f["sent"] if name.endswith((".pt", ".pth", ".jsonl"))]
     assert all(2 <= k <= 12 for k in f["clusters"].values()) and f["tiles"] > 50
     assert all(0.05 < index < 1 for index in f["agreement"].values())
 
 
 def test_your_own_data():
-    f = figures(12)
+    f = figures(17)
     assert all(gap < 2 for gap in f["gap"].values())  # of 255: another level's resampling
     assert "um apart" in f["refused"] and f["said"] == []
     pairs = [f["pooled"][size] for size in ("50", "100", "200")]

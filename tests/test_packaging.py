@@ -94,7 +94,7 @@ def import_problems(source: str, ranges, inside=()) -> list[str]:
         else:
             continue
         roots = {name.partition(".")[0] for name in names} - set(sys.stdlib_module_names)
-        found |= {root for root in roots - {"seal_charts", "seal_lite", "tissue_phantom"}
+        found |= {root for root in roots - {"seal_book", "seal_lite", "tissue_phantom"}
                   if canonicalize_name(IMPORT_NAMES.get(root, root)) not in allowed}  # fmt: skip
     return sorted(f"{root} is imported but not declared" for root in found)
 

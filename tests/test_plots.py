@@ -13,7 +13,7 @@ from matplotlib.collections import EllipseCollection
 from matplotlib.patches import Rectangle
 from PIL import Image
 
-import seal_charts as charts
+from seal_book import charts
 from seal_lite import plots
 from seal_lite.crossval import deltas
 from seal_lite.genes import GenePanel

@@ -6,7 +6,6 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from conftest import write_pyramid
 from PIL import Image
 from torch import nn
 
@@ -14,6 +13,7 @@ import seal_lite
 from seal_lite import InputError, share
 from seal_lite.encoders import build_encoder, embed
 from seal_lite.model import SEAL
+from tissue_phantom import write_pyramid
 
 KINDS = {"tf_efficientnet_lite0": 96, "test_vit": 160}
 

@@ -3,13 +3,13 @@
 import h5py
 import numpy as np
 import pytest
-from conftest import write_pyramid
 from PIL import Image
 
 from seal_lite import InputError
 from seal_lite.encoders import build_encoder, embed
 from seal_lite.images import open_slide
 from seal_lite.wsi import embed_slides, grid, list_slides, tissue_mask
+from tissue_phantom import write_pyramid
 
 SIDE, UM = 1024, 0.5
 

@@ -7,7 +7,7 @@ and imports nothing heavy until it is used.
 from importlib import import_module
 
 HOME = {"UM_PER_PX": "slides", "cohort": "slides", "oracle_features": "slides",
-        "phantom": "sections", "write_task": "hest_task"}  # fmt: skip
+        "phantom": "sections", "write_pyramid": "pyramid", "write_task": "hest_task"}  # fmt: skip
 __all__ = list(HOME)
 
 

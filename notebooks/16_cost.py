@@ -1,0 +1,335 @@
+# ---
+# jupyter:
+#   jupytext:
+#     formats: ipynb,py:percent
+#   kernelspec:
+#     display_name: Python 3
+#     language: python
+#     name: python3
+# ---
+
+# %% [markdown]
+# # Scale and cost
+#
+# **How long will it take, how much disk will it want, and what changes from three sections and two
+# cores to seven hundred thousand pairs and a graphics card?**
+#
+# Ten minutes to read, a minute to run.
+#
+# Nearly everything about the cost of finetuning follows from one split: what is *frozen* is
+# computed forwards, once if you like; what is *tuned* is computed forwards and backwards in every
+# step. So count before you train.
+
+# %% tags=["hide-cell"]
+import importlib.util
+import subprocess
+import sys
+
+if importlib.util.find_spec("seal_lite") is None:  # in Colab, whose own torch is kept
+    home = "seal_lite[offline,encoders] @ git+https://github.com/seal-lite/seal-lite"
+    subprocess.run([sys.executable, "-m", "pip", "install", "--quiet", home], check=True)
+
+# %% tags=["parameters"]
+DATASET = "auto"  # the phantom, or on a GPU real tumours; or any folder of sections
+BACKBONE = "auto"  # a small network, or on a GPU Phikon; or a name of `seal-lite encoders`
+SMOKE = False  # everything tiny, just to see that it runs
+SEED = 0
+
+# %%
+import dataclasses
+import json
+import time
+
+import matplotlib.pyplot as plt
+import numpy as np
+import pandas as pd
+import timm
+import torch
+from torch.utils.flop_counter import FlopCounterMode
+
+from seal_book import begin
+from seal_lite import plots
+from seal_lite.encoders import build_encoder
+from seal_lite.genes import GenePanel
+from seal_lite.model import SEAL
+from seal_lite.train import Pairs
+
+here = begin(DATASET, BACKBONE, smoke=SMOKE, seed=SEED)
+config, train = here.config, here.train
+device = "cuda" if torch.cuda.is_available() else "cpu"
+print(f"{sum(len(s.rows) for s in train)} training pairs, on {device}, "
+      f"{torch.get_num_threads()} threads")  # fmt: skip
+
+# %% [markdown]
+# ## Count before you train
+#
+# A multiplication and an addition are two operations. PyTorch counts them for us, on tensors
+# without values, so that even a ViT-H costs nothing to look at. Forwards through the prefix,
+# forwards through the tail, and backwards through the tail, which is about twice its way forwards:
+# once for what comes in and once for the weights.
+
+
+# %%
+def operations(function, *args) -> float:
+    """Floating-point operations of one call."""
+    with FlopCounterMode(display=False) as counter:
+        function(*args)
+    return float(counter.get_total_flops())
+
+
+def split(name: str, px: int, tune_blocks: int) -> dict:
+    """Operations per image of a plain timm ViT's prefix and tail, by its share of blocks."""
+    with torch.device("meta"):
+        net = timm.create_model(name, num_classes=0, img_size=px)
+        whole = operations(net, torch.empty(1, 3, px, px))
+    share = tune_blocks / len(net.blocks)
+    tokens = net.patch_embed.num_patches + net.num_prefix_tokens
+    return {"prefix": (1 - share) * whole, "tail": share * whole,
+            "activation": (tokens, net.embed_dim)}  # fmt: skip
+
+
+encoder = build_encoder(config.backbone, tune_blocks=config.tune_blocks)
+image = torch.rand(1, 3, config.patch_px, config.patch_px)
+hidden = encoder.prefix(image)
+counted = {
+    f"{config.backbone}, last {config.tune_blocks}": {
+        "prefix": operations(encoder.prefix, image),
+        "tail": operations(encoder.tail, hidden),
+        "activation": tuple(hidden.shape[1:]),
+    }
+}
+for name, blocks in (("vit_base_patch16_224", (1, 4, 12)), ("vit_huge_patch14_224", (1, 32))):
+    for k in blocks:
+        counted[f"{name}, last {k}"] = split(name, 224, k)
+
+# %%
+#| alt: For the default encoder, a ViT-B and a ViT-H with few or all blocks tuned: the share of a
+#| training step's operations that goes into the frozen prefix, the tuned tail forwards and the
+#| tuned tail backwards, as stacked bars.
+parts = {
+    "prefix, forwards": [c["prefix"] for c in counted.values()],
+    "tail, forwards": [c["tail"] for c in counted.values()],
+    "tail, backwards": [2 * c["tail"] for c in counted.values()],
+}
+total = np.sum(list(parts.values()), axis=0)
+with plt.rc_context(plots.STYLE):
+    figure, ax = plt.subplots(figsize=(8, 2.9))
+    start = np.zeros(len(counted))
+    for (said, values), colour in zip(parts.items(), plots.COLOURS, strict=False):
+        ax.barh(list(counted), values / total, left=start, color=colour, label=said)
+        start += values / total
+    for y, t in enumerate(total):
+        ax.text(1.01, y, f"{t / 1e9:,.1f} GFLOP", va="center", fontsize=9)
+    ax.set(xlabel="share of a step", xlim=(0, 1))
+    ax.invert_yaxis()
+    figure.legend(loc="outside upper right", ncols=3)
+plt.close(figure)
+figure
+
+# %% [markdown]
+# ## What the cache can save
+#
+# The prefix is a fixed function of a view's pixels, so it can be computed once and read from disk
+# afterwards. Then a step costs $3 F_\text{tail}$ in place of $F_\text{prefix} + 3 F_\text{tail}$,
+# and the cache can win at most
+#
+# $$
+# \frac{F_\text{prefix} + 3 F_\text{tail}}{3 F_\text{tail}}
+# = 1 + \frac{F_\text{prefix}}{3 F_\text{tail}} .
+# $$
+#
+# For that it wants disk: pairs, times views, times the activations at the cut, in 4 bytes each.
+
+# %%
+rows = {}
+for name, c in counted.items():
+    size = 4 * float(np.prod(c["activation"]))
+    rows[name] = {
+        "at most faster by": 1 + c["prefix"] / (3 * c["tail"]),
+        "kB a view": size / 1e3,
+        "1,000 pairs, 8 views (GB)": 8e3 * size / 1e9,
+        "700,000 pairs, 8 views (GB)": 700e3 * 8 * size / 1e9,
+    }
+saving = pd.DataFrame(rows).T
+saving.round(2)
+
+# %% [markdown]
+# One block of a ViT-H tuned: ten times faster at best. Three of the default's five stages tuned:
+# the tail is most of the network, and the bound is close to 1. What the cache saves there beyond
+# the count is the making of views, which is work for the processor too. And nobody keeps terabytes
+# of activations: at 700,000 pairs the cache is the wrong tool, and the plain loop is the right one.
+#
+# ## Count against clock
+#
+# Operations are not seconds: a depthwise convolution has few of both kinds and still waits for
+# memory. So measure what a step takes, with one to three blocks tuned.
+
+# %%
+panel = GenePanel.from_config(train, config, include=here.genes)
+
+
+def pairs_per_second(settings, *, cached: bool, steps: int = 2 if SMOKE else 5) -> float:
+    """Training steps on the clock; the first warms up and is not counted."""
+    torch.manual_seed(SEED)
+    model = SEAL.build(panel, settings).to(device)
+    pairs = Pairs(train, panel, settings, model.encoder, cached=cached, progress=False)
+    optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=1e-3)
+    model.train()
+    clock = []
+    batches = pairs.epoch(0)
+    for number, (h, x) in enumerate(batches):
+        if number == steps:
+            break
+        loss = model(h.to(device), x.to(device))["loss"]
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        loss.item()  # waits for a graphics card to have done it
+        clock.append(time.perf_counter())
+    return settings.batch_size / float(np.mean(np.diff(clock)))
+
+
+speeds = {}
+for k in (1, 2, 3):
+    settings = dataclasses.replace(config, tune_blocks=k, n_views=1, batch_size=32)
+    speeds[k] = {name: pairs_per_second(settings, cached=name == "cached")
+                 for name in ("plain", "cached")}  # fmt: skip
+table = pd.DataFrame(speeds).T.rename_axis("blocks tuned")
+table["faster by"] = table.cached / table.plain
+table["at most, by count"] = [
+    1 + operations(e.prefix, image) / (3 * operations(e.tail, e.prefix(image)))
+    for e in (build_encoder(config.backbone, tune_blocks=k) for k in (1, 2, 3))
+]
+table.round(1)
+
+# %% [markdown]
+# ## From hundreds to hundreds of thousands
+#
+# A step does not know how many pairs there are. Time grows in proportion, and so does what lies on
+# disk. The slope below, in double-logarithmic axes, is the test: 1 is proportion.
+
+# %%
+#| alt: Seconds per epoch against number of pairs, on logarithmic axes, with a line of slope one.
+settings = dataclasses.replace(config, tune_blocks=1, n_views=1, batch_size=32)
+model = SEAL.build(panel, settings).to(device)
+pairs = Pairs(train, panel, settings, model.encoder, cached=True, progress=False)
+sizes, seconds = np.unique(np.geomspace(64, len(pairs.keys), 5).astype(int)), []
+for n in sizes:
+    started = time.perf_counter()
+    for number, (h, x) in enumerate(pairs.epoch(0)):
+        if number * settings.batch_size >= n - settings.batch_size + 1:
+            break
+        model(h.to(device), x.to(device))["loss"].backward()
+    seconds.append(time.perf_counter() - started)
+slope, _ = np.polyfit(np.log(sizes), np.log(seconds), 1)
+with plt.rc_context(plots.STYLE):
+    figure, ax = plt.subplots(figsize=(5.4, 3.4))
+    ax.loglog(sizes, seconds, "o-", color=plots.COLOURS[0], label=f"measured, slope {slope:.2f}")
+    ax.loglog(sizes, seconds[-1] * sizes / sizes[-1], ls=":", color=plots.GREY, label="slope 1")
+    ax.set(xlabel="pairs", ylabel="seconds per epoch")
+    ax.legend()
+plt.close(figure)
+figure
+
+# %% [markdown]
+# ## What to expect elsewhere
+#
+# The first row is this machine, measured. The others are *extrapolated*, not measured: a card's
+# peak rate in half precision from its data sheet, of which a well-fed training step may reach forty
+# percent; no loading, no cache. They are for deciding whether to wait or to rent.
+
+# %%
+PEAK = {"Colab T4": 65e12, "one A100": 312e12, "one H100": 989e12, "eight H100": 8 * 989e12}
+work = {name: c["prefix"] + 3 * c["tail"] for name, c in counted.items()}
+default, vit = list(work)[0], "vit_huge_patch14_224, last 1"
+expected = {
+    "here, measured": {
+        f"{default}: 700 pairs, 20 epochs": 700 * 20 / pairs_per_second(
+            dataclasses.replace(config, n_views=1), cached=True),
+    },
+    **{
+        card: {
+            f"{default}: 700 pairs, 20 epochs": 700 * 20 * work[default] / (0.4 * rate),
+            f"{vit}: 700,000 pairs, 10 epochs": 700e3 * 10 * work[vit] / (0.4 * rate),
+        }
+        for card, rate in PEAK.items()
+    },
+}  # fmt: skip
+
+
+def spoken(seconds) -> str:
+    if not np.isfinite(seconds):
+        return ""
+    for unit, size in (("h", 3600), ("min", 60)):
+        if seconds >= size:
+            return f"{seconds / size:.0f} {unit}"
+    return f"{seconds:.0f} s" if seconds >= 1 else "below 1 s"
+
+
+pd.DataFrame(expected).T.map(spoken)
+
+# %% [markdown]
+# For the small network the cards' figures are absurd, and that is the point: at such sizes nothing
+# is limited by arithmetic. What this package's own parts take, each beside the usual way, stands on
+# the {ref}`page of recorded results <speed>`.
+#
+# ## What to remember
+#
+# - A step costs the frozen part once and the tuned part three times.
+# - The cache is worth as much as the frozen part is large. It pays with disk.
+# - Count first, then measure; where the two disagree, memory is the reason.
+# - Time is proportional to pairs, views to disk.
+#
+# ## Exercises
+#
+# **1.** What is the cache worth if all blocks are tuned, and what if none is (an embedding is made,
+# nothing trained)?
+
+# %% tags=["hide-cell", "solution"]
+# All tuned: there is no prefix, the bound is 1. None tuned: everything is prefix, the bound has no
+# limit: embeddings are computed once and that is all. Between the two it falls fast.
+for k in (1, 2, 4, 8, 12):
+    c = split("vit_base_patch16_224", 224, k)
+    print(f"ViT-B, last {k:2d} tuned: at most {1 + c['prefix'] / (3 * c['tail']):.2f} times faster")
+
+# %% [markdown]
+# **2.** You have 50 GB of disk and want ViT-B with its last block tuned, on 20,000 pairs. How many
+# views fit into the cache? How many in half precision?
+
+# %% tags=["hide-cell", "solution"]
+# Half precision doubles the views, and the activations' last digits are far below the noise.
+view = float(np.prod(counted["vit_base_patch16_224, last 1"]["activation"]))
+fits = {kind: int(50e9 // (20_000 * width * view)) for kind, width in (("fp32", 4), ("fp16", 2))}
+print(fits)
+
+# %% [markdown]
+# **3.** Batch 384 as in the paper: how much memory do the activations of a ViT-H's *tuned* blocks
+# take, if a block keeps about 20 numbers per token and channel for the way back?
+
+# %% tags=["hide-cell", "solution"]
+# One block is harmless; all 32 do not fit on one card. That is when checkpointing, or a contrast
+# whose gradients are cached, is needed.
+tokens, width = counted["vit_huge_patch14_224, last 1"]["activation"]
+for k in (1, 4, 32):
+    print(
+        f"last {k:2d} blocks: {384 * tokens * width * 20 * k * 2 / 1e9:,.0f} GB in half precision"
+    )
+
+# %% [markdown]
+# ## Further reading
+#
+# - {cite:p}`hemker2026seal`: the scale at which SEAL was trained.
+# - {cite:p}`mangrulkar2022peft`: what adapters save in memory.
+# - {cite:p}`wightman2019timm`: networks, and their counts.
+
+# %% tags=["key-figures", "remove-cell"]
+print(
+    json.dumps(
+        {
+            "bound": {k: float(v) for k, v in saving["at most faster by"].items()},
+            "pairs_per_s": speeds,
+            "slope": float(slope),
+            "views": fits,
+        }
+    )
+)
