@@ -60,7 +60,7 @@ book/extra/explorer/data.js: book/explorer.py book/notebooks/08_finetune.ipynb
 
 results: book/results.md ## write the page of recorded results from results/**/*.json
 
-book/results.md: $(wildcard book/*.py) $(RECORDED) $(PACKAGE) $(STAMP)
+book/results.md: $(wildcard book/*.py) $(RECORDED) $(PACKAGE) CITATION.cff book/references.bib $(STAMP)
 	$(call say,'Writing the page of recorded results')
 	$(PY) book/results.py
 

@@ -92,6 +92,15 @@ def section_data(model, section, at: list[int], *, role: str) -> dict:
     }  # fmt: skip
 
 
+def roles(train, test) -> list[tuple]:
+    """(what the model has seen of it, section): training sections, then those held out."""
+    patients = {s.patient for s in train}
+    found = [("seen in training", s) for s in train]
+    return found + [
+        (f"{'section' if s.patient in patients else 'patient'} held out", s) for s in test
+    ]
+
+
 def explorer_data(model, train, test, genes, *, sets=SETS, classes=None) -> dict:
     """What the page shows of training sections and held-out ones (lists of `Section`), but for the
     regions' pictures.
@@ -100,19 +109,18 @@ def explorer_data(model, train, test, genes, *, sets=SETS, classes=None) -> dict
     `classes` {gene: class} groups the genes in the menu.
     """
     panel, genes = model.panel, list(genes)
-    seen = {s.patient for s in train}
-    roles = [("seen in training", s) for s in train]
-    roles += [(f"{'section' if s.patient in seen else 'patient'} held out", s) for s in test]
     sets = {name: of for name, of in sets.items() if set(of) <= set(genes)}
     targets = [{"name": name, "kind": "gene sets", "genes": of} for name, of in sets.items()]
     targets += [{"name": g, "kind": (classes or {}).get(g, ""), "genes": [g]} for g in genes]
     profiles = [gene_set_profile(panel, t["genes"]) for t in targets]
     at = [panel.genes.index(g) for g in genes]
+    mean = "the section’s mean" if panel.zscore == "section" else "the mean of training"
     return {
         "patch_um": model.config.patch_um, "columns": COLUMNS, "z_step": Z_STEP,
+        "unit": f"standard deviations from {mean}, smoothed as in training",
         "targets": targets, "genes": genes,
         "queries": packed(directions(model.encode_genes(np.concatenate(profiles)))),
-        "sections": [section_data(model, s, at, role=role) for role, s in roles],
+        "sections": [section_data(model, s, at, role=role) for role, s in roles(train, test)],
     }  # fmt: skip
 
 

@@ -30,7 +30,7 @@ def figure(path: str, caption: str, alt: str) -> str:
 def drawn(picture, out: Path, path: str, caption: str, alt: str) -> str:
     """Save a matplotlib figure under `out`, and the `figure` that shows it."""
     picture.savefig(out / path, dpi=150, bbox_inches="tight")
-    return figure(path, caption, alt)
+    return figure(f"/{path}", caption, alt)  # from the book's root: chapters include pages
 
 
 def details(title: str, body: str) -> str:

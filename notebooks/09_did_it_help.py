@@ -9,7 +9,7 @@
 # ---
 
 # %% [markdown]
-# # Gene prediction, before and after
+# # Did it help? Gene prediction, before and after
 #
 # **Does the tuned encoder say more about a new patient's expression than the frozen one, and more
 # than tuning on nonsense would?**
@@ -40,33 +40,81 @@ SEED = 0
 # %%
 import json
 
+import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
+from sklearn.neighbors import KNeighborsRegressor
 
 from seal_book import begin, charts
+from seal_lite import plots
 from seal_lite.crossval import score_rows, tidy
-from seal_lite.evaluate import fold_features, gene_classes, score_models
+from seal_lite.evaluate import fold_features, gene_classes, read_truth, score_models
+from seal_lite.genes import neighbour_mean
 from seal_lite.morphology import morphology
 from seal_lite.probe import tuned_probe
-from seal_lite.targets import section_targets
+from seal_lite.targets import pearson, section_targets
 
 here = begin(DATASET, BACKBONE, EPOCHS, SMOKE, test=TEST, seed=SEED)
 ROOT, config, train, test, genes = here.root, here.config, here.train, here.test, here.genes
 print("training sections:", ", ".join(s.name for s in train), "| held out:", test.name)
 
 # %% [markdown]
-# ## Two models: one finetuned on pairs, one on shuffled pairs
+# ## Three maps of one gene
 #
-# The first is the run of the [last chapter](08_finetune.ipynb). The second is the same in every
-# way, the same images, genes, steps and seed, except that within each section the expression was
-# dealt out to the wrong patches. Whatever the second gains over the frozen encoder has nothing to
-# do with what tissue expresses.
+# Below, a gene in the held-out patient as it was measured, and three predictions of it by the same
+# linear {term}`probe`: from the encoder as it came, from the finetuned one of the [last
+# chapter](08_finetune.ipynb), and from a **control**. The control was finetuned in the same way, on
+# the same images, genes, steps and seed, except that within each section the expression was dealt
+# out to the wrong patches. Whatever it gains over the frozen encoder has nothing to do with what
+# tissue expresses.
 
 # %%
 models = {
     name: here.finetuned(shuffle_pairs=shuffle)[0]
     for name, shuffle in (("tuned", False), ("shuffled", True))
 }
+features = fold_features(train, [test], genes, models, config, caches="runs/cache")
+target = "pearson_residuals"
+y = [section_targets(s.adata, genes)[target][s.rows] for s in (*train, test)]
+groups = np.concatenate([[s.name] * len(s.rows) for s in train])
+
+
+def predict(name):
+    """Probe B's prediction for the held-out patient from the features of that name."""
+    *x, held = features[name]
+    return tuned_probe(np.concatenate(x).astype(float), np.concatenate(y[:-1]), groups, held)
+
+
+predicted = {name: predict(name) for name in ("frozen", "shuffled", "tuned")}
+
+# %%
+#| alt: Maps of the held-out section. Above, the stained tissue and one gene as measured, on the
+#| phantom also without noise; below, the gene as predicted from the frozen encoder, from the
+#| control and from the finetuned encoder, each with its correlation.
+one = genes.index("ERBB2") if "ERBB2" in genes else int(np.argmax(y[-1].var(0)))
+maps = {f"{genes[one]}, measured": y[-1][:, one]}
+if truth := read_truth(ROOT, test, genes):
+    maps["what was there"] = np.log1p(1e4 * truth[0][:, one])
+for name, said in (("frozen", "frozen"), ("shuffled", "control"), ("tuned", "finetuned")):
+    r = pearson(predicted[name], y[-1])[one]
+    maps[f"{said}: r = {r:.2f}"] = predicted[name][:, one]
+with plt.rc_context(plots.STYLE):
+    figure, axes = plt.subplots(2, 3, figsize=(8.4, 5.6 * plots.aspect(test) + 1.6))
+    plots.tissue(axes[0, 0], test, title=test.name)
+    places = [*axes[0, 1 : len(maps) - 2], *axes[1]]
+    for ax, (name, values) in zip(places, maps.items(), strict=True):
+        scaled = (values - values.mean()) / values.std()
+        shown = plots.discs(ax, test, scaled, limits=(-2, 2), title=name)
+    axes[0, 2].set_visible(bool(truth))
+    bar = {"location": "bottom", "shrink": 0.5, "aspect": 30}
+    plots.colour_bar(figure, shown, axes, "expression (sd)", **bar)
+plt.close(figure)
+figure
+
+# %% [markdown]
+# All three look about right, the control included. An eye is easily pleased, and one gene is easily
+# chosen. The rest of the chapter scores all of
+# them, beside everything that might explain a score away.
 
 # %% [markdown]
 # ## The score
@@ -90,7 +138,8 @@ models = {
 #   estimated by splitting them in two; and on the phantom the **oracle**, the true expectation.
 
 # %%
-features = fold_features(train, [test], genes, models, config, caches="runs/cache")
+#| alt: A row for every kind of features, from the finetuned encoder down to the oracle, and on each
+#| a mark per probe at its mean correlation over genes.
 scores = score_models(ROOT, train, [test], genes, models, features, seed=SEED)
 classes = gene_classes(ROOT)
 result = {
@@ -127,21 +176,47 @@ by_class.reindex(order, level="features").round(3)
 # %% [markdown]
 # ## The differences that count
 #
-# The same genes, paired: tuned minus frozen, and tuned minus shuffled, both with probe B. Each dot
-# is a gene.
+# The same genes, paired, all with probe B: after finetuning against before, against the frozen
+# encoder [read where it reads best](04_frozen_baseline.ipynb), and against the control. Each dot is
+# a gene; above the line finetuning wins.
 
 # %%
-probe, target = "tuned_ridge", "pearson_residuals"
-tuned, frozen, shuffled = (scores[n, probe, target] for n in ("tuned", "frozen", "shuffled"))
+#| alt: Three scatter plots of the genes' correlations with a diagonal, coloured by class: finetuned
+#| against frozen, against the frozen encoder's best stage, and against the control.
+probe = "tuned_ridge"
+tuned = scores["tuned", probe, target]
 label = np.array([(classes or {}).get(g, "all genes") for g in genes])
-differences = {
-    kind: {
-        "tuned minus frozen": (tuned - frozen)[label == kind],
-        "tuned minus shuffled": (tuned - shuffled)[label == kind],
-    }
-    for kind in dict.fromkeys(label)
+kinds = list(dict.fromkeys(label))
+rivals = {
+    "frozen": scores["frozen", probe, target],
+    "best frozen stage": scores["frozen_best", probe, target],
+    "control": scores["shuffled", probe, target],
 }
-charts.strips(differences, label="difference in r, per gene (probe B, Pearson residuals)")
+with plt.rc_context(plots.STYLE):
+    figure, axes = plt.subplots(1, 3, figsize=(8.4, 3.3), sharey=True)
+    ends = [min(-0.3, tuned.min(), *(x.min() for x in rivals.values())) - 0.05, 1]
+    for ax, (name, x) in zip(axes, rivals.items(), strict=True):
+        ax.plot(ends, ends, color=plots.GREY, lw=0.8)
+        for kind, colour in zip(kinds, plots.COLOURS, strict=False):
+            at = label == kind
+            ax.plot(x[at], tuned[at], "o", ms=5, mew=0, alpha=0.7, color=colour, label=kind)
+        ax.set(xlabel=f"r, {name}", xlim=ends, ylim=ends, aspect="equal")
+    axes[0].set_ylabel("r, finetuned")
+    axes[0].legend(loc="upper left", fontsize=9)
+plt.close(figure)
+figure
+
+# %% [markdown]
+# The same as differences, with their means:
+
+# %%
+#| alt: A row for every class of genes, with three series of dots, one dot per gene, finetuned minus
+#| frozen, minus the best frozen stage and minus the control, and a bar at each mean.
+differences = {
+    kind: {f"minus {name}": (tuned - x)[label == kind] for name, x in rivals.items()}
+    for kind in kinds
+}
+charts.strips(differences, label="finetuned minus rival: difference in r, per gene")
 
 # %%
 summary = pd.DataFrame(
@@ -156,49 +231,33 @@ print(f"With {n} spots, r of a single gene is uncertain by about {1 / np.sqrt(n)
 for kind, row in summary.items():
     for name, value in row.items():
         word = "within" if abs(value) < 1 / np.sqrt(n) else "beyond"
-        print(f"{kind}, {name}: {value:+.3f}, {word} that")
+        print(f"{kind}, finetuned {name}: {value:+.3f}, {word} that")
 
 # %% [markdown]
 # Read this with care. It is **one fold and one seed**: one patient left out, one random start, and
 # genes that share all their spots and so all their luck. From that no confidence interval follows,
 # and a mean difference smaller than the uncertainty of a single gene is not a finding, whichever
-# sign it has. The intervals are on the page of [recorded results](../results.md), over all folds
-# and several seeds, on the phantom and on real tissue.
+# sign it has. Nor is every larger one: of the invisible genes nothing can be seen, so whatever
+# *their* difference is, it is luck, and as they share one state it is one throw of the dice. The
+# intervals are on the page of [recorded results](../results.md), over all folds and several seeds,
+# on the phantom and on real tissue.
 #
-# ## See it
+# ## Where it errs
 #
 # Three genes on the held-out patient, predicted by probe B from the tuned embedding: on the phantom
 # one of each class. Look where the errors lie, not only how large they are.
 
 # %%
-both = [*train, test]
-y = [section_targets(s.adata, genes)[target][s.rows] for s in both]
-groups = np.concatenate([[s.name] * len(s.rows) for s in train])
-
-
-def predict(name):
-    """Probe B's prediction for the held-out patient from the features of that name."""
-    *x, held = features[name]
-    return tuned_probe(np.concatenate(x).astype(float), np.concatenate(y[:-1]), groups, held)
-
-
-predicted = predict("tuned")
-kinds = list(dict.fromkeys(label))
+#| alt: A row for each of three genes: the tissue, the gene as measured, as predicted from the
+#| finetuned encoder, and the error, orange where the prediction is too high and purple where too
+#| low.
 first = [genes.index(g) for g in ("ERBB2", "MKI67", "ISG15") if g in genes]
 shown = first if len(first) == 3 else list(np.argsort(-tuned)[:3])
 charts.prediction_maps(
-    test, y[-1][:, shown], predicted[:, shown], [f"{genes[i]} ({label[i]})" for i in shown]
-)
-
-# %% [markdown]
-# ## And with the frozen encoder?
-#
-# The same three genes, the same probe, before finetuning:
-
-# %%
-before = predict("frozen")
-charts.prediction_maps(
-    test, y[-1][:, shown], before[:, shown], [f"{genes[i]} ({label[i]})" for i in shown]
+    test,
+    y[-1][:, shown],
+    predicted["tuned"][:, shown],
+    [f"{genes[i]} ({label[i]})" for i in shown],
 )
 
 # %% [markdown]
@@ -238,6 +297,78 @@ kept.rename(columns=lambda name: name.replace("_", " ")).round(2)
 # - One fold and one seed are an illustration. The [recorded results](../results.md) are the
 #   evidence.
 
+# %% [markdown]
+# ## Exercises
+#
+# **1.** The uncertainty of $1/\sqrt n$ supposes that spots are independent. Make maps that know
+# nothing but are as smooth as a prediction: noise, averaged a few times with its neighbours. How
+# far from 0 do their correlations with the measured genes scatter?
+
+# %% tags=["hide-cell", "solution"]
+rng = np.random.default_rng(0)
+near = neighbour_mean(test.adata)
+noise = rng.standard_normal((test.adata.n_obs, 300))
+
+
+def beside(maps):
+    """Mean correlation of maps (n, k) with the mean of their neighbours: how smooth they are."""
+    whole = np.zeros((test.adata.n_obs, maps.shape[1]))
+    whole[test.rows] = maps
+    return pearson(maps, (near @ whole)[test.rows]).mean()
+
+
+print(f"r with the neighbours' mean: the tuned prediction {beside(predicted['tuned']):.2f}")
+for times in range(5):
+    smooth = noise[test.rows]
+    by_chance = [pearson(np.repeat(gene[:, None], 300, 1), smooth).std() for gene in y[-1].T]
+    print(f"noise averaged {times} times: {beside(smooth):.2f}, chance {np.mean(by_chance):.3f}")
+    noise = (noise + near @ noise) / 2
+print(f"1/sqrt n: {1 / np.sqrt(n):.3f}")
+# The smoother both maps are, the fewer independent places there are in them, and the further chance
+# reaches. Where a map is as smooth as the prediction, 1/sqrt n is too small an uncertainty.
+
+# %% [markdown]
+# **2.** Why within a section, and never across? Take a model that knows the patient and nothing
+# else: it predicts each section's own mean for every spot. What is its $r$ over the spots of all
+# sections together, for $\log(1 + \text{CP10k})$ and for Pearson residuals?
+
+# %% tags=["hide-cell", "solution"]
+for name in ("log1p_cp10k", "pearson_residuals"):
+    parts = [section_targets(s.adata, genes)[name][s.rows] for s in (*train, test)]
+    level = [np.broadcast_to(part.mean(0), part.shape) for part in parts]
+    pooled = pearson(np.concatenate(level), np.concatenate(parts)).mean()
+    within = np.mean([pearson(a, b).mean() for a, b in zip(level, parts, strict=True)])
+    print(
+        f"{charts.LABELS[name]}: all sections together {pooled:.2f}, within a section {within:.2f}"
+    )
+# Pooled, the model earns a fine r for telling three slides apart, which any stain does. Residuals
+# are centred in each section, so there it earns nearly nothing. Ask how an r was pooled before you
+# compare.
+
+# %% [markdown]
+# **3.** Give a model coordinates instead of pixels: predict a random half of the held-out section's
+# spots from the nearest spots of the other half. Which classes of genes will it seem to see?
+
+# %% tags=["hide-cell", "solution"]
+places = test.adata.obsm["spatial"][test.rows]
+half = rng.permutation(n)[: n // 2]
+rest = np.setdiff1d(np.arange(n), half)
+nearest = KNeighborsRegressor(5, weights="distance").fit(places[half], y[-1][half])
+from_place = pearson(nearest.predict(places[rest]), y[-1][rest])
+for kind in kinds:
+    encoder_r = tuned[label == kind].mean()
+    print(f"{kind}: coordinates {from_place[label == kind].mean():.2f}, finetuned {encoder_r:.2f}")
+# All of them, the invisible included, and without a picture. A random split of spots rewards
+# whatever knows the place: coordinates, overlapping patches, a stain that fades to one side. Hold
+# out patients.
+
+# %% [markdown]
+# ## Further reading
+#
+# - {cite:p}`jaume2024hest` set the benchmark, and the probe A, that most encoders are scored with.
+# - {cite:p}`alain2016probes` on what a linear probe can and cannot tell.
+# - {cite:p}`kapoor2023leakage` count the ways in which a test set leaks, over seventeen fields.
+
 # %% tags=["key-figures", "remove-cell"]
 print(
     json.dumps(
@@ -255,6 +386,7 @@ print(
                         ("tuned", probe),
                         ("frozen", probe),
                         ("shuffled", probe),
+                        ("frozen_best", probe),
                         ("oracle", "none"),
                         ("neighbours", "none"),
                         ("ceiling", "none"),
@@ -264,6 +396,7 @@ print(
                 for k in kinds
             },
             "kept": kept.loc[["finetuned", "frozen ImageNet"]].to_dict("list"),
+            "from_place": {k: float(from_place[label == k].mean()) for k in kinds},
             "log_depth_r": {
                 t: float(scores["log_depth", probe, t].mean())
                 for t in ("pearson_residuals", "log1p_cp10k", "log1p_raw")

@@ -185,8 +185,9 @@ print(f"largest difference of scikit-learn's to its own: {shaken:.1e}")
 # whatever the encoder; with the intercept it says what one expects of an $R^2$:
 
 # %%
-spread = ((z_test - z_test.mean(0)) ** 2).sum(0)
-without = float((1 - ((z_test - predicted) ** 2).sum(0) / spread).mean())
+spread, left = ((z_test - z_test.mean(0)) ** 2).sum(0), ((z_test - predicted) ** 2).sum(0)
+varies = spread > 0  # of a gene that nobody counted in the test patches there is no R2
+without = float((1 - left[varies] / spread[varies]).mean())
 print(f"mean R2 without intercept {without:.1f}, with intercept {r2:.2f}")
 
 # %% [markdown]
@@ -263,7 +264,7 @@ charts.scores(result, target="hest_bench")
 # The residuals grow by the mean, so R2 falls by about its square over the variance, whatever the
 # encoder. What is left of the difference is twice the mean times the mean residual over the
 # variance: a test sample that is deeper than expected adds to it.
-loss = (z.mean(0) ** 2 / z_test.var(0)).mean()
+loss = (z.mean(0)[varies] ** 2 / z_test.var(0)[varies]).mean()
 print(f"with intercept {r2:.2f}; minus mean^2 / variance {loss:.1f}: {r2 - loss:.1f}")
 print(f"without, as computed above: {without:.1f}")
 

@@ -55,6 +55,7 @@ import scanpy as sc
 import squidpy as sq
 import torch
 from huggingface_hub.utils import filter_repo_objects
+from matplotlib.lines import Line2D
 from matplotlib.patches import Rectangle
 from PIL import Image
 from sklearn.metrics import adjusted_rand_score
@@ -238,15 +239,20 @@ adata.uns["spatial"] = {test.name: {}}
 for c in shown:
     k = adata.obs[c].cat.categories
     adata.uns[f"{c}_colors"] = [plots.COLOURS[i % len(plots.COLOURS)] for i in range(len(k))]
-with plt.rc_context({**plots.STYLE, "figure.constrained_layout.use": True}):
-    figure, panels = plt.subplots(1, len(shown), figsize=(8.5, 3.4))
+titles = {"drawn": "regions, as drawn", "frozen": "clusters, frozen", "tuned": "clusters, tuned"}
+with plt.rc_context(plots.STYLE):
+    figure, panels = plt.subplots(1, len(shown), figsize=(8, 3.4))
     for ax, c in zip(np.atleast_1d(panels), shown, strict=True):
-        sq.pl.spatial_scatter(
-            adata, shape=None, library_id=test.name, color=c, size=30, ax=ax, title=c, fig=figure,
-            legend_loc="right margin" if c == "drawn" else None, legend_fontsize=7,
-        )  # fmt: skip
+        sq.pl.spatial_scatter(adata, shape=None, library_id=test.name, color=c, size=40, ax=ax,
+                              title=titles[c], fig=figure, legend_loc=None)  # fmt: skip
         ax.set(xlabel="", ylabel="", xticks=[], yticks=[], aspect="equal")
+        ax.spines[:].set_visible(False)
         plots.scale_bar(ax)
+    if truth is not None:
+        names = zip(adata.obs.drawn.cat.categories, adata.uns["drawn_colors"], strict=True)
+        marks = [Line2D([], [], ls="", marker="o", color=c, label=name) for name, c in names]
+        figure.legend(handles=marks, loc="outside lower left", ncols=len(marks), columnspacing=1,
+                      title="regions", alignment="left")  # fmt: skip
 plt.close(figure)
 figure
 

@@ -92,8 +92,8 @@ figure
 # ## Genes in the order in which they come
 #
 # A model whose 2,000 inputs are "the highly variable genes" needs to know which input is which. If
-# every sample is given its own list in its own order, as the released loader does, the vectors have
-# the right length and the wrong meaning. Nothing fails. Here are two patients' lists, place by
+# every sample is given its own list in its own order, as in some code of this field, the vectors
+# have the right length and the wrong meaning. Nothing fails. Here are two patients' lists, place by
 # place:
 
 # %%
@@ -110,9 +110,10 @@ pd.DataFrame({f"list {i + 1}": names for i, names in enumerate(lists)}).head(8)
 #
 # ## Which genes vary?
 #
-# `seurat`'s dispersion {cite:p}`satija2015seurat` was made for cells with thousands of counts. On
-# shallow spots it likes genes that are nearly never seen: one lucky count is a large deviation from
-# a mean of nearly zero. Pearson residuals {cite:p}`lause2021pearson` know how much luck to expect.
+# `seurat`'s dispersion {cite:p}`satija2015seurat` was made for cells with thousands of counts. In
+# shallow spots a lucky count is a large deviation from a small mean, so it leans to genes that are
+# seldom seen. Pearson residuals {cite:p}`lause2021pearson` know how much luck to expect. Where all
+# genes are well counted, as on the phantom, the two nearly agree.
 
 # %%
 #| alt: Two histograms of the mean count per spot of the selected genes, on a logarithmic axis:
@@ -130,17 +131,20 @@ bins = np.geomspace(max(1e-3, min(m[m > 0].min() for m in mean.values())),
 with plt.rc_context(plots.STYLE):
     figure, ax = plt.subplots(figsize=(7, 3))
     for (flavor, m), colour in zip(mean.items(), plots.COLOURS, strict=False):
-        ax.hist(m, bins=bins, alpha=0.6, color=colour, label=flavor.replace("_", " "))
+        ax.hist(m, bins=bins, histtype="step", lw=2, color=colour, label=flavor.replace("_", " "))
     ax.set(xscale="log", xlabel="mean counts per spot", ylabel="genes")
     ax.legend()
 plt.close(figure)
 figure
 
 # %% [markdown]
-# ## A decoder that cannot say "less"
+# ## Where to standardise
 #
-# Expression is handed over as z-scores: half of them are negative. The released decoders end in a
-# ReLU. What is below the mean is then predicted as the mean, whatever the network has learnt:
+# The released decoders predict log counts, which are never negative, so they end in a ReLU;
+# prediction and target are standardised inside the loss. We hand z-scores over, so that every gene
+# weighs the same from the start, and half of them are negative: ours end linearly. The two choices
+# belong together. With z-scores *and* a ReLU, everything below the mean is predicted as the mean,
+# whatever the network has learnt:
 
 # %%
 #| alt: Predicted against measured z-scores for a linear end and for an end in a ReLU, which is flat
@@ -163,8 +167,8 @@ figure
 # ## Sampled at inference
 #
 # A variational encoder draws its embedding at random, which training needs and nothing else. If it
-# still draws when it is asked, the same profile has another embedding every time, and a search
-# another answer. Outside training ours is the mean.
+# still draws when it is asked (an easy slip, and one that was made), the same profile has another
+# embedding every time, and a search another answer. Outside training ours is the mean.
 
 # %%
 torch.manual_seed(SEED)

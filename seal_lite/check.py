@@ -35,11 +35,14 @@ TURNS = {  # what is done to the spots in their bounding box: swap axes, mirror 
 
 
 def check(root, config: Config, *, names=None, panel=None) -> tuple[list[str], dict]:
-    """Read every section under `root`; nothing is fitted. Returns sentences, each about something
-    that a user should look at, and {name: (Section, facts, maps)} of those that can be read.
+    """Read every section under `root`, or those in `names`; nothing is fitted. Returns sentences,
+    each about something that a user should look at, and {name: (`Section`, facts, maps)} of those
+    that can be read.
 
-    facts: what the page's table shows. maps: of each patch log10 depth, share of tissue, sharpness
-    (n, 3). `panel` is a `GenePanel` whose genes the sections should have.
+    facts: {str: value}, what the page's table shows. maps (n, 3): of each patch log10 depth, share
+    of tissue, sharpness (standard deviation of the grey patch's Laplacian). `panel` is a
+    `GenePanel` whose genes the sections should have. A section that cannot be read is one of the
+    sentences; `InputError` is raised where there is no section at all.
     """
     said, found = [], {}
     for name in tqdm(names or sorted(sources(root)), "check"):
@@ -118,7 +121,8 @@ def _doubts(section, maps, panel):
 def orientations(image, at, counts) -> dict[str, float]:
     """r between depth and darkness for the spots as they are, and turned and mirrored.
 
-    image (h, w, 3) of the section, at (n, 2) the spots' px in it, counts (n,) of each.
+    image (h, w, 3) of the section, at (n, 2) the spots' x, y in its px, counts (n,) of each.
+    Returns {what was done, as in `TURNS`: r}.
     """
     low, size = at.min(0), np.ptp(at, axis=0)
     unit, dark, found = (at - low) / size, 255.0 - image.mean(-1), {}
@@ -135,7 +139,10 @@ def _look(picture, at) -> np.ndarray:
 
 
 def report(said: list[str], found: dict, config: Config, *, title: str) -> str:
-    """`check`'s findings as one self-contained HTML page: sentences, a table, and pictures."""
+    """`check`'s findings as one self-contained HTML page: sentences, a table, and pictures.
+
+    Pictures are JPEG inside the page, with scale bars in um; nothing is loaded from elsewhere.
+    """
     pictures = []
     for name, (section, _, maps) in found.items():
         few = np.argsort(maps[:, 2])[[0, 1, 2, -3, -2, -1]] if len(maps) > 5 else np.arange(0)

@@ -34,12 +34,12 @@ def fetch_her2st(out: str | Path, *, sections: Iterable[str] | None = None, prog
                  base_url: str = BASE_URL) -> Path:  # fmt: skip
     """Download her2st into `out`, keeping upstream's paths (`out/data/ST-imgs/...`); returns `out`.
 
-    `sections` are names such as `["C2", "C3"]`, None for all of them and every label table;
-    `base_url` is upstream's root or a mirror, with its final slash. Safe to repeat and to
-    interrupt: files that are already right are skipped, wrong ones are fetched again, and a file
-    appears under its own name only once it is whole and verified. Raises `InputError` where a
-    section does not exist, a file cannot be downloaded or written, or is not what the manifest
-    promises.
+    Source: Andersson et al. (2021), almaan/her2st on GitHub at one commit. `sections` are names
+    such as `["C2", "C3"]`, None for all of them and every label table; `base_url` is upstream's
+    root or a mirror, with its final slash. Safe to repeat and to interrupt: files that are already
+    right are skipped, wrong ones are fetched again, and a file appears under its own name only once
+    it is whole and verified. Raises `InputError` where a section does not exist, a file cannot be
+    downloaded or written, or is not what the manifest promises.
     """
     out, wanted = Path(out), _select(sections)
     try:
@@ -56,8 +56,9 @@ def fetch_her2st(out: str | Path, *, sections: Iterable[str] | None = None, prog
 def fetch_visium(out, *, sections: Iterable[str] | None = None):
     """Download 10x Genomics' example sections with their full images, `out/<name>/`; resumes.
 
-    By default a human breast cancer. Raises `InputError` for an unknown name (squidpy's registry
-    has the known ones) and where a file cannot be had.
+    Source: 10xgenomics.com/datasets, CC BY 4.0, by squidpy. By default a human breast cancer.
+    Raises `InputError` for an unknown name (squidpy's registry has the known ones) and where a file
+    cannot be had.
     """
     import squidpy as sq
 
@@ -74,8 +75,9 @@ def fetch_visium(out, *, sections: Iterable[str] | None = None):
 def fetch_hest(out, *, sections: Iterable[str] | None = None):
     """Download samples of HEST-1k (Jaume et al., 2024) by id: counts, slide, metadata; resumes.
 
-    The data set is gated: ask for access on its page, then `hf auth login`. Raises `InputError`
-    without ids, for an unknown one, without access, and where a file is not what the hub says.
+    They come into `out/st`, `out/wsis` and `out/metadata`, as on the hub. The data set is gated:
+    ask for access on its page, then `hf auth login`. Raises `InputError` without ids, for an
+    unknown one, without access, and where a file is not what the hub says.
     """
     from huggingface_hub import HfApi
 

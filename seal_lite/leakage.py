@@ -25,7 +25,9 @@ ALIKE = 0.95  # correlation of thumbnails: the same picture, whatever was counte
 def found(sections, groups: list[str]) -> list[str]:
     """A sentence for every pair of sections in different groups that should not be split.
 
-    In this order: equal counts, pseudo-bulk or thumbnails that are all but equal, one patient.
+    sections: `Section`s. groups: of each the group that is held out together. Of each pair the
+    first that applies: equal counts, pseudo-bulk all but equal (r above `TWINS` over shared genes),
+    thumbnails all but equal (r above `ALIKE`), one patient.
     """
     hashes = [_counts_hash(s.adata) for s in sections]
     bulks = [_pseudobulk(s.adata) for s in sections]
@@ -50,7 +52,8 @@ def found(sections, groups: list[str]) -> list[str]:
 
 
 def check(sections, groups: list[str], *, allow: bool = False) -> list[str]:
-    """`found`; raises `InputError` where there is something and that is not allowed."""
+    """What `found` says, to mark a result with. Raises `InputError` where that is something and not
+    allowed."""
     said = found(sections, groups)
     if said and not allow:
         more = f", and {len(said) - 1} more pairs" if len(said) > 1 else ""

@@ -56,7 +56,7 @@ def _frame(ax, section):
 
 
 def scale_bar(ax):
-    """A round length of about a quarter of the axes, drawn below them (their data are in um)."""
+    """Draw a round length of about a quarter of the axes below them; their data are in um."""
     left, right = ax.get_xlim()
     steps = np.array([10, 20, 50, 100, 200, 500, 1000, 2000, 5000])
     length = steps[np.abs(np.log(steps / (0.25 * (right - left)))).argmin()]
@@ -68,7 +68,7 @@ def scale_bar(ax):
 
 
 def tissue(ax, section, *, um_per_px=6.0, title=None):
-    """The H&E thumbnail on um axes."""
+    """Draw the H&E thumbnail of a `Section` on um axes, at `um_per_px`, with a scale bar."""
     image, step = thumbnail(section.adata, um_per_px=um_per_px)
     h, w = np.array(image.shape[:2]) * step * section.adata.uns["um_per_px"]
     ax.imshow(image, extent=(0, w, h, 0), interpolation="antialiased")
@@ -85,7 +85,11 @@ def _circles(ax, at, diameter, **look):
 
 
 def discs(ax, section, values, *, cmap="viridis", limits=None, title=None):
-    """A disc per patch coloured by `values` (n,), larger than the spot, which is hard to see."""
+    """Draw a disc per patch coloured by `values` (n,), larger than the spot, which is hard to see.
+
+    `limits` are the values at the ends of the colours, by default the 2nd and 98th percentile.
+    Returns what `colour_bar` takes.
+    """
     wide = 0.9 * section.adata.uns["pitch_um"]
     discs = _circles(ax, _microns(section), wide, cmap=cmap, linewidths=0)
     discs.set_array(np.asarray(values, float))
@@ -96,6 +100,7 @@ def discs(ax, section, values, *, cmap="viridis", limits=None, title=None):
 
 
 def colour_bar(figure, discs, axes, label, **place):
+    """Draw the colour bar of `discs` beside one or more axes; `place` as for `Figure.colorbar`."""
     bar = figure.colorbar(discs, ax=axes, **{"shrink": 0.7, "aspect": 18, "pad": 0.02, **place})
     bar.outline.set_visible(False)
     bar.ax.tick_params(labelsize=8, length=2)
@@ -127,7 +132,8 @@ def overview(section):
 def gene_maps(section, values, names, *, label, columns=3):
     """The tissue, and right of it `columns` maps a row: values (n, k) aligned with its patches.
 
-    `label` names the unit of the colour bars, of which every map has its own.
+    `names` (k,) are the maps' titles. `label` names the unit of the colour bars, of which every map
+    has its own.
     """
     rows, width = -(-len(names) // columns), 8 / (columns + 1)
     figure, axes = plt.subplots(rows, columns + 1, squeeze=False,
@@ -165,8 +171,8 @@ def _patches(figure, images, titles, *, patch_um, columns):
 def retrieval(section, panel, genes, hits, cosines, *, patch_um):
     """Where the regions that a gene set found lie, what was measured there, and how they look.
 
-    hits (k,) indices of patches, best first; cosines (k,). z is the mean measured z-score of the
-    set, smoothed as in training.
+    `genes` are of the `panel`, regions `patch_um` um wide. hits (k,) indices of patches, best
+    first; cosines (k,). z is the mean measured z-score of the set, smoothed as in training.
     """
     z = panel.transform(section.adata)[section.rows]
     z = z[:, [panel.genes.index(g) for g in genes]].mean(1)

@@ -39,7 +39,11 @@ def load_encoder(run, *, precision: torch.dtype = torch.float32):
 
 
 def merged(encoder: VisionEncoder) -> VisionEncoder:
-    """A copy of the encoder for normalised images, without adapter, hooks and unused layers."""
+    """A copy of the encoder for normalised images, without adapter, hooks and unused layers.
+
+    Normalised: (b, 3, h, w), less the row's mean, over its standard deviation. Gives the embeddings
+    (b, dim) that `encoder` gives of the same images in [0, 1].
+    """
     net, row = copy.deepcopy(encoder.net), encoder.row
     if encoder.adapted:
         net = net.merge_and_unload()
@@ -72,8 +76,9 @@ def _cut_behind(net: nn.Module, row: Backbone):
 def model_card(run, *, scores=None) -> ModelCard:
     """The README of a finished run: what it was tuned from and on, its licence, and its scores.
 
-    `scores` is a metrics.json of `crossval` or `probe`, whose differences are quoted. Raises
-    `InputError` for a file that is no such thing.
+    `scores` is a metrics.json of `crossval` or `probe`, whose differences are quoted with their 95%
+    intervals. Raises `InputError` for a file that is no such thing, and for a folder that is not a
+    run.
     """
     record, settings = (_read(Path(run) / f"{name}.json") for name in ("provenance", "config"))
     row = backbone_row(settings["backbone"])
@@ -108,7 +113,12 @@ def _read(path: Path) -> dict:
 
 
 def push_to_hub(run, repo: str, *, scores=None, private: bool = True, token=None) -> str:
-    """Upload a finished run, with its `model_card`, as OWNER/NAME; returns its address."""
+    """Upload a finished run, with its `model_card`, as OWNER/NAME; returns its address.
+
+    The card is also written into the run's folder, as README.md. `token` is by default the one that
+    `hf auth login` has stored. Raises `InputError` where the run cannot be loaded again, as for
+    `model_card`, and where the hub cannot be written to.
+    """
     SEAL.from_pretrained(run)  # nothing that cannot be loaded again is uploaded
     model_card(run, scores=scores).save(Path(run) / "README.md")
     try:
@@ -122,8 +132,12 @@ def push_to_hub(run, repo: str, *, scores=None, private: bool = True, token=None
 
 
 def add_embedding(section, encoder, *, key_added: str = "X_seal"):
-    """The section's spots that have a patch, as AnnData with their embeddings (n, dim) in `obsm`:
-    what scanpy's and squidpy's neighbours, clusters and plots take."""
+    """The section's spots that have a patch, as AnnData with their embeddings (n, dim) float32 in
+    `obsm[key_added]`: what scanpy's and squidpy's neighbours, clusters and plots take.
+
+    section: a `Section`, whose patches should have the scale that `encoder`, a `VisionEncoder`, was
+    tuned at. The section itself is not changed.
+    """
     adata = section.adata[section.rows].copy()
     adata.obsm[key_added] = embed(encoder, section.patches)
     return adata

@@ -36,6 +36,11 @@ def data(explorer, trained, sections, phantom_root):
 
 
 @pytest.fixture(scope="module")
+def embedded(trained, sections):
+    return [embed(trained[1].encoder, s.patches) for s in sections]
+
+
+@pytest.fixture(scope="module")
 def text(explorer, data, sections):
     return explorer.script(data, sections, edges=(32,))
 
@@ -44,39 +49,38 @@ def integers(packed, dtype, n):
     return np.frombuffer(base64.b64decode(packed), dtype).reshape(n, -1)
 
 
-def test_a_held_out_section_is_never_one_of_training(explorer, data, trained, sections):
+def test_a_held_out_section_is_never_one_of_training(explorer, data, sections):
     seen, held = ({s["name"] for s in data["sections"] if s["held_out"] == out} for out in (0, 1))
     assert (seen, held) == ({"PA1"}, {"PB1"})
     assert [s["role"] for s in data["sections"]] == ["seen in training", "patient held out"]
-    twin = explorer.explorer_data(trained[1], sections[:1], sections[:1], data["genes"], sets={})
-    assert [s["role"] for s in twin["sections"]] == ["seen in training", "section held out"]
+    twins = explorer.roles(sections[:1], sections[:1])
+    assert [role for role, _ in twins] == ["seen in training", "section held out"]
 
 
-def test_the_data_are_the_models_numbers(data, trained, sections):
+def test_the_data_are_the_models_numbers(data, trained, sections, embedded):
     model = trained[1]
     at = [model.panel.genes.index(g) for g in data["genes"]]
-    for entry, section in zip(data["sections"], sections, strict=True):
+    for entry, section, e in zip(data["sections"], sections, embedded, strict=True):
         n = len(section.rows)
         assert len(entry["spots"]) == n
         z = model.panel.transform(section.adata)[section.rows][:, at]
-        predicted = model.predict_genes(embed(model.encoder, section.patches))[:, at]
+        predicted = model.predict_genes(e)[:, at]
         for name, true in (("measured", z), ("predicted", predicted)):
             stored = integers(entry[name], "<i2", n) * data["z_step"]
             np.testing.assert_allclose(stored, true, atol=0.51 * data["z_step"])
 
 
-def test_similarity_survives_its_eight_bits(data, trained, sections):
+def test_similarity_survives_its_eight_bits(data, trained, embedded):
     model = trained[1]
     profiles = np.concatenate([gene_set_profile(model.panel, t["genes"]) for t in data["targets"]])
     stored = integers(data["queries"], "i1", len(profiles)).astype(float)
     stored /= np.linalg.norm(stored, axis=1, keepdims=True)
-    for entry, section in zip(data["sections"], sections, strict=True):
-        images = integers(entry["images"], "i1", len(section.rows)).astype(float)
+    asked = model.encode_genes(profiles)
+    for entry, e in zip(data["sections"], embedded, strict=True):
+        images = integers(entry["images"], "i1", len(e)).astype(float)
         images /= np.linalg.norm(images, axis=1, keepdims=True)
-        true = model.project_images(embed(model.encoder, section.patches))
-        np.testing.assert_allclose(
-            stored @ images.T, model.encode_genes(profiles) @ true.T, atol=0.02
-        )
+        true = asked @ model.project_images(e).T
+        np.testing.assert_allclose(stored @ images.T, true, atol=0.02)
 
 
 def test_a_set_with_a_gene_that_is_not_scored_is_left_out(data):
@@ -236,10 +240,10 @@ def test_a_section_is_chosen_by_its_card(folder, visit):
     assert not page.locator("#where .out").count()
 
 
-def test_the_page_finds_what_the_package_finds(tiny_page, visit, trained, sections):
+def test_the_page_finds_what_the_package_finds(tiny_page, visit, trained, sections, embedded):
     model, held = trained[1], sections[1]
     page = visit(tiny_page, "#scope=this&by=genes&spot=4")
-    gallery = model.project_images(embed(model.encoder, held.patches))
+    gallery = model.project_images(embedded[1])
     z = model.panel.transform(held.adata)[held.rows]
     (order,), (cosines,) = search(model.encode_genes(z[3:4]), gallery, top=5)
     found = page.evaluate("search(D, S).slice(0, 5).map((f) => [f.i, f.similarity])")

@@ -5,8 +5,8 @@ from __future__ import annotations
 import base64
 import html
 import io
+from dataclasses import dataclass
 
-from IPython.display import HTML
 from PIL import Image
 
 PAGE = """<figure class="frames">
@@ -34,7 +34,17 @@ def _drawn(figure) -> Image.Image:
     return Image.open(png).convert("RGB")
 
 
-def slider(figures: dict, *, label: str, alt: str) -> HTML:
+@dataclass(frozen=True)
+class Page:
+    """Text in HTML that a notebook shows."""
+
+    data: str
+
+    def _repr_html_(self) -> str:
+        return self.data
+
+
+def slider(figures: dict, *, label: str, alt: str) -> Page:
     """Figures by the value that the slider, called `label`, then shows; the last is shown first.
 
     `alt` describes all of them. All get the size of the largest, so that the page does not jump.
@@ -52,5 +62,5 @@ def slider(figures: dict, *, label: str, alt: str) -> HTML:
         images.append(f'<img src="data:image/webp;base64,{source}" alt="{said}" '
                       f'data-value="{html.escape(str(value))}"{hidden}>')  # fmt: skip
     last, shown = len(figures) - 1, html.escape(str(list(figures)[-1]))
-    return HTML(PAGE.format(label=html.escape(label), last=last, shown=shown,
+    return Page(PAGE.format(label=html.escape(label), last=last, shown=shown,
                             images="\n".join(images)))  # fmt: skip

@@ -54,7 +54,7 @@ class Beginning:
         return genes_to_score(self.root, self.train)
 
     def run(self, name="tuned") -> Path:
-        """A run's folder. It ends in a hash of the code, so that no older code's run is taken for it."""
+        """A run's folder. It ends in a hash of the code: no older code's run is taken for it."""
         c, network = self.config, self.config.backbone.replace("/", "-")
         setting = f"{self.root.name}-without-{patient_of(self.held_out)}-{network}"
         size = f"{c.epochs}x{c.n_views}-seed{c.seed}-{code_hash()[:6]}"

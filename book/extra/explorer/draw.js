@@ -79,7 +79,7 @@ function scaleBar(s) {
   const low = y + 0.92 * h, words = um < 1000 ? `${um} µm` : `${um / 1000} mm`;
   return make("g", { class: "scale", "aria-hidden": true },
     make("rect", { x, y: low, width: um, height: 0.007 * h }),
-    make("text", { x, y: low - 0.014 * h, "font-size": 0.034 * w }, words));
+    make("text", { x, y: low - 0.014 * h }, words));
 }
 
 // ---- drawing ------------------------------------------------------------------------------------
@@ -109,6 +109,7 @@ function drawMap(found) {
     $("map").section = s;
     $("map").setAttribute("viewBox", s.frame.join(" "));
     $("map").setAttribute("aria-label", `Spots of ${s.name}`);
+    $("map").style.fontSize = `${0.033 * s.frame[2]}px`; // µm, as all that is drawn here
     const spots = s.spots.map(([cx, cy], i) => make("circle", { id: `spot-${i}`, class: "spot",
       role: "option", cx, cy, r: 0.37 * s.pitch }));
     $("map").replaceChildren(tissue(s), ...spots, make("g", { id: "marks", "aria-hidden": true }),
@@ -122,7 +123,8 @@ function drawMap(found) {
   });
   const hits = here.map((f) => outline(s, f.i, "hit"));
   const marks = [...hits, ...asks.map((i) => outline(s, i, "asks"))];
-  const ranks = here.map((f) => make("text", { x: s.spots[f.i][0], y: s.spots[f.i][1] + 38 }, f.rank));
+  const ranks = here.map((f) =>
+    make("text", { x: s.spots[f.i][0], y: s.spots[f.i][1], dy: "0.36em" }, f.rank));
   $("marks").replaceChildren(...marks.map((m) => m[0]), ...marks.map((m) => m[1]), ...ranks);
   const unit = S.show === "difference" ? "predicted − measured" : S.show;
   $("where").replaceChildren(`${s.name}: ${name}, ${unit} `, tag(s));
@@ -137,7 +139,7 @@ function drawScale({ ramp, low, high }, words) {
   $("ticks").replaceChildren(...ticks.map((v) => make("span", {}, signed(v))));
   const of = target().genes.length > 1 ? `${target().name}: mean of ${listing(target().genes)}. ` : "";
   $("explain").textContent = of + {
-    measured: "z: standard deviations from the section’s mean.",
+    measured: `z: ${D.unit}.`,
     predicted: "From the picture alone; colours as for what was measured. A prediction that is "
       + "unsure keeps near the mean.",
     difference: "Orange: the model says too little. Purple: too much.",
@@ -242,6 +244,6 @@ function render(cursor = false) {
   const address = new URLSearchParams({ section: section().name, of: target().name,
     show: S.show, by, scope, spot: spot.i + 1 });
   history.replaceState(null, "", `#${address}`);
-  $("live").textContent = `${$("where").textContent}. Asked with ${$("query").textContent} `
-    + $("summary").textContent;
+  $("live").textContent = `${section().name}, ${section().role}. Asked with `
+    + `${$("query").innerText.trim().replace(/\s*\n\s*/, ": ")} ${$("summary").textContent}`;
 }

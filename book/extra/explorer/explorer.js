@@ -85,14 +85,16 @@ function build() {
   for (const kind of new Set(D.targets.map((t) => t.kind))) {
     const options = D.targets.map((t, i) => make("option", { value: i }, t.name));
     const label = kind === "gene sets" ? "Gene sets" : `Genes${kind && `: ${kind}`}`;
-    $("of").append(make("optgroup", { label }, ...options.filter((_, i) => D.targets[i].kind === kind)));
+    const alike = options.filter((_, i) => D.targets[i].kind === kind);
+    $("of").append(make("optgroup", { label }, ...alike));
   }
   D.sections.forEach((s, k) => {
-    const small = make("svg", { viewBox: s.frame.join(" "), "aria-hidden": true }, tissue(s), make("g"));
+    const frame = { viewBox: s.frame.join(" "), "aria-hidden": true };
     const about = make("span", { class: "about" }, make("b", {}, s.name), tag(s),
       make("span", { class: "r" }), make("span", { class: "gauge" }, make("i")));
-    s.card = make("label", { class: "card" }, make("input", { type: "radio", name: "section", value: k }),
-      make("span", { class: "frame" }, small, about));
+    s.card = make("label", { class: "card" },
+      make("input", { type: "radio", name: "section", value: k }),
+      make("span", { class: "frame" }, make("svg", frame, tissue(s), make("g")), about));
     $("cards").append(s.card);
   });
 }
