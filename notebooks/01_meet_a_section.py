@@ -28,10 +28,12 @@
 import importlib.util
 import subprocess
 import sys
+from importlib.metadata import version
 
-if importlib.util.find_spec("seal_lite") is None:  # in Colab, whose own torch is kept
+if importlib.util.find_spec("seal_lite") is None:  # in Colab, whose torch is kept
     home = "seal_lite[offline] @ git+https://github.com/seal-lite/seal-lite"
-    subprocess.run([sys.executable, "-m", "pip", "install", "--quiet", home], check=True)
+    kept = [f"{name}=={version(name)}" for name in ("torch", "torchvision")]
+    subprocess.run([sys.executable, "-m", "pip", "install", "-q", home, *kept], check=True)
 
 # %% tags=["parameters"]
 DATASET = "auto"  # the phantom, or on a GPU real tumours; or any folder of sections
@@ -273,9 +275,9 @@ for share in (1e-2, 1e-3, 1e-4):
     rows[f"{share * np.median(depth):.1f} counts a spot"] = {
         charts.LABELS[k]: targets.pearson(ln, v).mean() for k, v in made.items()
     }
-# Raw counts always do. Dividing by depth helps where counts are many; a rare gene is more often 0 in
-# a shallow spot than in a deep one, and no division turns a 0 into anything else. The residual knows
-# how many counts to expect and is silent on both.
+# Raw counts always do. Dividing by depth helps where counts are many; a rare gene is more often 0
+# in a shallow spot than in a deep one, and no division turns a 0 into anything else. The residual
+# knows how many counts to expect and is silent on both.
 pd.DataFrame(rows).T.round(2)
 
 # %% [markdown]

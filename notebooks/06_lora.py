@@ -25,10 +25,12 @@
 import importlib.util
 import subprocess
 import sys
+from importlib.metadata import version
 
-if importlib.util.find_spec("seal_lite") is None:  # in Colab, whose own torch is kept
+if importlib.util.find_spec("seal_lite") is None:  # in Colab, whose torch is kept
     home = "seal_lite[offline,encoders] @ git+https://github.com/seal-lite/seal-lite"
-    subprocess.run([sys.executable, "-m", "pip", "install", "--quiet", home], check=True)
+    kept = [f"{name}=={version(name)}" for name in ("torch", "torchvision")]
+    subprocess.run([sys.executable, "-m", "pip", "install", "-q", home, *kept], check=True)
 
 # %% tags=["parameters"]
 DATASET = "auto"  # the phantom, or on a GPU real tumours; or any folder of sections
@@ -263,8 +265,9 @@ print(f"size of the change, relative to the weights: {min(relative.values()):.2f
 # ## Merge, and it is gone
 #
 # Nothing of this has to be carried along. $W + \tfrac{\alpha}{r} B A$ is one matrix of the old
-# size: the finetuned encoder is as fast as it was and needs no peft where it is [used](18_your_own_encoder.ipynb). And the adapter by itself is a small file, to be sent around without
-# the base weights, which may not be ours to send.
+# size: the finetuned encoder is as fast as it was and needs no peft [where it is
+# used](18_your_own_encoder.ipynb). And the adapter by itself is a small file, to be sent around
+# without the base weights, which may not be ours to send.
 
 # %%
 few = test.patches[:8]

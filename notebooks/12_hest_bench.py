@@ -31,10 +31,12 @@
 import importlib.util
 import subprocess
 import sys
+from importlib.metadata import version
 
-if importlib.util.find_spec("seal_lite") is None:  # in Colab, whose own torch is kept
+if importlib.util.find_spec("seal_lite") is None:  # in Colab, whose torch is kept
     home = "seal_lite[offline,encoders] @ git+https://github.com/seal-lite/seal-lite"
-    subprocess.run([sys.executable, "-m", "pip", "install", "--quiet", home], check=True)
+    kept = [f"{name}=={version(name)}" for name in ("torch", "torchvision")]
+    subprocess.run([sys.executable, "-m", "pip", "install", "-q", home, *kept], check=True)
 
 # %% tags=["parameters"]
 DATASET = "auto"  # the phantom, or on a GPU real tumours; or any folder of sections

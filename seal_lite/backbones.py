@@ -34,6 +34,14 @@ class Backbone:
     already. With a `tap` that is the output of this block, and what lies behind it never runs.
     `lora` matches the names, inside a block, of the layers that LoRA adapts, `whole` of those that
     are tuned whole beside them. `blocks` names the list of blocks where it is not the largest.
+
+    An embedding is (b, `dim`). The network reads images (b, 3, h, w) in [0, 1], less `mean` (3,),
+    over `std` (3,); h = w = `px` pixels where `fixed`, else `px` is what is usual. `um_per_px` is
+    the scale of its training, in um per pixel, or None. `licence`, `gated`, `card` (a page) and
+    `extra` (what to install) are for whoever uses it. `arch` builds the same network without
+    weights, `part` is the image tower in what the loader returns, `state` and `fill` are other ways
+    to the weights, `fingerprint` is what `encoders.fingerprint` should find. `tuple_blocks`: a
+    block returns a tuple, hidden states first.
     """
 
     name: str

@@ -20,7 +20,10 @@ from .views import make_views
 
 
 def cache_key(encoder: VisionEncoder, section, *, n_views: int, jitter: float) -> str:
-    """SHA-256 over prefix weights, normalisation, views and the section (names, counts, pixels)."""
+    """SHA-256 over prefix weights, normalisation, views and the section (names, counts, pixels).
+
+    Arguments as in `prefix_cache`. Returns its first 32 hex digits.
+    """
     h = hashlib.sha256(repr((encoder.prefix_stages, n_views, jitter, section.digest)).encode())
     # LoRA wraps only tail modules; their tensors are left out so that every run shares the cache.
     tail = tuple(f"{s}." for s in encoder.tail_stages)
@@ -35,8 +38,10 @@ def prefix_cache(encoder: VisionEncoder, section, *, n_views: int, jitter: float
                  batch_size: int = 16, progress: bool = True) -> np.ndarray:  # fmt: skip
     """Activations (n_views, n, ...) float32 before the first tuned block.
 
-    With a `folder` they are memory-mapped from (or first written to) `<hash>.npy`, which appears
-    only when complete.
+    section: a `Section` of n patches. Views 0 to `n_views` - 1 are those of `make_views`, with
+    `jitter` the sd of each stain's log-scale; `batch_size` images are computed at once. With a
+    `folder` they are memory-mapped from (or first written to) `<hash>.npy`, which appears only when
+    complete.
     """
     if folder is not None:
         path = Path(folder) / f"{cache_key(encoder, section, n_views=n_views, jitter=jitter)}.npy"

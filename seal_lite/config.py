@@ -12,7 +12,11 @@ from .errors import InputError
 
 @dataclass(frozen=True)
 class Config:
-    """Settings of one finetuning run. Physical quantities carry their unit in the name."""
+    """Settings of one finetuning run. Physical quantities carry their unit in the name.
+
+    Raises `InputError` for a value that is not among a setting's choices, or not above 0 where it
+    must be, and for a batch of fewer than 2.
+    """
 
     # pairs: a region of H&E around a spot
     patch_um: float = 224.0  # edge of the region: the spot and what lies around it
@@ -96,11 +100,12 @@ class Config:
         return dataclasses.replace(self, **changes)
 
     def to_json(self) -> str:
+        """All settings as the text of a run's `config.json`, which `from_json` reads."""
         return json.dumps(dataclasses.asdict(self), indent=1)
 
     @classmethod
     def from_json(cls, path: Path) -> Config:
-        """Read a run's `config.json`; unknown or missing keys are an `InputError`."""
+        """Read a run's `config.json`; damage, and unknown or missing keys, are an `InputError`."""
         try:
             raw = json.loads(Path(path).read_text())
         except json.JSONDecodeError as error:
@@ -126,7 +131,8 @@ def preset(name: str) -> Config:
     """`default`, or `paper`: the released SEAL settings (mahmoodlab/SEAL v0.0.1).
 
     The released gene loss is 0.1 * (0.05 * sum_g (1 - c_gg)^2 + 5 * mse); with 2,000 genes and our
-    mean over genes that is 0.5 * mse + 10 * mean_g (1 - c_gg)^2.
+    mean over genes that is 0.5 * mse + 10 * mean_g (1 - c_gg)^2. Raises `InputError` for another
+    name.
     """
     paper = Config(
         patch_um=112.0, patch_px=224, n_genes=2000, hvg="seurat", smooth=0.5, zscore="train",

@@ -29,7 +29,10 @@ DELTAS = (("tuned", "frozen"), ("tuned", "frozen_best"), ("tuned", "shuffled"))
 
 
 def groups_of(sections, by: str) -> list[str]:
-    """The held-out unit of each section: itself, its patient, or a column of sections.tsv."""
+    """The held-out unit of each section: itself, its patient, or a column of sections.tsv.
+
+    Raises `InputError` where it is not known of one, and where there is only one group.
+    """
     groups = [s.label(by) for s in sections]
     if None in groups:
         name = sections[groups.index(None)].name
@@ -48,8 +51,9 @@ def groups_of(sections, by: str) -> list[str]:
 def folds_of(sections, groups: list[str], train_groups: int | None = None):
     """Yield each fold: its training sections, and {group held out: its sections}.
 
-    Every group is held out once. With `train_groups` there is one fold: the first so many groups
-    train, and each of the others is scored by itself, which costs no training.
+    sections: `Section`s. groups: of each the group that is held out together. Every group is held
+    out once. With `train_groups` there is one fold: the first so many groups train, and each of the
+    others is scored by itself, which costs no training. Raises `InputError` where none is left.
     """
     members: dict[str, list] = {}
     for section, group in zip(sections, groups, strict=True):
@@ -68,7 +72,8 @@ def shift_folds(sections, groups: list[str]):
     """Yield the folds of a shift: train, {"B": out of distribution, "not B": in distribution}.
 
     Each group (organ, technology, stain, ...) is out of distribution once. So that there is a score
-    in distribution beside it, a quarter of the patients of every other group is held out too.
+    in distribution beside it, a quarter of the patients of every other group, rounded up, is held
+    out too. Arguments as in `folds_of`. Raises `InputError` where such a group has one patient.
     """
     of = list(zip(sections, groups, strict=True))
     for out in dict.fromkeys(groups):
@@ -96,6 +101,11 @@ def crossval(root, sections, config: Config, *, by="section", train_groups=None,
     finished fold is kept in `out/folds/` and not run again; its encoders stay in `out/runs/`. A
     folder with other data or settings is refused (`InputError`). The prefix cache is shared by all
     folds: it holds nothing fitted. What `leakage.found` says and was allowed marks the result.
+
+    root: the data's folder, for its name and the phantom's truth. Returns {"data", "backbone",
+    "provenance": `train.provenance`, "classes": {gene: class} or None, "folds": what `run_fold`
+    returned for all, "delta": `deltas`}; of a shift "delta_in", "delta_out" and "delta_gap" instead
+    of "delta"; where there is any, "leakage".
     """
     out, groups, shift = Path(out), groups_of(sections, by), by not in ("section", "patient")
     if shift and train_groups is not None:
@@ -154,7 +164,8 @@ def shifted(folds: list[dict]) -> dict[str, list[dict]]:
 def run_fold(root, train, tests: dict, genes, config: Config, caches, *, runs=None, progress=True):
     """Finetune on true and on shuffled pairs, then score everything on the held-out sections.
 
-    `tests` are lists of sections by group. With `runs` both encoders are kept, in runs/tuned and
+    `train` and the lists in `tests`, by group, are `Section`s; `genes` are those to score, `caches`
+    is the folder of the prefix cache. With `runs` both encoders are kept, in runs/tuned and
     runs/shuffled, and not finetuned again. Returns for each group {"test": its name, "seed",
     "scores": `score_rows`, "morphology": `morphology.morphology`}.
     """
@@ -194,7 +205,10 @@ def _claim(out: Path, record: dict):
 
 
 def score_rows(scores: dict, genes) -> list[dict]:
-    """The "scores" list of metrics.json: the mean over test sections of r (test sections, g)."""
+    """The "scores" list of metrics.json: the mean over test sections of r (test sections, g).
+
+    A row each {"features", "probe", "target", "pcc": mean r, "per_gene": {gene: r}}.
+    """
     return [
         {"features": f, "probe": p, "target": t, "pcc": round(float(np.mean(r)), 4),
          "per_gene": {g: round(float(v), 4) for g, v in zip(genes, np.mean(r, 0), strict=True)}}
@@ -203,7 +217,10 @@ def score_rows(scores: dict, genes) -> list[dict]:
 
 
 def tidy(result: dict) -> pd.DataFrame:
-    """One row per fold, seed, features, probe, target and gene, with r and the gene's class."""
+    """One row per fold, seed, features, probe, target and gene, with r and the gene's class.
+
+    `result` as `crossval` returns it. Columns: test, seed, features, probe, target, gene, class, r.
+    """
     classes = result["classes"] or {}
     return pd.DataFrame(
         [
@@ -215,9 +232,12 @@ def tidy(result: dict) -> pd.DataFrame:
 
 
 def deltas(folds: list[dict], classes=None) -> list[dict]:
-    """The paired differences of `DELTAS` with their 95% CI, for every probe.
+    """The paired differences of `DELTAS` with their 95% CI, for every probe and target.
 
-    With gene classes (the phantom) each class is also given by itself, under "class".
+    Those are "tuned" minus "frozen", "frozen_best" and "shuffled". `folds` as in `crossval`'s
+    result, classes: {gene: class} or None. Returns rows {"of", "minus", "probe", "target", "mean":
+    mean difference of r, "ci95": [low, high] of `bootstrap_ci`}. With gene classes (the phantom)
+    each class is also given by itself, under "class".
     """
     found = {}
     for f in folds:
@@ -259,6 +279,7 @@ def bootstrap_ci(table: list[np.ndarray], *, repeats: int = 4000, seed: int = 0)
 
     Folds are drawn with replacement, then seeds and genes inside each drawn fold, because genes of
     one fold share its sections and are far from independent. `table`: a (seeds, genes) per fold.
+    Returns [low, high].
     """
     rng = np.random.default_rng(seed)
     draws = np.empty((repeats, len(table)))
@@ -272,6 +293,9 @@ def bootstrap_ci(table: list[np.ndarray], *, repeats: int = 4000, seed: int = 0)
 
 
 def summary(result: dict) -> pd.DataFrame:
-    """Mean r over folds, seeds and genes: one row per features and probe, one column per target."""
+    """Mean r over folds, seeds and genes: one row per features and probe, one column per target.
+
+    `result` as `crossval` returns it.
+    """
     table = tidy(result).pivot_table("r", ["features", "probe"], "target", "mean")
     return table[[*tg.TARGETS[:2], tg.PARTIAL, *tg.TARGETS[2:]]]

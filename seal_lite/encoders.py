@@ -41,7 +41,7 @@ def find_blocks(net: nn.Module) -> list[str]:
     """Names of the transformer blocks or convolution stages, in order.
 
     Those are the siblings of one class, in a list or numbered alike (`layer1`, `layer2`), that hold
-    most of the network's weights.
+    most of the network's weights. Returns an empty list where there are none.
     """
     best, most = [], 0
     for name, module in net.named_modules():
@@ -60,8 +60,14 @@ def find_blocks(net: nn.Module) -> list[str]:
 class VisionEncoder(nn.Module):
     """A frozen prefix, a tail that LoRA may adapt, and a pooled tap.
 
-    forward: images (b, 3, h, w) in [0, 1] -> embeddings (b, row.dim). `prefix` then `tail` is the
-    same computation in two halves; everything before the first tuned block is in the prefix.
+    `prefix` then `tail` is what `forward` does, in two halves; everything before the first tuned
+    block is in the prefix. net: the network that `row`, a `Backbone`, describes. The last
+    `tune_blocks` blocks up to the tap are tuned: by LoRA (Hu et al., 2021; peft's) of this `rank`,
+    scaled by `alpha` / `rank`, with `dropout`; with rank 0 all their weights are.
+
+    Attributes: `row`; `tap`, `prefix_stages`, `tail_stages`, names of stages; `adapted`, names of
+    the layers that have LoRA. Raises `InputError` where there are fewer blocks, or LoRA finds no
+    layer in them.
     """
 
     def __init__(self, net: nn.Module, row: Backbone, *, tune_blocks: int = 0, rank: int = 8,
@@ -92,7 +98,7 @@ class VisionEncoder(nn.Module):
     def base_digest(self) -> str:
         """SHA-256 of the weights that finetuning does not change: those of the network as loaded.
 
-        Without LoRA the tuned blocks are left out, for theirs are gone.
+        In 64 hex digits. Without LoRA the tuned blocks are left out, for theirs are gone.
         """
         weights = {}
         for name, tensor in self.base.state_dict().items():
@@ -113,7 +119,10 @@ class VisionEncoder(nn.Module):
         return self
 
     def prefix(self, images: torch.Tensor) -> torch.Tensor:
-        """Images (b, 3, h, w) in [0, 1] -> activations before the first tuned block."""
+        """Images (b, 3, h, w) in [0, 1] -> activations (b, ...) before the first tuned block.
+
+        Where no block is tuned, they are the tap's output, as `pool` takes it.
+        """
         found = []
 
         def stop(module, args, output=None):
@@ -131,11 +140,14 @@ class VisionEncoder(nn.Module):
         return found[0]
 
     def tail(self, x: torch.Tensor) -> torch.Tensor:
-        """Activations -> pooled embedding (b, dim)."""
+        """Activations (b, ...) that `prefix` returned -> pooled embedding (b, dim)."""
         return self.pool(list(self._outputs(x).values())[-1])
 
     def taps(self, x: torch.Tensor) -> dict[str, torch.Tensor]:
-        """The pooled embedding behind the prefix and behind every block of the tail, by stage."""
+        """The pooled embedding behind the prefix and behind every block of the tail, by stage.
+
+        x (b, ...) as for `tail`. Returns {stage: (b, its width)}, the tap last.
+        """
         return {stage: self.pool(out) for stage, out in self._outputs(x).items()}
 
     def _outputs(self, x: torch.Tensor) -> dict[str, torch.Tensor]:
@@ -176,7 +188,11 @@ class VisionEncoder(nn.Module):
         return out[0] if isinstance(out, tuple) else out
 
     def pool(self, x: torch.Tensor) -> torch.Tensor:
-        """A stage's output -> (b, its width), as the row's `embedding` says."""
+        """A stage's output -> (b, its width), as the row's `embedding` says.
+
+        x: (b, tokens, width), a feature map in the network's layout, or (b, width), which is
+        returned.
+        """
         if x.ndim == 2:
             return x
         if x.ndim == 4:  # a feature map
@@ -187,6 +203,10 @@ class VisionEncoder(nn.Module):
         return torch.cat([x[:, 0], x[:, k:].mean(1)], 1) if rule == "class+mean" else x[:, 0]
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
+        """Images (b, 3, h, w) in [0, 1] -> embeddings (b, dim): `prefix`, then `tail`.
+
+        h and w are the row's `px` where it is `fixed`.
+        """
         return self.tail(self.prefix(images))
 
 
@@ -257,7 +277,10 @@ def _merged_forward(layer, x: torch.Tensor) -> torch.Tensor:
 
 
 def fingerprint(encoder: VisionEncoder) -> str:
-    """A short checksum of the embedding of a fixed image, rounded so that machines agree."""
+    """A short checksum of the embedding of a fixed image, rounded so that machines agree.
+
+    16 hex digits of SHA-256. The encoder must be on the CPU.
+    """
     px = encoder.row.px if encoder.row.fixed else 64
     ramp = torch.linspace(0, 1, px * px * 3).reshape(1, px, px, 3).permute(0, 3, 1, 2)
     with torch.inference_mode():
@@ -267,10 +290,12 @@ def fingerprint(encoder: VisionEncoder) -> str:
 
 
 def build_encoder(name: str, *, pretrained: bool = True, seed: int = 0, **lora) -> VisionEncoder:
-    """A ready encoder by name; `pretrained=False` gives the random-init control.
+    """A ready encoder by name, in eval mode; `pretrained=False` gives the random-init control.
 
-    `lora` takes tune_blocks, rank, alpha, dropout of `VisionEncoder`. Raises `InputError` where the
-    weights cannot be had, or give the row's fixed image another embedding than they should.
+    `seed` draws LoRA's first weights, and the control's. `lora` takes tune_blocks, rank, alpha,
+    dropout of `VisionEncoder`. Raises `InputError` as that does, where the weights cannot be had or
+    give the row's fixed image another embedding than they should, and for a network without a row
+    whose blocks do not follow one another.
     """
     row = backbone_row(name)
     net = load_backbone(row, pretrained=pretrained, seed=seed)

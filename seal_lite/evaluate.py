@@ -46,14 +46,19 @@ def gene_classes(root) -> dict[str, str] | None:
 
 
 def genes_to_score(root, train) -> list[str]:
-    """The phantom's declared genes; on real data 50 chosen on the training sections."""
+    """The phantom's declared genes; on real data 50 chosen on the training sections.
+
+    root: the data's folder. train: `Section`s, for `targets.target_genes`. Returns names (g,).
+    """
     return list(gene_classes(root) or tg.target_genes([s.adata for s in train]))
 
 
 def probe_scores(train, test, train_x, test_x, genes, *, seed=0) -> dict[tuple, np.ndarray]:
     """r {(probe, target): (test sections, g)} of features, fitted on `train`, scored on `test`.
 
-    `train_x`, `test_x` are lists of (n_i, d) aligned with the sections' patches.
+    `train`, `test` are `Section`s, `train_x`, `test_x` lists of (n_i, d) aligned with their
+    patches. Probes are "hest" (`probe.hest_probe`) and "tuned_ridge" (`probe.tuned_probe`), targets
+    those of `targets.score`.
     """
     y = [{k: v[s.rows] for k, v in tg.section_targets(s.adata, genes).items()} for s in train]
     groups = np.concatenate([[s.name] * len(s.rows) for s in train])
@@ -68,7 +73,11 @@ def probe_scores(train, test, train_x, test_x, genes, *, seed=0) -> dict[tuple, 
 
 
 def score_sections(predicted: dict, test, genes) -> dict[str, np.ndarray]:
-    """r {target: (test sections, g)}: correlation within a section, never across."""
+    """r {target: (test sections, g)}: correlation within a section, never across.
+
+    predicted: {target: (n, g)} of all patches of `test` (`Section`s), one section below another.
+    Targets as `targets.score` has them.
+    """
     scores, start = [], 0
     for s in test:
         part = slice(start, start := start + len(s.rows))
@@ -79,7 +88,11 @@ def score_sections(predicted: dict, test, genes) -> dict[str, np.ndarray]:
 
 
 def direct_scores(root, test, genes) -> dict[tuple, np.ndarray]:
-    """What needs no features: the neighbours' mean, the noise ceiling, and the phantom's oracle."""
+    """What needs no features: the neighbours' mean, the noise ceiling, and the phantom's oracle.
+
+    test: `Section`s. Returns r {(name, target): (test sections, g)}, names "neighbours", "ceiling"
+    and, where `root` holds the phantom's truth, "oracle"; see `targets` for each.
+    """
     ceiling = [tg.noise_ceiling(s.adata, genes, s.rows) for s in test]
     out = {("ceiling", t): np.stack([c[t] for c in ceiling]) for t in ceiling[0]}
     near = [tg.neighbour_prediction(s.adata, genes) for s in test]
@@ -97,7 +110,10 @@ def direct_scores(root, test, genes) -> dict[tuple, np.ndarray]:
 
 def decoder_scores(model, test, test_x, genes) -> dict[str, np.ndarray]:
     """r (test sections, g) of the model's own image -> gene decoder, by target (r ignores its
-    scale)."""
+    scale).
+
+    model: a `SEAL` whose panel has all `genes`. test: `Section`s. test_x: (n_i, dim) of each.
+    """
     at = [model.panel.genes.index(g) for g in genes]
     predicted = model.predict_genes(np.concatenate(test_x))[:, at]
     return score_sections({t: predicted for t in tg.TARGETS}, test, genes)
@@ -107,8 +123,9 @@ def features(sections, models: dict, config: Config, *, caches=None) -> tuple[di
     """All embeddings that an evaluation compares: {features: list of (n, d) by section}.
 
     `models` are finetuned `SEAL`s by name ("tuned", "shuffled"), or none. Beside them stand the
-    frozen encoder at the same tap, a random-init one, colour statistics and log depth. Also returns
-    {stage: the same of the frozen encoder}, for `best_stage`.
+    frozen encoder at the same tap, a random-init one, colour statistics and log depth: "frozen",
+    "random_init", "colour" (d = 6), "log_depth" (d = 1). Also returns {stage: the same of the
+    frozen encoder}, for `best_stage`. `caches` is the folder of the prefix cache, if there is one.
     """
     found = {name: embed_stages(m.encoder, sections, caches)[m.encoder.tap]
              for name, m in models.items()}  # fmt: skip
@@ -125,7 +142,10 @@ def features(sections, models: dict, config: Config, *, caches=None) -> tuple[di
 
 
 def fold_features(train, test, genes, models: dict, config: Config, *, caches=None) -> dict:
-    """`features` of a fold, training sections first, with the frozen encoder's `best_stage`."""
+    """`features` of a fold, training sections first, with the frozen encoder's `best_stage`.
+
+    Returns {features: list of (n_i, d) by section}; that stage is "frozen_best".
+    """
     found, stages = features([*train, *test], models, config, caches=caches)
     return found | {"frozen_best": stages[best_stage(stages, train, genes)]}
 
@@ -133,8 +153,8 @@ def fold_features(train, test, genes, models: dict, config: Config, *, caches=No
 def score_models(root, train, test, genes, models: dict, features: dict, *, seed=0) -> dict:
     """All features, probes and targets: {(features, probe, target): r (test sections, g)}.
 
-    Beside the `features` of `fold_features` stand the models' own decoders, the neighbours' mean,
-    the noise ceiling, and on the phantom the oracle.
+    Beside the `features` of `fold_features`, under both probes, stand the models' own decoders
+    (probe "decoder") and, with probe "none", all of `direct_scores`.
     """
     scores, n = {}, len(train)
     for name, x in features.items():
@@ -150,8 +170,9 @@ def score_models(root, train, test, genes, models: dict, features: dict, *, seed
 def best_stage(stages: dict, train, genes) -> str:
     """The stage whose frozen embedding predicts Pearson residuals best inside `train`.
 
-    `stages`: {stage: list of (n_i, d), training sections first}. Shallow stages often tell more
-    about tissue than the one where finetuning pays, so a gain must also be one over these.
+    `stages`: {stage: list of (n_i, d), training sections first}. Best is the highest of
+    `inner_scores`. Shallow stages often tell more about tissue than the one where finetuning pays,
+    so a gain must also be one over these.
     """
     y = [tg.section_targets(s.adata, genes)["pearson_residuals"][s.rows] for s in train]
     groups = np.concatenate([[s.name] * len(s.rows) for s in train])

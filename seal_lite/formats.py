@@ -2,7 +2,8 @@
 
 What they return is raw: counts in `layers["counts"]`, `raw` or `X`, `obsm["spatial"]` in px of the
 full image, `obs` array_col and array_row where there is an array, and in `uns` what the source says
-of um_per_px, step_um, spot_um, image_path, patient, species, and more. `sections` checks it all.
+of um_per_px, step_um, spot_um, image_path, patient, species, and more. `sections` checks it all,
+and makes an `InputError` of what a reader cannot read.
 """
 
 from __future__ import annotations

@@ -58,7 +58,7 @@ def _row_mean(rows, cols, n: int) -> sp.csr_matrix:
 def smooth(adata, *, share: float) -> sp.csr_matrix:
     """x' = (1 - share) x + share mean(neighbours), on counts; a lonely spot keeps its own counts.
 
-    Released SEAL: share 0.5, before normalisation.
+    Returns (n, genes) float64, sparse. Released SEAL: share 0.5, before normalisation.
     """
     counts = adata.layers["counts"].astype(np.float64)
     if share == 0:
@@ -69,7 +69,10 @@ def smooth(adata, *, share: float) -> sp.csr_matrix:
 
 
 def log_normalise(counts, *, total: float = 1e4):
-    """log1p of counts scaled to `total` a spot over all of the section's genes; stays sparse."""
+    """log1p of counts scaled to `total` a spot over all of the section's genes; stays sparse.
+
+    counts (n, g), dense or sparse. Returns (n, g) float64.
+    """
     counts = sp.csr_matrix(counts, dtype=np.float64)
     depth = np.asarray(counts.sum(1)).ravel()
     return (sp.diags(total / np.maximum(depth, 1e-12)) @ counts).log1p().tocsr()
@@ -93,7 +96,8 @@ def select_genes(sections, n: int, *, flavor="pearson_residuals", min_spots=0.0)
     scanpy's highly variable genes with one batch per section, by the variance of analytic Pearson
     residuals (Lause et al., 2021) or, as released SEAL does, `flavor="seurat"` on log-normalised
     data, which at spot depth prefers rare, noisy genes. Only genes common to all sections, seen at
-    least three times, and in at least the share `min_spots` of all spots are considered.
+    least three times, and in at least the share `min_spots` of all spots are considered, no control
+    probes. Fewer come back where there are fewer; without any, an `InputError` is raised.
     """
     import anndata as ad
     import scanpy as sc
@@ -127,6 +131,10 @@ class GenePanel:
 
     Expression is neighbourhood-smoothed, scaled to 1e4 counts a spot, log1p, then z-scored with
     either the training or the section's own statistics and clipped.
+
+    genes: names (g,), in order. mean, std (g,): of log1p expression over the training spots. share:
+    of the neighbours' mean (`smooth`). zscore: "section" or "train", whose statistics. clip: the
+    largest |z|. max_missing: the share of `genes` that a section may lack.
     """
 
     genes: tuple[str, ...]
@@ -142,8 +150,9 @@ class GenePanel:
             share=Config.smooth, zscore=Config.zscore, clip=Config.clip):  # fmt: skip
         """Choose genes and fit their scale on training sections (AnnData) only.
 
-        `include` names genes that must be in the panel beside the `n_genes` most variable ones.
-        Raises `InputError` if an included gene is in none of the sections.
+        `include` names genes that must be in the panel beside the `n_genes` most variable ones, of
+        `select_genes` by `flavor`; the rest are attributes of the panel. Raises `InputError` if an
+        included gene is in none of the sections, and as `select_genes` does.
         """
         sections = list(sections)
         for gene in include:
@@ -165,7 +174,10 @@ class GenePanel:
         )  # fmt: skip
 
     def expression(self, adata) -> tuple[np.ndarray, np.ndarray]:
-        """Smoothed log-normalised expression (n, genes) float32, and which genes were present."""
+        """Smoothed log-normalised expression (n, genes) float32, and which genes were present.
+
+        Those are (genes,) bool; an absent gene's expression is 0.
+        """
         matrix = log_normalise(smooth(adata, share=self.share))
         return columns(matrix, adata.var_names, self.genes)
 

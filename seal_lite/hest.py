@@ -41,8 +41,11 @@ COLUMNS = ["sample_id", "patches_path", "expr_path"]
 
 @dataclass(frozen=True)
 class Task:
-    """A benchmark task: genes to predict, (training, test) sample names by fold, and the samples'
-    files of patches and of counts."""
+    """A benchmark task of HEST-bench (Jaume et al., 2024), as `read_task` finds it.
+
+    genes: those to predict (g,). folds: (training, test) sample names of each. files: {sample: (its
+    patches, .h5, and its counts, .h5ad)}.
+    """
 
     name: str
     genes: list[str]
@@ -50,7 +53,10 @@ class Task:
     files: dict[str, tuple[Path, Path]]
 
     def load(self, *, px: int = 224) -> dict[str, Section]:
-        """All samples (see `read_sample`), with patches resampled to `px` pixels."""
+        """All samples, {name: `Section`}, with patches (n, px, px, 3) resampled to `px` pixels.
+
+        Raises `InputError` for a file that is damaged or does not fit the others.
+        """
         bar = tqdm(self.files.items(), f"read {self.name}", leave=False)
         return {name: read_sample(name, *files, self.genes, px=px) for name, files in bar}
 
@@ -58,8 +64,9 @@ class Task:
 def read_task(root, name: str) -> Task:
     """Read what a task is, and that its files are there.
 
-    Raises `InputError` for anything missing or inconsistent, and for a sample in both halves of a
-    fold.
+    `root`/`name` holds splits/, patches/, adata/ and var_50genes.json, as HEST-bench publishes
+    them. Raises `InputError` for anything missing or inconsistent, and for a sample in both halves
+    of a fold.
     """
     folder = Path(root) / name
     if not (folder / "splits").is_dir():
@@ -100,7 +107,8 @@ def _read_split(path: Path) -> pd.DataFrame:
 def read_sample(name: str, patches: Path, expression: Path, genes, *, px: int = 224) -> Section:
     """A sample's patches, in their order, with the counts of the same barcodes, matched by name.
 
-    Patches without any count are dropped and reported: they have no expression to predict.
+    Patches without any count are dropped and reported: they have no expression to predict. Raises
+    `InputError` for a file that is damaged or does not fit the other.
     """
     import anndata as ad
 
@@ -154,8 +162,10 @@ def pixels(config: Config, row) -> int:
 def pooled_scores(train, test, train_x, test_x, genes) -> tuple[np.ndarray, float]:
     """HEST-bench's own number: r (g,) of log1p raw counts over all test patches together.
 
-    Also the mean R^2 over genes, of the same probe with an intercept. (Without one, as published,
-    predictions lie around 0 and counts do not: that R^2 says how far from 0 they are.)
+    train, test: `Section`s. train_x, test_x: features (n_i, d) of each. The probe is that of Jaume
+    et al. (2024). Also the mean R^2 over genes, of the same probe with an intercept. (Without one,
+    as published, predictions lie around 0 and counts do not: that R^2 says how far from 0 they
+    are.)
     """
     y = [[tg.section_targets(s.adata, genes)["log1p_raw"] for s in part] for part in (train, test)]
     x, z = np.concatenate(test_x), np.concatenate(y[0])
@@ -172,7 +182,7 @@ def pooled_scores(train, test, train_x, test_x, genes) -> tuple[np.ndarray, floa
 
 
 def leaked(task: Task, seen, *, allow: bool = False) -> list[str]:
-    """The task's test samples among those that a run has `seen` in training.
+    """The task's test samples among those that a run has `seen` (names) in training, sorted.
 
     Raises `InputError` where there are any, unless that is allowed.
     """
@@ -188,7 +198,8 @@ def bench(task: Task, samples: dict, config: Config, found: dict, stages: dict) 
 
     `found` and `stages` are what `evaluate.features` gives for the samples, in their order. Per
     fold and features: HEST-bench's number under target "hest_bench" (`pooled_scores`), its R^2, and
-    both probes on all targets, within each test sample.
+    both probes on all targets, within each test sample. Returns {"data", "backbone", "classes":
+    None, "folds": [{"test": TASK/0 and so on, "seed", "r2": {features: R^2}, "scores"}], "delta"}.
     """
     names, folds = list(samples), []
     for i, halves in enumerate(task.folds):

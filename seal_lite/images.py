@@ -28,7 +28,8 @@ class Slide:
 
     size: width and height in px of full resolution. um_per_px: there, or None. levels: (n,) full px
     per px of each level, rising. region: (level, box) -> uint8 (h, w, channels), the box in px of
-    that level and inside it. decoded: the whole image is in memory and need not be cut twice.
+    that level and inside it. decoded: the whole image is in memory and need not be cut twice. Both
+    methods raise `InputError` for more than 8 bits a channel.
     """
 
     path: Path

@@ -27,7 +27,7 @@ def found(sections, groups: list[str]) -> list[str]:
 
     sections: `Section`s. groups: of each the group that is held out together. Of each pair the
     first that applies: equal counts, pseudo-bulk all but equal (r above `TWINS` over shared genes),
-    thumbnails all but equal (r above `ALIKE`), one patient.
+    thumbnails all but equal (r above `ALIKE`), one patient. An empty list where there is nothing.
     """
     hashes = [_counts_hash(s.adata) for s in sections]
     bulks = [_pseudobulk(s.adata) for s in sections]

@@ -1,4 +1,4 @@
-"""The losses, each a short function of tensors. Every one is tested against its formula."""
+"""The losses, each a short function of tensors to a scalar, tested against its formula."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ def clip_loss(image, gene, *, temperature, soft: float = 0.0):
     logits = cos(image_i, gene_j) / temperature: dividing sharpens when temperature < 1. `soft`
     mixes the one-hot targets with softmax of the mean within-modality similarity at the same
     temperature (BLEEP, Xie et al., 2023), so that look-alike neighbours are not pure negatives.
+    Returns a scalar, as all losses do.
     """
     image, gene = F.normalize(image, dim=1), F.normalize(gene, dim=1)
     logits = image @ gene.T / temperature
@@ -33,8 +34,8 @@ def mse(predicted, z):
 def correlation_loss(predicted, z, *, eps: float = 1e-6):
     """mean over genes of (1 - c_gg)^2, with c_gg the Pearson correlation over the batch.
 
-    The diagonal part of Barlow twins (Zbontar et al., 2021) with genes as features, as in SEAL's
-    `barlow_std_mse`, whose off-diagonal weight is 0.
+    The diagonal part of Barlow twins (Zbontar et al., 2021, eq. 1) with genes as features, as in
+    SEAL's `barlow_std_mse`, whose off-diagonal weight is 0. predicted, z (b, genes).
     """
     predicted = predicted - predicted.mean(0)
     z = z - z.mean(0)
@@ -43,10 +44,13 @@ def correlation_loss(predicted, z, *, eps: float = 1e-6):
 
 
 def gene_loss(predicted, z, *, w_mse: float, w_corr: float):
-    """Reconstruction of z-scored expression: w_mse * mse + w_corr * correlation_loss."""
+    """Reconstruction of z-scored expression (b, genes): w_mse * mse + w_corr * correlation_loss."""
     return w_mse * mse(predicted, z) + w_corr * correlation_loss(predicted, z)
 
 
 def kl_loss(mu, logvar):
-    """KL(N(mu, exp(logvar)) || N(0, 1)), summed over dimensions, mean over the batch (b, d)."""
+    """KL(N(mu, exp(logvar)) || N(0, 1)), summed over dimensions, mean over the batch (b, d).
+
+    Kingma & Welling, 2013, appendix B.
+    """
     return -0.5 * (1 + logvar - mu.square() - logvar.exp()).sum(1).mean()

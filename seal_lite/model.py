@@ -50,7 +50,10 @@ def _fetched(run: str) -> Path:
 
 
 class PlanarFlow(nn.Module):
-    """f(z) = z + u tanh(w.z + b), invertible for u.w >= -1 (Rezende & Mohamed, 2015)."""
+    """f(z) = z + u tanh(w.z + b), invertible for u.w >= -1 (Rezende & Mohamed, 2015, eq. 10).
+
+    `dim` is d, the width of z. `forward` moves u so that this holds (their appendix A.1).
+    """
 
     def __init__(self, dim: int):
         super().__init__()
@@ -72,6 +75,10 @@ class GeneVAE(nn.Module):
 
     Linear, BatchNorm, ReLU per hidden layer, decoder mirrored (SEAL's gene encoder). Outside
     training the sample is the mean: the same profile always has the same embedding.
+
+    genes: how many. latent: the width of the embedding. hidden: widths of the encoder's layers, the
+    decoder has them in reverse, without BatchNorm. n_flows: `PlanarFlow`s behind the sample.
+    dropout: before the decoder's last layer.
     """
 
     def __init__(self, genes: int, latent: int, *, hidden=(1024, 512), n_flows=0, dropout=0.0):
@@ -103,13 +110,19 @@ class GeneVAE(nn.Module):
         return z, kl + 0.5 * (z.square() - base.square()).sum(1).mean()
 
     def forward(self, x):
-        """x -> embedding z, reconstruction (b, genes), KL."""
+        """x (b, genes) -> embedding z (b, latent), reconstruction (b, genes), KL ()."""
         z, kl = self.encode(x)
         return z, self.decoder(z), kl
 
 
 class SEAL(nn.Module):
-    """Vision encoder, gene encoder, projection and image -> gene decoder, with their loss."""
+    """Vision encoder, gene encoder, projection and image -> gene decoder, with their loss.
+
+    After Hemker et al., 2026. encoder: a `VisionEncoder`. panel: the `GenePanel` that says which
+    genes. config: the `Config`, of which `hidden`, `project`, `n_flows`, `head_dropout` and the
+    losses' settings are used here. The heads get random weights: `build` and `from_pretrained` are
+    the usual ways in. Its parts: `encoder`, `project`, `genes` (a `GeneVAE`), `image_decoder`.
+    """
 
     def __init__(self, encoder: VisionEncoder, panel: GenePanel, config: Config):
         super().__init__()
@@ -132,7 +145,8 @@ class SEAL(nn.Module):
     def build(cls, panel: GenePanel, config: Config) -> SEAL:
         """A fresh model from the config's backbone; `config.seed` fixes every initial weight.
 
-        Raises `InputError` where a transformer's patches would not have its resolution.
+        Raises `InputError` where a transformer's patches would not have its resolution, and as
+        `encoders.build_encoder` does.
         """
         row = backbone_row(config.backbone)
         if row.fixed and row.px != config.patch_px:
@@ -151,7 +165,8 @@ class SEAL(nn.Module):
     def forward(self, hidden, x):
         """Loss terms of a batch, named: prefix activations `hidden` and expression x (b, genes).
 
-        Returns {"clip", "gene", "image", "kl", "loss"}; "loss" is their weighted sum.
+        hidden (b, ...) as `VisionEncoder.prefix` returns it, x z-scored. Returns scalars {"clip",
+        "gene", "image", "kl", "loss"}; "loss" is their weighted sum.
         """
         c = self.config
         e = self.encoder.tail(hidden)
@@ -171,7 +186,10 @@ class SEAL(nn.Module):
         return terms
 
     def forward_genes(self, x):
-        """The terms that need no image, for the gene encoder's warm-up epochs."""
+        """The terms that need no image, for the gene encoder's warm-up epochs.
+
+        x (b, genes), z-scored. Returns scalars {"gene", "kl", "loss"}.
+        """
         _, from_gene, kl = self.genes(x)
         c = self.config
         gene = losses.gene_loss(from_gene, x, w_mse=c.w_mse, w_corr=c.w_corr)
@@ -229,7 +247,7 @@ class SEAL(nn.Module):
 
     @classmethod
     def from_pretrained(cls, run) -> SEAL:
-        """Load a run folder, or "hf-hub:OWNER/NAME", strictly; nothing is unpickled.
+        """Load a run folder, or "hf-hub:OWNER/NAME", strictly, in eval mode; nothing is unpickled.
 
         What is absent or does not fit, and a base that has other weights than it was tuned from, is
         an `InputError`.
@@ -256,21 +274,30 @@ class SEAL(nn.Module):
 
     @torch.inference_mode()
     def encode_genes(self, x):
-        """z-scored expression (n, genes) in the panel's order -> unit vectors (n, d)."""
+        """z-scored expression (n, genes) in the panel's order -> unit vectors (n, d).
+
+        In the shared space: d is `config.project`, or with 0 the image encoder's own dimension.
+        """
         self.eval()
         x = torch.as_tensor(x, device=self.log_temperature.device)
         return nn.functional.normalize(self.genes.encode(x)[0], dim=1).cpu().numpy()
 
     @torch.inference_mode()
     def project_images(self, e):
-        """Image embeddings (n, dim) of `encoders.embed` -> unit vectors in the shared space."""
+        """Image embeddings (n, dim) of `encoders.embed` -> unit vectors (n, d) in the shared space.
+
+        d as in `encode_genes`.
+        """
         self.eval()
         e = torch.as_tensor(e, device=self.log_temperature.device)
         return nn.functional.normalize(self.project(e), dim=1).cpu().numpy()
 
     @torch.inference_mode()
     def predict_genes(self, e):
-        """Image embeddings (n, dim) -> z-scored expression (n, genes) by the model's decoder."""
+        """Image embeddings (n, dim) -> z-scored expression (n, genes) by the model's decoder.
+
+        Genes in the panel's order.
+        """
         self.eval()
         e = torch.as_tensor(e, device=self.log_temperature.device)
         return self.image_decoder(e).cpu().numpy()

@@ -22,7 +22,8 @@ def region_accuracy(x, regions, x_test, regions_test) -> float:
     """Balanced accuracy (mean over the test spots' regions of the share named right) of a logistic
     regression on standardised embeddings (n, d) and (m, d).
 
-    Its penalty (C = 0.1) is the same for all features: nothing is chosen.
+    Its penalty (C = 0.1) is the same for all features: nothing is chosen. `regions` (n,) and
+    `regions_test` (m,) are names.
     """
     model = make_pipeline(StandardScaler(), LogisticRegression(C=0.1, max_iter=2000))
     right = model.fit(x, regions).predict(x_test) == regions_test
@@ -60,7 +61,8 @@ def morphology(root, train, test, features: dict) -> dict[str, dict[str, float]]
     """{features: {"effective_rank", on the phantom "region_accuracy"}} on the test sections.
 
     Where those are several patients' of the phantom, also "robustness_index" by region and patient.
-    `features` as `evaluate.fold_features` gives them.
+    train, test: `Section`s. `features` as `evaluate.fold_features` gives them. See the functions of
+    these names.
     """
     n, truth = len(train), [read_truth(root, s, ()) for s in (*train, *test)]
     patient = np.concatenate([[s.patient] * len(s.rows) for s in test])

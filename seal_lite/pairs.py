@@ -35,10 +35,12 @@ class Section:
 
     @property
     def name(self) -> str:
+        """The section's id, by which it is asked for and held out."""
         return self.adata.uns["section_id"]
 
     @property
     def patient(self) -> str:
+        """The patient's id; where none is known, the section's."""
         return self.adata.uns["patient_id"]
 
     def label(self, by: str) -> str | None:
@@ -103,8 +105,8 @@ def extract_patches(adata, *, patch_um=Config.patch_um, patch_px=Config.patch_px
     """Cut a square region of `patch_um` um around every spot and resample it to `patch_px`.
 
     Returns rows (n,) into `adata` and patches (n, patch_px, patch_px, 3) uint8. A region that
-    leaves the image is dropped and reported. Raises `InputError` where the image is absent or the
-    wanted resolution is more than twice the recorded one.
+    leaves the image is dropped and reported. Raises `InputError` where the image is absent, no spot
+    lies on it, or the wanted resolution is more than twice the recorded one.
     """
     name, path = adata.uns["section_id"], Path(adata.uns["image_path"])
     if not adata.uns["image_path"]:
@@ -160,7 +162,10 @@ def _cut_patches(adata, path: Path, patch_um: float, patch_px: int):
 
 
 def read_patches(path) -> tuple[np.ndarray, list[str], np.ndarray]:
-    """HEST's file of patches: images (n, h, w, 3) uint8, their barcodes, and centres (n, 2)."""
+    """HEST's file of patches: images (n, h, w, 3) uint8, their barcodes, and centres (n, 2).
+
+    Raises `InputError` where it is no such file.
+    """
     import h5py
 
     try:

@@ -8,7 +8,10 @@ from .errors import InputError
 
 
 def read_gmt(path) -> pd.DataFrame:
-    """A gene-set file (set, description, genes, by tabs) as a network: columns source, target."""
+    """A gene-set file (set, description, genes, by tabs) as a network: columns source, target.
+
+    A row for each gene of each set. Raises `InputError` where the file is no GMT or holds no set.
+    """
     import decoupler as dc
 
     try:

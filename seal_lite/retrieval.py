@@ -48,6 +48,7 @@ def recall(similarity: np.ndarray, own, *, at=(1, 5, 10)) -> dict[str, float]:
     """Share of queries whose own region is among the k nearest, and by chance.
 
     Also the median rank (1 is best). similarity (q, n), own (q,) the column of a query's own pair.
+    Returns {"recall@k" and "chance@k" for each k of `at`, "median_rank", "n": regions searched}.
     """
     mine = np.take_along_axis(similarity, np.asarray(own)[:, None], axis=1)
     rank = 1 + (similarity > mine).sum(1) + ((similarity == mine).sum(1) - 1) / 2  # ties: middle
@@ -60,7 +61,8 @@ def recall(similarity: np.ndarray, own, *, at=(1, 5, 10)) -> dict[str, float]:
 def shared_space(model, sections, embeddings) -> dict[str, np.ndarray]:
     """What `cross_modal` compares, of a `SEAL` and sections' image embeddings (lists of (n, dim)).
 
-    {"genes", "images": unit vectors (n, d), "expression": z-scored (n, panel), "slide", "patient"}.
+    {"genes", "images": unit vectors (n, d), "expression": z-scored (n, panel), "slide", "patient":
+    names (n,)}, where n counts the patches of all sections.
     """
     z = np.concatenate([model.panel.transform(s.adata)[s.rows] for s in sections])
     return {
@@ -75,11 +77,13 @@ def shared_space(model, sections, embeddings) -> dict[str, np.ndarray]:
 def cross_modal(space: dict, *, top: int = 10, at=(1, 5, 10)) -> list[dict]:
     """Retrieval in both directions and every scope, a row for each slide that asks.
 
-    Directions: a gene profile asks for images, an image for profiles. Scopes: the own "slide",
-    "other slides" of the patient, "other patients", or "all". Where the own pair can be found
-    there are `recall`'s numbers. Near-duplicate spots make those harsh, so beside them stands
-    "found": the mean correlation of the query's expression with that of the `top` retrieved, itself
-    left out; between "random", the gallery's mean, and "oracle", the `top` that correlate best.
+    `space` as `shared_space` gives it. A row: {"slide", "direction", "scope", "found", "random",
+    "oracle"}, all r, and `recall`'s keys. Directions: a gene profile asks for images, an image for
+    profiles. Scopes: the own "slide", "other slides" of the patient, "other patients", or "all".
+    Where the own pair can be found there are `recall`'s numbers. Near-duplicate spots make those
+    harsh, so beside them stands "found": the mean correlation of the query's expression with that
+    of the `top` retrieved, itself left out; between "random", the gallery's mean, and "oracle", the
+    `top` that correlate best.
     """
     slide, patient = space["slide"], space["patient"]
     z = space["expression"] - space["expression"].mean(1, keepdims=True)
@@ -111,7 +115,10 @@ def cross_modal(space: dict, *, top: int = 10, at=(1, 5, 10)) -> list[dict]:
 
 
 def retrieval_scores(model, section, embeddings, *, at=(1, 5, 10)) -> dict[str, float]:
-    """Gene -> image recall within a section: every spot's measured profile asks for its region."""
+    """Gene -> image recall within a section: every spot's measured profile asks for its region.
+
+    model: a `SEAL`. embeddings (n, dim) of the section's patches. Returns `recall`'s keys.
+    """
     space = shared_space(model, [section], [embeddings])
     return recall(space["genes"] @ space["images"].T, np.arange(len(embeddings)), at=at)
 
@@ -120,7 +127,8 @@ def gene_set_scores(model, space: dict, sets: dict, *, top: int = 10) -> list[di
     """A gene set asks each slide for its regions: {set: genes} -> a row per set and slide.
 
     "found" is the set's mean z over the `top` retrieved, between "random" (the slide's mean) and
-    "oracle" (the highest `top`).
+    "oracle" (the highest `top`); "set" and "slide" name the row. `space` as `shared_space` gives
+    it. Raises `InputError` for a gene outside the panel.
     """
     rows = []
     for name, genes in sets.items():

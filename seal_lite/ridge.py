@@ -114,7 +114,8 @@ def hest_bench_ridge(sums: Sums, x, *, seed: int = 1) -> np.ndarray:
     So that is kept. LSQR's steps and its rule to stop do not see a rotation, so it runs on the
     axes, with all that no axis explains as one more row: for 256 numbers a gene, not n. Rounding
     may move the stop by a step, as it does upstream when training rows change places; a gene's r
-    then differs by 0.001 on thousands of spots, and by up to 0.005 on hundreds.
+    then differs by 0.001 on thousands of spots, and by up to 0.005 on hundreds. sums: `Sums` of the
+    training spots. x (m, d): features to predict from.
     """
     k = min(256, sums.n - 1, len(sums.x))
     fitted = Ridge.fit(sums, components=k, seed=seed)

@@ -52,7 +52,7 @@ FINE = 0.5  # of POOL_UM: what lies closer together is no spot, but a bin or a c
 def sources(root) -> dict[str, tuple]:
     """{name: (reader, path, base)} of every section under `root`, or of the one that it is itself.
 
-    Tables and images are sought relative to `base`.
+    Tables and images are sought relative to `base`. Raises `InputError` where there is none.
     """
     root, found = Path(root).absolute(), {}
     for pattern, reader in SOURCES:
@@ -70,13 +70,20 @@ def sources(root) -> dict[str, tuple]:
 
 
 def list_sections(root) -> list[str]:
-    """Names of all sections under `root` that have both counts and an image, sorted."""
+    """Names of all sections under `root` that have both counts and an image, sorted.
+
+    Raises `InputError` where there is no section at all, and for an image that is named in
+    sections.tsv but absent, or not the only one.
+    """
     found = sources(root)
     return sorted(n for n, (*_, base) in found.items() if image_path(base, n) is not None)
 
 
 def image_path(base, name: str) -> Path | None:
-    """The section's image, as sections.tsv names it or where it is expected; None without one."""
+    """The section's image, as sections.tsv names it or where it is expected; None without one.
+
+    Raises `InputError` where it is named and absent, or not the only one.
+    """
     base = Path(base)
     if told := section_labels(base, name).get("image"):
         if not (base / told).exists():
@@ -94,7 +101,10 @@ def image_path(base, name: str) -> Path | None:
 
 
 def section_labels(base, name: str) -> dict[str, str]:
-    """What BASE/sections.tsv says of a section: {column: value}, or nothing without that file."""
+    """What BASE/sections.tsv says of a section: {column: value}, or nothing without that file.
+
+    Raises `InputError` unless it has one row for the section.
+    """
     path = Path(base) / "sections.tsv"
     if not path.exists():
         return {}
@@ -254,7 +264,9 @@ def refuse_mixtures(root, found):
 def load_sections(root, names=None, *, patch_um=Config.patch_um, patch_px=Config.patch_px):
     """A list of `Section`s with their patches; `names=None` takes all that have an image.
 
-    Raises `InputError` as reading and `refuse_mixtures` do.
+    Each patch is `patch_um` um and `patch_px` px wide. Raises `InputError` as `read_section` and
+    `extract_patches` do, for a name that is not there or twice, and for a mixture of species or of
+    kinds of gene names.
     """
     known = list_sections(root)
     names = list(known if names is None else names)

@@ -35,7 +35,7 @@ class SlideTask:
     each sample.
 
     y: classes (n,) int of `classes`, or values (n,), or days and event (n, 2). folds: indices of
-    the samples that train and of those that test.
+    the samples that train and of those that test. Samples are in the order of `slides`.
     """
 
     name: str
@@ -49,9 +49,10 @@ class SlideTask:
 def read_task(folder) -> SlideTask:
     """Read a task's folder; without fold columns its samples are dealt to five folds.
 
-    Survival has extra columns <task>_days and <task>_event; a task with a label_dict is a
-    classification, any other a regression. Raises `InputError` for anything missing, and for a case
-    on both sides of a fold.
+    The folder is one of Patho-Bench's (Zhang et al., 2025): config.yaml and k=all.tsv. Survival has
+    extra columns <task>_days and <task>_event; a task with a label_dict is a classification, any
+    other a regression. Raises `InputError` for anything missing, and for a case on both sides of a
+    fold.
     """
     folder = Path(folder)
     path = folder / "k=all.tsv"
@@ -100,7 +101,8 @@ def read_task(folder) -> SlideTask:
 def read_bags(task: SlideTask, folder) -> list[np.ndarray]:
     """Each sample's patch features (n, d): those of all its slides, one below another.
 
-    Raises `InputError` for a file that is absent or damaged, and for a sample without any patch.
+    A float32 array for each sample, in the task's order, from FOLDER/<slide_id>.h5. Raises
+    `InputError` for a file that is absent or damaged, and for a sample without any patch.
     """
     import h5py
 
@@ -121,8 +123,13 @@ def read_bags(task: SlideTask, folder) -> list[np.ndarray]:
 
 
 def mean_pool(bags, y, test_bags, kind: str, *, seed: int = 0) -> np.ndarray:
-    """The mean patch of a bag, then logistic regression, ridge or a Cox model (lifelines), each
-    with its penalty chosen inside training; returns (m, classes) probabilities or (m,)."""
+    """The mean patch of a bag, then logistic regression, ridge or a Cox model (lifelines), the
+    first two with their penalty chosen inside training; returns (m, classes) probabilities or (m,).
+
+    bags, test_bags: lists of n and of m arrays (patches, d), each with its own number of patches. y
+    and `kind` as in `SlideTask`. The (m,) are values, or log hazards of survival, where the penalty
+    is fixed (0.1, on at most 8 principal components).
+    """
     x, x_test = (np.stack([b.mean(0) for b in part]) for part in (bags, test_bags))
     if kind == "classification":
         inner = StratifiedKFold(max(2, min(5, np.bincount(y).min())), shuffle=True,
@@ -148,7 +155,8 @@ def abmil(bags, y, test_bags, kind: str, *, epochs=100, size=512, batch=16, seed
     """Attention-based MIL (Ilse et al., 2018; torchmil's), one model a class or one in all.
 
     Each step sees `batch` bags, of each at most `size` patches at random; a test bag is seen whole.
-    Nothing is chosen: the settings are the same for all features. Returns as `mean_pool`.
+    Nothing is chosen: the settings are the same for all features. Arguments and result as for
+    `mean_pool`, but a regression's values are in standard deviations of y from its mean.
     """
     from torchmil.models import ABMIL
 
@@ -188,7 +196,7 @@ def abmil(bags, y, test_bags, kind: str, *, epochs=100, size=512, batch=16, seed
 
 def cox_loss(risk, time):
     """Negative partial log-likelihood (Cox, 1972) of log hazards (b,), days and event (b, 2); of
-    tied days each sees all (Breslow)."""
+    tied days each sees all (Breslow). A scalar, per event."""
     days, event = time.T
     later = torch.where(days[None] >= days[:, None], risk[None], -torch.inf)
     return -(event * (risk - later.logsumexp(1))).sum() / event.sum().clamp(min=1)
@@ -198,7 +206,8 @@ def measure(kind: str, y, predicted) -> dict[str, np.ndarray]:
     """What the kind is measured by, (r,) for r draws of test samples; nan where they are undefined.
 
     y (r, m), of survival (r, m, 2); predicted (r, m), of classes (r, m, classes). The AUC is the
-    mean over classes of each against the rest, from ranks (Mann & Whitney, 1947).
+    mean over classes of each against the rest, from ranks (Mann & Whitney, 1947). Keys: "auc" and
+    "balanced_accuracy", "pearson" and "spearman", or "c_index".
     """
     if kind == "classification":
         own = y[..., None] == np.arange(predicted.shape[-1])
@@ -230,6 +239,10 @@ def evaluate(task: SlideTask, features: dict, *, seeds: int = 3, repeats: int = 
     Predictions are averaged over `seeds`. A score is the mean over folds; its 95% interval draws
     each fold's test samples again, the same ones for all features, so that differences are paired:
     of each features to all that are named before them.
+
+    Returns {"task", "kind", "samples", "folds": how many, "scores": rows {"features", "model":
+    "mean" or "abmil", "metric": `measure`'s, "mean", "ci95": [low, high]}, "delta": rows {"of",
+    "minus", and the rest}}.
     """
     predicted = {}
     for name, bags in features.items():

@@ -38,9 +38,10 @@ def pearson_residuals(counts, totals, share) -> np.ndarray:
 
 
 def make_targets(counts, totals) -> dict[str, np.ndarray]:
-    """The three targets (n, g) from raw counts of some genes and the spots' totals.
+    """The three targets (n, g) from raw counts (n, g) of some genes and the spots' totals (n,).
 
-    Everything is a function of one section's counts: nothing is fitted across sections.
+    {"pearson_residuals", "log1p_cp10k": log1p of counts per 10,000, "log1p_raw"}. Everything is a
+    function of one section's counts: nothing is fitted across sections.
     """
     share = counts.sum(0) / totals.sum()
     return {
@@ -51,13 +52,19 @@ def make_targets(counts, totals) -> dict[str, np.ndarray]:
 
 
 def section_targets(adata, genes) -> dict[str, np.ndarray]:
-    """`make_targets` of a section for genes matched by name (a missing gene is all zero)."""
+    """`make_targets` of a section for genes matched by name (a missing gene is all zero).
+
+    Returns {target: (n, g)} for all n spots of `adata`, also those without a patch.
+    """
     counts, _ = columns(adata.layers["counts"], adata.var_names, genes)
     return make_targets(counts.astype(float), depth(adata))
 
 
 def neighbour_prediction(adata, genes) -> dict[str, np.ndarray]:
-    """The mean target of a spot's array neighbours: what space alone predicts."""
+    """The mean target of a spot's array neighbours: what space alone predicts.
+
+    Returns {target: (n, g)} for all n spots of `adata`; 0 for a spot without neighbours.
+    """
     weights = neighbour_mean(adata)
     return {k: weights @ v for k, v in section_targets(adata, genes).items()}
 
@@ -66,6 +73,7 @@ def oracle_prediction(expected, totals) -> dict[str, np.ndarray]:
     """Targets of the noise-free expectation (n, g), as fractions of a spot's counts.
 
     Known for the phantom only. Depth is set to its median: an oracle of expression, not of depth.
+    totals (n,): the spots' counts. Returns {target: (n, g)}.
     """
     typical = np.full(len(totals), np.median(totals))
     return make_targets(expected * typical[:, None], typical)
@@ -74,6 +82,7 @@ def oracle_prediction(expected, totals) -> dict[str, np.ndarray]:
 def noise_ceiling(adata, genes, rows, *, repeats: int = 5, seed: int = 0) -> dict[str, np.ndarray]:
     """The r that a perfect predictor of the expectation would reach, per gene, (g,).
 
+    Over the spots `rows`, as the mean of `repeats` splits: {target: r}, targets as in `score`.
     Binomial thinning splits the counts into two independent halves; their correlation is the
     reliability at half depth, Spearman-Brown takes it to full depth, and its square root bounds a
     noise-free prediction's r with the noisy target.
@@ -98,7 +107,7 @@ def noise_ceiling(adata, genes, rows, *, repeats: int = 5, seed: int = 0) -> dic
 
 
 def pearson(a, b) -> np.ndarray:
-    """Column-wise Pearson correlation of (n, g) and (n, g); 0 where a column is constant.
+    """Column-wise Pearson correlation of (n, g) and (n, g), (g,); 0 where a column is constant.
 
     A constant prediction earns nothing, so it counts as 0 and is never left out of a mean.
     """
@@ -108,14 +117,21 @@ def pearson(a, b) -> np.ndarray:
 
 
 def partial_pearson(a, b, given) -> np.ndarray:
-    """Column-wise correlation of what is left of a and b after regressing out `given` (n,)."""
+    """Column-wise correlation of what is left of a and b after regressing out `given` (n,).
+
+    a, b (n, g). Returns (g,).
+    """
     design = np.c_[np.ones(len(given)), given]
     fit = design @ np.linalg.pinv(design)
     return pearson(a - fit @ a, b - fit @ b)
 
 
 def score(predicted: dict, measured: dict, log_depth) -> dict[str, np.ndarray]:
-    """Per-gene r of every target, and of `PARTIAL`, for predictions by target name."""
+    """Per-gene r of every target, and of `PARTIAL`, for predictions by target name.
+
+    predicted, measured: {target: (n, g)}; log_depth (n,). Returns {target: (g,)}; `PARTIAL`,
+    "log1p_cp10k|depth", is that target's r given log depth (`partial_pearson`).
+    """
     scores = {t: pearson(predicted[t], measured[t]) for t in predicted}
     scores[PARTIAL] = partial_pearson(predicted["log1p_cp10k"], measured["log1p_cp10k"], log_depth)
     return scores

@@ -35,6 +35,11 @@ class Pairs:
     With `cached=True` activations come from the frozen-prefix cache, otherwise the prefix runs in
     every step (the plain loop). Both see the same views and give the same losses. `shuffle_pairs`
     breaks the pairing within each section: the control that every gain is measured against.
+
+    sections: `Section`s. encoder: the `VisionEncoder` whose prefix is run. cache_dir: the cache's
+    folder; with None it is in memory. Of `config`, the batch size, seed, views and jitter count.
+    Raises `InputError` where pairs are fewer than a batch. Attributes: `keys`, a name for each of n
+    pairs, and `expression` (n, genes), z-scored by `panel`.
     """
 
     def __init__(self, sections, panel: GenePanel, config: Config, encoder, *, cached=True,
@@ -60,7 +65,11 @@ class Pairs:
         ] if cached else None  # fmt: skip
 
     def epoch(self, number: int):
-        """Yield batches in an order, and with views, that depend on (seed, epoch) alone."""
+        """Yield batches in an order, and with views, that depend on (seed, epoch) alone.
+
+        A batch is (prefix activations (b, ...), expression (b, genes)), b the batch size. What is
+        left over at the end is dropped.
+        """
         rng = np.random.default_rng([self.config.seed, number])
         order = rng.permutation(len(self.keys))
         views = rng.integers(self.config.n_views, size=len(order))
@@ -100,8 +109,12 @@ def finetune(sections, config: Config, *, panel: GenePanel | None = None, out=No
 
     The panel is fitted on these sections unless given. With `out`, the run folder holds config,
     panel, adapter, heads, metrics.jsonl, provenance.json, and a checkpoint after every epoch from
-    which the same call resumes to the same result. Returns (model, list of per-epoch records).
-    Raises `InputError` before any work where `out` holds a run of other settings or data.
+    which the same call resumes to the same result. `include` as in `GenePanel.fit`, the other
+    options as in `Pairs`.
+
+    Returns (model, list of per-epoch records {"epoch", "phase": "genes" or "joint", the mean of
+    each loss term, "lr_lora", "seconds", "pairs_per_s"}). Raises `InputError` before any work where
+    `out` holds a run of other settings or data, as `Pairs` does, and for a loss that is not finite.
     """
     out = None if out is None else Path(out)
     if panel is None:
@@ -174,7 +187,11 @@ def finetune(sections, config: Config, *, panel: GenePanel | None = None, out=No
 
 def provenance(sections, config: Config, *, code=CODE, **extra) -> dict:
     """What a result was computed from: data hash, seed, settings, commit, versions, device; and the
-    modules that made it, with their hash (`code_hash`)."""
+    modules that made it, with their hash (`code_hash`).
+
+    {"sections": names, "data_sha256", "config_sha256", "backbone_sha256", "seed", "commit", "code",
+    "code_sha256", "versions", "device"} and `extra`, as JSON has it.
+    """
     import timm
 
     data = hashlib.sha256("".join(s.digest for s in sections).encode()).hexdigest()
@@ -201,8 +218,8 @@ def provenance(sections, config: Config, *, code=CODE, **extra) -> dict:
 def code_hash(code=CODE) -> str:
     """SHA-256 of the code that decides a result: does a record still belong to it?
 
-    That is the modules named, and whatever they import. Comments, docstrings and layout do not
-    count.
+    That is the modules of this package that `code` names, and whatever they import of it. Comments,
+    docstrings and layout do not count. In 64 hex digits.
     """
     folder, trees, waiting = Path(__file__).parent, {}, set(code)
     while waiting:

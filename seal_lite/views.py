@@ -17,7 +17,10 @@ STAINS = torch.tensor([[0.65, 0.70, 0.29], [0.07, 0.99, 0.11], [0.27, 0.57, 0.78
 
 
 def view_parameters(keys: list[str], views, *, jitter: float) -> tuple[np.ndarray, np.ndarray]:
-    """Dihedral element (n,) in 0..7 and stain log-scales (n, 3) for patch `keys[i]`, `views[i]`."""
+    """Dihedral element (n,) in 0..7 and stain log-scales (n, 3) for patch `keys[i]`, `views[i]`.
+
+    Arguments as in `make_views`.
+    """
     turn, scale = np.zeros(len(keys), int), np.zeros((len(keys), 3), np.float32)
     for i, (key, view) in enumerate(zip(keys, views, strict=True)):
         if view:
@@ -35,7 +38,8 @@ def dihedral(images: torch.Tensor, element: int) -> torch.Tensor:
 def jitter_stains(images: torch.Tensor, log_scale: torch.Tensor) -> torch.Tensor:
     """Multiply each stain's optical density by exp(log_scale): (n, 3, h, w) in [0, 1] and (n, 3).
 
-    Unmixing, scaling and mixing is one 3 x 3 matrix an image: od' = od @ S^-1 diag(s) S.
+    Unmixing, scaling and mixing is one 3 x 3 matrix an image: od' = od @ S^-1 diag(s) S, with the
+    stains of Ruifrok & Johnston (2001).
     """
     stains = (STAINS / STAINS.norm(dim=1, keepdim=True)).to(images)
     mix = torch.linalg.inv(stains) @ torch.diag_embed(log_scale.to(images).exp()) @ stains
@@ -44,7 +48,12 @@ def jitter_stains(images: torch.Tensor, log_scale: torch.Tensor) -> torch.Tensor
 
 
 def make_views(patches: np.ndarray, keys: list[str], views, *, jitter: float) -> torch.Tensor:
-    """uint8 patches (n, h, w, 3) -> augmented float images (n, 3, h, w) in [0, 1]."""
+    """uint8 patches (n, h, w, 3) -> augmented float images (n, 3, h, w) in [0, 1].
+
+    keys (n,): the patches' names (`Section.keys`). views (n,): the number of the view of each, 0
+    the patch as it is. jitter: the sd of the log of what each stain's optical density is multiplied
+    by (normally distributed, mean 0).
+    """
     images = torch.from_numpy(np.ascontiguousarray(patches)).permute(0, 3, 1, 2).float() / 255
     turn, scale = view_parameters(keys, views, jitter=jitter)
     changed = np.flatnonzero(np.asarray(views))

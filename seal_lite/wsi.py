@@ -21,7 +21,10 @@ MIN_TISSUE = 0.5  # share of a region
 
 
 def tissue_mask(rgb: np.ndarray) -> np.ndarray:
-    """Where there is tissue, (h, w) bool: saturation above Otsu's threshold (Otsu, 1979)."""
+    """Where there is tissue, (h, w) bool: saturation above Otsu's threshold (Otsu, 1979).
+
+    rgb (h, w, 3) uint8, usually a thumbnail.
+    """
     from skimage.filters import threshold_otsu
 
     saturation = np.asarray(Image.fromarray(rgb).convert("HSV"))[..., 1]
@@ -29,7 +32,11 @@ def tissue_mask(rgb: np.ndarray) -> np.ndarray:
 
 
 def grid(slide: Slide, *, patch_um: float) -> np.ndarray:
-    """Corners (n, 2) in full-resolution px of the regions of `patch_um` that are mostly tissue."""
+    """Corners (n, 2) in full-resolution px of the regions of `patch_um` that are mostly tissue.
+
+    x, y of squares `patch_um` um wide, side by side from the slide's corner, at least half of each
+    tissue. The slide's `um_per_px` must be known.
+    """
     mask = tissue_mask(slide.thumbnail(MASK_UM / slide.um_per_px))
     share = np.pad(mask, ((1, 0), (1, 0))).astype(float).cumsum(0).cumsum(1)  # integral image
     edge = patch_um / slide.um_per_px
@@ -44,7 +51,7 @@ def grid(slide: Slide, *, patch_um: float) -> np.ndarray:
 
 
 def list_slides(folder) -> list[Path]:
-    """Every slide or picture under `folder`; two of one name are an `InputError`."""
+    """Every slide or picture under `folder`, sorted; none, or two of a name: `InputError`."""
     found = sorted(p for p in Path(folder).rglob("*") if p.suffix.lower() in KINDS)
     if not found:
         raise InputError(f"{folder}: holds no slide; known are {', '.join(KINDS)}")
@@ -59,8 +66,10 @@ def embed_slides(encoder: VisionEncoder, slides, out, *, patch_um: float, patch_
     """Write `out/<slide>.h5` for every slide, as TRIDENT does, and return the files.
 
     "features" (n, dim) float32 and "coords" (n, 2) int, corners in full-resolution px, with the
-    region's size in the attributes of both scales. A file that is there is kept; one appears only
-    when complete. Raises `InputError` where a slide is coarser than half the wanted resolution.
+    region's size in the attributes of both scales. Regions are those of `grid`, resampled to
+    `patch_px` px; `um_per_px` overrides what the slides say. A file that is there is kept; one
+    appears only when complete. Raises `InputError` where a slide is coarser than half the wanted
+    resolution, or its scale unknown.
     """
     import h5py
 
