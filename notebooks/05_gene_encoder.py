@@ -75,9 +75,9 @@ print("training sections:", ", ".join(s.name for s in train), "| held out:", tes
 # the genes have *in common*.
 
 # %%
-#| alt: Left, a square matrix of the genes' correlations with a few orange blocks on its diagonal,
-#| each named after a gene. Right, the share of variance of each principal component, falling
-#| steeply, and a flat line for shuffled genes.
+#| alt: Left, a square matrix of the genes' correlations, sorted so that groups form blocks on its
+#| diagonal, each named after a gene. Right, the share of variance of each principal component, as
+#| measured and for shuffled genes.
 correlation = np.corrcoef(x.T)
 tree = linkage(squareform(1 - correlation, checks=False), "average")
 order, group = leaves_list(tree), fcluster(tree, 0.75, "distance")
@@ -139,7 +139,7 @@ figure
 
 
 # %%
-#| alt: The training loss of the gene encoder by epoch, falling.
+#| alt: The training loss of the gene encoder by epoch.
 def fit(latent=config.project, w_kl=0.0):
     """A gene encoder trained on the training spots, and its loss by epoch."""
     torch.manual_seed(0)
@@ -186,8 +186,8 @@ print(f"two passes differ by {repeat_difference}")
 # the same colours: on the phantom those of the tissue's regions, which the encoder was never told.
 
 # %%
-#| alt: Left, a scatter plot of the held-out spots' embeddings, coloured by region, where regions
-#| form clusters. Right, the section's spots in the same colours.
+#| alt: Left, a scatter plot of the held-out spots' embeddings, coloured by region. Right, the
+#| section's spots in the same colours.
 truth = read_truth(ROOT, test, scored)
 if truth:
     kind = truth[1]
@@ -305,10 +305,10 @@ said = {
 pd.DataFrame(said).T.round(3)
 
 # %% [markdown]
-# The more components, the nearer to the profile. But to the truth, some are nearer than all: what
-# a narrow way drops is mostly noise, and a profile squeezed through it comes out *better* than it
-# was measured. And the rival wins. On a few hundred spots a network with a million numbers learns
-# some of their noise by heart, where a few straight axes cannot.
+# The more components, the nearer to the profile. But to the truth, some are nearer than all: what a
+# narrow way drops is mostly noise, and a profile squeezed through it comes out *better* than it was
+# measured. On the phantom the rival even wins: from a few hundred spots a network with a million
+# numbers learns some of their noise by heart, and a few straight axes cannot.
 #
 # So the gene encoder is not there because it reconstructs best. It is there because it can be
 # trained *together* with the image encoder, and because the contrast then tells it which directions

@@ -274,7 +274,7 @@ print("loss by epoch:", *(f"{loss:.3f}" for loss in by_hand))
 # for a new one. `here.finetuned()` fills in this book's arguments.
 
 # %%
-#| alt: The training loss and its three terms by epoch, all falling.
+#| alt: The training loss and its three terms, a line each, by epoch.
 RUN = here.run("tuned")
 model, history = here.finetuned()
 loop_gap = max(abs(a - h["loss"]) for a, h in zip(by_hand, history, strict=False))

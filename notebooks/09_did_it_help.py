@@ -115,8 +115,8 @@ figure
 
 # %% [markdown]
 # All three look about right, the control included. An eye is easily pleased, and one gene is easily
-# chosen. The rest of the chapter scores all of
-# them, beside everything that might explain a score away.
+# chosen. The rest of the chapter scores all of them, beside everything that might explain a score
+# away.
 
 # %% [markdown]
 # ## The score
@@ -236,8 +236,8 @@ for kind, row in summary.items():
         print(f"{kind}, finetuned {name}: {value:+.3f}, {word} that")
 
 # %% [markdown]
-# Two training patients are few to learn what is subtle from; an early stage of the frozen encoder,
-# which has nothing to unlearn, may well be ahead here.
+# The fewer the training patients, the less there is to learn what is subtle from: with two of them,
+# as here, an early stage of the frozen encoder may well be ahead.
 #
 # Read all of this with care. It is **one fold and one seed**: one patient left out, one random
 # start, and genes that share all their spots and so all their luck. From that no confidence
@@ -301,6 +301,8 @@ kept.rename(columns=lambda name: name.replace("_", " ")).round(2)
 # - What was there before is worth a look, too: regions still named, directions still used.
 # - One fold and one seed are an illustration. The [recorded results](../results.md) are the
 #   evidence.
+#
+# [Next](10_retrieval.ipynb): what the shared space is good for besides prediction.
 
 # %% [markdown]
 # ## Exercises

@@ -59,15 +59,26 @@ def test_pairs():
     assert f["patch_px_in_image"] == pytest.approx(448, rel=0.01)
     assert f["smoothing_difference"] < 1e-5 and f["view_0_difference"] < 1e-4
     assert [shape[0] for shape in f["batch"]] == [64, 64]
+    inside = 1 - (176 / 224) ** 2  # of a patch with eight neighbours; spots at the edge have fewer
+    assert f["overlap"]["112"] == 0 < 0.8 * inside < f["overlap"]["224"] < inside + 0.02
+    assert 0.9 < f["overlap"]["448"] <= 1
 
 
-def test_panel_and_gene_encoder():
+def test_gene_panel():
     f = figures(3)
-    assert f["order_difference"] == 0 and f["repeat_difference"] == 0
-    assert f["loss"][1] < 0.7 * f["loss"][0]
-    r = f["reconstruction_r"]
-    assert 0.5 < r["visible"]["held-out section"] < 0.99
-    assert r["all others"]["held-out section"] < r["all others"]["training sections"]
+    assert f["panel"] >= 128 and 50 <= f["scored"] <= f["panel"]
+    assert f["order_difference"] == 0 and "are missing" in f["refused"]
+    assert f["median_count"]["seurat"] < f["median_count"]["pearson_residuals"]
+    mean, sd, largest = f["z"]
+    assert abs(mean) < 1e-3 and 0.8 < sd <= 1.001 and largest <= 5  # clipping takes from the sd
+    depth, loud, between = (
+        {step: row[name] for step, row in f["steps"].items()}
+        for name in next(iter(f["steps"].values()))
+    )
+    # What the division removes, the logarithm, and the z-score:
+    assert depth["counts"] > 0.4 > 0.1 > abs(depth["CP10k"])
+    assert loud["CP10k"] > 1.5 * loud["log(1 + CP10k)"] > 1.5 * loud["z, own scale"]
+    assert between["z, training's scale"] > 0.1 > 1e-3 > between["z, own scale"]
 
 
 def test_frozen_baseline():
@@ -78,6 +89,18 @@ def test_frozen_baseline():
     assert by_class["visible"] > by_class["subtle"] + 0.1 > abs(by_class["invisible"])
     assert f["null_sd"] == pytest.approx(f["spots"] ** -0.5, rel=0.15)
     assert f["peeked"] >= f["honest"] - 1e-9
+
+
+def test_gene_encoder():
+    f = figures(5)
+    assert f["repeat_difference"] == 0 and f["loss"][1] < 0.7 * f["loss"][0]
+    r = f["reconstruction_r"]
+    assert 0.5 < r["visible"]["held-out section"] < 0.99
+    assert r["all others"]["held-out section"] < r["all others"]["training sections"]
+    assert 4 <= f["components_above_chance"] <= 16  # the phantom has about ten programs
+    truth = {k: row["truth"] for k, row in f["components"].items()}
+    assert truth["1"] < f["encoder"]["truth"] < 1
+    assert max(truth.values()) > f["measured"]["truth"] > truth["1"]  # squeezed is better than raw
 
 
 def test_lora():
@@ -136,13 +159,15 @@ def test_finetune():
     f = figures(8)
     assert f["lora_modules"] > 0 and 0 < f["trainable_share"] < 0.1
     assert f["no_op_difference"] == 0 and f["reload_difference"] == 0 and f["moved"] > 0.001
-    assert f["loss_gap"] < 1e-4
-    assert f["pairs_per_s"]["cached"] > 1.2 * f["pairs_per_s"]["plain"]
+    assert f["loss_gap"] < 1e-4 and f["loop_gap"] < 1e-3  # the loop is what `finetune` does
+    start, *_, end = (own - rest for own, rest in f["cosines"].values())
+    assert abs(start) < 0.05 < 0.2 < end  # held-out pairs find each other,
+    assert f["shuffled"][0] - f["shuffled"][1] < 0.5 * end  # and not after wrong pairs
     first, last = f["clip"]
     assert last < first < 1.5 * f["log_batch"] and last < 0.9 * f["log_batch"]
 
 
-def test_gene_prediction():
+def test_did_it_help():
     f = figures(9)
     by_class = f["by_class"]
     assert by_class["visible"]["tuned"] > 0.2
@@ -157,6 +182,8 @@ def test_gene_prediction():
     assert after > before - 0.1 and after > 1.5 / 6  # six regions
     assert min(f["kept"]["effective_rank"]) > 5
     assert f["log_depth_r"]["log1p_raw"] > f["log_depth_r"]["pearson_residuals"] + 0.1
+    for test in f["sign_test"].values():
+        assert 1 < test["as good as"] < 0.5 * test["of"]  # genes of one program are not independent
 
 
 def test_hest_bench():
