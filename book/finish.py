@@ -22,7 +22,8 @@ from settings import table
 
 BOOK = Path(__file__).parent
 PACKAGES = ("seal-lite", "torch", "timm", "peft", "scanpy", "squidpy", "numpy", "matplotlib")
-NAMES = {"solution": "Solution", "hide-cell": "Show the code"}  # of what is folded, by tag
+NAMES = {"solution": "Solution", "hide-cell": "Show the code", "hide-input": "Show the code"}
+LONG = 12  # lines of code above which a cell that draws is folded, and its picture is not
 HEAD = """# Execution statistics
 
 Each chapter was executed by papermill when this book was built, with {where}. Chapters share data
@@ -45,10 +46,12 @@ def alternative(cell) -> None:
     if words:
         cell.source = "\n".join(lines).lstrip("\n")
         cell.metadata["mystnb"] = {"image": {"alt": " ".join(words)}}
+        if len(lines) > LONG and not cell.metadata.get("tags"):
+            cell.metadata["tags"] = ["hide-input"]
 
 
 def named(cell) -> None:
-    """A folded cell says what it holds: the last of its tags that has a name."""
+    """A folded cell says what it holds: the first name that one of its tags has."""
     for tag, name in NAMES.items():
         if tag in cell.metadata.get("tags", []):
             prompts = {"code_prompt_show": name, "code_prompt_hide": f"Hide: {name.lower()}"}

@@ -4,6 +4,7 @@ import json
 import re
 import subprocess
 import sys
+from importlib.metadata import version
 from pathlib import Path
 
 import matplotlib.pyplot as plt
@@ -82,6 +83,11 @@ def test_a_cells_alternative_text_leaves_its_source_for_the_metadata():
     finish.named(cell)
     assert cell.metadata.mystnb.code_prompt_show == "Solution"
     assert cell.metadata.mystnb.image.alt  # both are kept
+    drawing = nbformat.v4.new_code_cell("#| alt: A picture.\n" + "x = 1\n" * 20)
+    finish.alternative(drawing)
+    finish.named(drawing)
+    assert drawing.metadata.tags == ["hide-input"]
+    assert drawing.metadata.mystnb.code_prompt_show == "Show the code"
 
 
 def executed():
@@ -172,7 +178,7 @@ def test_the_first_cell_keeps_the_torch_that_is_there(path, monkeypatch):
     monkeypatch.setattr("importlib.util.find_spec", lambda n: None if n in gone else real(n))
     exec(install_cell(path), {})
     ((*_, home, kept, vision),) = run
-    assert kept == f"torch=={torch.__version__}" and vision.startswith("torchvision==")
+    assert kept == f"torch=={version('torch')}" and vision.startswith("torchvision==")
     assert home.startswith("seal_lite[")
 
 
@@ -182,10 +188,10 @@ def test_pip_leaves_another_torch_alone(tmp_path):
     subprocess.run([sys.executable, "-m", "venv", "--without-pip", env], check=True)
     (site,) = env.glob("lib/python*/site-packages")
     there = {"torch": "2.6.0+cu124", "torchvision": "0.21.0+cu124"}
-    for name, version in there.items():
-        info = site / f"{name}-{version}.dist-info"
+    for name, release in there.items():
+        info = site / f"{name}-{release}.dist-info"
         info.mkdir()
-        (info / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {name}\nVersion: {version}\n")
+        (info / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {name}\nVersion: {release}\n")
         (info / "RECORD").write_text("")
         (info / "INSTALLER").write_text("pip")
     report, kept = tmp_path / "report.json", [f"{n}=={v}" for n, v in there.items()]

@@ -10,3 +10,23 @@ document.addEventListener("DOMContentLoaded", () => {
   for (const arrow of document.querySelectorAll("nav summary:not([aria-label])"))
     arrow.setAttribute("aria-label", "Pages below");
 });
+
+// On a phone a wide figure keeps its text legible and is scrolled within its own frame, by keyboard
+// too; a click shows it by itself.
+document.addEventListener("DOMContentLoaded", () => {
+  for (const image of document.querySelectorAll(".bd-article img:not(.frames img)")) {
+    const framed = () => {
+      if (image.naturalWidth < 700) return;
+      const frame = document.createElement("div");
+      frame.className = "wide";
+      frame.tabIndex = 0;
+      frame.setAttribute("role", "group");
+      frame.setAttribute("aria-label", "Figure");
+      (image.closest("a") ?? image).replaceWith(frame);
+      frame.append(image);
+      image.addEventListener("click", () => window.open(image.src));
+    };
+    if (image.complete) framed();
+    else image.addEventListener("load", framed, { once: true });
+  }
+});
