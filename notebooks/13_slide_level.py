@@ -249,10 +249,11 @@ for path in slides:
         with h5py.File(folders[kind] / f"{path.stem}.h5") as file:
             described[kind].append(file["features"][:].mean(0))
 twins = np.array([(patient == p).sum() > 1 for p in patient])
+copied = {}
 for kind, x in described.items():
     x = (np.array(x) - np.mean(x, 0)) / np.std(x, 0)
     far = np.linalg.norm(x[:, None] - x, axis=2) + np.diag(np.full(len(x), np.inf))
-    own = (patient[far.argmin(1)] == patient)[twins].mean()
+    copied[kind] = own = float((patient[far.argmin(1)] == patient)[twins].mean())
     print(f"{kind}: the nearest slide is the patient's own for {own:.0%} of {twins.sum()}, so "
           f"{own + (1 - own) / 2:.0%} of random labels are right")  # fmt: skip
 
@@ -268,10 +269,11 @@ task = read_task(COHORT / "tasks/mutation")
 mutant = task.y == task.classes.index("mutant")
 share = [bag[:, 0] for bag in read_bags(task, folders["oracle"])]
 pools = {"mean": np.mean, "80% quantile": lambda v: np.quantile(v, 0.8), "maximum": np.max}
+separates = {}
 for name, pool in pools.items():
     pooled = np.array([pool(v) for v in share])
-    ordered = (pooled[mutant][:, None] > pooled[~mutant]).mean()
-    print(f"{name}: AUC {ordered:.3f}")
+    separates[name] = float((pooled[mutant][:, None] > pooled[~mutant]).mean())
+pd.Series(separates, name="AUC").round(3)
 
 # %% [markdown]
 # **3.** Hanley and McNeil {cite:p}`hanley1982auc` give the variance of an AUC $A$ from $m$ patients
@@ -315,6 +317,8 @@ print(
             "best": best.to_dict("index"),
             "regions": len(corners),
             "activity_sets": list(activity),
+            "copied": copied,
+            "separates": separates,
         }
     )
 )

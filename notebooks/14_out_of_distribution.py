@@ -206,16 +206,16 @@ for patches in changed["as it is"]:
     changed["twice the stain"].append(coloured(2 * d, patches))
 encoders = {"finetuned": SEAL.from_pretrained(f"{out}/runs/{'+'.join(tests)}-0/tuned").encoder,
             "frozen": build_encoder(config.backbone, tune_blocks=config.tune_blocks)}  # fmt: skip
-r = {}
+r_of = {}
 for name, encoder in encoders.items():
     trained = [embed(encoder, s.patches) for s in known]
-    r[name] = {
+    r_of[name] = {
         what: probe_scores(known, unseen, trained, [embed(encoder, p) for p in images], genes)[
             "tuned_ridge", "pearson_residuals"
         ].mean()
         for what, images in changed.items()
     }
-pd.DataFrame(r).round(3)
+pd.DataFrame(r_of).round(3)
 
 # %% [markdown]
 # **2.** What robustness index has an embedding that knows nothing? Derive it for $b$ kinds of
@@ -265,6 +265,7 @@ print(
             "means": means.to_dict("index"),
             "robustness": {f: float(np.mean(v)) if v else None for f, v in kept.items()},
             "gap_rows": len(rows),
+            "recoloured": r_of,
         }
     )
 )

@@ -397,10 +397,12 @@ def second(counts, rows=slice(None), image=None):
 counts, left = mine.adata.layers["counts"].toarray(), spots[:, 0] < np.median(spots[:, 0])
 thinned = rng.binomial(counts.astype(int), 0.5).astype(np.float32)
 first = Section(mine.adata[left].copy(), mine.rows[:0], mine.patches[:0])
+twins = {}
 for what, pair in {"the same counts": (mine, second(counts)),
                    "half of the molecules": (mine, second(thinned)),
                    "another part": (first, second(counts, ~left))}.items():  # fmt: skip
-    print(f"{what}: {leakage.found(pair, ['A', 'B']) or 'nothing is found'}")
+    twins[what] = leakage.found(pair, ["A", "B"])
+    print(f"{what}: {'; '.join(twins[what]) or 'nothing is found'}")
 
 # %% [markdown]
 # ## Further reading
@@ -421,6 +423,7 @@ print(
             "said": said,
             "told": told,
             "r": {"right": right, "wrong": wrong},
+            "twins": [len(said) for said in twins.values()],
         }
     )
 )

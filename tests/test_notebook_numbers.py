@@ -219,6 +219,9 @@ def test_out_of_distribution():
         assert row["gap"] == pytest.approx(row["in"] - row["out"], abs=1e-6)
     assert f["means"]["tuned"]["in"] > f["means"]["random_init"]["in"]
     assert all(0 < v < 1 for v in f["robustness"].values()) and f["gap_rows"] == 3
+    r = f["recoloured"]
+    assert all(abs(v - r["finetuned"]["as it is"]) < 0.03 for v in r["finetuned"].values())
+    assert r["frozen"]["colours matched"] < r["frozen"]["as it is"]
 
 
 def test_slide_level():
@@ -227,12 +230,15 @@ def test_slide_level():
     best = {task.split(",")[0]: scores for task, scores in f["best"].items()}
     assert best["activity"]["oracle"] > 0.5 and best["mutation"]["oracle"] > 0.7
     assert best["activity"]["oracle"] > best["activity"]["frozen"]
+    assert f["copied"]["glass"] > 0.9 and f["copied"]["frozen"] < 0.3
+    assert f["separates"]["80% quantile"] == max(f["separates"].values()) > 0.8
 
 
 def test_your_own_encoder():
     f = figures(18)
     assert f["encoders"] == 20 and f["megabytes"] < 10
     assert f["merge_gap"] < 1e-3 and f["onnx_gap"] < 1e-3 and f["return_gap"] == 0
+    assert f["cut_gap"] < 1e-5
     assert {"base.json", "config.json", "heads.safetensors", "panel.json"} < set(f["sent"])
     assert not [name for name in f["sent"] if name.endswith((".pt", ".pth", ".jsonl"))]
     assert all(2 <= k <= 12 for k in f["clusters"].values()) and f["tiles"] > 50
@@ -242,7 +248,7 @@ def test_your_own_encoder():
 def test_your_own_data():
     f = figures(17)
     assert all(gap < 2 for gap in f["gap"].values())  # of 255: another level's resampling
-    assert "um apart" in f["refused"] and f["said"] == []
+    assert "um apart" in f["refused"] and f["said"] == [] and f["twins"] == [1, 1, 0]
     pairs = [f["pooled"][size] for size in ("50", "100", "200")]
     assert pairs[0] > 2 * pairs[1] > 4 * pairs[2] > 400
     assert any("mirrored in x" in sentence for sentence in f["told"])
