@@ -51,7 +51,7 @@ from seal_book import begin, charts
 from seal_lite import plots
 from seal_lite.crossval import score_rows
 from seal_lite.encoders import build_encoder
-from seal_lite.evaluate import best_stage, embed_stages, features, gene_classes, score_models
+from seal_lite.evaluate import features, gene_classes, score_models
 from seal_lite.probe import ALPHAS, inner_scores
 from seal_lite.ridge import Ridge, Sums
 from seal_lite.targets import pearson, section_targets
@@ -72,7 +72,7 @@ print("training sections:", ", ".join(s.name for s in train), "| held out:", tes
 #| alt: The held-out section's tissue, and the first principal component of the frozen embedding at
 #| an early, a middle and the last stage as maps over it.
 encoder = build_encoder(config.backbone, tune_blocks=config.tune_blocks, seed=SEED)
-stages = embed_stages(encoder, [*train, test])
+found, stages = features([*train, test], {}, config)  # of every rival, and of every stage
 first = {}
 for name in dict.fromkeys([[*stages][0], [*stages][len(stages) // 2], encoder.tap]):
     parts = stages[name]
@@ -136,14 +136,14 @@ figure
 # %%
 #| alt: For each stage of the frozen encoder, the mean correlation inside the training sections and
 #| on the held-out section, as dots in rows.
-rows = {}
+rows, ridges = {}, {}
 for name, parts in stages.items():
     joined = np.concatenate([p.astype(float) for p in parts[:-1]])
-    found = inner_scores(joined, np.concatenate(y[:-1]), groups)
-    ridge = Ridge.fit(Sums.of(joined, np.concatenate(y[:-1])))
-    held = pearson(ridge.predict(parts[-1].astype(float), alpha=ALPHAS[found.argmax()]), y[-1])
-    rows[name] = {"inside the training": [found.max()], "held out": [held.mean()]}
-chosen = best_stage(stages, train, genes)
+    inner = inner_scores(joined, np.concatenate(y[:-1]), groups)
+    ridges[name] = ridge = Ridge.fit(Sums.of(joined, np.concatenate(y[:-1])))
+    held = pearson(ridge.predict(parts[-1].astype(float), alpha=ALPHAS[inner.argmax()]), y[-1])
+    rows[name] = {"inside the training": [inner.max()], "held out": [held.mean()]}
+chosen = max(rows, key=lambda name: rows[name]["inside the training"])  # as `best_stage` does
 print(f"finetuning is read at {encoder.tap}; the training sections would choose {chosen}")
 charts.strips(rows, label="mean r over genes, Pearson residuals, probe B")
 
@@ -159,8 +159,7 @@ charts.strips(rows, label="mean r over genes, Pearson residuals, probe B")
 # %%
 #| alt: Mean correlation of the frozen encoder, its best stage, random weights, colour, log depth,
 #| neighbours, ceiling and oracle as dots in rows, for both probes.
-found, all_stages = features([*train, test], {}, config)
-found["frozen_best"] = all_stages[chosen]
+found["frozen_best"] = stages[chosen]
 scores = score_models(here.root, train, [test], genes, {}, found, seed=SEED)
 result = {"folds": [{"test": test.name, "seed": SEED, "scores": score_rows(scores, genes)}]}
 charts.scores(result)
@@ -239,8 +238,7 @@ print(f"n = {n}: sd of r by chance {null_sd:.3f}, 1 / sqrt(n) = {1 / np.sqrt(n):
 # Whatever the difference is, it is free of merit. With many settings to pick from it grows.
 best = {}
 for name, parts in stages.items():
-    ridge = Ridge.fit(Sums.of(np.concatenate(parts[:-1]).astype(float), np.concatenate(y[:-1])))
-    tried = (ridge.predict(parts[-1].astype(float), alpha=a) for a in ALPHAS)
+    tried = (ridges[name].predict(parts[-1].astype(float), alpha=a) for a in ALPHAS)
     best[name] = max(pearson(p, y[-1]).mean() for p in tried)
 peeked, honest = max(best.values()), rows[chosen]["held out"][0]
 print(f"chosen inside: {honest:.3f}; chosen on the test section: {peeked:.3f}")
