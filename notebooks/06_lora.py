@@ -195,12 +195,22 @@ figure
 # %%
 encoder = build_encoder(config.backbone, tune_blocks=config.tune_blocks, rank=config.lora_rank,
                         alpha=config.lora_alpha, dropout=config.lora_dropout)  # fmt: skip
+
+
+def adapted(encoder) -> dict:
+    """The encoder's LoRA layers by their name in the network."""
+    return {
+        name.removeprefix("net.base_model.model."): module
+        for name, module in encoder.named_modules()
+        if isinstance(module, LoraLayer)
+    }
+
+
 rows = []
-for name, module in encoder.named_modules():
-    if isinstance(module, LoraLayer):
-        m, n = module.weight.shape[:2]
-        r = module.r["default"]
-        rows.append((name.removeprefix("net.base_model.model."), m, n, r, m * n, r * (m + n)))
+for name, module in adapted(encoder).items():
+    m, n = module.weight.shape[:2]
+    r = module.r["default"]
+    rows.append((name, m, n, r, m * n, r * (m + n)))
 table = pd.DataFrame(rows, columns=["layer", "m", "n", "r", "m n", "r (m + n)"]).set_index("layer")
 table
 
@@ -228,11 +238,8 @@ assert len(rows) == len(encoder.adapted) > 0
 #| alt: A line for every adapted layer of the finetuned encoder: the singular values of its change,
 #| divided by the largest, against their number, coloured by the kind of layer.
 model, _ = here.finetuned()
-deltas = {
-    name.removeprefix("net.base_model.model."): module.get_delta_weight("default").flatten(1)
-    for name, module in model.encoder.named_modules()
-    if isinstance(module, LoraLayer)
-}
+layers = adapted(model.encoder)
+deltas = {name: layer.get_delta_weight("default").flatten(1) for name, layer in layers.items()}
 spectra = {name: torch.linalg.svdvals(delta.detach()) for name, delta in deltas.items()}
 with plt.rc_context(plots.STYLE):
     figure, ax = plt.subplots(figsize=(7, 3.4))
@@ -253,11 +260,7 @@ energy = {n: s.square().cumsum(0) / s.square().sum() for n, s in spectra.items()
 half = {n: int((e < 0.9).sum()) + 1 for n, e in energy.items()}
 print("directions that hold 90% of a layer's change, in square:",
       f"{min(half.values())} to {max(half.values())} of {config.lora_rank}")  # fmt: skip
-relative = {}
-for name, module in model.encoder.named_modules():
-    if isinstance(module, LoraLayer):
-        short = name.removeprefix("net.base_model.model.")
-        relative[short] = float(deltas[short].norm() / module.weight.norm())
+relative = {name: float(deltas[name].norm() / layers[name].weight.norm()) for name in layers}
 print(f"size of the change, relative to the weights: {min(relative.values()):.2f} to "
       f"{max(relative.values()):.2f}")  # fmt: skip
 
@@ -272,13 +275,11 @@ print(f"size of the change, relative to the weights: {min(relative.values()):.2f
 # %%
 few = test.patches[:8]
 before = embed(model.encoder, few)
-merged = model.encoder.base.__class__  # the plain network's own class stays what it was
-for module in model.encoder.modules():
-    if isinstance(module, LoraLayer):
-        module.merge()
+for module in layers.values():
+    module.merge()
 after = embed(model.encoder, few)
 merge_gap = float(np.abs(after - before).max() / np.abs(before).max())
-print(f"{merged.__name__}: merged and not, the embeddings differ by {merge_gap:.1e} of the largest")
+print(f"merged and not, the embeddings differ by {merge_gap:.1e} of the largest")
 
 # %% [markdown]
 # Now the last missing piece: [what to train it on](07_losses.ipynb).
