@@ -2,70 +2,114 @@
 
 Only the last blocks adapt, so the activations before them are a fixed function of weights, pixels
 and view. They are stored per section as one array (views, spots, ...) named by a hash of all three,
-so a stale file cannot be picked up.
+so a stale file cannot be picked up, and by a checksum of the file, so a damaged one cannot either.
 """
 
 from __future__ import annotations
 
 import hashlib
+import logging
 import os
+import shutil
 from pathlib import Path
 
 import numpy as np
+import psutil
 import torch
 from tqdm import tqdm
 
 from .encoders import VisionEncoder
 from .views import make_views
 
+log = logging.getLogger(__name__)
+ROOM = 0.8  # of what is free, on disk or in memory, may be taken
 
-def cache_key(encoder: VisionEncoder, section, *, n_views: int, jitter: float) -> str:
-    """SHA-256 over prefix weights, normalisation, views and the section (names, counts, pixels).
 
-    Arguments as in `prefix_cache`. Returns its first 32 hex digits.
+class PrefixCache:
+    """Activations before the first tuned block, of all views of a section's patches.
+
+    encoder: the `VisionEncoder` whose prefix is run, as it is now. Views 0 to `n_views` - 1 are
+    those of `make_views`, with `jitter` the sd of each stain's log-scale; `batch_size` images are
+    computed at once. With a `folder` they are memory-mapped from (or first written to)
+    `<hash>-<checksum>.npy`, which appears only when complete; a damaged one is made anew.
     """
-    h = hashlib.sha256(repr((encoder.prefix_stages, n_views, jitter, section.digest)).encode())
-    # LoRA wraps only tail modules; their tensors are left out so that every run shares the cache.
-    tail = tuple(f"{s}." for s in encoder.tail_stages)
-    scale = {"mean": encoder.mean, "std": encoder.std}
-    for name, tensor in (encoder.base.state_dict() | scale).items():
-        if not name.startswith(tail):
-            h.update(name.encode() + tensor.cpu().contiguous().numpy().tobytes())
-    return h.hexdigest()[:32]
 
+    def __init__(self, encoder: VisionEncoder, *, n_views: int, jitter: float, folder=None,
+                 batch_size: int = 16, progress: bool = True):  # fmt: skip
+        self.encoder, self.n_views, self.jitter = encoder, n_views, jitter
+        self.folder = None if folder is None else Path(folder)
+        self.batch_size, self.progress = batch_size, progress
+        h = hashlib.sha256(repr((encoder.prefix_stages, n_views, jitter)).encode())
+        # LoRA wraps only tail modules; they are left out so that every run shares the cache.
+        tail = tuple(f"{s}." for s in encoder.tail_stages)
+        scale = {"mean": encoder.mean, "std": encoder.std}
+        for name, tensor in (encoder.base.state_dict() | scale).items():
+            if not name.startswith(tail):
+                h.update(name.encode() + tensor.cpu().contiguous().numpy().tobytes())
+        self.weights = h.hexdigest()
 
-def prefix_cache(encoder: VisionEncoder, section, *, n_views: int, jitter: float, folder=None,
-                 batch_size: int = 16, progress: bool = True) -> np.ndarray:  # fmt: skip
-    """Activations (n_views, n, ...) float32 before the first tuned block.
+    def key(self, section) -> str:
+        """SHA-256 over prefix weights, normalisation, views and the section (names, counts,
+        pixels): its first 32 hex digits."""
+        return hashlib.sha256((self.weights + section.digest).encode()).hexdigest()[:32]
 
-    section: a `Section` of n patches. Views 0 to `n_views` - 1 are those of `make_views`, with
-    `jitter` the sd of each stain's log-scale; `batch_size` images are computed at once. With a
-    `folder` they are memory-mapped from (or first written to) `<hash>.npy`, which appears only when
-    complete.
-    """
-    if folder is not None:
-        path = Path(folder) / f"{cache_key(encoder, section, n_views=n_views, jitter=jitter)}.npy"
-        if path.exists():
-            return np.load(path, mmap_mode="r")
-        path.parent.mkdir(parents=True, exist_ok=True)
-    device = next(encoder.parameters()).device
-    n, out = len(section.patches), None
-    temporary = path.with_suffix(f".{os.getpid()}.part") if folder is not None else None
-    jobs = [(v, i) for v in range(n_views) for i in range(0, n, batch_size)]
-    encoder.eval()
-    with torch.inference_mode():
-        for v, i in tqdm(jobs, f"cache {section.name}", disable=not progress, leave=False):
-            part = slice(i, min(i + batch_size, n))
-            keys = section.keys[part]
-            images = make_views(section.patches[part], keys, [v] * len(keys), jitter=jitter)
-            hidden = encoder.prefix(images.to(device)).float().cpu().numpy()
+    def _files(self, section) -> list[Path]:
+        return [] if self.folder is None else [*self.folder.glob(f"{self.key(section)}-*.npy")]
+
+    def _prefix(self, section, rows: range, view: int) -> np.ndarray:
+        images = make_views(
+            section.patches[rows.start : rows.stop], [section.key(i) for i in rows],
+            [view] * len(rows), jitter=self.jitter, device=next(self.encoder.parameters()).device,
+        )  # fmt: skip
+        with torch.inference_mode():
+            return self.encoder.prefix(images).float().cpu().numpy()
+
+    def fits(self, sections) -> bool:
+        """Is there room for these sections? Says the size, before anything is written.
+
+        What is in the folder already needs no more.
+        """
+        absent = [s for s in sections if not self._files(s)]
+        size = sum(len(s.rows) for s in absent) * self.n_views
+        size *= self._prefix(sections[0], range(1), 0).nbytes
+        if self.folder is None:
+            where, free = "memory", psutil.virtual_memory().available
+        else:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            where, free = self.folder, shutil.disk_usage(self.folder).free
+        room = size <= ROOM * free
+        log.info("prefix cache: %.3g GB in %s with %.3g GB free%s", size / 1e9, where, free / 1e9,
+                 "" if room else ": too large, so the prefix runs in every step")  # fmt: skip
+        return room
+
+    def activations(self, section) -> np.ndarray:
+        """Activations (n_views, n, ...) float32 of a `Section` or `Shard` of n patches."""
+        for path in self._files(section):
+            if path.stem.endswith(_checksum(path)):
+                return np.load(path, mmap_mode="r")
+            log.warning("%s: is damaged; it is made anew", path)
+            path.unlink()
+        n, out, part = len(section.rows), None, None
+        if self.folder is not None:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            part = self.folder / f"{self.key(section)}.{os.getpid()}.part"
+        jobs = [(v, i) for v in range(self.n_views) for i in range(0, n, self.batch_size)]
+        for v, i in tqdm(jobs, f"cache {section.name}", disable=not self.progress, leave=False):
+            rows = range(i, min(i + self.batch_size, n))
+            hidden = self._prefix(section, rows, v)
             if out is None:
-                shape = (n_views, n, *hidden.shape[1:])
-                out = (np.empty(shape, np.float32) if temporary is None else
-                       np.lib.format.open_memmap(temporary, "w+", np.float32, shape))  # fmt: skip
-            out[v, part] = hidden
-    if temporary is None:
-        return out
-    out.flush()
-    os.replace(temporary, path)
-    return np.load(path, mmap_mode="r")
+                shape = (self.n_views, n, *hidden.shape[1:])
+                out = (np.empty(shape, np.float32) if part is None else
+                       np.lib.format.open_memmap(part, "w+", np.float32, shape))  # fmt: skip
+            out[v, rows.start : rows.stop] = hidden
+        if part is None:
+            return out
+        out.flush()
+        path = self.folder / f"{self.key(section)}-{_checksum(part)}.npy"
+        os.replace(part, path)
+        return np.load(path, mmap_mode="r")
+
+
+def _checksum(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()[:16]

@@ -21,16 +21,14 @@ from peft.tuners.lora import layer as lora_layer
 from torch import nn
 
 from .backbones import BACKBONES, Backbone, backbone_row, load_backbone
-from .errors import InputError
+from .errors import InputError, reading
 from .views import make_views
 
 # glibc hands buffers above 128 KiB back to the system at every free and faults them in again at
 # every step; keeping them made a CPU forward pass 2 to 3 times faster. Elsewhere: nothing to do.
-try:
+with suppress(OSError, AttributeError):
     for option in (-1, -3):  # M_TRIM_THRESHOLD, M_MMAP_THRESHOLD
         ctypes.CDLL("libc.so.6").mallopt(option, 1 << 30)
-except (OSError, AttributeError):
-    pass
 
 
 class _Reached(Exception):
@@ -302,21 +300,16 @@ def build_encoder(name: str, *, pretrained: bool = True, seed: int = 0, **lora) 
     if pretrained and row.fingerprint:
         found = fingerprint(VisionEncoder(net, row))
         if found != row.fingerprint:
-            raise InputError(
-                f"backbone {name}: its embedding of the fixed input is {found}, not "
-                f"{row.fingerprint}; reinstall its weights"
-            )
+            said = f"its embedding of the fixed input is {found}, not {row.fingerprint}"
+            raise InputError(f"backbone {name}: {said}; reinstall its weights")
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)  # LoRA's A matrices
         encoder = VisionEncoder(net, row, **lora).eval()
     if name not in BACKBONES:  # is it a network that can be cut at all?
-        try:
+        fault = f"its stages {encoder.prefix_stages} do not follow one another"
+        remedy = "use another, or name its blocks in a row of backbones.toml"
+        with reading(f"backbone {name}", fault=fault, remedy=remedy):
             embed(encoder, np.zeros((1, row.px, row.px, 3), np.uint8))
-        except RuntimeError as error:
-            raise InputError(
-                f"backbone {name}: its stages {encoder.prefix_stages} do not follow one another; "
-                "use another, or name its blocks in a row of backbones.toml"
-            ) from error
     return encoder
 
 

@@ -9,7 +9,7 @@ import pandas as pd
 import torch
 
 from . import targets as tg
-from .cache import prefix_cache
+from .cache import PrefixCache
 from .config import Config
 from .encoders import build_encoder, clean_images, embed
 from .genes import columns
@@ -129,9 +129,8 @@ def features(sections, models: dict, config: Config, *, caches=None) -> tuple[di
     """
     found = {name: embed_stages(m.encoder, sections, caches)[m.encoder.tap]
              for name, m in models.items()}  # fmt: skip
-    frozen = build_encoder(  # LoRA starts as a no-op; the seed matters to random weights only
-        config.backbone, tune_blocks=config.tune_blocks, seed=config.seed
-    )
+    # LoRA starts as a no-op; the seed matters to random weights only.
+    frozen = build_encoder(config.backbone, tune_blocks=config.tune_blocks, seed=config.seed)
     stages = embed_stages(frozen, sections, caches)
     found["frozen"] = stages[frozen.tap]
     random = build_encoder(config.backbone, pretrained=False, seed=config.seed)
@@ -189,14 +188,15 @@ def embed_stages(encoder, sections, caches=None) -> dict[str, list[np.ndarray]]:
     """Embeddings (n, width) per section of the patches as they are, at every stage from the end of
     the prefix to the tap; `caches` is the folder of the prefix cache, if there is one."""
     device, found = next(encoder.parameters()).device, {}
+    cache = caches and PrefixCache(encoder, n_views=1, jitter=0.0, folder=caches)
     encoder.eval()
     for s in sections:
-        if caches is None:
+        if cache is None:
             hidden = (encoder.prefix(x.to(device)) for x in clean_images(s.patches))
         else:
-            stored = prefix_cache(encoder, s, n_views=1, jitter=0.0, folder=caches)[0]
-            parts = (stored[i : i + 64] for i in range(0, len(stored), 64))
-            hidden = (torch.from_numpy(part.copy()).to(device) for part in parts)
+            (stored,) = cache.activations(s)
+            parts = (stored[i : i + 64].copy() for i in range(0, len(stored), 64))
+            hidden = (torch.from_numpy(part).to(device) for part in parts)
         taps = [encoder.taps(h) for h in hidden]
         for stage in taps[0]:
             joined = torch.cat([t[stage] for t in taps]).float().cpu().numpy()

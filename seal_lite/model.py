@@ -13,17 +13,19 @@ import shutil
 from pathlib import Path
 
 import torch
+import torch.distributed as dist
 from huggingface_hub import snapshot_download
 from peft.utils import get_peft_model_state_dict, set_peft_model_state_dict
-from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import nn
+from torch.distributed.nn.functional import all_gather
+from torch.utils.checkpoint import checkpoint
 
 from . import losses
 from .backbones import backbone_row
 from .config import Config
 from .encoders import VisionEncoder, build_encoder
-from .errors import InputError
+from .errors import InputError, reading
 from .genes import GenePanel
 
 NEEDED = ("config.json", "panel.json", "base.json", "heads.safetensors")
@@ -33,20 +35,31 @@ ADAPTER, BLOCKS = "adapter/adapter_model.safetensors", "blocks.safetensors"
 
 
 def _tensors(path) -> dict[str, torch.Tensor]:
-    try:
+    with reading(path, remedy="copy the run folder again"):
         return load_file(path)
-    except SafetensorError as error:
-        raise InputError(f"{path}: is damaged ({error}); copy the run folder again") from error
 
 
 def _fetched(run: str) -> Path:
-    try:
+    remedy = "check the name, go online, or `hf auth login`"
+    with reading(run, fault="cannot be fetched", remedy=remedy):
         return Path(snapshot_download(run.removeprefix(HUB), allow_patterns=PARTS))
-    except (OSError, ValueError) as error:
-        raise InputError(
-            f"{run}: cannot be fetched ({type(error).__name__}); check the name, go online, or "
-            "`hf auth login`"
-        ) from error
+
+
+def gathered(x: torch.Tensor) -> torch.Tensor:
+    """x (b, ...) of every process, one below another, with gradients; of one process x itself.
+
+    All that is cheap is then done on the whole batch by each process alike, BatchNorm's statistics
+    and the contrast's negatives included; only the vision encoder's work is shared out.
+    """
+    return torch.cat(all_gather(x)) if dist.is_available() and dist.is_initialized() else x
+
+
+def in_chunks(function, x: torch.Tensor, size: int) -> torch.Tensor:
+    """function(x) for x (b, ...), `size` rows at a time (0: all), of which the backward pass holds
+    one part's activations at a time: it computes them again (Chen et al., 2016)."""
+    if not size or size >= len(x):
+        return function(x)
+    return torch.cat([checkpoint(function, part, use_reentrant=False) for part in x.split(size)])
 
 
 class PlanarFlow(nn.Module):
@@ -137,9 +150,8 @@ class SEAL(nn.Module):
             nn.Linear(dim, config.hidden[-1]), nn.ReLU(), nn.Dropout(config.head_dropout),
             nn.Linear(config.hidden[-1], genes),
         )  # fmt: skip
-        self.log_temperature = nn.Parameter(
-            torch.tensor(math.log(config.temperature)), requires_grad=config.learn_temperature
-        )
+        start = torch.tensor(math.log(config.temperature))
+        self.log_temperature = nn.Parameter(start, requires_grad=config.learn_temperature)
 
     @classmethod
     def build(cls, panel: GenePanel, config: Config) -> SEAL:
@@ -150,10 +162,8 @@ class SEAL(nn.Module):
         """
         row = backbone_row(config.backbone)
         if row.fixed and row.px != config.patch_px:
-            raise InputError(
-                f"patch_px={config.patch_px}: {config.backbone} reads {row.px} px; set "
-                f"patch_px={row.px}"
-            )
+            said = f"patch_px={config.patch_px}: {row.name} reads {row.px} px"
+            raise InputError(f"{said}; set patch_px={row.px}")
         encoder = build_encoder(
             config.backbone, seed=config.seed, tune_blocks=config.tune_blocks,
             rank=config.lora_rank, alpha=config.lora_alpha, dropout=config.lora_dropout,
@@ -162,21 +172,22 @@ class SEAL(nn.Module):
             torch.manual_seed(config.seed)
             return cls(encoder, panel, config)
 
-    def forward(self, hidden, x):
+    def forward(self, hidden, x, *, chunk: int = 0):
         """Loss terms of a batch, named: prefix activations `hidden` and expression x (b, genes).
 
         hidden (b, ...) as `VisionEncoder.prefix` returns it, x z-scored. Returns scalars {"clip",
-        "gene", "image", "kl", "loss"}; "loss" is their weighted sum.
+        "gene", "image", "kl", "loss"}; "loss" is their weighted sum. With `chunk` the tail holds
+        the activations of so many images at a time and computes them again in the backward pass.
+        Of several processes each has its part of the batch, and all have the whole batch's loss.
         """
         c = self.config
-        e = self.encoder.tail(hidden)
+        e, x = gathered(in_chunks(self.encoder.tail, hidden, chunk)), gathered(x)
         z, from_gene, kl = self.genes(x)
         inside = {"w_mse": c.w_mse, "w_corr": c.w_corr}
         temperature = self.log_temperature.exp().clamp(min=0.01)  # CLIP's bound
+        clip = losses.clip_loss(self.project(e), z, temperature=temperature, soft=c.soft_targets)
         terms = {
-            "clip": losses.clip_loss(
-                self.project(e), z, temperature=temperature, soft=c.soft_targets
-            ),
+            "clip": clip,
             "gene": losses.gene_loss(from_gene, x, **inside),
             "image": losses.gene_loss(self.image_decoder(e), x, **inside),
             "kl": kl,
@@ -190,7 +201,7 @@ class SEAL(nn.Module):
 
         x (b, genes), z-scored. Returns scalars {"gene", "kl", "loss"}.
         """
-        _, from_gene, kl = self.genes(x)
+        _, from_gene, kl = self.genes(x := gathered(x))
         c = self.config
         gene = losses.gene_loss(from_gene, x, w_mse=c.w_mse, w_corr=c.w_corr)
         return {"gene": gene, "kl": kl, "loss": c.w_gene * gene + c.w_kl * kl}
@@ -216,10 +227,8 @@ class SEAL(nn.Module):
         shapes, ours = ({k: v.shape for k, v in s.items()} for s in (state, self.trainable()))
         odd = [k for k in shapes | ours if shapes.get(k) != ours.get(k)]
         if odd:
-            raise InputError(
-                f"{source}: tensor {sorted(odd)[0]} does not fit this model; was it made with "
-                "another backbone, panel or config?"
-            )
+            remedy = "take the backbone, panel and config that it was made with"
+            raise InputError(f"{source}: tensor {min(odd)} does not fit this model; {remedy}")
         tuned = {k[6:]: v for k, v in state.items() if k.startswith("tuned.")}
         heads = {k: v for k, v in state.items() if not k.startswith("tuned.")}
         if self.encoder.adapted:
@@ -260,10 +269,8 @@ class SEAL(nn.Module):
         model = cls.build(GenePanel.load(run / "panel.json"), config)
         base = json.loads((run / "base.json").read_text())
         if base.get("sha256") != model.encoder.base_digest():
-            raise InputError(
-                f"{run / 'base.json'}: {config.backbone} has other weights here than the run was "
-                "tuned from; take the version of the encoder that it names"
-            )
+            said = f"{config.backbone} has other weights here than the run was tuned from"
+            raise InputError(f"{run / 'base.json'}: {said}; take the version that it names")
         file = run / (ADAPTER if model.encoder.adapted else BLOCKS)
         if not file.is_file():
             raise InputError(f"{file}: what the run tuned is absent; copy the whole run folder")

@@ -11,83 +11,23 @@ import os
 import platform
 import subprocess
 import time
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 import torch
-from accelerate import Accelerator
+from accelerate import Accelerator, InitProcessGroupKwargs
+from torch.optim.lr_scheduler import LambdaLR
 from tqdm import tqdm
 
 from .backbones import backbone_row
-from .cache import prefix_cache
+from .batches import Pairs
 from .config import Config
 from .errors import InputError
 from .genes import GenePanel
 from .model import SEAL
-from .views import make_views
 
 CODE = ("crossval", "pairs")  # what decides a cross-validation, with all that they import
-
-
-class Pairs:
-    """All training pairs, and their batches as (prefix activations, expression).
-
-    With `cached=True` activations come from the frozen-prefix cache, otherwise the prefix runs in
-    every step (the plain loop). Both see the same views and give the same losses. `shuffle_pairs`
-    breaks the pairing within each section: the control that every gain is measured against.
-
-    sections: `Section`s. encoder: the `VisionEncoder` whose prefix is run. cache_dir: the cache's
-    folder; with None it is in memory. Of `config`, the batch size, seed, views and jitter count.
-    Raises `InputError` where pairs are fewer than a batch. Attributes: `keys`, a name for each of n
-    pairs, and `expression` (n, genes), z-scored by `panel`.
-    """
-
-    def __init__(self, sections, panel: GenePanel, config: Config, encoder, *, cached=True,
-                 cache_dir=None, shuffle_pairs=False, progress=True):  # fmt: skip
-        self.config, self.encoder = config, encoder
-        self.keys = [k for s in sections for k in s.keys]
-        if len(self.keys) < config.batch_size:
-            raise InputError(
-                f"{len(self.keys)} training pairs are fewer than batch_size={config.batch_size}; "
-                "add sections or lower it"
-            )
-        rng = np.random.default_rng(config.seed)
-        expression = []
-        for s in sections:
-            x = panel.transform(s.adata)[s.rows]
-            expression.append(x[rng.permutation(len(x))] if shuffle_pairs else x)
-        self.expression = torch.from_numpy(np.concatenate(expression))  # (n, genes)
-        self.where = [(i, j) for i, s in enumerate(sections) for j in range(len(s.rows))]
-        self.patches = [s.patches for s in sections]
-        self.cache = [
-            prefix_cache(encoder, s, n_views=config.n_views, jitter=config.stain_jitter,
-                         folder=cache_dir, progress=progress) for s in sections
-        ] if cached else None  # fmt: skip
-
-    def epoch(self, number: int):
-        """Yield batches in an order, and with views, that depend on (seed, epoch) alone.
-
-        A batch is (prefix activations (b, ...), expression (b, genes)), b the batch size. What is
-        left over at the end is dropped.
-        """
-        rng = np.random.default_rng([self.config.seed, number])
-        order = rng.permutation(len(self.keys))
-        views = rng.integers(self.config.n_views, size=len(order))
-        b = self.config.batch_size
-        for i in range(0, len(order) - b + 1, b):  # the last, smaller batch is dropped
-            index, view = order[i : i + b], views[i : i + b]
-            yield self._hidden(index, view), self.expression[index]
-
-    def _hidden(self, index, views):
-        at = [self.where[i] for i in index]
-        if self.cache is not None:
-            rows = [self.cache[s][v, j] for (s, j), v in zip(at, views, strict=True)]
-            return torch.from_numpy(np.stack(rows))
-        patches = np.stack([self.patches[s][j] for s, j in at])
-        images = make_views(patches, [self.keys[i] for i in index], views,
-                            jitter=self.config.stain_jitter)  # fmt: skip
-        with torch.no_grad():
-            return self.encoder.prefix(images.to(next(self.encoder.parameters()).device))
 
 
 def learning_rate(step: int, *, steps: int, warmup: float) -> float:
@@ -104,13 +44,17 @@ def learning_rate(step: int, *, steps: int, warmup: float) -> float:
 
 
 def finetune(sections, config: Config, *, panel: GenePanel | None = None, out=None, include=(),
-             shuffle_pairs=False, cached=True, cache_dir=None, progress=True):  # fmt: skip
+             shuffle_pairs=False, cached=True, cache_dir=None, chunk=0,
+             progress=True):  # fmt: skip
     """Finetune the config's backbone on `sections` (list of `sections.Section`).
 
     The panel is fitted on these sections unless given. With `out`, the run folder holds config,
     panel, adapter, heads, metrics.jsonl, provenance.json, and a checkpoint after every epoch from
     which the same call resumes to the same result. `include` as in `GenePanel.fit`, the other
-    options as in `Pairs`.
+    options as in `Pairs`: `chunk` also bounds the images whose activations a step holds, at the
+    cost of computing them twice, so that memory no longer limits the batch (Gao et al., 2021,
+    GradCache). Under `accelerate launch` the processes share every batch, and the contrast sees
+    all of it: the result is that of one process.
 
     Returns (model, list of per-epoch records {"epoch", "phase": "genes" or "joint", the mean of
     each loss term, "lr_lora", "seconds", "pairs_per_s"}). Raises `InputError` before any work where
@@ -121,16 +65,23 @@ def finetune(sections, config: Config, *, panel: GenePanel | None = None, out=No
         panel = GenePanel.from_config(sections, config, include=include)
     genes = hashlib.sha256(" ".join(panel.genes).encode()).hexdigest()
     record = provenance(sections, config, shuffle_pairs=shuffle_pairs, genes_sha256=genes)
-    if out is not None and (finished := _open_run(out, record)):
-        return finished
-    accelerator = Accelerator(mixed_precision=config.precision)
+    if out and claimed(out, record, same=("shuffle_pairs", "genes_sha256")).get("finished"):
+        lines = (out / "metrics.jsonl").read_text().splitlines()
+        return SEAL.from_pretrained(out), [json.loads(line) for line in lines]
+    patience = InitProcessGroupKwargs(timeout=datetime.timedelta(days=1))  # for the first's cache
+    accelerator = Accelerator(mixed_precision=config.precision, kwargs_handlers=[patience])
+    kept, progress = (out, progress) if accelerator.is_main_process else (None, False)
     model = SEAL.build(panel, config).to(accelerator.device)
-    pairs = Pairs(sections, panel, config, model.encoder, cached=cached, progress=progress,
-                  cache_dir=cache_dir, shuffle_pairs=shuffle_pairs)  # fmt: skip
+    with accelerator.main_process_first():  # the others find its cache
+        pairs = Pairs(
+            sections, panel, config, model.encoder, cached=cached, cache_dir=cache_dir, chunk=chunk,
+            shuffle_pairs=shuffle_pairs, progress=progress,
+            share=(accelerator.process_index, accelerator.num_processes),
+        )  # fmt: skip
 
-    if out is not None:  # only now: all input has proved good
-        out.mkdir(parents=True, exist_ok=True)
-        write_atomic(out / "provenance.json", json.dumps(record, indent=1))
+    if kept is not None:  # only now: all input has proved good
+        kept.mkdir(parents=True, exist_ok=True)
+        write_atomic(kept / "provenance.json", json.dumps(record, indent=1))
 
     adapter = [p for p in model.encoder.parameters() if p.requires_grad]
     heads = [p for n, p in model.named_parameters() if not n.startswith("encoder.")]
@@ -138,13 +89,9 @@ def finetune(sections, config: Config, *, panel: GenePanel | None = None, out=No
         [{"params": adapter, "lr": config.lr_lora}, {"params": heads, "lr": config.lr_heads}],
         weight_decay=config.weight_decay,
     )
-    warm, per_epoch = config.gene_warmup_epochs, len(pairs.keys) // config.batch_size
-    scheduler = torch.optim.lr_scheduler.LambdaLR(
-        optimizer,
-        lambda step: learning_rate(
-            step - warm * per_epoch, steps=config.epochs * per_epoch, warmup=config.warmup
-        ),
-    )
+    warm, per_epoch = config.gene_warmup_epochs, len(pairs) // config.batch_size
+    rate = partial(learning_rate, steps=config.epochs * per_epoch, warmup=config.warmup)
+    scheduler = LambdaLR(optimizer, lambda step: rate(step - warm * per_epoch))
     optimizer = accelerator.prepare_optimizer(optimizer)  # unscales fp16 gradients
     history = _resume(out, model, optimizer, scheduler)
     bar = tqdm(range(len(history), warm + config.epochs), "finetune", disable=not progress)
@@ -155,19 +102,18 @@ def finetune(sections, config: Config, *, panel: GenePanel | None = None, out=No
         for hidden, x in pairs.epoch(epoch):
             hidden, x = hidden.to(accelerator.device), x.to(accelerator.device)
             with accelerator.autocast():
-                terms = model.forward_genes(x) if epoch < warm else model(hidden, x)
+                terms = model.forward_genes(x) if epoch < warm else model(hidden, x, chunk=chunk)
             optimizer.zero_grad()
             accelerator.backward(terms["loss"])
-            if not torch.isfinite(terms["loss"]):
-                raise InputError(
-                    f"epoch {epoch}: the loss is {terms['loss'].item()}; lower lr_lora or lr_heads"
-                )
+            if not math.isfinite(loss := terms["loss"].item()):
+                raise InputError(f"epoch {epoch}: the loss is {loss}; lower lr_lora or lr_heads")
+            average_gradients(accelerator, model)
             accelerator.clip_grad_norm_(model.parameters(), config.grad_clip)
             optimizer.step()
             scheduler.step()
-            seen += len(x)
+            seen += config.batch_size
             for k, v in terms.items():
-                sums[k] = sums.get(k, 0.0) + v.item() * len(x)
+                sums[k] = sums.get(k, 0.0) + v.item() * config.batch_size
         seconds = time.perf_counter() - started
         history.append({
             "epoch": epoch, "phase": "genes" if epoch < warm else "joint",
@@ -175,14 +121,24 @@ def finetune(sections, config: Config, *, panel: GenePanel | None = None, out=No
             "seconds": seconds, "pairs_per_s": seen / seconds,
         })  # fmt: skip
         bar.set_postfix(loss=f"{history[-1]['loss']:.3f}")
-        _checkpoint(out, model, optimizer, scheduler, history)
+        _checkpoint(kept, model, optimizer, scheduler, history)
     model.eval()
-    if out is not None:
-        model.save_pretrained(out)
-        write_atomic(out / "metrics.jsonl", "".join(json.dumps(h) + "\n" for h in history))
-        write_atomic(out / "provenance.json", json.dumps({**record, "finished": _now()}, indent=1))
-        (out / "checkpoint.pt").unlink(missing_ok=True)
+    if kept is not None:
+        model.save_pretrained(kept)
+        write_atomic(kept / "metrics.jsonl", "".join(json.dumps(h) + "\n" for h in history))
+        write_atomic(kept / "provenance.json", json.dumps({**record, "finished": _now()}, indent=1))
+        (kept / "checkpoint.pt").unlink(missing_ok=True)
     return model, history
+
+
+def average_gradients(accelerator, model):
+    """The mean over processes of all gradients, in one message; LoRA's are few. Alone: nothing."""
+    if accelerator.num_processes == 1:
+        return
+    held = [p for p in model.parameters() if p.grad is not None]
+    mean = accelerator.reduce(torch.cat([p.grad.flatten() for p in held]), "mean")
+    for p, part in zip(held, mean.split([p.numel() for p in held]), strict=True):
+        p.grad = part.view_as(p)
 
 
 def provenance(sections, config: Config, *, code=CODE, **extra) -> dict:
@@ -247,22 +203,23 @@ def write_atomic(path: Path, text: str):
     os.replace(part, path)
 
 
-def _open_run(out: Path, record: dict):
-    """Refuse a folder of another run; return (model, history) if this very run is finished."""
-    same = ("sections", "data_sha256", "config_sha256", "backbone_sha256", "shuffle_pairs",
-            "genes_sha256")  # fmt: skip
-    if (out / "provenance.json").exists():
-        old = json.loads((out / "provenance.json").read_text())
-        if any(old.get(k) != record[k] for k in same):
-            raise InputError(
-                f"{out}: holds a run of other data or settings; choose another --out or remove it"
-            )
-        if old.get("finished"):
-            lines = (out / "metrics.jsonl").read_text().splitlines()
-            return SEAL.from_pretrained(out), [json.loads(line) for line in lines]
-    elif out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise InputError(f"{out}: exists and is not a run; choose another --out")
-    return None
+def claimed(out: Path, record: dict, *, same) -> dict:
+    """The provenance that is in `out`, if that is of the same work, or {} where nothing is there.
+
+    The same are data, settings and encoder, and what is under the keys `same` of `record`. Raises
+    `InputError` for a folder of other work, and one of none.
+    """
+    path = out / "provenance.json"
+    if not path.exists():
+        if out.exists() and (not out.is_dir() or any(out.iterdir())):
+            raise InputError(f"{out}: exists and is not of this work; choose another --out")
+        return {}
+    old = json.loads(path.read_text())
+    keys = ("sections", "data_sha256", "config_sha256", "backbone_sha256", *same)
+    if odd := [k for k in keys if old.get(k) != record[k]]:
+        said = f"holds work of other data, settings or code ({odd[0]})"
+        raise InputError(f"{out}: {said}; choose another --out or remove it")
+    return old
 
 
 def _checkpoint(out, model, optimizer, scheduler, history):

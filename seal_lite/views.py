@@ -47,14 +47,16 @@ def jitter_stains(images: torch.Tensor, log_scale: torch.Tensor) -> torch.Tensor
     return torch.exp(-torch.einsum("nchw,ncd->ndhw", density, mix)).clamp(0, 1)
 
 
-def make_views(patches: np.ndarray, keys: list[str], views, *, jitter: float) -> torch.Tensor:
+def make_views(patches: np.ndarray, keys: list[str], views, *, jitter: float,
+               device=None) -> torch.Tensor:  # fmt: skip
     """uint8 patches (n, h, w, 3) -> augmented float images (n, 3, h, w) in [0, 1].
 
     keys (n,): the patches' names (`Section.keys`). views (n,): the number of the view of each, 0
     the patch as it is. jitter: the sd of the log of what each stain's optical density is multiplied
-    by (normally distributed, mean 0).
+    by (normally distributed, mean 0). device: where all but reading is done.
     """
-    images = torch.from_numpy(np.ascontiguousarray(patches)).permute(0, 3, 1, 2).float() / 255
+    images = torch.from_numpy(np.ascontiguousarray(patches)).to(device)  # as bytes: a quarter
+    images = images.permute(0, 3, 1, 2).float() / 255
     turn, scale = view_parameters(keys, views, jitter=jitter)
     changed = np.flatnonzero(np.asarray(views))
     if len(changed):

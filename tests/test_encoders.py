@@ -13,7 +13,7 @@ from conftest import REPOSITORY
 from peft.tuners.lora import LoraLayer
 
 from seal_lite.backbones import BACKBONES, backbone_row, load_backbone
-from seal_lite.cache import cache_key, prefix_cache
+from seal_lite.cache import PrefixCache
 from seal_lite.encoders import VisionEncoder, build_encoder, embed
 from seal_lite.errors import InputError
 from seal_lite.views import make_views
@@ -237,7 +237,7 @@ def test_random_control_is_random_and_reproducible(name):
 def test_cache_holds_each_view_and_is_computed_once(sections, tmp_path, monkeypatch):
     section, options = sections[0], {"n_views": 3, "jitter": 0.15, "progress": False}
     encoder = build_encoder("tf_efficientnet_lite0", tune_blocks=1)
-    stored = prefix_cache(encoder, section, folder=tmp_path, **options)
+    stored = PrefixCache(encoder, folder=tmp_path, **options).activations(section)
     n = len(section.rows)
     assert stored.shape[:2] == (3, n) and stored.dtype == np.float32
     with torch.inference_mode():
@@ -245,10 +245,11 @@ def test_cache_holds_each_view_and_is_computed_once(sections, tmp_path, monkeypa
             x = make_views(section.patches[:4], section.keys[:4], [view] * 4, jitter=0.15)
             np.testing.assert_allclose(stored[view, :4], encoder.prefix(x), rtol=1e-4, atol=1e-4)
     assert np.abs(stored[0] - stored[1]).max() > 0.1
-    np.testing.assert_array_equal(prefix_cache(encoder, section, **options), stored)
+    in_memory = PrefixCache(encoder, **options).activations(section)
+    np.testing.assert_array_equal(in_memory, stored)
     assert [p.suffix for p in tmp_path.iterdir()] == [".npy"]
     monkeypatch.setattr(VisionEncoder, "prefix", lambda *_: pytest.fail("computed again"))
-    reread = prefix_cache(encoder, section, folder=tmp_path, **options)
+    reread = PrefixCache(encoder, folder=tmp_path, **options).activations(section)
     np.testing.assert_array_equal(reread, stored)
 
 
@@ -257,7 +258,7 @@ def test_cache_name_follows_weights_pixels_and_views_but_not_the_adapter(section
     section, encoder = sections[0], build_encoder("tf_efficientnet_lite0", tune_blocks=1)
 
     def key(encoder=encoder, section=section, n_views=3, jitter=0.15):
-        return cache_key(encoder, section, n_views=n_views, jitter=jitter)
+        return PrefixCache(encoder, n_views=n_views, jitter=jitter).key(section)
 
     first = key()
     stir(encoder)

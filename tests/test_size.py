@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 
 PACKAGE = Path(__file__).parents[1] / "seal_lite"
-CORE = ("config", "genes", "views", "backbones", "encoders", "cache", "losses", "model", "train")
+CORE = ("config", "genes", "views", "backbones", "encoders", "cache", "losses", "model", "batches",
+        "train")  # fmt: skip
 LAYOUT = (tokenize.COMMENT, tokenize.NL, tokenize.NEWLINE, tokenize.INDENT, tokenize.DEDENT,
           tokenize.ENDMARKER)  # fmt: skip
 

@@ -12,11 +12,11 @@ from conftest import TINY
 from safetensors.torch import load_file
 
 from seal_lite import Config, preset, train
+from seal_lite.batches import Pairs
 from seal_lite.encoders import build_encoder, embed
 from seal_lite.errors import InputError
-from seal_lite.genes import GenePanel
 from seal_lite.model import SEAL
-from seal_lite.train import Pairs, code_hash, finetune, learning_rate
+from seal_lite.train import code_hash, finetune, learning_rate
 
 
 def weights(model):
@@ -98,7 +98,7 @@ def test_other_settings_data_or_genes_are_refused_and_nothing_is_written(trained
         with pytest.raises(InputError, match=str(run)):
             finetune(call.pop("sections"), call.pop("config"), out=run, **call)
     (tmp_path / "notes.txt").write_text("mine")
-    with pytest.raises(InputError, match="not a run"):
+    with pytest.raises(InputError, match="not of this work"):
         finetune(sections[:1], tiny, out=tmp_path, progress=False)
     assert {p: p.read_bytes() for p in run.rglob("*") if p.is_file()} == before
     assert [p.name for p in tmp_path.iterdir()] == ["notes.txt"]
@@ -139,51 +139,6 @@ def test_cached_and_plain_loop_give_the_same_losses(trained, sections, tiny):
     _, plain = finetune(sections[:1], tiny, cached=False, progress=False)
     for one, other in zip(losses(trained[2]), losses(plain), strict=True):
         assert one == pytest.approx(other, abs=1e-4)
-
-
-@pytest.fixture(scope="module")
-def panel(sections):
-    return GenePanel.fit([s.adata for s in sections], n_genes=TINY.n_genes)
-
-
-def pairs(sections, panel, config=TINY, **options):
-    encoder = build_encoder(config.backbone, tune_blocks=1)
-    return Pairs(sections, panel, config, encoder, cached=False, progress=False, **options)
-
-
-def test_an_epoch_visits_every_pair_once_with_views_at_random(sections, panel):
-    p = pairs(sections, panel, replace(TINY, batch_size=4))
-    p._hidden = lambda index, views: (index, views)
-    hidden, x = zip(*p.epoch(3), strict=True)
-    index, views = (np.concatenate(part) for part in zip(*hidden, strict=True))
-    n = sum(len(s.rows) for s in sections)
-    assert len(index) == len(set(index)) == n // 4 * 4  # only an incomplete batch is left out
-    assert set(views) == {0, 1, 2}
-    assert torch.equal(torch.cat(x), p.expression[index])
-    other = np.concatenate([h[0] for h, _ in p.epoch(4)])
-    assert (other != index).any() and len(p.keys) == n
-
-
-def test_pairs_belong_together_and_shuffled_ones_do_not(sections, panel):
-    """Row i of the expression is patch i's; shuffling keeps each section's set of profiles."""
-    true, broken = (pairs(sections, panel, shuffle_pairs=s).expression for s in (False, True))
-    start = 0
-    for s in sections:
-        part = slice(start, start := start + len(s.rows))
-        expected = panel.transform(s.adata)[s.rows]
-        np.testing.assert_array_equal(true[part], expected)
-        moved = (broken[part] != true[part]).any(1).float().mean()
-        assert moved > 0.9  # one or two may stay by chance
-        order = [np.lexsort(np.asarray(t).T) for t in (true[part], broken[part])]
-        np.testing.assert_array_equal(true[part][order[0]], broken[part][order[1]])
-    again = pairs(sections, panel, shuffle_pairs=True).expression
-    other = pairs(sections, panel, replace(TINY, seed=5), shuffle_pairs=True).expression
-    assert torch.equal(again, broken) and not torch.equal(other, broken)
-
-
-def test_too_few_pairs_are_refused(sections, tiny):
-    with pytest.raises(InputError, match="batch_size=500"):
-        finetune(sections, replace(tiny, batch_size=500), progress=False)
 
 
 def test_learning_rate_rises_and_falls():
