@@ -76,12 +76,8 @@ class Backbone:
     card: str = ""
 
 
-def _table() -> dict[str, Backbone]:
-    text = importlib.resources.files(__package__).joinpath("backbones.toml").read_text()
-    return {k: Backbone(name=k, **row) for k, row in tomllib.loads(text).items()}
-
-
-BACKBONES = _table()
+_ROWS = importlib.resources.files(__package__).joinpath("backbones.toml").read_text()
+BACKBONES = {k: Backbone(name=k, **row) for k, row in tomllib.loads(_ROWS).items()}
 
 
 def backbone_row(name: str) -> Backbone:
@@ -111,9 +107,8 @@ def load_backbone(row: Backbone, *, pretrained: bool = True, seed: int = 0) -> n
     with torch.random.fork_rng(devices=[]), _explained(row):
         torch.manual_seed(seed)
         if row.arch and not pretrained:
-            net = timm.create_model(
-                row.arch, **{**row.arch_args, **TIMM, **args, "pretrained": False}
-            )
+            args = {**row.arch_args, **TIMM, **args, "pretrained": False}
+            net = timm.create_model(row.arch, **args)
         else:
             net = _function(row.loader)(*[row.source] * bool(row.source), **args)
             net = net[0] if isinstance(net, tuple) else net  # some give their transform, too
@@ -151,9 +146,8 @@ def _explained(row: Backbone):
         yield
     except ImportError as error:
         remedy = row.extra or (error.name or "").split(".")[0].replace("_", "-")
-        raise InputError(
-            f"backbone {row.name}: {error.name} is not installed; pip install {remedy}"
-        ) from error
+        said = f"backbone {row.name}: {error.name} is not installed; pip install {remedy}"
+        raise InputError(said) from error
     except (OSError, RuntimeError, ValueError) as error:
         causes = [error]
         while cause := causes[-1].__cause__ or causes[-1].__context__:

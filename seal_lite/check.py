@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import base64
-import html
 import importlib.resources
 import io
-from string import Template
 
 import numpy as np
 import pandas as pd
+from jinja2 import Template
 from scipy.ndimage import laplace
 from tqdm import tqdm
 
@@ -156,13 +155,8 @@ def report(said: list[str], found: dict, config: Config, *, title: str) -> str:
         }  # fmt: skip
         for what, figure in drawn.items():
             figure.savefig(data := io.BytesIO(), format="jpg", dpi=110, bbox_inches="tight")
-            source = f"data:image/jpeg;base64,{base64.b64encode(data.getvalue()).decode()}"
-            caption = f"{html.escape(name)}: {what}"
-            pictures.append(f'<h3>{caption}</h3><img src="{source}" alt="{caption}">')
+            pictures.append((f"{name}: {what}", base64.b64encode(data.getvalue()).decode()))
     page = importlib.resources.files(__package__).joinpath("check.html").read_text()
-    lines = [f"<li>{html.escape(text)}</li>" for text in said]
-    table = pd.DataFrame({name: facts for name, (_, facts, _) in found.items()}).T
-    return Template(page).substitute(
-        title=html.escape(title), said="\n".join(lines) or "<li>Nothing odd was found.</li>",
-        table=table.to_html(border=0), pictures="\n".join(pictures),
-    )  # fmt: skip
+    table = pd.DataFrame({name: facts for name, (_, facts, _) in found.items()}).T.to_html(border=0)
+    return Template(page, autoescape=True).render(title=title, said=said, table=table,
+                                                  pictures=pictures)  # fmt: skip

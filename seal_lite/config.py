@@ -7,7 +7,7 @@ import json
 from dataclasses import dataclass
 from pathlib import Path
 
-from .errors import InputError
+from .errors import InputError, reading
 
 
 @dataclass(frozen=True)
@@ -71,10 +71,8 @@ class Config:
         choices = {"hvg": ("pearson_residuals", "seurat"), "zscore": ("section", "train"),
                    "precision": ("no", "bf16", "fp16")}  # fmt: skip
         for key, allowed in choices.items():
-            if getattr(self, key) not in allowed:
-                raise InputError(
-                    f"config: {key}={getattr(self, key)!r} is unknown; use one of {allowed}"
-                )
+            if (value := getattr(self, key)) not in allowed:
+                raise InputError(f"config: {key}={value!r} is unknown; use one of {allowed}")
         for key in ("patch_um", "patch_px", "n_views", "n_genes", "epochs", "temperature"):
             if getattr(self, key) <= 0:
                 raise InputError(f"config: {key}={getattr(self, key)} must be above 0; raise it")
@@ -92,11 +90,9 @@ class Config:
             key, _, value = text.partition("=")
             if key not in kinds:
                 raise InputError(f"--set {text}: no setting '{key}'; known: {', '.join(kinds)}")
-            try:
+            fault = f"'{value}' is not a {kinds[key].__name__}"
+            with reading(f"--set {text}", fault=fault, remedy="correct it"):
                 changes[key] = _parse(value, kinds[key])
-            except ValueError as error:
-                name = kinds[key].__name__
-                raise InputError(f"--set {text}: '{value}' is not a {name}; correct it") from error
         return dataclasses.replace(self, **changes)
 
     def to_json(self) -> str:
@@ -106,13 +102,9 @@ class Config:
     @classmethod
     def from_json(cls, path: Path) -> Config:
         """Read a run's `config.json`; damage, and unknown or missing keys, are an `InputError`."""
-        try:
+        with reading(path, remedy="copy the run folder again"):
             raw = json.loads(Path(path).read_text())
-        except json.JSONDecodeError as error:
-            raise InputError(f"{path}: is damaged ({error}); copy the run folder again") from error
-        names = {f.name for f in dataclasses.fields(cls)}
-        if set(raw) != names:
-            odd = ", ".join(sorted(set(raw) ^ names))
+        if odd := ", ".join(sorted(raw.keys() ^ {f.name for f in dataclasses.fields(cls)})):
             raise InputError(f"{path}: keys {odd} differ from this version's; finetune again")
         return cls(**{**raw, "hidden": tuple(raw["hidden"])})
 

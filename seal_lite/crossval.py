@@ -21,7 +21,7 @@ from .config import Config
 from .errors import InputError
 from .evaluate import fold_features, gene_classes, genes_to_score, score_models
 from .morphology import morphology
-from .train import finetune, provenance, write_atomic
+from .train import claimed, finetune, provenance, write_atomic
 
 log = logging.getLogger(__name__)
 IN = "not "  # "not B": held out beside group B, from the distribution that trains
@@ -36,15 +36,11 @@ def groups_of(sections, by: str) -> list[str]:
     groups = [s.label(by) for s in sections]
     if None in groups:
         name = sections[groups.index(None)].name
-        raise InputError(
-            f"--groups {by}: not known of section {name}; use section or patient, or fill a column "
-            f"{by} in sections.tsv"
-        )
+        remedy = f"fill a column {by} in sections.tsv, or use section or patient"
+        raise InputError(f"--groups {by}: not known of section {name}; {remedy}")
     if len(set(groups)) < 2:
-        raise InputError(
-            f"--groups {by}: all sections belong to '{groups[0]}', so nothing can be held out; "
-            "add data or group otherwise"
-        )
+        said = f"--groups {by}: all sections belong to '{groups[0]}', so nothing can be held out"
+        raise InputError(f"{said}; add data or group otherwise")
     return groups
 
 
@@ -60,9 +56,8 @@ def folds_of(sections, groups: list[str], train_groups: int | None = None):
         members.setdefault(group, []).append(section)
     names = list(members)
     if train_groups is not None and not 1 <= train_groups < len(names):
-        raise InputError(
-            f"--train-groups {train_groups}: there are {len(names)} groups; leave some to test"
-        )
+        said = f"--train-groups {train_groups}: there are {len(names)} groups"
+        raise InputError(f"{said}; leave some to test")
     for held in [[n] for n in names] if train_groups is None else [names[train_groups:]]:
         train = [s for n in names if n not in held for s in members[n]]
         yield train, {n: members[n] for n in held}
@@ -81,10 +76,8 @@ def shift_folds(sections, groups: list[str]):
         for group in dict.fromkeys(g for g in groups if g != out):
             patients = list(dict.fromkeys(s.patient for s, g in of if g == group))
             if len(patients) < 2:
-                raise InputError(
-                    f"group {group}: has one patient, so none can be held out in distribution; add "
-                    "patients, or leave its sections out"
-                )
+                said = f"group {group}: has one patient, so none can be held out in distribution"
+                raise InputError(f"{said}; add patients, or leave its sections out")
             inside |= set(patients[-math.ceil(len(patients) / 4) :])
         rest = [s for s, g in of if g != out]
         test = {out: [s for s, g in of if g == out],
@@ -114,7 +107,9 @@ def crossval(root, sections, config: Config, *, by="section", train_groups=None,
     classes, caches, folds = gene_classes(root), out / "cache", []
     split = shift_folds(sections, groups) if shift else folds_of(sections, groups, train_groups)
     split = list(split)  # all of it: its input has proved good before anything is written
-    _claim(out, record)
+    claimed(out, record, same=("groups", "train_groups", "code_sha256"))
+    out.mkdir(parents=True, exist_ok=True)
+    write_atomic(out / "provenance.json", json.dumps(record, indent=1))
     for train, tests in split:
         name = "+".join(tests)
         genes = genes_to_score(root, train)
@@ -187,23 +182,6 @@ def run_fold(root, train, tests: dict, genes, config: Config, caches, *, runs=No
     return found
 
 
-def _claim(out: Path, record: dict):
-    path = out / "provenance.json"
-    same = ("sections", "data_sha256", "config_sha256", "backbone_sha256", "groups",
-            "train_groups", "code_sha256")  # fmt: skip
-    if path.exists():
-        old = json.loads(path.read_text())
-        if any(old.get(k) != record[k] for k in same):
-            raise InputError(
-                f"{out}: holds folds of other data, settings or code; choose another --out or "
-                "remove it"
-            )
-    elif out.exists() and any(out.iterdir()):
-        raise InputError(f"{out}: is not empty and no cross-validation; choose another --out")
-    out.mkdir(parents=True, exist_ok=True)
-    write_atomic(path, json.dumps(record, indent=1))
-
-
 def score_rows(scores: dict, genes) -> list[dict]:
     """The "scores" list of metrics.json: the mean over test sections of r (test sections, g).
 
@@ -222,13 +200,11 @@ def tidy(result: dict) -> pd.DataFrame:
     `result` as `crossval` returns it. Columns: test, seed, features, probe, target, gene, class, r.
     """
     classes = result["classes"] or {}
-    return pd.DataFrame(
-        [
-            {"test": f["test"], "seed": f["seed"], "features": s["features"], "probe": s["probe"],
-             "target": s["target"], "gene": g, "class": classes.get(g, "hvg"), "r": r}
-            for f in result["folds"] for s in f["scores"] for g, r in s["per_gene"].items()
-        ]
-    )  # fmt: skip
+    return pd.DataFrame([
+        {"test": f["test"], "seed": f["seed"], "features": s["features"], "probe": s["probe"],
+         "target": s["target"], "gene": g, "class": classes.get(g, "hvg"), "r": r}
+        for f in result["folds"] for s in f["scores"] for g, r in s["per_gene"].items()
+    ])  # fmt: skip
 
 
 def deltas(folds: list[dict], classes=None) -> list[dict]:
@@ -239,23 +215,17 @@ def deltas(folds: list[dict], classes=None) -> list[dict]:
     mean difference of r, "ci95": [low, high] of `bootstrap_ci`}. With gene classes (the phantom)
     each class is also given by itself, under "class".
     """
-    found = {}
-    for f in folds:
-        for s in f["scores"]:
-            place = (s["features"], s["probe"], s["target"])
-            found.setdefault(place, {})[f["test"], f["seed"]] = s["per_gene"]
-    out = []
+    long, out = tidy({"folds": folds, "classes": classes}), []
     for of, minus in DELTAS:
-        for (features, probe, target), runs in found.items():
-            other = found.get((minus, probe, target))
-            if features != of or other is None:
+        both = long[long.features.isin([of, minus])]
+        for (probe, target), part in both.groupby(["probe", "target"], sort=False):
+            r = part.set_index(["features", "test", "seed", "class", "gene"]).r
+            if not {of, minus} <= set(part.features):
                 continue
-            for name in [None, *sorted(set((classes or {}).values()))]:
-                scored = next(iter(runs.values()))  # with classes the same in every fold
-                pick = [g for g in scored if classes[g] == name] if name else None
-                if name and not pick:
-                    continue
-                table = _paired(runs, other, pick)
+            gap = r[of] - r[minus]
+            for name in [None, *sorted(set((classes or {}).values()) & set(part["class"]))]:
+                mine = gap.droplevel("class") if name is None else gap.xs(name, level="class")
+                table = [g.unstack("gene").to_numpy() for _, g in mine.groupby("test", sort=False)]
                 row = {"of": of, "minus": minus, "probe": probe, "target": target,
                        "mean": round(float(np.mean([t.mean() for t in table])), 4),
                        "ci95": [round(v, 4) for v in bootstrap_ci(table)]}  # fmt: skip
@@ -263,15 +233,18 @@ def deltas(folds: list[dict], classes=None) -> list[dict]:
     return out
 
 
-def _paired(runs: dict, other: dict, genes) -> list[np.ndarray]:
-    """One (seeds, genes) array of differences per fold."""
-    tests = dict.fromkeys(t for t, _ in runs)
-    return [
-        np.array([
-            [runs[k][g] - other[k][g] for g in (genes or runs[k])] for k in runs if k[0] == test
-        ])
-        for test in tests
-    ]  # fmt: skip
+def verdicts(result: dict) -> list[str]:
+    """Every difference of a `crossval` result with its interval, as a sentence each."""
+    said = []
+    for name, kind in (("delta", ""), ("delta_in", ", in distribution"),
+                       ("delta_out", ", out of distribution"), ("delta_gap", ", gap")):  # fmt: skip
+        for d in result.get(name, []):
+            low, high = d["ci95"]
+            genes = f" [{d['class']}]" if "class" in d else ""
+            verdict = "" if low > 0 or high < 0 else "  (no difference)"
+            said.append(f"{d['of']} - {d['minus']}, {d['probe']}, {d['target']}{genes}{kind}: "
+                        f"{d['mean']:+.3f} [{low:+.3f}, {high:+.3f}]{verdict}")  # fmt: skip
+    return said
 
 
 def bootstrap_ci(table: list[np.ndarray], *, repeats: int = 4000, seed: int = 0) -> list[float]:

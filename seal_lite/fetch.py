@@ -17,7 +17,7 @@ import pandas as pd
 import pooch
 from tqdm import tqdm
 
-from .errors import InputError
+from .errors import InputError, reading
 
 COMMIT = "85df7411b987a7dec3feff9718b869a7a82091ec"
 BASE_URL = f"https://raw.githubusercontent.com/almaan/her2st/{COMMIT}/"
@@ -42,10 +42,8 @@ def fetch_her2st(out: str | Path, *, sections: Iterable[str] | None = None, prog
     downloaded or written, or is not what the manifest promises.
     """
     out, wanted = Path(out), _select(sections)
-    try:
+    with reading(out, fault="cannot be made", remedy="choose another folder"):
         out.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise InputError(f"Cannot make the folder {out} ({error}): choose another.") from error
     print(CITATION)
     for path, sha1 in tqdm(wanted.items(), unit="file", disable=not progress):
         if not (out / path).is_file() or git_blob_sha1(out / path) != sha1:
@@ -64,10 +62,8 @@ def fetch_visium(out, *, sections: Iterable[str] | None = None):
 
     print("10x Genomics' example data, CC BY 4.0; 10xgenomics.com/datasets")
     for name in sections or ["V1_Breast_Cancer_Block_A_Section_1"]:
-        try:
+        with reading(name, fault="cannot be fetched", remedy=AGAIN):
             sq.datasets.visium(name, include_hires_tiff=True, base_dir=out)
-        except (OSError, ValueError, RuntimeError, ExceptionGroup) as error:
-            raise InputError(f"{name}: cannot be fetched ({error}); {AGAIN}") from error
         if not list((Path(out) / name).glob("image.*")):
             raise InputError(f"{name}: its full image cannot be fetched; {AGAIN}")
 
@@ -84,7 +80,8 @@ def fetch_hest(out, *, sections: Iterable[str] | None = None):
     if not sections:
         raise InputError("fetch hest: holds over a thousand samples; name some, --sections TENX95")
     out, hub = Path(out), HfApi()
-    try:
+    remedy = f"ask for access on its page, `hf auth login`, go online; {AGAIN}"
+    with reading(HEST, fault="cannot be fetched", remedy=remedy):
         info = hub.dataset_info(HEST, files_metadata=True)
         print(f"{HEST}: licence {(info.card_data or {}).get('license', 'on its page')}")
         files = {Path(s.rfilename): s for s in info.siblings}
@@ -98,9 +95,6 @@ def fetch_hest(out, *, sections: Iterable[str] | None = None):
                                         force_download=again)  # fmt: skip
             if not _is(out / path, files[path]):
                 raise InputError(f"{out / path}: is not what the hub says; {AGAIN}")
-    except OSError as error:  # what the hub raises is an OSError, too
-        said = f"{HEST}: cannot be fetched ({type(error).__name__}); ask for access on its page"
-        raise InputError(f"{said}, `hf auth login`, go online; {AGAIN}") from error
 
 
 def _is(path: Path, said) -> bool:
@@ -127,9 +121,8 @@ def _select(sections: Iterable[str] | None) -> dict[str, str]:
     known = sorted({_section(path) for path in manifest if path.startswith("data/ST-cnts/")})
     wanted = set(sections)
     if unknown := sorted(wanted - set(known)):
-        raise InputError(
-            f"her2st has no section {', '.join(unknown)}: choose among {', '.join(known)}."
-        )
+        said = f"her2st: has no section {', '.join(unknown)}"
+        raise InputError(f"{said}; choose among {', '.join(known)}")
     return {path: sha1 for path, sha1 in manifest.items() if _section(path) in wanted}
 
 
@@ -145,13 +138,12 @@ def _download(url: str, path: Path, sha1: str) -> None:
     part = path.with_name(path.name + ".part")
     # `identity`: the hash is of the stored bytes, so nothing may be decoded on the way.
     download = pooch.HTTPDownloader(headers={"Accept-Encoding": "identity"})
+    fault, remedy = f"cannot be fetched from {url}", f"check the network and the disk; {AGAIN}"
     try:
-        download(url, str(part), None)
-        if git_blob_sha1(part) != sha1:
-            raise InputError(f"{url} did not arrive as the manifest promises; {AGAIN}")
-        os.replace(part, path)
-    except OSError as error:  # what requests raises is an OSError too
-        said = f"Cannot fetch {url} into {path} ({error}): check the network and the disk"
-        raise InputError(f"{said}; {AGAIN}") from error
+        with reading(path, fault=fault, remedy=remedy):
+            download(url, str(part), None)
+            if git_blob_sha1(part) != sha1:
+                raise InputError(f"{url} did not arrive as the manifest promises; {AGAIN}")
+            os.replace(part, path)
     finally:
         part.unlink(missing_ok=True)

@@ -11,14 +11,13 @@ from __future__ import annotations
 import json
 import logging
 import warnings
-import zlib
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import scipy.sparse as sp
 
-from .errors import InputError
+from .errors import InputError, reading
 from .images import open_slide
 
 log = logging.getLogger(__name__)
@@ -79,11 +78,10 @@ def patient_of(name: str) -> str:
 
 
 def read_table(path: Path, *, needs=(), **options) -> pd.DataFrame:
-    """A tab-separated file; unreadable, or without a column that it `needs`, an `InputError`."""
-    try:
-        table = pd.read_csv(path, sep="\t", **options)
-    except (OSError, EOFError, ValueError, zlib.error) as error:  # pandas' errors are ValueErrors
-        raise InputError(f"{path}: cannot be read ({error}); fetch it again") from error
+    """A file separated by tabs (or `sep`); unreadable, or without a column that it `needs`, an
+    `InputError`."""
+    with reading(path):
+        table = pd.read_csv(path, **{"sep": "\t", **options})
     if lacking := sorted(set(needs) - set(table)):
         raise InputError(f"{path}: column {', '.join(lacking)} is missing; restore it")
     return table

@@ -109,9 +109,7 @@ def select_genes(sections, n: int, *, flavor="pearson_residuals", min_spots=0.0)
     keep = real & (np.asarray(joined.X.sum(0)).ravel() >= 3) & (seen >= min_spots)
     joined = joined[:, keep].copy()
     if not joined.n_vars:
-        raise InputError(
-            "gene panel: the training sections share no usable gene; check their names"
-        )
+        raise InputError("gene panel: the sections share no usable gene; check their names")
     options = {"n_top_genes": min(n, joined.n_vars), "batch_key": "batch"}
     if flavor == "seurat":
         joined.X = log_normalise(joined.X)
@@ -191,10 +189,9 @@ class GenePanel:
         lost = [g for g, p in zip(self.genes, present, strict=True) if not p]
         name = adata.uns["section_id"]
         if len(lost) > self.max_missing * len(self.genes):
-            raise InputError(
-                f"section {name}: {len(lost)} of the panel's {len(self.genes)} genes are missing "
-                f"({', '.join(lost[:3])}, ...); use gene symbols of the panel's species"
-            )
+            said = f"{len(lost)} of the panel's {len(self.genes)} genes are missing"
+            remedy = "use gene symbols of the panel's species"
+            raise InputError(f"section {name}: {said} ({', '.join(lost[:3])}, ...); {remedy}")
         if lost:
             log.info("%s: %d panel genes missing, set to the mean", name, len(lost))
         mean, std = self.mean, self.std

@@ -17,20 +17,20 @@ from itertools import count
 from pathlib import Path
 
 import numpy as np
-import pandas as pd
-import scipy.sparse as sp
 from PIL import Image
 from tqdm import tqdm
 
 from . import crossval as cv
 from . import targets as tg
 from .config import Config
-from .errors import InputError
+from .errors import InputError, reading
 from .evaluate import best_stage, probe_scores
+from .formats import read_table
 from .pairs import HEST_UM as PATCH_UM
 from .pairs import Section, read_patches
 from .probe import hest_probe
 from .ridge import Sums, hest_bench_ridge
+from .sections import raw_counts
 
 log = logging.getLogger(__name__)
 
@@ -71,16 +71,14 @@ def read_task(root, name: str) -> Task:
     folder = Path(root) / name
     if not (folder / "splits").is_dir():
         raise InputError(f"{folder}: has no folder splits; give the folder that holds the tasks")
-    try:
+    with reading(folder / GENES, fault="has no list 'genes'", remedy="restore it"):
         genes = json.loads((folder / GENES).read_text())["genes"]
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise InputError(f"{folder / GENES}: has no list 'genes' ({error}); restore it") from error
     folds, files = [], {}
     for i in count():
         halves = [folder / f"splits/{half}_{i}.csv" for half in ("train", "test")]
         if not any(half.exists() for half in halves):
             break
-        tables = [_read_split(half) for half in halves]
+        tables = [read_table(half, needs=COLUMNS, sep=",", dtype=str)[COLUMNS] for half in halves]
         for table in tables:
             files |= {s: (folder / p, folder / e) for s, p, e in table.itertuples(index=False)}
         train, test = (list(table.sample_id) for table in tables)
@@ -94,16 +92,6 @@ def read_task(root, name: str) -> Task:
     return Task(name, genes, folds, files)
 
 
-def _read_split(path: Path) -> pd.DataFrame:
-    try:
-        table = pd.read_csv(path, dtype=str)
-    except (OSError, ValueError) as error:
-        raise InputError(f"{path}: cannot be read ({error}); fetch it again") from error
-    if lacking := [c for c in COLUMNS if c not in table]:
-        raise InputError(f"{path}: column {lacking[0]} is missing; restore it")
-    return table[COLUMNS]
-
-
 def read_sample(name: str, patches: Path, expression: Path, genes, *, px: int = 224) -> Section:
     """A sample's patches, in their order, with the counts of the same barcodes, matched by name.
 
@@ -113,10 +101,8 @@ def read_sample(name: str, patches: Path, expression: Path, genes, *, px: int = 
     import anndata as ad
 
     images, barcodes, coords = read_patches(patches)
-    try:
+    with reading(expression):
         adata = ad.read_h5ad(expression)
-    except (OSError, KeyError, ValueError) as error:
-        raise InputError(f"{expression}: cannot be read ({error}); fetch it again") from error
     for wanted, known, what in ((barcodes, adata.obs_names, "barcode"),
                                 (genes, adata.var_names, "gene")):  # fmt: skip
         if lacking := [w for w in wanted if w not in known]:
@@ -124,12 +110,7 @@ def read_sample(name: str, patches: Path, expression: Path, genes, *, px: int = 
         if not known.is_unique:
             raise InputError(f"{expression}: a {what} stands there twice; keep one")
     adata = adata[barcodes].copy()
-    counts = sp.csr_matrix(adata.X, dtype=np.float32)
-    if not np.isfinite(counts.data).all() or (counts.data < 0).any():
-        raise InputError(f"{expression}: a count is negative or not a number; give raw counts")
-    if (counts.data != np.rint(counts.data)).any():
-        log.warning("%s: counts are not whole numbers; Pearson residuals expect raw ones", name)
-    adata.layers["counts"] = counts
+    adata.layers["counts"] = raw_counts(expression, adata)
     adata.obsm["spatial"] = coords.astype(float)
     adata.uns = {"section_id": name, "patient_id": name, "um_per_px": PATCH_UM / images.shape[1]}
     rows = np.flatnonzero(tg.depth(adata) > 0)

@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from .errors import InputError
+from .errors import InputError, reading
 
 PICTURES = (".jpg", ".jpeg", ".png")
 KINDS = (*PICTURES, ".svs", ".tif", ".tiff", ".btf", ".ndpi", ".scn", ".vms")
@@ -87,13 +87,11 @@ def open_slide(path, um_per_px: float | None = None) -> Slide:
         return _open_zarr(path, um_per_px)
     from tiffslide import TiffSlide
 
-    try:
+    with reading(path):
         slide = TiffSlide(path)
         um_per_px = um_per_px or slide.properties.get("tiffslide.mpp-x")
         levels = tuple(float(d) for d in slide.level_downsamples)
         size = slide.dimensions
-    except Exception as error:  # tiffslide's own errors share no class
-        raise InputError(f"{path}: cannot be read ({error}); fetch it again") from error
     return Slide(path, size, um_per_px and float(um_per_px), levels, partial(_tiff_region, slide))
 
 
@@ -106,13 +104,11 @@ def _tiff_region(slide, level, box):
 def _open_zarr(path: Path, um_per_px) -> Slide:
     import zarr
 
-    try:
+    with reading(path, fault="is no OME-Zarr image", remedy="write it again"):
         group = zarr.open_group(path, mode="r")
         about = dict(group.attrs)
         (scales,) = about.get("ome", about)["multiscales"]
         arrays = [group[d["path"]] for d in scales["datasets"]]
-    except (OSError, KeyError, ValueError) as error:
-        raise InputError(f"{path}: is no OME-Zarr image ({error}); write it again") from error
     height, width = arrays[0].shape[1:]
 
     def region(level, box):
@@ -135,9 +131,7 @@ def rgb(image, path) -> Image.Image:
 
 def open_image(path) -> Image.Image:
     """Decode a picture to RGB; a damaged one is an `InputError`."""
-    try:
+    with reading(path, fault="cannot be decoded"):
         image = Image.open(path)
         image.load()
-    except (OSError, SyntaxError) as error:
-        raise InputError(f"{path}: cannot be decoded ({error}); fetch it again") from error
     return rgb(image, path)

@@ -12,7 +12,7 @@ import numpy as np
 from PIL import Image
 
 from .config import Config
-from .errors import InputError
+from .errors import InputError, reading
 from .images import MAX_UPSAMPLING, PICTURES, open_slide
 
 log = logging.getLogger(__name__)
@@ -53,6 +53,14 @@ class Section:
         """One stable name a patch: 'section/barcode'."""
         return [f"{self.name}/{b}" for b in self.adata.obs_names[self.rows]]
 
+    def key(self, i: int) -> str:
+        """The name of patch `i`, as in `keys`."""
+        return f"{self.name}/{self.adata.obs_names[self.rows[i]]}"
+
+    def expression(self, panel) -> np.ndarray:
+        """z-scored expression (n, genes) float32 beside the patches: `GenePanel.transform`."""
+        return panel.transform(self.adata)[self.rows]
+
     @cached_property
     def digest(self) -> str:
         """SHA-256 over names, counts and pixels: what a recorded result was computed from."""
@@ -76,28 +84,22 @@ def um_per_px(adata, *, step_um, upright: bool = True, source: str = "coordinate
     design = np.c_[array, np.ones(len(array))]
     pixel = np.asarray(adata.obsm["spatial"], float)
     if len(array) < 3 or np.linalg.matrix_rank(design - design.mean(0) + [0, 0, 1]) < 3:
-        raise InputError(
-            f"{source}: its spots lie on one line, so um per px is undefined; add spots"
-        )
+        raise InputError(f"{source}: spots lie on one line, so no um per px is known; add spots")
     coef, *_ = np.linalg.lstsq(design, pixel, rcond=None)
     (xx, xy), (yx, yy) = coef[:2]
     if upright and (max(abs(xy), abs(yx)) > 0.2 * min(abs(xx), abs(yy)) or xx <= 0 or yy <= 0):
-        raise InputError(
-            f"{source}: pixel_x does not grow with x and pixel_y with y; swap or unmirror them"
-        )
+        said = "pixel_x does not grow with x and pixel_y with y"
+        raise InputError(f"{source}: {said}; swap or unmirror them")
     um = np.sqrt(np.prod(step_um))  # the area of a step is independent of its direction
     step_px = np.sqrt(abs(xx * yy - xy * yx))
     long, short = np.linalg.svd(coef[:2] / np.reshape(step_um, (2, 1)), compute_uv=False)
     if not long < 1.05 * short:
-        raise InputError(
-            f"{source}: the array's axes have {long:.3f} and {short:.3f} px per um; rescale or "
-            "unshear the image"
-        )
+        said = f"the array's axes have {long:.3f} and {short:.3f} px per um"
+        raise InputError(f"{source}: {said}; rescale or unshear the image")
     off = np.abs(design @ coef - pixel).max()
     if off > step_px / 2:
-        raise InputError(
-            f"{source}: a spot lies {off:.0f} px from its place on the array; correct its pixels"
-        )
+        said = f"a spot lies {off:.0f} px from its place on the array"
+        raise InputError(f"{source}: {said}; correct its pixels")
     return float(um / step_px)
 
 
@@ -115,42 +117,37 @@ def extract_patches(adata, *, patch_um=Config.patch_um, patch_px=Config.patch_px
         return _cut_patches(adata, path, patch_um, patch_px)
     slide = open_slide(path)
     edge = patch_um / adata.uns["um_per_px"]  # px in the full image
-    _refuse_upsampling(name, patch_um, patch_px, edge)
+    refuse_upsampling(f"section {name}", patch_um, patch_px, edge)
     corner = np.asarray(adata.obsm["spatial"]) - edge / 2
     inside = (corner >= 0).all(1) & (corner + edge <= slide.size).all(1)
     rows = np.flatnonzero(inside)
     if len(rows) < len(inside):
         log.info("%s: %d regions leave the image: dropped", name, (~inside).sum())
     if not len(rows):
-        raise InputError(
-            f"section {name}: no spot lies on its {slide.size[0]} x {slide.size[1]} px image; "
-            "image and coordinates must share one scale"
-        )
+        said = "no spot lies on its {} x {} px image".format(*slide.size)
+        raise InputError(f"section {name}: {said}; image and coordinates must share one scale")
     patches = np.empty((len(rows), patch_px, patch_px, 3), np.uint8)
     for patch, (x, y) in zip(patches, corner[rows], strict=True):
         patch[:] = slide.read(x, y, edge, patch_px)
     return rows, patches
 
 
-def _refuse_upsampling(name, patch_um, patch_px, edge):
+def refuse_upsampling(what, patch_um: float, patch_px: int, edge: float):
+    """An `InputError` about `what` where `edge` px of an image cannot be `patch_px` of detail."""
     if patch_px > MAX_UPSAMPLING * edge:
-        raise InputError(
-            f"section {name}: {patch_px} px for {patch_um:g} um needs {patch_um / patch_px:.2f} "
-            f"um/px but the image has {patch_um / edge:.2f}; ask for fewer pixels or a larger "
-            "region"
-        )
+        said = f"has {patch_um / edge:.2f} um/px, but {patch_px} px for {patch_um:g} um need "
+        said += f"{patch_um / patch_px:.2f}; ask for fewer px or a larger region"
+        raise InputError(f"{what}: {said}")
 
 
 def _cut_patches(adata, path: Path, patch_um: float, patch_px: int):
     """The middle of ready patches, where HEST's file of them is all that there is of the image."""
     images, barcodes, _ = read_patches(path)
     if patch_um > HEST_UM:
-        raise InputError(
-            f"{path}: its patches show {HEST_UM:g} um, not {patch_um:g}; set patch_um={HEST_UM:g} "
-            "or fetch the whole slide"
-        )
+        remedy = f"set patch_um={HEST_UM:g} or fetch the whole slide"
+        raise InputError(f"{path}: its patches show {HEST_UM:g} um, not {patch_um:g}; {remedy}")
     edge = images.shape[1] * patch_um / HEST_UM
-    _refuse_upsampling(adata.uns["section_id"], patch_um, patch_px, edge)
+    refuse_upsampling(path, patch_um, patch_px, edge)
     at = {b: i for i, b in enumerate(barcodes)}
     rows = np.flatnonzero([b in at for b in adata.obs_names])
     low = (images.shape[1] - edge) / 2
@@ -168,16 +165,10 @@ def read_patches(path) -> tuple[np.ndarray, list[str], np.ndarray]:
     """
     import h5py
 
-    try:
-        with h5py.File(path) as file:
-            images = file["img" if "img" in file else "imgs"][:]
-            barcodes = file["barcode" if "barcode" in file else "barcodes"][:]
-            coords = file["coords"][:]
-    except (OSError, KeyError) as error:
-        raise InputError(
-            f"{path}: is no file of patches with img, barcode and coords "
-            f"({type(error).__name__}); fetch it again"
-        ) from error
+    with reading(path, fault="has no img, barcode and coords"), h5py.File(path) as file:
+        images = file["img" if "img" in file else "imgs"][:]
+        barcodes = file["barcode" if "barcode" in file else "barcodes"][:]
+        coords = file["coords"][:]
     names = [b.decode() if isinstance(b, bytes) else str(b) for b in barcodes.ravel()]
     return images, names, coords
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pandas as pd
 
-from .errors import InputError
+from .errors import InputError, reading
 
 
 def read_gmt(path) -> pd.DataFrame:
@@ -14,10 +14,8 @@ def read_gmt(path) -> pd.DataFrame:
     """
     import decoupler as dc
 
-    try:
+    with reading(path, fault="is no GMT file", remedy="one set a line, by tabs"):
         net = dc.pp.read_gmt(str(path)).drop_duplicates(["source", "target"])
-    except (OSError, ValueError, IndexError) as error:
-        raise InputError(f"{path}: is no GMT file ({error}); one set a line, by tabs") from error
     if net.empty:
         raise InputError(f"{path}: holds no gene set; one set a line, by tabs")
     return net
@@ -38,9 +36,8 @@ def activities(adata, net: pd.DataFrame, *, min_genes: int = 3) -> pd.DataFrame:
 
     known = net[net.target.isin(adata.var_names)].groupby("source").size()
     if not (known >= min_genes).any():
-        raise InputError(
-            f"pathways: no set has {min_genes} genes among the data's; use the same gene names"
-        )
+        said = f"pathways: no set has {min_genes} genes among the data's"
+        raise InputError(f"{said}; use the same gene names")
     plain = ad.AnnData(log_normalise(adata.layers["counts"]), obs=adata.obs[[]], var=adata.var[[]])
     dc.mt.ulm(plain, net, tmin=min_genes)
     return plain.obsm["score_ulm"]

@@ -16,12 +16,9 @@ def gene_set_profile(panel, genes, *, z: float = Z_QUERY) -> np.ndarray:
 
     Raises `InputError` for a gene outside the panel.
     """
-    lost = [g for g in genes if g not in panel.genes]
-    if lost:
-        raise InputError(
-            f"--genes: {', '.join(lost)} not among the run's {len(panel.genes)} genes; finetune "
-            "with it in --include, or ask for others"
-        )
+    if lost := [g for g in genes if g not in panel.genes]:
+        said = f"--genes: {', '.join(lost)} not among the run's {len(panel.genes)} genes"
+        raise InputError(f"{said}; finetune with it in --include, or ask for others")
     profile = np.zeros((1, len(panel.genes)), np.float32)
     profile[0, [panel.genes.index(g) for g in genes]] = z
     return profile

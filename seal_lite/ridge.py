@@ -31,9 +31,8 @@ class Sums:
         return cls(len(x), x.sum(0), y.sum(0), (y**2).sum(0), x.T @ x, x.T @ y)
 
     def __add__(self, other: Sums) -> Sums:
-        return Sums(
-            *(a + b for a, b in zip(vars(self).values(), vars(other).values(), strict=True))
-        )
+        both = zip(vars(self).values(), vars(other).values(), strict=True)
+        return Sums(*(a + b for a, b in both))
 
     def __radd__(self, zero) -> Sums:
         """`sum(parts)` starts from 0."""

@@ -20,7 +20,7 @@ from scipy.spatial import cKDTree
 
 from . import formats
 from .config import Config
-from .errors import InputError
+from .errors import InputError, reading
 from .images import KINDS, open_slide
 from .pairs import Section, extract_patches, um_per_px
 
@@ -130,14 +130,8 @@ def read_section(root, name: str):
         raise InputError(f"{root}: no section '{name}'; it has {', '.join(sorted(found))}")
     reader, path, base = found[name]
     labels = section_labels(base, name)
-    try:
+    with reading(path, remedy="restore what is missing"):
         adata = reader(path, labels)
-    except (InputError, ModuleNotFoundError):
-        raise
-    except Exception as error:  # the readers of five packages share no class of errors
-        raise InputError(
-            f"{path}: cannot be read ({type(error).__name__}: {error}); restore what is missing"
-        ) from error
     told = {**adata.uns, **labels}
     labels = {**adata.uns.get("labels", {}), **labels}
     image = adata.uns.get("image_path") or image_path(base, name) or ""
@@ -177,14 +171,22 @@ def _spots(path, adata):
         raise InputError(f"{path}: some coordinate is not a number; correct it")
     if not adata.obs_names.is_unique:
         raise InputError(f"{path}: a barcode stands there twice; keep one row each")
+    counts = raw_counts(path, adata)
+    array = [c for c in ARRAY if c in adata.obs and (adata.obs[c] == adata.obs[c].round()).all()]
+    return formats.spots_of(counts, adata.obs[array].copy(), adata.var.copy(), xy, {})
+
+
+def raw_counts(path, adata) -> sp.csr_matrix:
+    """Counts (n, genes) float32 of `layers["counts"]`, `raw` or `X`, whichever is there first.
+
+    Raises `InputError` about `path` unless they are whole numbers from 0.
+    """
     raw = adata.X if adata.raw is None or adata.raw.shape != adata.shape else adata.raw.X
     counts = sp.csr_matrix(adata.layers.get("counts", raw), dtype=np.float32)
     if not (np.isfinite(counts.data) & (counts.data >= 0) & (counts.data % 1 == 0)).all():
-        raise InputError(
-            f"{path}: counts must be whole numbers >= 0; give raw counts, not normalised ones"
-        )
-    array = [c for c in ARRAY if c in adata.obs and (adata.obs[c] == adata.obs[c].round()).all()]
-    return formats.spots_of(counts, adata.obs[array].copy(), adata.var.copy(), xy, {})
+        said = "counts must be whole numbers >= 0"
+        raise InputError(f"{path}: {said}; give raw counts, not normalised ones")
+    return counts
 
 
 def _guess_species(names) -> str:
@@ -262,11 +264,19 @@ def refuse_mixtures(root, found):
 
 
 def load_sections(root, names=None, *, patch_um=Config.patch_um, patch_px=Config.patch_px):
-    """A list of `Section`s with their patches; `names=None` takes all that have an image.
+    """A list of `Section`s with their patches, each `patch_um` um and `patch_px` px wide.
 
-    Each patch is `patch_um` um and `patch_px` px wide. Raises `InputError` as `read_section` and
-    `extract_patches` do, for a name that is not there or twice, and for a mixture of species or of
-    kinds of gene names.
+    Raises `InputError` as `load_counts` and `extract_patches` do.
+    """
+    size = {"patch_um": patch_um, "patch_px": patch_px}
+    return [Section(a, *extract_patches(a, **size)) for a in load_counts(root, names)]
+
+
+def load_counts(root, names=None) -> list:
+    """What `read_section` returns of every section; `names=None` takes all that have an image.
+
+    Raises `InputError` as that does, for a name that is not there or twice, and for a mixture of
+    species or of kinds of gene names.
     """
     known = list_sections(root)
     names = list(known if names is None else names)
@@ -277,4 +287,4 @@ def load_sections(root, names=None, *, patch_um=Config.patch_um, patch_px=Config
         raise InputError(f"sections {','.join(names)}: one is named twice; name each once")
     found = [read_section(root, n) for n in names]
     refuse_mixtures(root, found)
-    return [Section(a, *extract_patches(a, patch_um=patch_um, patch_px=patch_px)) for a in found]
+    return found

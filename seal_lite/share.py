@@ -17,7 +17,7 @@ from torchvision.transforms import v2
 
 from .backbones import Backbone, backbone_row
 from .encoders import VisionEncoder, embed
-from .errors import InputError
+from .errors import InputError, reading
 from .model import PARTS, SEAL
 
 
@@ -85,31 +85,19 @@ def model_card(run, *, scores=None) -> ModelCard:
     found = _read(Path(scores)) if scores else {"delta": []}
     if "delta" not in found:
         raise InputError(f"{scores}: holds no differences; give a metrics.json of `crossval`")
-    rows = [
-        f"| {d['of']} - {d['minus']} | {d['probe']} | {d['target']} | {d.get('class', 'all')} "
-        f"| {d['mean']:+.3f} [{d['ci95'][0]:+.3f}, {d['ci95'][1]:+.3f}] |"
-        for d in found["delta"]
-    ]
-    head = ["| difference | probe | target | genes | mean r [95% CI] |", "|---|---|---|---|---|"]
     about = ModelCardData(
         library_name="seal_lite", base_model=row.source.partition("hub:")[2] or None,
         license="other", license_name=row.licence, license_link=row.card or None,
         tags=["pathology", "spatial transcriptomics", "lora"],
     )  # fmt: skip
     text = importlib.resources.files(__package__).joinpath("card.md").read_text()
-    return ModelCard(text.format(**record | dict(
-        about=about, name=row.name, card=row.card, licence=row.licence, dim=row.dim,
-        blocks=settings["tune_blocks"], um=settings["patch_um"], px=settings["patch_px"],
-        sections=", ".join(record["sections"]),
-        scores="\n".join([*head, *rows]) if rows else "None were given.",
-    )))  # fmt: skip
+    return ModelCard.from_template(about, template_str=text, row=row, settings=settings,
+                                   record=record, delta=found["delta"])  # fmt: skip
 
 
 def _read(path: Path) -> dict:
-    try:
+    with reading(path, remedy="restore it"):
         return json.loads(path.read_text())
-    except (OSError, ValueError) as error:
-        raise InputError(f"{path}: cannot be read ({type(error).__name__}); restore it") from error
 
 
 def push_to_hub(run, repo: str, *, scores=None, private: bool = True, token=None) -> str:
@@ -121,13 +109,11 @@ def push_to_hub(run, repo: str, *, scores=None, private: bool = True, token=None
     """
     SEAL.from_pretrained(run)  # nothing that cannot be loaded again is uploaded
     model_card(run, scores=scores).save(Path(run) / "README.md")
-    try:
+    remedy = "go online, or `hf auth login` with a token that may write"
+    with reading(repo, fault="cannot be written", remedy=remedy):
         hub = HfApi(token=token)
         hub.create_repo(repo, private=private, exist_ok=True)
         hub.upload_folder(repo_id=repo, folder_path=str(run), allow_patterns=PARTS)
-    except (OSError, ValueError) as error:
-        remedy = "go online, or `hf auth login` with a token that may write"
-        raise InputError(f"{repo}: cannot be written ({type(error).__name__}); {remedy}") from error
     return f"https://huggingface.co/{repo}"
 
 

@@ -25,7 +25,7 @@ from sklearn.model_selection import GridSearchCV, StratifiedGroupKFold, Stratifi
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
-from .errors import InputError
+from .errors import InputError, reading
 from .targets import pearson
 
 
@@ -56,13 +56,10 @@ def read_task(folder) -> SlideTask:
     """
     folder = Path(folder)
     path = folder / "k=all.tsv"
-    try:
+    with reading(folder, fault="is no task with config.yaml and k=all.tsv"):
         config = yaml.safe_load((folder / "config.yaml").read_text())
         table = pd.read_csv(path, sep="\t", dtype=str)
         label, sample = config["task_col"], config["sample_col"]
-    except (OSError, ValueError, KeyError, TypeError, yaml.YAMLError) as error:
-        said = f"{folder}: is no task with config.yaml (task_col, sample_col) and k=all.tsv"
-        raise InputError(f"{said} ({type(error).__name__}: {error}); fetch it again") from error
     time = [c for end in ("_days", "_event") for c in config.get("extra_cols") or []
             if c.endswith(end)]  # fmt: skip
     kind = ("survival" if len(time) == 2 else
@@ -108,11 +105,9 @@ def read_bags(task: SlideTask, folder) -> list[np.ndarray]:
 
     def read(name):
         path = Path(folder) / f"{name}.h5"
-        try:
-            with h5py.File(path) as file:
-                x = np.asarray(file["features"], np.float32)
-        except (OSError, KeyError) as error:
-            raise InputError(f"{path}: holds no dataset features; embed it again") from error
+        broken = reading(path, fault="holds no dataset features", remedy="embed it again")
+        with broken, h5py.File(path) as file:
+            x = np.asarray(file["features"], np.float32)
         return x.reshape(-1, x.shape[-1])
 
     bags = [np.concatenate([read(name) for name in names]) for names in task.slides.values()]
@@ -145,9 +140,8 @@ def mean_pool(bags, y, test_bags, kind: str, *, seed: int = 0) -> np.ndarray:
     from lifelines import CoxPHFitter
 
     few = make_pipeline(StandardScaler(), PCA(min(8, len(x) // 8, x.shape[1]))).fit(x)
-    fitted = CoxPHFitter(penalizer=0.1).fit(
-        pd.DataFrame(few.transform(x)).assign(days=y[:, 0], event=y[:, 1]), "days", "event"
-    )
+    table = pd.DataFrame(few.transform(x)).assign(days=y[:, 0], event=y[:, 1])
+    fitted = CoxPHFitter(penalizer=0.1).fit(table, "days", "event")
     return np.log(fitted.predict_partial_hazard(pd.DataFrame(few.transform(x_test))).to_numpy())
 
 

@@ -96,11 +96,8 @@ def noise_ceiling(adata, genes, rows, *, repeats: int = 5, seed: int = 0) -> dic
         total = np.maximum(first.sum(1) + rest, 1)
         one = make_targets(first, total)
         two = make_targets(counts - first, np.maximum(totals - total, 1))
-        for name, r in score(
-            {k: v[rows] for k, v in one.items()},
-            {k: v[rows] for k, v in two.items()},
-            np.log(totals[rows]),
-        ).items():
+        one, two = ({k: v[rows] for k, v in half.items()} for half in (one, two))
+        for name, r in score(one, two, np.log(totals[rows])).items():
             halves.setdefault(name, []).append(r)
     mean = {k: np.clip(np.nanmean(v, 0), 0, 1) for k, v in halves.items()}
     return {k: np.sqrt(2 * r / (1 + r)) for k, r in mean.items()}

@@ -12,7 +12,8 @@ from tqdm import tqdm
 
 from .encoders import VisionEncoder, embed
 from .errors import InputError
-from .images import KINDS, MAX_UPSAMPLING, Slide, open_slide
+from .images import KINDS, Slide, open_slide
+from .pairs import refuse_upsampling
 
 log = logging.getLogger(__name__)
 
@@ -83,10 +84,7 @@ def embed_slides(encoder: VisionEncoder, slides, out, *, patch_um: float, patch_
         if not slide.um_per_px:
             raise InputError(f"{path}: does not say its um per px; give --um-per-px")
         edge = patch_um / slide.um_per_px
-        if patch_px > MAX_UPSAMPLING * edge:
-            said = f"{path}: has {slide.um_per_px:.2f} um/px, but {patch_px} px for {patch_um:g} um"
-            said = f"{said} need {patch_um / patch_px:.2f}; ask for fewer px or a larger region"
-            raise InputError(said)
+        refuse_upsampling(path, patch_um, patch_px, edge)
         corners = grid(slide, patch_um=patch_um)
         if not len(corners):
             log.warning("%s: no tissue found: an empty file", path)

@@ -168,7 +168,7 @@ def test_other_settings_or_data_are_refused(finished, phantom_root, sections, tm
     with pytest.raises(InputError, match="other data"):
         _crossval(finished, phantom_root, sections[::-1])
     (tmp_path / "notes.txt").write_text("mine")
-    with pytest.raises(InputError, match="not empty"):
+    with pytest.raises(InputError, match="not of this work"):
         _crossval((tmp_path,), phantom_root, sections)
     with pytest.raises(InputError, match="--groups"):
         cv.groups_of(sections, "slide")

@@ -172,14 +172,14 @@ def damage(copy, what):
         ("no genes", "var_50genes.json"),
         ("unknown gene", "PA1.h5ad: gene NOPE"),
         ("half a fold", "test_1.csv"),
-        ("no column", "test_1.csv: column patches_path"),
+        ("no column", "test_1.csv: column expr_path, patches_path"),
         ("in both halves", "test_1.csv: sample PB1 also trains"),
         ("no counts", "PB1.h5ad: is missing"),
         ("truncated patches", "PB1.h5"),
-        ("no barcode", "PB1.h5: is no file of patches"),
+        ("no barcode", "PB1.h5: has no img, barcode and coords"),
         ("truncated counts", "PB1.h5ad"),
         ("unknown barcode", "PB1.h5ad: barcode"),
-        ("negative count", "PB1.h5ad: a count is negative"),
+        ("negative count", "PB1.h5ad: counts must be whole numbers"),
     ],
 )
 def test_a_fault_is_one_sentence(copy, what, names):
