@@ -5,16 +5,15 @@ model -> losses -> train, then evaluate -> crossval and retrieval. Nothing heavy
 it is used.
 """
 
-from .config import Config, preset
-from .errors import InputError
+import lazy_loader
 
 __version__ = "0.1.0"
-__all__ = ["Config", "InputError", "load_encoder", "preset", "__version__"]
-
-
-def __getattr__(name: str):
-    if name != "load_encoder":
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    from .share import load_encoder
-
-    return load_encoder
+__getattr__, __dir__, __all__ = lazy_loader.attach(
+    __name__,
+    submodules=["backbones", "check", "config", "crossval", "encoders", "evaluate", "fetch", "hest",
+                "leakage", "model", "pathways", "plots", "retrieval", "sections", "shards", "share",
+                "slides", "train", "wsi"],
+    submod_attrs={"config": ["Config", "preset"], "errors": ["InputError"],
+                  "model": ["SEAL"], "sections": ["load_sections"], "share": ["load_encoder"],
+                  "train": ["finetune"]},
+)  # fmt: skip

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 import sys
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
+import seal_lite as sl  # its modules are imported when they are used: --help takes no second
 from tissue_phantom.cli import cohort, phantom
 
 from .errors import InputError
@@ -25,46 +27,40 @@ def option(kind, text: str, *names: str):
 
 
 Data = option(Path, "A folder of sections, in any format that is read.")
-Every = option(str | None, "Names of sections; default every one.")
 Run = option(Path, "A run folder that `finetune` wrote.")
 Set = option(list[str] | None, "Override a setting: key=value.", "--set")
 Json = option(Path, "Where to write the scores.", "--json")
 AnyRun = option(Path | None, "A run folder that `finetune` wrote.")
 Frozen = option(str | None, "Or a frozen encoder alone.")
-Sections = option(str | None, "C2,C3,...; default: all with an image.")
+Include = option(str | None, "Further genes that the panel must hold.")
+Sections = option(str | None, "C2,C3,...; default: all that can be used.")
 Leak = option(bool, "Test on what has been seen; marks the result.")
 Preset = option(str, "default, or paper (the released SEAL settings).")
 
 
 def _names(text: str | None) -> list[str] | None:
-    if text is None:
-        return None
-    names = [t.strip() for t in text.split(",") if t.strip()]
-    if not names:
+    names = text and [t.strip() for t in text.split(",") if t.strip()]
+    if text is not None and not names:
         raise InputError(f"'{text}': names nothing; give a comma-separated list")
     return names
 
 
 def _config(preset_name: str, overrides, **changes):
-    from .config import preset
 
     given = [f"{k}={v}" for k, v in changes.items() if v is not None]
-    return preset(preset_name).override([*(overrides or []), *given])
+    return sl.preset(preset_name).override([*(overrides or []), *given])
 
 
 def _load(data, names, config):
-    from .sections import load_sections
 
-    return load_sections(data, names, patch_um=config.patch_um, patch_px=config.patch_px)
+    return sl.load_sections(data, names, patch_um=config.patch_um, patch_px=config.patch_px)
 
 
 def _run_or_backbone(run, backbone):
     """(the finetuned model or None, its config)."""
-    from .model import SEAL
-
     if (run is None) == (backbone is None):
         raise InputError("give either --run or --backbone")
-    model = SEAL.from_pretrained(run) if run else None
+    model = sl.SEAL.from_pretrained(run) if run else None
     return model, model.config if model else _config("default", None, backbone=backbone)
 
 
@@ -81,29 +77,24 @@ def fetch(
     sections: option(str | None, "C2,C3,..., names of 10x's, or ids of HEST-1k.") = None,
 ):  # fmt: skip
     """Download public data, each file verified against its recorded hash."""
-    from . import fetch as known
-
-    sources = {"her2st": known.fetch_her2st, "visium": known.fetch_visium, "hest": known.fetch_hest}
+    sources = ("her2st", "visium", "hest")
     if name not in sources:
         raise InputError(f"fetch {name}: unknown data set; use {', '.join(sources)}")
-    sources[name](out, sections=_names(sections))
+    getattr(sl.fetch, f"fetch_{name}")(out, sections=_names(sections))
     typer.echo(f"{name} is in {out}")
 
 
 @app.command()
 def check(
-    data: Data, out: option(Path, "The page to write (HTML)."), sections: Every = None,
+    data: Data, out: option(Path, "The page to write (HTML)."), sections: Sections = None,
     run: AnyRun = None, set_: Set = None,
 ):  # fmt: skip
     """Look at data before hours of training: pairs, scale, depth, pictures, what seems wrong."""
-    from .check import check as look
-    from .check import report
-
     config = _config("default", set_)
     model = _run_or_backbone(run, None)[0] if run else None
-    said, found = look(data, config, names=_names(sections), panel=model and model.panel)
+    said, found = sl.check.check(data, config, names=_names(sections), panel=model and model.panel)
     out.parent.mkdir(parents=True, exist_ok=True)
-    out.write_text(report(said, found, config, title=f"Check of {data.resolve().name}"))
+    out.write_text(sl.check.report(said, found, config, title=f"Check of {data.resolve().name}"))
     for sentence in said:
         typer.echo(f"- {sentence}")
     pairs = sum(len(section.rows) for section, *_ in found.values())
@@ -113,35 +104,49 @@ def check(
 @app.command()
 def encoders():
     """List the pretrained encoders that have a name here; any other timm model has its own."""
-    from dataclasses import asdict
-
     import pandas as pd
 
-    from .backbones import BACKBONES
-
     shown = ["name", "dim", "px", "um_per_px", "embedding", "licence", "gated", "card", "extra"]
-    table = pd.DataFrame([asdict(row) for row in BACKBONES.values()])[shown]
+    table = pd.DataFrame([vars(row) for row in sl.backbones.BACKBONES.values()])[shown]
     typer.echo(table.fillna("").to_string(index=False))
     typer.echo("or any timm model by its own name, hf-hub:OWNER/MODEL or local-dir:FOLDER")
 
 
 @app.command()
-def finetune(
-    data: Data, train: option(str, "Training sections: C2,C3,C4."),
-    out: option(Path, "Run folder; an interrupted run resumes."), backbone: str | None = None,
-    epochs: int | None = None, seed: int | None = None,
-    include: option(str | None, "Further genes that the panel must hold.") = None,
-    cache: option(Path | None, "Folder for the prefix cache.") = None, preset: Preset = "default",
-    set_: Set = None,
+def shard(
+    data: Data, train: option(str, "Training sections, to which the panel is fitted: C2,C3."),
+    out: option(Path, "Folder of shards, which `finetune` takes as data; resumes."),
+    include: Include = None, preset: Preset = "default", set_: Set = None,
 ):  # fmt: skip
-    """Finetune the encoder on pairs of expression and tissue."""
-    config = _config(preset, set_, backbone=backbone, epochs=epochs, seed=seed)
-    sections = _load(data, _names(train), config)
-    from .evaluate import genes_to_score
-    from .train import finetune as run
+    """Write pairs to disk, a file for each section: to train on more than memory holds."""
+    config = _config(preset, set_)
+    more = _names(include) or ()
+    files = sl.shards.shard_sections(data, _names(train), config, out, include=more)
+    typer.echo(f"{len(files)} shards are in {out}")
 
-    wanted = [*genes_to_score(data, sections), *(_names(include) or ())]
-    _, history = run(sections, config, out=out, include=wanted, cache_dir=cache)
+
+@app.command()
+def finetune(
+    data: Data, out: option(Path, "Run folder; an interrupted run resumes."),
+    train: option(str | None, "Training sections: C2,C3,C4; default, of shards: all.") = None,
+    backbone: str | None = None, epochs: int | None = None, seed: int | None = None,
+    include: Include = None, cache: option(Path | None, "Folder for the prefix cache.") = None,
+    chunk: option(int, "Images at a time in a step: less memory, same result. 0: all.") = 0,
+    preset: Preset = "default", set_: Set = None,
+):  # fmt: skip
+    """Finetune the encoder on pairs of expression and tissue, or on shards of them."""
+    config = _config(preset, set_, backbone=backbone, epochs=epochs, seed=seed)
+    if sl.shards.holds_shards(data):
+        if include:
+            raise InputError(f"--include: {data} has its panel; give it to `shard`")
+        (sections, panel), wanted = sl.shards.read_shards(data, config, names=_names(train)), ()
+    elif train is None:
+        raise InputError("--train: name the sections that train; the others stay unseen")
+    else:
+        sections, panel = _load(data, _names(train), config), None
+        wanted = [*sl.evaluate.genes_to_score(data, sections), *(_names(include) or ())]
+    _, history = sl.finetune(sections, config, panel=panel, out=out, include=wanted,
+                             cache_dir=cache, chunk=chunk)  # fmt: skip
     joint = [h["loss"] for h in history if h["phase"] == "joint"]
     typer.echo(f"loss {joint[0]:.3f} -> {joint[-1]:.3f} in {len(joint)} epochs; run is in {out}")
 
@@ -152,12 +157,7 @@ def probe(
     test: option(str, "Sections it is scored on."), json_file: Json,
 ):  # fmt: skip
     """Score a run against the frozen encoder and the controls on held-out sections."""
-    from .crossval import deltas, score_rows, summary
-    from .evaluate import fold_features, gene_classes, genes_to_score, score_models
-    from .model import SEAL
-    from .train import provenance
-
-    model = SEAL.from_pretrained(run)
+    model = sl.SEAL.from_pretrained(run)
     if not (run / "provenance.json").is_file():
         raise InputError(f"{run}: no provenance.json, so its training sections are unknown")
     seen = json.loads((run / "provenance.json").read_text())["sections"]
@@ -166,20 +166,21 @@ def probe(
             raise InputError(f"--test {','.join(both)}: also in {b}; test on sections never seen")
     config = model.config
     fit, held = _load(data, _names(train), config), _load(data, _names(test), config)
-    wanted = genes_to_score(data, fit)
+    wanted = sl.evaluate.genes_to_score(data, fit)
     genes = [g for g in wanted if g in model.panel.genes]
     if not genes:
         raise InputError(f"{run}: none of the genes to score is in its panel; finetune on --train")
     if len(genes) < len(wanted):
         typer.echo(f"{len(wanted) - len(genes)} of {len(wanted)} genes are not in the run's panel")
-    models = {"tuned": model}
-    features = fold_features(fit, held, genes, models, config)
-    scores = score_models(data, fit, held, genes, models, features, seed=config.seed)
-    folds = [{"test": test, "seed": config.seed, "scores": score_rows(scores, genes)}]
-    classes, record = gene_classes(data), provenance([*fit, *held], config, run=str(run))
+    found = sl.evaluate.fold_features(fit, held, genes, models := {"tuned": model}, config)
+    scores = sl.evaluate.score_models(data, fit, held, genes, models, found, seed=config.seed)
+    folds = [{"test": test, "seed": config.seed, "scores": sl.crossval.score_rows(scores, genes)}]
+    classes = sl.evaluate.gene_classes(data)
+    record = sl.train.provenance([*fit, *held], config, run=str(run))
     result = {"data": data.name, "backbone": config.backbone, "provenance": record,
-              "classes": classes, "folds": folds, "delta": deltas(folds, classes)}  # fmt: skip
-    typer.echo(summary(result).round(3).to_string())
+              "classes": classes, "folds": folds,
+              "delta": sl.crossval.deltas(folds, classes)}  # fmt: skip
+    typer.echo(sl.crossval.summary(result).round(3).to_string())
     _write_json(json_file, result)
 
 
@@ -193,28 +194,17 @@ def crossval(
     allow_leakage: Leak = False,
 ):  # fmt: skip
     """Leave one group out: finetune and fit everything inside each fold, score on the rest."""
-    from . import crossval as cv
-    from . import leakage
-
     config = _config(preset, set_, backbone=backbone, epochs=epochs)
     loaded = _load(data, _names(sections), config)
-    of = cv.groups_of(loaded, groups)
+    of = sl.crossval.groups_of(loaded, groups)
     if groups != "section":  # patients are held out inside such a group, too
         of = [f"{group}/{s.patient}" for group, s in zip(of, loaded, strict=True)]
-    said = leakage.check(loaded, of, allow=allow_leakage)
-    result = cv.crossval(data, loaded, config, by=groups, train_groups=train_groups, seeds=seeds,
-                         leakage=said, out=out)  # fmt: skip
-    typer.echo(cv.summary(result).round(3).to_string())
-    for name, kind in (("delta", ""), ("delta_in", ", in distribution"),
-                       ("delta_out", ", out of distribution"), ("delta_gap", ", gap")):  # fmt: skip
-        for d in result.get(name, []):
-            low, high = d["ci95"]
-            genes = f" [{d['class']}]" if "class" in d else ""
-            verdict = "" if low > 0 or high < 0 else "  (no difference)"
-            typer.echo(f"{d['of']} - {d['minus']}, {d['probe']}, {d['target']}{genes}{kind}: "
-                       f"{d['mean']:+.3f} [{low:+.3f}, {high:+.3f}]{verdict}")  # fmt: skip
-    for sentence in said:
-        typer.echo(f"leakage allowed: {sentence}")
+    said = sl.leakage.check(loaded, of, allow=allow_leakage)
+    result = sl.crossval.crossval(data, loaded, config, by=groups, train_groups=train_groups,
+                                  seeds=seeds, leakage=said, out=out)  # fmt: skip
+    typer.echo(sl.crossval.summary(result).round(3).to_string())
+    for sentence in (*sl.crossval.verdicts(result), *(f"leakage allowed: {s}" for s in said)):
+        typer.echo(sentence)
     typer.echo(f"wrote {out / 'metrics.json'}")
 
 
@@ -225,30 +215,24 @@ def hest_bench(
     backbone: Frozen = None, allow_leakage: Leak = False,
 ):  # fmt: skip
     """Score a run, or a frozen encoder, on HEST-bench's tasks as published, beside controls."""
-    from . import hest
-    from .backbones import backbone_row
-    from .crossval import tidy
-    from .evaluate import features
-    from .train import provenance
-
     model, config = _run_or_backbone(run, backbone)
     models = {"tuned": model} if model else {}
-    row = backbone_row(config.backbone)
-    px = hest.pixels(config, row) if models else row.px
+    row = sl.backbones.backbone_row(config.backbone)
+    px = sl.hest.pixels(config, row) if models else row.px
     seen = json.loads((run / "provenance.json").read_text())["sections"] if run else []
     names = _names(tasks) or sorted(p.parent.name for p in root.glob("*/splits"))
     if not names:
         raise InputError(f"{root}: holds no task; give the folder that hest-bench was unpacked to")
-    tasks_ = [hest.read_task(root, name) for name in names]
-    known = [hest.leaked(task, seen, allow=allow_leakage) for task in tasks_]  # before long work
+    tasks_ = [sl.hest.read_task(root, name) for name in names]
+    known = [sl.hest.leaked(task, seen, allow=allow_leakage) for task in tasks_]  # before long work
     results = []
     for task, leaked in zip(tasks_, known, strict=True):
         samples = task.load(px=px)
-        found = features(samples.values(), models, config)
-        result = hest.bench(task, samples, config, *found)
-        record = provenance(samples.values(), config, run=str(run), leaked=leaked)
+        found = sl.evaluate.features(samples.values(), models, config)
+        result = sl.hest.bench(task, samples, config, *found)
+        record = sl.train.provenance(samples.values(), config, run=str(run), leaked=leaked)
         results.append({**result, "provenance": record})
-        table = tidy(result).pivot_table("r", ["features", "probe"], "target", "mean")
+        table = sl.crossval.tidy(result).pivot_table("r", ["features", "probe"], "target", "mean")
         typer.echo(f"{task.name}\n{table.round(3).to_string(na_rep='')}")
     _write_json(json_file, results)
 
@@ -260,19 +244,15 @@ def retrieve(
     out: option(Path, "Picture to write (PNG)."), top: int = 10,
 ):  # fmt: skip
     """Find the tissue regions that look like a gene set, and draw them."""
-    from . import plots
-    from .encoders import embed
-    from .model import SEAL
-    from .retrieval import gene_set_profile, retrieval_scores, search
-
-    model, asked = SEAL.from_pretrained(run), _names(genes)
-    profile = gene_set_profile(model.panel, asked)
+    model, asked = sl.SEAL.from_pretrained(run), _names(genes)
+    profile = sl.retrieval.gene_set_profile(model.panel, asked)
     (loaded,) = _load(data, [section], model.config)
-    e = embed(model.encoder, loaded.patches)
-    (hits,), (cosines,) = search(model.encode_genes(profile), model.project_images(e), top=top)
-    scores = retrieval_scores(model, loaded, e)
-    figure = plots.retrieval(loaded, model.panel, asked, hits, cosines,
-                             patch_um=model.config.patch_um)  # fmt: skip
+    e = sl.encoders.embed(model.encoder, loaded.patches)
+    asks, gallery = model.encode_genes(profile), model.project_images(e)
+    (hits,), (cosines,) = sl.retrieval.search(asks, gallery, top=top)
+    scores = sl.retrieval.retrieval_scores(model, loaded, e)
+    figure = sl.plots.retrieval(loaded, model.panel, asked, hits, cosines,
+                                patch_um=model.config.patch_um)  # fmt: skip
     out.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(out, dpi=150, bbox_inches="tight")
     for k in (1, 5, 10):
@@ -288,25 +268,22 @@ def retrieval_bench(
     """Genes to images and back, within a slide, across slides and across patients."""
     import pandas as pd
 
-    from .encoders import embed
-    from .model import SEAL
-    from .retrieval import cross_modal, gene_set_scores, shared_space
-    from .train import provenance
-
-    model = SEAL.from_pretrained(run)
+    model = sl.SEAL.from_pretrained(run)
     loaded = _load(data, _names(sections), model.config)
-    space = shared_space(model, loaded, [embed(model.encoder, s.patches) for s in loaded])
-    result = {"slides": cross_modal(space, top=top)}
+    images = [sl.encoders.embed(model.encoder, s.patches) for s in loaded]
+    space = sl.retrieval.shared_space(model, loaded, images)
+    result = {"slides": sl.retrieval.cross_modal(space, top=top)}
     if gmt:
         from .pathways import read_gmt
 
         net = read_gmt(gmt)
         sets = net[net.target.isin(model.panel.genes)].groupby("source").target.apply(list)
-        result["sets"] = gene_set_scores(model, space, sets.to_dict(), top=top)
+        result["sets"] = sl.retrieval.gene_set_scores(model, space, sets.to_dict(), top=top)
     table = pd.DataFrame(result["slides"]).drop(columns="slide")
     means = table.groupby(["direction", "scope"], sort=False).mean()
     typer.echo(means.round(3).to_string(na_rep=""))
-    record = provenance(loaded, model.config, code=("retrieval", "pairs", "train"), run=str(run))
+    code = ("retrieval", "pairs", "train")
+    record = sl.train.provenance(loaded, model.config, code=code, run=str(run))
     _write_json(json_file, {**result, "provenance": record})
 
 
@@ -319,16 +296,13 @@ def embed(
     patch_um: option(float | None, "Default: as in training.") = None,
 ):  # fmt: skip
     """Write every slide's features as TRIDENT does: tissue, a grid of regions, H5."""
-    from .backbones import backbone_row
-    from .encoders import build_encoder
-    from .wsi import embed_slides, list_slides
-
     model, config = _run_or_backbone(run, backbone)
-    encoder = model.encoder if model else build_encoder(config.backbone)
-    scale = config.patch_um / (config.patch_px if model else backbone_row(config.backbone).px)
+    encoder = model.encoder if model else sl.encoders.build_encoder(config.backbone)
+    px = config.patch_px if model else encoder.row.px
     um = patch_um or config.patch_um
-    files = embed_slides(encoder, list_slides(slides), out, patch_um=um,
-                         patch_px=round(um / scale), um_per_px=um_per_px)  # fmt: skip
+    px = round(um * px / config.patch_um)
+    files = sl.wsi.embed_slides(encoder, sl.wsi.list_slides(slides), out, patch_um=um, patch_px=px,
+                                um_per_px=um_per_px)  # fmt: skip
     typer.echo(f"features of {len(files)} slides are in {out}")
 
 
@@ -339,9 +313,7 @@ def share(
     public: option(bool, "Visible to everybody.") = False,
 ):  # fmt: skip
     """Upload a run with its model card: its licence is that of the encoder it was tuned from."""
-    from .share import push_to_hub
-
-    typer.echo(f"shared: {push_to_hub(run, repo, scores=scores, private=not public)}")
+    typer.echo(f"shared: {sl.share.push_to_hub(run, repo, scores=scores, private=not public)}")
 
 
 @app.command()
@@ -353,10 +325,9 @@ def slide_bench(
     """Score bags of features on a slide-level task, each against all that are named before it."""
     import pandas as pd
 
-    from .slides import evaluate, read_bags, read_task
-
-    asked, given = read_task(task), (text.partition("=")[::2] for text in features)
-    result = evaluate(asked, {k: read_bags(asked, v) for k, v in given}, seeds=seeds)
+    asked, given = sl.slides.read_task(task), (text.partition("=")[::2] for text in features)
+    bags = {name: sl.slides.read_bags(asked, folder) for name, folder in given}
+    result = sl.slides.evaluate(asked, bags, seeds=seeds)
     for part in ("scores", "delta"):
         typer.echo(pd.DataFrame(result[part]).to_string(index=False))
     _write_json(json_file, result)
@@ -368,7 +339,10 @@ for command in (phantom, cohort):  # what the book and the tests are run on
 
 def main():
     """Entry point: an `InputError` is one sentence on stderr and exit code 2."""
-    logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
+    first = os.environ.get("RANK", "0") == "0"  # of several processes one speaks
+    sys.stdout = sys.stdout if first else open(os.devnull, "w")
+    level = logging.INFO if first else logging.WARNING
+    logging.basicConfig(level=level, format="%(message)s", stream=sys.stderr)
     logging.getLogger("httpx").setLevel(logging.WARNING)
     try:
         app()
