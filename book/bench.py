@@ -2,13 +2,17 @@
 
     python book/bench.py HER2ST
 
-Writes results/bench.json, which the results page shows. `make bench` runs it.
+Writes results/bench.json, which the results page and the chapter on cost show. `make bench` runs
+it. What depends on the process (its allocator, its peak memory) runs in one of its own: see
+`steps.py` and `scale.py`.
 """
 
 from __future__ import annotations
 
-import itertools
 import json
+import os
+import shutil
+import subprocess
 import sys
 import time
 from pathlib import Path
@@ -20,54 +24,127 @@ from sklearn.decomposition import PCA
 from sklearn.linear_model import Ridge as SklearnRidge
 from sklearn.preprocessing import StandardScaler
 
-from seal_lite import Config
-from seal_lite.genes import GenePanel
-from seal_lite.model import SEAL
+from seal_book.start import PHANTOM
+from seal_lite import Config, load_sections
 from seal_lite.retrieval import search
 from seal_lite.ridge import Sums, hest_bench_ridge
-from seal_lite.sections import load_sections
 from seal_lite.targets import pearson
-from seal_lite.train import Pairs, provenance
+from seal_lite.train import provenance
+from steps import OFF
+from tissue_phantom import phantom
 
-RESULTS = Path(__file__).parents[1] / "results"
-CODE = ("retrieval", "ridge", "pairs", "train")
+HERE = Path(__file__).parent
+RESULTS = HERE.parent / "results"
+CODE = ("retrieval", "ridge", "pairs", "train", "shards")
+SECTIONS = ["C2", "C3"]
+SIZE = {"um": 224.0, "batch": 64, "steps": 3}
+SETTINGS = {  # what is read at how many px, and tuned from which block on
+    "the default: 160 px, 3 stages": {"px": 160, "blocks": 3, "tap": "blocks.4"},
+    "224 px, 1 stage": {"px": 224, "blocks": 1, "tap": "blocks.4"},
+    "224 px, the network's last stage": {"px": 224, "blocks": 1, "tap": "blocks.6"},
+}
+LOOPS = {"tutorial": [*OFF], "streamed": ["cache"], "cached": []}
+SIZES = (7_000, 70_000, 700_000)  # pairs
+ROUNDS = 2  # of which the better counts: whatever else runs can only slow one down
 
 
-def throughput(sections, config: Config, *, steps: int = 6) -> dict:
-    """Time `steps` training steps of both loops, in turn, step by step.
+def python(script: str, *args) -> dict | None:
+    """The last line that a script of this folder prints, from a process of its own."""
+    path = os.pathsep.join([str(HERE.parent), str(HERE)])
+    command = [sys.executable, HERE / script, *map(str, args)]
+    done = subprocess.run(command, check=True, text=True, stdout=subprocess.PIPE,
+                          env={**os.environ, "PYTHONPATH": path})  # fmt: skip
+    return json.loads(done.stdout.splitlines()[-1]) if done.stdout.strip() else None
 
-    Returns pairs_per_s of each, their ratio, the largest difference of the two losses (same
-    weights, same views), and the seconds that filling the cache took.
-    """
-    panel = GenePanel.from_config(sections, config)
-    model = SEAL.build(panel, config)
-    started = time.perf_counter()
-    loops = {"cached": Pairs(sections, panel, config, model.encoder, cached=True)}
-    cache_seconds = time.perf_counter() - started
-    loops["plain"] = Pairs(sections, panel, config, model.encoder, cached=False)
-    seconds, losses = dict.fromkeys(loops, 0.0), {k: [] for k in loops}
-    batches = {k: itertools.chain.from_iterable(map(p.epoch, itertools.count()))
-               for k, p in loops.items()}  # fmt: skip
-    for step in range(steps + 1):  # the first step warms up and is not counted
-        for name, batch in batches.items():
-            started = time.perf_counter()
-            torch.manual_seed(step)  # the same dropout in both
-            model.train()
-            terms = model(*next(batch))
-            model.zero_grad()
-            terms["loss"].backward()
-            seconds[name] += (time.perf_counter() - started) * (step > 0)
-            losses[name].append(terms["loss"].item())
-    rate = {k: steps * config.batch_size / s for k, s in seconds.items()}
-    gap = max(abs(a - b) for a, b in zip(losses["plain"], losses["cached"], strict=True))
-    return {
-        "pairs_per_s": rate,
-        "ratio": rate["cached"] / rate["plain"],
-        "largest_loss_difference": gap,
-        "cache_seconds": cache_seconds,
-        "pairs": len(loops["plain"].keys),
-        "threads": torch.get_num_threads(),
+
+def best(jobs: dict[str, dict]) -> dict[str, dict]:
+    """Every job of `steps.py`, in turn and in `ROUNDS`; of each the fastest."""
+    found = {}
+    for _ in range(ROUNDS):
+        for name, job in jobs.items():
+            found.setdefault(name, []).append(python("steps.py", json.dumps(job)))
+            print(name, round(found[name][-1]["rate"], 1), flush=True)
+    return {name: max(runs, key=lambda run: run["rate"]) for name, runs in found.items()}
+
+
+def training(data) -> dict:
+    """{setting: {"rates": pairs per second of each loop, "ratio": cached to tutorial, "gap": the
+    largest difference of their losses, "cache_seconds", "pairs", "threads"}}."""
+    result = {}
+    for name, setting in SETTINGS.items():
+        job = {"data": str(data), "sections": SECTIONS, **SIZE, **setting}
+        runs = best({loop: {**job, "off": off} for loop, off in LOOPS.items()})
+        rates, losses = ({k: run[what] for k, run in runs.items()} for what in ("rate", "losses"))
+        result[name] = {
+            "rates": rates,
+            "ratio": rates["cached"] / rates["tutorial"],
+            "gap": float(np.ptp([*losses.values()], axis=0).max()),
+            **{k: runs["cached"][k] for k in ("cache_seconds", "pairs", "threads")},
+        }
+    return result
+
+
+def parts(data) -> dict:
+    """Pairs per second of the last of `SETTINGS` with each part of what makes it fast switched off,
+    and with half precision, and one thread, which are not the default."""
+    *_, setting = SETTINGS.values()
+    job = {"data": str(data), "sections": SECTIONS, **SIZE, **setting, "off": []}
+    jobs = {name: {**job, "off": [name]} for name in OFF if name != "cut"}  # cut: with the cache
+    jobs |= {
+        "all on": job,
+        "bf16": {**job, "precision": "bf16"},
+        "one thread": {**job, "threads": 1},
     }
+    return {name: run["rate"] for name, run in best(jobs).items()}
+
+
+def chunks(data) -> dict:
+    """Peak bytes of a process whose batch has 320 pairs, whole and 32 at a time."""
+    setting = {**SETTINGS["the default: 160 px, 3 stages"], "um": 224.0, "batch": 320, "steps": 1}
+    job = {"data": str(data), "sections": SECTIONS, **setting, "off": ["cache"]}
+    runs = {chunk: python("steps.py", json.dumps({**job, "chunk": chunk})) for chunk in (0, 32)}
+    losses = [run["losses"] for run in runs.values()]
+    return {"batch": 320, "chunk": 32, "gap": float(np.ptp(losses, axis=0).max()),
+            "peak_bytes": {"whole": runs[0]["peak_bytes"], "chunks": runs[32]["peak_bytes"]},
+            "rates": {"whole": runs[0]["rate"], "chunks": runs[32]["rate"]}}  # fmt: skip
+
+
+def embedding(data) -> dict:
+    """Patches per second, and their ratio, of `encoders.embed` and of the tutorials' loop."""
+    job = {"data": str(data), "sections": SECTIONS, **SIZE, "px": 224, "blocks": 0,
+           "tap": "blocks.4", "embedding": True}  # fmt: skip
+    runs = best({"tutorial": {**job, "off": ["layout", "allocator", "cut"]},
+                 "ours": {**job, "off": []}})  # fmt: skip
+    rates = {name: run["rate"] for name, run in runs.items()}
+    gap = abs(runs["tutorial"]["sum"] / runs["ours"]["sum"] - 1)
+    return {"rates": rates, "ratio": rates["ours"] / rates["tutorial"], "gap": gap}
+
+
+def start_up() -> dict[str, float]:
+    """Seconds until the package is imported, and until the command line has said what it can."""
+    asked = {"import": [sys.executable, "-c", "import seal_lite"],
+             "help": [Path(sys.executable).with_name("seal-lite"), "--help"]}  # fmt: skip
+    seconds = {}
+    for name, command in asked.items():
+        clock = []
+        for _ in range(3):
+            started = time.perf_counter()
+            subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
+            clock.append(time.perf_counter() - started)
+        seconds[name] = min(clock)
+    return seconds
+
+
+def scaling() -> list[dict]:
+    """`scale.train`'s numbers for each of `SIZES`, from patches of the book's phantom."""
+    found, root = [], phantom("data/phantom", **PHANTOM)
+    for pairs in SIZES:
+        folder = Path("runs/scale") / str(pairs)
+        python("scale.py", "write", folder, pairs, root)
+        found.append(python("scale.py", "train", folder))
+        print(found[-1], flush=True)
+        shutil.rmtree(folder)
+    return found
 
 
 def probing(*, samples=8, n=2500, d=1024, genes=50, seed=0) -> dict:
@@ -140,10 +217,18 @@ def searching(*, n=1_000_000, d=512, queries=100, top=10, repeats=3, seed=0) -> 
 
 
 if __name__ == "__main__":
-    found = load_sections(sys.argv[1], ["C2", "C3"])
+    her2st = Path(sys.argv[1])
     threads = {"threads": torch.get_num_threads()}
-    result = {**throughput(found, Config()), "probing": probing() | threads,
-              "searching": searching() | threads,
-              "provenance": provenance(found, Config(), code=CODE)}  # fmt: skip
+    result = {
+        "training": training(her2st),
+        "parts": parts(her2st),
+        "chunks": chunks(her2st),
+        "embedding": embedding(her2st),
+        "start_up": start_up(),
+        "scale": scaling(),
+        "probing": probing() | threads,
+        "searching": searching() | threads,
+        "provenance": provenance(load_sections(her2st, SECTIONS), Config(), code=CODE),
+    }
     (RESULTS / "bench.json").write_text(json.dumps(result, indent=1) + "\n")
     print(json.dumps(result, indent=1))

@@ -4,7 +4,7 @@
 
 reads results/*.json and seal_lite/. Writes, in book/: results.md, headline.md (for the
 introduction), settings.md (for the method), defaults.md (for the notebook on finetuning),
-trial_log.md, fooled_table.md, commands.md and citation.md (for the reference pages),
+trial_log.md, fooled_table.md, speed_table.md (for their pages), commands.md and citation.md,
 figures/results_*.png, figures/architecture.png. All of them are ignored by git.
 `make results` runs it.
 """
@@ -22,6 +22,7 @@ import benches
 import earned
 import fooled
 import reference
+import speed
 from architecture import architecture
 from forest import deltas
 from page import (
@@ -63,7 +64,7 @@ RECORDS = {
     "phantom": (
         "Known truth: the phantom, patients held out",
         "Sections of the tissue phantom, one patient each, so a new section is a new patient here, "
-        "with its own stain, scanner and batch effect. Finetuned on eight, every one of the others "
+        "with its own stain, scanner and batch effect. Finetuned on {} of them; every other one "
         "is scored by itself. The truth is known: an oracle that predicts "
         "the noise-free expectation says how high a score can be, gene class by gene class. The "
         "invisible class is a null: nothing drawn follows it. A difference found there is chance, "
@@ -88,13 +89,14 @@ def write(results: Path = ROOT / "results", out: Path = ROOT / "book"):
     parts += earned.section(results, out)
     parts += benches.sections(results, out)
     parts += real_section(results / "her2st_figures.json", out)
-    parts += benches.speed_section(results / "bench.json")
+    parts += speed.section(results / "bench.json", out)
     (out / "results.md").write_text("\n".join(parts))
     (out / "headline.md").write_text(headline(results))
     (out / "settings.md").write_text(settings())
     (out / "trial_log.md").write_text(earned.log(results))
     (out / "defaults.md").write_text(earned.defaults(results))
     (out / "fooled_table.md").write_text(fooled.chapter(results, out))
+    (out / "speed_table.md").write_text(speed.chapter(results / "bench.json", out))
     (out / "commands.md").write_text(reference.commands())
     (out / "citation.md").write_text(reference.citations())
     architecture().savefig(out / "figures/architecture.png", bbox_inches="tight")
@@ -110,8 +112,9 @@ def why_not(row: dict) -> str:
 def crossval_section(name: str, path: Path, out: Path) -> list[str]:
     """One recorded cross-validation: answer, figures, whole tables, provenance."""
     title, text = RECORDS[name]
-    parts = [f"\n({name}-results)=\n## {title}\n", text + "\n"]
     result = load(path)
+    few = result["provenance"].get("train_groups") if result else "some"
+    parts = [f"\n({name}-results)=\n## {title}\n", text.replace("{}", str(few)) + "\n"]
     if result is None:
         return [*parts, missing(path)]
     p = result["provenance"]

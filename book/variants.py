@@ -19,10 +19,10 @@ import torch.nn.functional as F
 
 from seal_lite import Config, losses, train
 from seal_lite.backbones import BACKBONES
+from seal_lite.batches import Pairs
 from seal_lite.encoders import VisionEncoder
 from seal_lite.model import SEAL, GeneVAE
 from seal_lite.sections import read_section
-from seal_lite.train import Pairs
 
 
 @contextlib.contextmanager
@@ -139,10 +139,10 @@ def near_the_base(sections, *, weight: float = 1.0):
     variance over the batch, joins the loss."""
     base, plain = {}, SEAL.forward
 
-    def forward(self, hidden, x):
+    def forward(self, hidden, x, **options):
         if "tail" not in base:
             base["tail"] = copy.deepcopy(self.encoder).eval().requires_grad_(False).tail
-        terms = plain(self, hidden, x)
+        terms = plain(self, hidden, x, **options)
         with torch.no_grad():
             frozen = base["tail"](hidden)
         gap = (self.encoder.tail(hidden) - frozen).square().mean(0) / frozen.var(0)
@@ -163,8 +163,8 @@ def warm_on_expression(sections):
 
     def init(self, given, panel, *args, **options):
         begin(self, given, panel, *args, **options)
-        more = [torch.from_numpy(panel.transform(a)) for a in others]
-        self.profiles = torch.cat([self.expression, *more])
+        more = [panel.transform(a) for a in others]
+        self.profiles = torch.from_numpy(np.concatenate([*self.expression, *more]))
 
     def epoch(self, number):
         if number >= self.config.gene_warmup_epochs:

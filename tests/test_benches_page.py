@@ -57,8 +57,8 @@ def row(text: str, *cells) -> list[str]:
 
 
 def test_says_what_is_not_recorded(written, benches, tmp_path):
-    text = written() + "\n".join(benches.speed_section(tmp_path / "bench.json"))
-    for name in ("hest", "retrieval", "cohort", "shift_stain", "shift_batch", "bench"):
+    text = written()
+    for name in ("hest", "retrieval", "cohort", "shift_stain", "shift_batch"):
         assert f"there is no `results/{name}.json`" in text
 
 
