@@ -46,12 +46,12 @@ import torch
 
 from seal_book import begin
 from seal_lite import Config, InputError, plots
+from seal_lite.batches import Pairs
 from seal_lite.encoders import build_encoder
 from seal_lite.evaluate import read_truth
 from seal_lite.genes import GenePanel, columns, log_normalise, neighbour_mean, smooth
 from seal_lite.pairs import Section, extract_patches
 from seal_lite.targets import pearson, section_targets, target_genes
-from seal_lite.train import Pairs
 from seal_lite.views import make_views, view_parameters
 
 here = begin(DATASET, smoke=SMOKE)

@@ -54,12 +54,13 @@ import torch
 from seal_book import begin, charts
 from seal_book.frames import slider
 from seal_lite import Config, plots
+from seal_lite.batches import Pairs
 from seal_lite.encoders import build_encoder, clean_images, embed
 from seal_lite.evaluate import embed_stages, read_truth
 from seal_lite.genes import GenePanel
 from seal_lite.losses import clip_loss
 from seal_lite.model import SEAL
-from seal_lite.train import Pairs, learning_rate
+from seal_lite.train import learning_rate
 
 here = begin(DATASET, BACKBONE, EPOCHS, SMOKE, test=TEST, seed=SEED)
 config, train, test = here.config, here.train, here.test
@@ -244,7 +245,7 @@ tuned = [p for p in model.encoder.parameters() if p.requires_grad]
 heads = [p for name, p in model.named_parameters() if not name.startswith("encoder.")]
 groups = [{"params": tuned, "lr": config.lr_lora}, {"params": heads, "lr": config.lr_heads}]
 optimizer = torch.optim.AdamW(groups, weight_decay=config.weight_decay)
-steps = config.epochs * (len(pairs.keys) // config.batch_size)
+steps = config.epochs * (len(pairs) // config.batch_size)
 schedule = torch.optim.lr_scheduler.LambdaLR(
     optimizer, lambda step: learning_rate(step, steps=steps, warmup=config.warmup)
 )
@@ -477,7 +478,7 @@ for name, net, lines in (("true", model, history), ("shuffled", wrong, log_wrong
 # %% tags=["hide-cell", "solution"]
 print(f"prefix runs a patch: {config.n_views} with the cache, {config.epochs} without")
 one_view = 4 * next(pairs.epoch(0))[0][0].numel()  # bytes, in float32
-for name, n in (("this run", len(pairs.keys)), ("SEAL", 700_000)):
+for name, n in (("this run", len(pairs)), ("SEAL", 700_000)):
     print(f"{name}: {one_view * config.n_views * n / 1e9:,.1f} GB")
 # It pays where there are more epochs than views, whatever the network, and as long as it fits the
 # disk. Many pairs need few epochs: then the plain loop is both smaller and faster.

@@ -235,7 +235,8 @@ result = hest.bench(task, samples, config, found, stages)
 table = tidy(result).pivot_table("r", ["features", "probe"], "target", "mean")
 columns = ["hest_bench", "pearson_residuals", "log1p_cp10k|depth"]
 order = [k for k in charts.LABELS if k in set(tidy(result).features)]
-table[columns].reindex(order, level="features").rename(columns=charts.LABELS).round(3)
+shown = table[columns].reindex(order, level="features").rename(columns=charts.LABELS)
+shown.round(3).astype(object).fillna("")
 
 # %%
 #| alt: A row for each kind of features, the finetuned ones first. Dots and bars show their mean r

@@ -116,7 +116,8 @@ folders["oracle"] = oracle_features(
     COHORT, folders["frozen"], folders["frozen"].parent / "oracle", patch_um=config.patch_um
 )
 with h5py.File(folders["tuned"] / f"{slides[0].stem}.h5") as file:
-    print({k: v.shape for k, v in file.items()}, dict(file["coords"].attrs))
+    print({k: v.shape for k, v in file.items()})
+    print({k: v if isinstance(v, str) else v.item() for k, v in file["coords"].attrs.items()})
 
 # %% [markdown]
 # ## What the labels are made of

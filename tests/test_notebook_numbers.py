@@ -143,7 +143,15 @@ def test_cost():
     assert bound["vit_huge_patch14_224, last 32"] == 1
     one, three = f["pairs_per_s"]["1"], f["pairs_per_s"]["3"]
     assert one["cached"] > three["cached"] > 0
-    assert 0.5 < f["slope"] < 1.5 and f["views"]["fp16"] == 2 * f["views"]["fp32"] == 8
+    assert f["views"]["fp16"] == 2 * f["views"]["fp32"] == 8
+    assert f["losses"]["memory"] == f["losses"]["shards"]  # to the bit
+    (whole, largest), *parts = f["kept"].values()
+    assert [mb for mb, _ in parts] == sorted((mb for mb, _ in parts), reverse=True)
+    assert parts[-1][0] < 0.5 * whole
+    assert [g for _, g in parts] == pytest.approx([largest] * 3, rel=1e-3)
+    assert (
+        f["fit"]["vit_base_patch16_224, last 1"] > 384 > f["fit"]["vit_base_patch16_224, last 12"]
+    )
 
 
 def test_what_differs():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import sys
 from dataclasses import dataclass
 from functools import cached_property
@@ -98,7 +99,7 @@ def begin(dataset="auto", backbone="auto", epochs=0, smoke=False, *, test="", se
     epochs = epochs or (Config.epochs if large else 2 if smoke else 12)
     config = Config(backbone=backbone, epochs=epochs, seed=seed, **size)
     names = list_sections(root)
-    logging.getLogger(__name__).info(
-        "%s, %s, %d epochs; held out: %s", root, backbone, epochs, test or names[-1]
-    )
-    return Beginning(root, config, names, test or names[-1])
+    place, held_out = os.path.relpath(root), test or names[-1]
+    said = f"{place}, {backbone}, {epochs} epochs; held out: {held_out}"
+    logging.getLogger(__name__).info(said)
+    return Beginning(root, config, names, held_out)
