@@ -67,13 +67,17 @@ def best(jobs: dict[str, dict]) -> dict[str, dict]:
     return {name: max(runs, key=lambda run: run["rate"]) for name, runs in found.items()}
 
 
+def job(data, **more) -> dict:
+    """What `steps.py` is asked for: everything on, unless `more` says otherwise."""
+    return {"data": str(data), "sections": SECTIONS, **SIZE, "off": [], **more}
+
+
 def training(data) -> dict:
     """{setting: {"rates": pairs per second of each loop, "ratio": cached to tutorial, "gap": the
     largest difference of their losses, "cache_seconds", "pairs", "threads"}}."""
     result = {}
     for name, setting in SETTINGS.items():
-        job = {"data": str(data), "sections": SECTIONS, **SIZE, **setting}
-        runs = best({loop: {**job, "off": off} for loop, off in LOOPS.items()})
+        runs = best({loop: job(data, **setting, off=off) for loop, off in LOOPS.items()})
         rates, losses = ({k: run[what] for k, run in runs.items()} for what in ("rate", "losses"))
         result[name] = {
             "rates": rates,
@@ -88,21 +92,21 @@ def parts(data) -> dict:
     """Pairs per second of the last of `SETTINGS` with each part of what makes it fast switched off,
     and with half precision, and one thread, which are not the default."""
     *_, setting = SETTINGS.values()
-    job = {"data": str(data), "sections": SECTIONS, **SIZE, **setting, "off": []}
-    jobs = {name: {**job, "off": [name]} for name in OFF if name != "cut"}  # cut: with the cache
+    jobs = {name: job(data, **setting, off=[name]) for name in OFF if name != "cut"}  # with cache
     jobs |= {
-        "all on": job,
-        "bf16": {**job, "precision": "bf16"},
-        "one thread": {**job, "threads": 1},
+        "all on": job(data, **setting),
+        "bf16": job(data, **setting, precision="bf16"),
+        "one thread": job(data, **setting, threads=1),
     }
     return {name: run["rate"] for name, run in best(jobs).items()}
 
 
 def chunks(data) -> dict:
     """Peak bytes of a process whose batch has 320 pairs, whole and 32 at a time."""
-    setting = {**SETTINGS["the default: 160 px, 3 stages"], "um": 224.0, "batch": 320, "steps": 1}
-    job = {"data": str(data), "sections": SECTIONS, **setting, "off": ["cache"]}
-    runs = {chunk: python("steps.py", json.dumps({**job, "chunk": chunk})) for chunk in (0, 32)}
+    setting, *_ = SETTINGS.values()
+    setting = {**setting, "batch": 320, "steps": 1, "off": ["cache"]}
+    runs = {chunk: python("steps.py", json.dumps(job(data, **setting, chunk=chunk)))
+            for chunk in (0, 32)}  # fmt: skip
     losses = [run["losses"] for run in runs.values()]
     return {"batch": 320, "chunk": 32, "gap": float(np.ptp(losses, axis=0).max()),
             "peak_bytes": {"whole": runs[0]["peak_bytes"], "chunks": runs[32]["peak_bytes"]},
@@ -111,10 +115,9 @@ def chunks(data) -> dict:
 
 def embedding(data) -> dict:
     """Patches per second, and their ratio, of `encoders.embed` and of the tutorials' loop."""
-    job = {"data": str(data), "sections": SECTIONS, **SIZE, "px": 224, "blocks": 0,
-           "tap": "blocks.4", "embedding": True}  # fmt: skip
-    runs = best({"tutorial": {**job, "off": ["layout", "allocator", "cut"]},
-                 "ours": {**job, "off": []}})  # fmt: skip
+    setting = {"px": 224, "blocks": 0, "tap": "blocks.4", "embedding": True}
+    runs = best({"tutorial": job(data, **setting, off=["layout", "allocator", "cut"]),
+                 "ours": job(data, **setting)})  # fmt: skip
     rates = {name: run["rate"] for name, run in runs.items()}
     gap = abs(runs["tutorial"]["sum"] / runs["ours"]["sum"] - 1)
     return {"rates": rates, "ratio": rates["ours"] / rates["tutorial"], "gap": gap}

@@ -66,6 +66,6 @@ def train(folder) -> dict:
 if __name__ == "__main__":
     command, folder, *rest = sys.argv[1:]
     if command == "write":
-        write(folder, int(rest[0]), [*rest, "data/phantom"][1])
+        write(folder, int(rest[0]), rest[1])
     else:
         print(json.dumps(train(folder)))

@@ -172,7 +172,8 @@ def probe(
         raise InputError(f"{run}: none of the genes to score is in its panel; finetune on --train")
     if len(genes) < len(wanted):
         typer.echo(f"{len(wanted) - len(genes)} of {len(wanted)} genes are not in the run's panel")
-    found = sl.evaluate.fold_features(fit, held, genes, models := {"tuned": model}, config)
+    models = {"tuned": model}
+    found = sl.evaluate.fold_features(fit, held, genes, models, config)
     scores = sl.evaluate.score_models(data, fit, held, genes, models, found, seed=config.seed)
     folds = [{"test": test, "seed": config.seed, "scores": sl.crossval.score_rows(scores, genes)}]
     classes = sl.evaluate.gene_classes(data)
@@ -298,9 +299,8 @@ def embed(
     """Write every slide's features as TRIDENT does: tissue, a grid of regions, H5."""
     model, config = _run_or_backbone(run, backbone)
     encoder = model.encoder if model else sl.encoders.build_encoder(config.backbone)
-    px = config.patch_px if model else encoder.row.px
     um = patch_um or config.patch_um
-    px = round(um * px / config.patch_um)
+    px = round(um * (config.patch_px if model else encoder.row.px) / config.patch_um)
     files = sl.wsi.embed_slides(encoder, sl.wsi.list_slides(slides), out, patch_um=um, patch_px=px,
                                 um_per_px=um_per_px)  # fmt: skip
     typer.echo(f"features of {len(files)} slides are in {out}")

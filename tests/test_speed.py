@@ -54,7 +54,7 @@ def test_an_epoch_from_drawn_shards(page, phantom_root, tmp_path):
     assert epoch["disk_bytes"] > 6000 * 32 * 32 * 3 and 2e8 < epoch["peak_bytes"] < 4 * 2**30
 
 
-def record(page) -> dict:
+def record() -> dict:
     loops = {"tutorial": 10.0, "streamed": 20.0, "cached": 400.0}
     return {
         "training": {"S": {"rates": loops, "ratio": 40.0, "gap": 2e-6, "cache_seconds": 9.0,
@@ -81,7 +81,7 @@ def test_the_page_tells_what_was_recorded(page, tmp_path):
     assert "`make bench` writes it" in "".join(speed.section(path, tmp_path))
     assert "`make bench` writes it" in speed.chapter(path, tmp_path)
     (tmp_path / "figures").mkdir()
-    path.write_text(json.dumps(record(page)))
+    path.write_text(json.dumps(record()))
     text = "\n".join(speed.section(path, tmp_path))
     row = re.search(r"\| S +\|(.+)\|", text)[1]
     # 9 s for 100 pairs; 1/20 - 1/400 s saved a pair: 1.9 epochs
