@@ -10,10 +10,9 @@ import lazy_loader
 __version__ = "0.1.0"
 __getattr__, __dir__, __all__ = lazy_loader.attach(
     __name__,
-    submodules=["backbones", "check", "config", "crossval", "encoders", "evaluate", "fetch", "hest",
-                "leakage", "model", "pathways", "plots", "retrieval", "sections", "shards", "share",
-                "slides", "train", "wsi"],
+    submodules=["backbones", "check", "config", "crossval", "encoders", "evaluate", "fetch",
+                "files", "hest", "leakage", "model", "pathways", "plots", "retrieval", "sections",
+                "shards", "share", "slides", "train", "wsi"],
     submod_attrs={"config": ["Config", "preset"], "errors": ["InputError"],
                   "model": ["SEAL"], "sections": ["load_sections"], "share": ["load_encoder"],
-                  "train": ["finetune"]},
-)  # fmt: skip
+                  "train": ["finetune"]})  # fmt: skip

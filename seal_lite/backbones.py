@@ -94,8 +94,8 @@ def backbone_row(name: str) -> Backbone:
     return replace(
         row, dim=getattr(net, "head_hidden_size", net.num_features), px=cfg["input_size"][-1],
         prefix_tokens=getattr(net, "num_prefix_tokens", 0), fixed=hasattr(net, "patch_embed"),
-        mean=tuple(cfg["mean"]), std=tuple(cfg["std"]), licence=cfg.get("license") or "unknown",
-    )  # fmt: skip
+        mean=tuple(cfg["mean"]), std=tuple(cfg["std"]),
+        licence=cfg.get("license") or "unknown")  # fmt: skip
 
 
 def load_backbone(row: Backbone, *, pretrained: bool = True, seed: int = 0) -> nn.Module:

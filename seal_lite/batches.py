@@ -12,6 +12,15 @@ from .genes import GenePanel
 from .views import make_views
 
 
+def refuse_batches(sections, config: Config, *, processes: int = 1):
+    """An `InputError` where all pairs are fewer than a batch, or it cannot be shared equally."""
+    n, b = sum(len(s.rows) for s in sections), config.batch_size
+    if n < b:
+        raise InputError(f"{n} training pairs are fewer than batch_size={b}; add some or lower it")
+    if b % processes:
+        raise InputError(f"batch_size={b}: is no multiple of {processes} processes; set one")
+
+
 class Pairs:
     """All training pairs, and their batches as (prefix activations, expression).
 
@@ -28,15 +37,10 @@ class Pairs:
     sections.
     """
 
-    def __init__(self, sections, panel: GenePanel, config: Config, encoder, *, cached=True,
-                 cache_dir=None, shuffle_pairs=False, chunk=0, share=(0, 1),
-                 progress=True):  # fmt: skip
+    def __init__(self, sections, panel: GenePanel, config: Config, encoder, *, cached=True, chunk=0,
+                 cache_dir=None, shuffle_pairs=False, share=(0, 1), progress=True):  # fmt: skip
         sizes = [len(s.rows) for s in sections]
-        if sum(sizes) < config.batch_size:
-            few = f"{sum(sizes)} training pairs are fewer than batch_size={config.batch_size}"
-            raise InputError(f"{few}; add sections or lower it")
-        if (b := config.batch_size) % share[1]:
-            raise InputError(f"batch_size={b}: is no multiple of {share[1]} processes; set one")
+        refuse_batches(sections, config, processes=share[1])
         self.sections, self.config, self.encoder = sections, config, encoder
         self.chunk, self.share = chunk or config.batch_size, share
         self.ends = np.cumsum(sizes)
@@ -80,9 +84,8 @@ class Pairs:
             stored = [self.cache[s][v, j] for s, j, v in zip(of, rows, views, strict=True)]
             return torch.from_numpy(np.stack(stored))
         at = [(self.sections[s], j) for s, j in zip(of, rows, strict=True)]
-        images = make_views(
-            np.stack([s.patches[j] for s, j in at]), [s.key(j) for s, j in at], views,
-            jitter=self.config.stain_jitter, device=next(self.encoder.parameters()).device,
-        )  # fmt: skip
+        images = make_views(np.stack([s.patches[j] for s, j in at]), [s.key(j) for s, j in at],
+                            views, jitter=self.config.stain_jitter,
+                            device=next(self.encoder.parameters()).device)  # fmt: skip
         with torch.no_grad():
             return torch.cat([self.encoder.prefix(part) for part in images.split(self.chunk)])

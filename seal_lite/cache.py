@@ -11,6 +11,7 @@ import hashlib
 import logging
 import os
 import shutil
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -19,6 +20,7 @@ import torch
 from tqdm import tqdm
 
 from .encoders import VisionEncoder
+from .files import lock
 from .views import make_views
 
 log = logging.getLogger(__name__)
@@ -57,10 +59,9 @@ class PrefixCache:
         return [] if self.folder is None else [*self.folder.glob(f"{self.key(section)}-*.npy")]
 
     def _prefix(self, section, rows: range, view: int) -> np.ndarray:
-        images = make_views(
-            section.patches[rows.start : rows.stop], [section.key(i) for i in rows],
-            [view] * len(rows), jitter=self.jitter, device=next(self.encoder.parameters()).device,
-        )  # fmt: skip
+        images = make_views(section.patches[rows.start : rows.stop], [section.key(i) for i in rows],
+                            [view] * len(rows), jitter=self.jitter,
+                            device=next(self.encoder.parameters()).device)  # fmt: skip
         with torch.inference_mode():
             return self.encoder.prefix(images).float().cpu().numpy()
 
@@ -84,30 +85,31 @@ class PrefixCache:
 
     def activations(self, section) -> np.ndarray:
         """Activations (n_views, n, ...) float32 of a `Section` or `Shard` of n patches."""
-        for path in self._files(section):
-            if path.stem.endswith(_checksum(path)):
-                return np.load(path, mmap_mode="r")
-            log.warning("%s: is damaged; it is made anew", path)
-            path.unlink()
-        n, out, part = len(section.rows), None, None
-        if self.folder is not None:
-            self.folder.mkdir(parents=True, exist_ok=True)
-            part = self.folder / f"{self.key(section)}.{os.getpid()}.part"
+        if self.folder is None:
+            return self._computed(section, np.empty)
+        with lock(self.folder / self.key(section)):  # of several processes one computes
+            for path in self._files(section):
+                if path.stem.endswith(_checksum(path)):
+                    return np.load(path, mmap_mode="r")
+                log.warning("%s: is damaged; it is made anew", path)
+                path.unlink()
+            part = self.folder / f".{self.key(section)}.part"
+            self._computed(section, partial(np.lib.format.open_memmap, part, "w+")).flush()
+            path = self.folder / f"{self.key(section)}-{_checksum(part)}.npy"
+            os.replace(part, path)
+            return np.load(path, mmap_mode="r")
+
+    def _computed(self, section, empty):
+        """All activations, written into an array that `empty(dtype=, shape=)` has made."""
+        n, out = len(section.rows), None
         jobs = [(v, i) for v in range(self.n_views) for i in range(0, n, self.batch_size)]
         for v, i in tqdm(jobs, f"cache {section.name}", disable=not self.progress, leave=False):
             rows = range(i, min(i + self.batch_size, n))
             hidden = self._prefix(section, rows, v)
             if out is None:
-                shape = (self.n_views, n, *hidden.shape[1:])
-                out = (np.empty(shape, np.float32) if part is None else
-                       np.lib.format.open_memmap(part, "w+", np.float32, shape))  # fmt: skip
+                out = empty(dtype=np.float32, shape=(self.n_views, n, *hidden.shape[1:]))
             out[v, rows.start : rows.stop] = hidden
-        if part is None:
-            return out
-        out.flush()
-        path = self.folder / f"{self.key(section)}-{_checksum(part)}.npy"
-        os.replace(part, path)
-        return np.load(path, mmap_mode="r")
+        return out
 
 
 def _checksum(path: Path) -> str:

@@ -17,7 +17,7 @@ from .config import Config
 from .errors import InputError
 from .images import PICTURES, open_slide
 from .pairs import Section, extract_patches, thumbnail
-from .sections import MIN_COUNTS, read_section, refuse_mixtures, sources
+from .sections import MIN_COUNTS, mixtures, read_section, sources
 from .targets import depth, pearson
 from .wsi import tissue_mask
 
@@ -29,8 +29,7 @@ KEPT = "as they are"
 TURNS = {  # what is done to the spots in their bounding box: swap axes, mirror x, mirror y
     KEPT: (0, 0, 0), "mirrored in x": (0, 1, 0), "mirrored in y": (0, 0, 1),
     "turned by half": (0, 1, 1), "swapped in x and y": (1, 0, 0), "turned a quarter": (1, 1, 0),
-    "turned a quarter back": (1, 0, 1), "swapped in x and y, mirrored": (1, 1, 1),
-}  # fmt: skip
+    "turned a quarter back": (1, 0, 1), "swapped in x and y, mirrored": (1, 1, 1)}  # fmt: skip
 
 
 def check(root, config: Config, *, names=None, panel=None) -> tuple[list[str], dict]:
@@ -56,10 +55,7 @@ def check(root, config: Config, *, names=None, panel=None) -> tuple[list[str], d
         found[name] = section, _facts(section, maps), maps
         said += [f"{name}: {text}" for text in _doubts(section, maps, panel)]
     sections = [section for section, *_ in found.values()]
-    try:
-        refuse_mixtures(root, [s.adata for s in sections])
-    except InputError as error:
-        said.append(str(error))
+    said += mixtures(root, [s.adata for s in sections])
     said += leakage.found(sections, [s.patient for s in sections])
     sharp = {name: np.median(maps[:, 2]) for name, (*_, maps) in found.items()}
     for name, value in sharp.items():
@@ -84,12 +80,11 @@ def _facts(section, maps) -> dict:
     dropped = {"without counts": about["spots_without_counts"], "off the image": n - len(maps),
                f"under {MIN_COUNTS} counts": about["shallow_spots"]}  # fmt: skip
     low, high = 10 ** np.percentile(maps[:, 0], [5, 95])
-    return {
-        "spots": n, "pairs": len(maps), "um per px": f"{about['um_per_px']:.3f}",
-        "dropped": ", ".join(f"{k} {why}" for why, k in dropped.items() if k) or "none",
-        "pitch, um": f"{about['pitch_um']:.0f}", "counts a spot": f"{low:,.0f} to {high:,.0f}",
-        "genes": section.adata.n_vars, "species": about["species"], "patient": section.patient,
-    }  # fmt: skip
+    return {"spots": n, "pairs": len(maps), "um per px": f"{about['um_per_px']:.3f}",
+            "dropped": ", ".join(f"{k} {why}" for why, k in dropped.items() if k) or "none",
+            "pitch, um": f"{about['pitch_um']:.0f}", "counts a spot": f"{low:,.0f} to {high:,.0f}",
+            "genes": section.adata.n_vars, "species": about["species"],
+            "patient": section.patient}  # fmt: skip
 
 
 def _doubts(section, maps, panel):
@@ -151,8 +146,7 @@ def report(said: list[str], found: dict, config: Config, *, title: str) -> str:
             "where its spots lie": plots.overview(section),
             "its patches": plots.gene_maps(section, maps, units, label="as its title says"),
             "its least and its most sharp patches": plots.patches(
-                section.patches[few], values, patch_um=config.patch_um),
-        }  # fmt: skip
+                section.patches[few], values, patch_um=config.patch_um)}  # fmt: skip
         for what, figure in drawn.items():
             figure.savefig(data := io.BytesIO(), format="jpg", dpi=110, bbox_inches="tight")
             pictures.append((f"{name}: {what}", base64.b64encode(data.getvalue()).decode()))

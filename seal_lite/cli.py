@@ -16,24 +16,38 @@ from tissue_phantom.cli import cohort, phantom
 
 from .errors import InputError
 
-app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False,
+app = typer.Typer(add_completion=False, pretty_exceptions_enable=False,
                   help="SEAL-lite: finetune a pathology encoder with spatial transcriptomics, "
                        "and measure honestly what that gained.")  # fmt: skip
 
 
-def option(kind, text: str, *names: str):
+def option(kind, text: str, *names: str, **how):
     """The annotation of an option, short enough to stand beside its name."""
-    return Annotated[kind, typer.Option(*names, help=text)]
+    return Annotated[kind, typer.Option(*names, help=text, **how)]
+
+
+def output(text: str, *names: str, folder: bool = True):
+    """A place to write to: that it can be is found out before any work."""
+
+    def check(path: Path):
+        there = next(p for p in (path.absolute(), *path.absolute().parents) if p.exists())
+        if not os.access(there, os.W_OK) or (not there.is_dir() if folder else path.is_dir()):
+            raise InputError(f"{path}: cannot be written there; choose another place")
+        return path
+
+    return option(Path, text, *names, callback=check)
 
 
 Data = option(Path, "A folder of sections, in any format that is read.")
 Run = option(Path, "A run folder that `finetune` wrote.")
 Set = option(list[str] | None, "Override a setting: key=value.", "--set")
-Json = option(Path, "Where to write the scores.", "--json")
+Json = output("Where to write the scores.", "--json", folder=False)
 AnyRun = option(Path | None, "A run folder that `finetune` wrote.")
 Frozen = option(str | None, "Or a frozen encoder alone.")
 Include = option(str | None, "Further genes that the panel must hold.")
 Sections = option(str | None, "C2,C3,...; default: all that can be used.")
+Seeds = option(int, "So many runs of each fold.", min=1)
+Top = option(int, "So many regions are retrieved.", min=1)
 Leak = option(bool, "Test on what has been seen; marks the result.")
 Preset = option(str, "default, or paper (the released SEAL settings).")
 
@@ -46,13 +60,11 @@ def _names(text: str | None) -> list[str] | None:
 
 
 def _config(preset_name: str, overrides, **changes):
-
     given = [f"{k}={v}" for k, v in changes.items() if v is not None]
     return sl.preset(preset_name).override([*(overrides or []), *given])
 
 
 def _load(data, names, config):
-
     return sl.load_sections(data, names, patch_um=config.patch_um, patch_px=config.patch_px)
 
 
@@ -64,18 +76,20 @@ def _run_or_backbone(run, backbone):
     return model, model.config if model else _config("default", None, backbone=backbone)
 
 
+def _seen(run: Path) -> list[str]:
+    """Names of the sections that a run was trained on."""
+    return sl.files.read_json(run / "provenance.json", "sections")["sections"]
+
+
 def _write_json(path: Path, value):
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(value, indent=1))
+    sl.files.write_atomic(path, json.dumps(value, indent=1))
     typer.echo(f"wrote {path}")
 
 
-@app.command()
 def fetch(
     name: Annotated[str, typer.Argument(help="her2st, visium or hest")],
-    out: option(Path, "Folder to download into; resumes."),
-    sections: option(str | None, "C2,C3,..., names of 10x's, or ids of HEST-1k.") = None,
-):  # fmt: skip
+    out: output("Folder to download into; resumes."),
+    sections: option(str | None, "C2,C3,..., 10x's names, or HEST-1k's ids.") = None):  # fmt: skip
     """Download public data, each file verified against its recorded hash."""
     sources = ("her2st", "visium", "hest")
     if name not in sources:
@@ -84,24 +98,21 @@ def fetch(
     typer.echo(f"{name} is in {out}")
 
 
-@app.command()
 def check(
-    data: Data, out: option(Path, "The page to write (HTML)."), sections: Sections = None,
-    run: AnyRun = None, set_: Set = None,
-):  # fmt: skip
+    data: Data, out: output("The page to write (HTML).", folder=False), sections: Sections = None,
+    run: AnyRun = None, set_: Set = None):  # fmt: skip
     """Look at data before hours of training: pairs, scale, depth, pictures, what seems wrong."""
     config = _config("default", set_)
     model = _run_or_backbone(run, None)[0] if run else None
     said, found = sl.check.check(data, config, names=_names(sections), panel=model and model.panel)
-    out.parent.mkdir(parents=True, exist_ok=True)
-    out.write_text(sl.check.report(said, found, config, title=f"Check of {data.resolve().name}"))
+    page = sl.check.report(said, found, config, title=f"Check of {data.resolve().name}")
+    sl.files.write_atomic(out, page)
     for sentence in said:
         typer.echo(f"- {sentence}")
     pairs = sum(len(section.rows) for section, *_ in found.values())
     typer.echo(f"{pairs} pairs in {len(found)} sections; wrote {out}")
 
 
-@app.command()
 def encoders():
     """List the pretrained encoders that have a name here; any other timm model has its own."""
     import pandas as pd
@@ -112,12 +123,10 @@ def encoders():
     typer.echo("or any timm model by its own name, hf-hub:OWNER/MODEL or local-dir:FOLDER")
 
 
-@app.command()
 def shard(
     data: Data, train: option(str, "Training sections, to which the panel is fitted: C2,C3."),
-    out: option(Path, "Folder of shards, which `finetune` takes as data; resumes."),
-    include: Include = None, preset: Preset = "default", set_: Set = None,
-):  # fmt: skip
+    out: output("Folder of shards, which `finetune` takes as data; resumes."),
+    include: Include = None, preset: Preset = "default", set_: Set = None):  # fmt: skip
     """Write pairs to disk, a file for each section: to train on more than memory holds."""
     config = _config(preset, set_)
     more = _names(include) or ()
@@ -125,15 +134,13 @@ def shard(
     typer.echo(f"{len(files)} shards are in {out}")
 
 
-@app.command()
 def finetune(
-    data: Data, out: option(Path, "Run folder; an interrupted run resumes."),
+    data: Data, out: output("Run folder; an interrupted run resumes."),
     train: option(str | None, "Training sections: C2,C3,C4; default, of shards: all.") = None,
     backbone: str | None = None, epochs: int | None = None, seed: int | None = None,
     include: Include = None, cache: option(Path | None, "Folder for the prefix cache.") = None,
-    chunk: option(int, "Images at a time in a step: less memory, same result. 0: all.") = 0,
-    preset: Preset = "default", set_: Set = None,
-):  # fmt: skip
+    chunk: option(int, "Images at a time in a step: less memory, same result. 0: all.", min=0) = 0,
+    preset: Preset = "default", set_: Set = None):  # fmt: skip
     """Finetune the encoder on pairs of expression and tissue, or on shards of them."""
     config = _config(preset, set_, backbone=backbone, epochs=epochs, seed=seed)
     if sl.shards.holds_shards(data):
@@ -151,17 +158,12 @@ def finetune(
     typer.echo(f"loss {joint[0]:.3f} -> {joint[-1]:.3f} in {len(joint)} epochs; run is in {out}")
 
 
-@app.command()
 def probe(
     run: Run, data: Data, train: option(str, "Sections the probe is fitted on."),
-    test: option(str, "Sections it is scored on."), json_file: Json,
-):  # fmt: skip
+    test: option(str, "Sections it is scored on."), json_file: Json):  # fmt: skip
     """Score a run against the frozen encoder and the controls on held-out sections."""
     model = sl.SEAL.from_pretrained(run)
-    if not (run / "provenance.json").is_file():
-        raise InputError(f"{run}: no provenance.json, so its training sections are unknown")
-    seen = json.loads((run / "provenance.json").read_text())["sections"]
-    for a, b in ((_names(train), "--train"), (seen, "the run's training sections")):
+    for a, b in ((_names(train), "--train"), (_seen(run), "the run's training sections")):
         if both := sorted(set(a) & set(_names(test))):
             raise InputError(f"--test {','.join(both)}: also in {b}; test on sections never seen")
     config = model.config
@@ -170,6 +172,7 @@ def probe(
     genes = [g for g in wanted if g in model.panel.genes]
     if not genes:
         raise InputError(f"{run}: none of the genes to score is in its panel; finetune on --train")
+    sl.evaluate.refuse_lacking(held, genes)
     if len(genes) < len(wanted):
         typer.echo(f"{len(wanted) - len(genes)} of {len(wanted)} genes are not in the run's panel")
     models = {"tuned": model}
@@ -185,15 +188,13 @@ def probe(
     _write_json(json_file, result)
 
 
-@app.command()
 def crossval(
-    data: Data, out: option(Path, "Folder for folds and metrics.json; resumes."),
+    data: Data, out: output("Folder for folds and metrics.json; resumes."),
     groups: option(str, "Hold out a section, a patient, or a column of sections.tsv.") = "section",
     train_groups: option(int | None, "Train on so many groups; default all but one.") = None,
-    seeds: int = 3, sections: Sections = None, backbone: str | None = None,
+    seeds: Seeds = 3, sections: Sections = None, backbone: str | None = None,
     epochs: int | None = None, preset: Preset = "default", set_: Set = None,
-    allow_leakage: Leak = False,
-):  # fmt: skip
+    allow_leakage: Leak = False):  # fmt: skip
     """Leave one group out: finetune and fit everything inside each fold, score on the rest."""
     config = _config(preset, set_, backbone=backbone, epochs=epochs)
     loaded = _load(data, _names(sections), config)
@@ -209,18 +210,16 @@ def crossval(
     typer.echo(f"wrote {out / 'metrics.json'}")
 
 
-@app.command()
 def hest_bench(
     root: option(Path, "The folder that holds the tasks' folders."), json_file: Json,
     tasks: option(str | None, "IDC,PRAD,...; default every folder.") = None, run: AnyRun = None,
-    backbone: Frozen = None, allow_leakage: Leak = False,
-):  # fmt: skip
+    backbone: Frozen = None, allow_leakage: Leak = False):  # fmt: skip
     """Score a run, or a frozen encoder, on HEST-bench's tasks as published, beside controls."""
     model, config = _run_or_backbone(run, backbone)
     models = {"tuned": model} if model else {}
     row = sl.backbones.backbone_row(config.backbone)
     px = sl.hest.pixels(config, row) if models else row.px
-    seen = json.loads((run / "provenance.json").read_text())["sections"] if run else []
+    seen = _seen(run) if run else []
     names = _names(tasks) or sorted(p.parent.name for p in root.glob("*/splits"))
     if not names:
         raise InputError(f"{root}: holds no task; give the folder that hest-bench was unpacked to")
@@ -238,12 +237,10 @@ def hest_bench(
     _write_json(json_file, results)
 
 
-@app.command()
 def retrieve(
     run: Run, data: Data, section: option(str, "Section to search."),
     genes: option(str, "Gene set to ask for: ERBB2,GRB7."),
-    out: option(Path, "Picture to write (PNG)."), top: int = 10,
-):  # fmt: skip
+    out: output("Picture to write (PNG).", folder=False), top: Top = 10):  # fmt: skip
     """Find the tissue regions that look like a gene set, and draw them."""
     model, asked = sl.SEAL.from_pretrained(run), _names(genes)
     profile = sl.retrieval.gene_set_profile(model.panel, asked)
@@ -254,18 +251,16 @@ def retrieve(
     scores = sl.retrieval.retrieval_scores(model, loaded, e)
     figure = sl.plots.retrieval(loaded, model.panel, asked, hits, cosines,
                                 patch_um=model.config.patch_um)  # fmt: skip
-    out.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(out, dpi=150, bbox_inches="tight")
+    with sl.files.appearing(out) as part:
+        figure.savefig(part, dpi=150, bbox_inches="tight", format=out.suffix[1:] or "png")
     for k in (1, 5, 10):
         typer.echo(f"recall@{k} {scores[f'recall@{k}']:.3f} (chance {scores[f'chance@{k}']:.3f})")
     typer.echo(f"wrote {out}")
 
 
-@app.command()
 def retrieval_bench(
     run: Run, data: Data, json_file: Json, sections: Sections = None,
-    gmt: option(Path | None, "Gene sets to ask for (GMT).") = None, top: int = 10,
-):  # fmt: skip
+    gmt: option(Path | None, "Gene sets to ask for (GMT).") = None, top: Top = 10):  # fmt: skip
     """Genes to images and back, within a slide, across slides and across patients."""
     import pandas as pd
 
@@ -275,10 +270,10 @@ def retrieval_bench(
     space = sl.retrieval.shared_space(model, loaded, images)
     result = {"slides": sl.retrieval.cross_modal(space, top=top)}
     if gmt:
-        from .pathways import read_gmt
-
-        net = read_gmt(gmt)
+        net = sl.pathways.read_gmt(gmt)
         sets = net[net.target.isin(model.panel.genes)].groupby("source").target.apply(list)
+        if sets.empty:
+            raise InputError(f"{gmt}: none of its genes is in the run's panel; give symbols")
         result["sets"] = sl.retrieval.gene_set_scores(model, space, sets.to_dict(), top=top)
     table = pd.DataFrame(result["slides"]).drop(columns="slide")
     means = table.groupby(["direction", "scope"], sort=False).mean()
@@ -288,14 +283,11 @@ def retrieval_bench(
     _write_json(json_file, {**result, "provenance": record})
 
 
-@app.command()
 def embed(
     slides: option(Path, "Folder of slides (SVS, TIFF, ...) or pictures."),
-    out: option(Path, "Folder for <slide>.h5; what is there is kept."), run: AnyRun = None,
-    backbone: Frozen = None,
-    um_per_px: option(float | None, "Of pictures that do not say it themselves.") = None,
-    patch_um: option(float | None, "Default: as in training.") = None,
-):  # fmt: skip
+    out: output("Folder for <slide>.h5, kept."), run: AnyRun = None, backbone: Frozen = None,
+    um_per_px: option(float | None, "Of pictures that do not say it themselves.", min=1e-3) = None,
+    patch_um: option(float | None, "Default: as in training.", min=1.0) = None):  # fmt: skip
     """Write every slide's features as TRIDENT does: tissue, a grid of regions, H5."""
     model, config = _run_or_backbone(run, backbone)
     encoder = model.encoder if model else sl.encoders.build_encoder(config.backbone)
@@ -306,26 +298,24 @@ def embed(
     typer.echo(f"features of {len(files)} slides are in {out}")
 
 
-@app.command()
 def share(
     run: Run, repo: option(str, "OWNER/NAME on the Hugging Face hub."),
     scores: option(Path | None, "A metrics.json to quote in the model card.") = None,
-    public: option(bool, "Visible to everybody.") = False,
-):  # fmt: skip
+    public: option(bool, "Visible to everybody.") = False):  # fmt: skip
     """Upload a run with its model card: its licence is that of the encoder it was tuned from."""
     typer.echo(f"shared: {sl.share.push_to_hub(run, repo, scores=scores, private=not public)}")
 
 
-@app.command()
 def slide_bench(
     task: option(Path, "A Patho-Bench task: config.yaml, k=all.tsv."),
     features: option(list[str], "NAME=FOLDER of feature files, repeated."), json_file: Json,
-    seeds: int = 3,
-):  # fmt: skip
+    seeds: Seeds = 3):  # fmt: skip
     """Score bags of features on a slide-level task, each against all that are named before it."""
     import pandas as pd
 
-    asked, given = sl.slides.read_task(task), (text.partition("=")[::2] for text in features)
+    asked, given = sl.slides.read_task(task), [text.partition("=")[::2] for text in features]
+    if bare := [name for name, folder in given if not (name and folder)]:
+        raise InputError(f"--features {bare[0]}: give NAME=FOLDER")
     bags = {name: sl.slides.read_bags(asked, folder) for name, folder in given}
     result = sl.slides.evaluate(asked, bags, seeds=seeds)
     for part in ("scores", "delta"):
@@ -333,7 +323,8 @@ def slide_bench(
     _write_json(json_file, result)
 
 
-for command in (phantom, cohort):  # what the book and the tests are run on
+for command in (fetch, check, shard, finetune, probe, crossval, hest_bench, retrieve,
+                retrieval_bench, embed, slide_bench, encoders, share, phantom, cohort):  # fmt: skip
     app.command()(command)
 
 
@@ -345,10 +336,16 @@ def main():
     logging.basicConfig(level=level, format="%(message)s", stream=sys.stderr)
     logging.getLogger("httpx").setLevel(logging.WARNING)
     try:
-        app()
-    except (InputError, ModuleNotFoundError) as error:
-        lacks = isinstance(error, ModuleNotFoundError)
-        remedy = "pip install 'seal_lite[data,slides]'"
-        text = f"{error.name} is not installed; {remedy}" if lacks else error
-        typer.secho(f"seal-lite: {text}", fg="red", err=True)
-        sys.exit(2)
+        sys.exit(app(sys.argv[1:] or ["--help"], standalone_mode=False) or 0)
+    except InputError as error:
+        said = str(error)
+    except ModuleNotFoundError as error:
+        said = f"{error.name} is not installed; pip install 'seal_lite[data,slides]'"
+    except typer.BadParameter.__base__ as error:  # click's, of which typer may have its own copy
+        said = f"{error.format_message()} See seal-lite --help"
+    except OSError as error:  # a full disk, a folder without permission
+        if not error.errno:
+            raise
+        said = f"{error.filename or 'cannot be written'}: {error.strerror}; write elsewhere"
+    typer.secho(f"seal-lite: {' '.join(said.split())}", fg="red", err=True)
+    sys.exit(2)

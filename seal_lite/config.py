@@ -4,10 +4,16 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
 from dataclasses import dataclass
 from pathlib import Path
 
 from .errors import InputError, reading
+from .files import read_json
+
+ABOVE_0 = ("patch_um", "patch_px", "n_views", "n_genes", "clip", "temperature", "epochs",
+           "grad_clip")  # fmt: skip
+SHARES = ("smooth", "lora_dropout", "head_dropout", "soft_targets", "warmup")
 
 
 @dataclass(frozen=True)
@@ -70,29 +76,40 @@ class Config:
     def __post_init__(self):
         choices = {"hvg": ("pearson_residuals", "seurat"), "zscore": ("section", "train"),
                    "precision": ("no", "bf16", "fp16")}  # fmt: skip
-        for key, allowed in choices.items():
-            if (value := getattr(self, key)) not in allowed:
+        for key, kind in self.kinds().items():
+            value, most = getattr(self, key), 1 if key in SHARES else math.inf
+            if value not in (allowed := choices.get(key, (value,))):
                 raise InputError(f"config: {key}={value!r} is unknown; use one of {allowed}")
-        for key in ("patch_um", "patch_px", "n_views", "n_genes", "epochs", "temperature"):
-            if getattr(self, key) <= 0:
-                raise InputError(f"config: {key}={getattr(self, key)} must be above 0; raise it")
+            if not isinstance(value, int | float if kind is float else kind):
+                raise InputError(f"config: {key}={value!r} is no {kind.__name__}; correct it")
+            if kind in (int, float) and not (value > 0 if key in ABOVE_0 else 0 <= value <= most):
+                least = "above 0" if key in ABOVE_0 else f"in 0 to {most}"
+                raise InputError(f"config: {key}={value} must be {least}; correct it")
+        if not min(self.hidden, default=0) > 0:
+            raise InputError(f"config: hidden={self.hidden} must be widths above 0; correct it")
         if self.batch_size < 2:
             raise InputError("config: batch_size must be at least 2; the contrast needs negatives")
+
+    @classmethod
+    def kinds(cls) -> dict[str, type]:
+        """The type of each setting, by name."""
+        return {f.name: type(f.default) for f in dataclasses.fields(cls)}
 
     def override(self, assignments: list[str]) -> Config:
         """Return a copy with `key=value` strings applied, parsed to each field's type.
 
         Raises `InputError` for an unknown key or a value of the wrong type.
         """
-        kinds = {f.name: type(f.default) for f in dataclasses.fields(self)}
-        changes = {}
+        kinds, changes = self.kinds(), {}
+        parse = {tuple: lambda v: tuple(map(int, v.split(","))),
+                 bool: lambda v: {"true": True, "false": False}[v]}  # fmt: skip
         for text in assignments:
             key, _, value = text.partition("=")
             if key not in kinds:
                 raise InputError(f"--set {text}: no setting '{key}'; known: {', '.join(kinds)}")
             fault = f"'{value}' is not a {kinds[key].__name__}"
             with reading(f"--set {text}", fault=fault, remedy="correct it"):
-                changes[key] = _parse(value, kinds[key])
+                changes[key] = parse.get(kinds[key], kinds[key])(value)
         return dataclasses.replace(self, **changes)
 
     def to_json(self) -> str:
@@ -102,21 +119,10 @@ class Config:
     @classmethod
     def from_json(cls, path: Path) -> Config:
         """Read a run's `config.json`; damage, and unknown or missing keys, are an `InputError`."""
-        with reading(path, remedy="copy the run folder again"):
-            raw = json.loads(Path(path).read_text())
-        if odd := ", ".join(sorted(raw.keys() ^ {f.name for f in dataclasses.fields(cls)})):
+        raw = read_json(path, "backbone")
+        if odd := ", ".join(sorted(raw.keys() ^ cls.kinds())):
             raise InputError(f"{path}: keys {odd} differ from this version's; finetune again")
         return cls(**{**raw, "hidden": tuple(raw["hidden"])})
-
-
-def _parse(value: str, kind: type):
-    if kind is bool:
-        if value not in ("true", "false"):
-            raise ValueError(value)
-        return value == "true"
-    if kind is tuple:
-        return tuple(int(v) for v in value.split(","))
-    return kind(value)
 
 
 def preset(name: str) -> Config:
@@ -131,9 +137,7 @@ def preset(name: str) -> Config:
         clip=float("inf"), tune_blocks=1, lora_rank=8, lora_alpha=8.0, lora_dropout=0.15, n_flows=3,
         project=0, head_dropout=0.0, temperature=0.05, w_clip=1.0, w_mse=0.5, w_corr=10.0,
         epochs=10, gene_warmup_epochs=0, batch_size=384, lr_lora=1e-4, lr_heads=1e-4,
-        weight_decay=0.2, warmup=0.0, grad_clip=float("inf"), seed=42,
-    )  # fmt: skip
-    presets = {"default": Config(), "paper": paper}
-    if name not in presets:
-        raise InputError(f"--preset {name}: unknown; use one of {', '.join(presets)}")
-    return presets[name]
+        weight_decay=0.2, warmup=0.0, grad_clip=float("inf"), seed=42)  # fmt: skip
+    if name not in ("default", "paper"):
+        raise InputError(f"--preset {name}: unknown; use default or paper")
+    return paper if name == "paper" else Config()

@@ -17,11 +17,15 @@ import numpy as np
 import pandas as pd
 
 from . import targets as tg
+from .batches import refuse_batches
 from .config import Config
 from .errors import InputError
-from .evaluate import fold_features, gene_classes, genes_to_score, score_models
+from .evaluate import fold_features, gene_classes, genes_to_score, refuse_lacking, score_models
+from .files import alone, read_json, write_atomic
+from .genes import GenePanel
+from .model import SEAL
 from .morphology import morphology
-from .train import claimed, finetune, provenance, write_atomic
+from .train import claimed, finetune, provenance
 
 log = logging.getLogger(__name__)
 IN = "not "  # "not B": held out beside group B, from the distribution that trains
@@ -56,8 +60,8 @@ def folds_of(sections, groups: list[str], train_groups: int | None = None):
         members.setdefault(group, []).append(section)
     names = list(members)
     if train_groups is not None and not 1 <= train_groups < len(names):
-        said = f"--train-groups {train_groups}: there are {len(names)} groups"
-        raise InputError(f"{said}; leave some to test")
+        raise InputError(
+            f"--train-groups {train_groups}: of {len(names)}; leave some to test")  # fmt: skip
     for held in [[n] for n in names] if train_groups is None else [names[train_groups:]]:
         train = [s for n in names if n not in held for s in members[n]]
         yield train, {n: members[n] for n in held}
@@ -106,34 +110,36 @@ def crossval(root, sections, config: Config, *, by="section", train_groups=None,
     record = provenance(sections, config, groups=by, train_groups=train_groups, seeds=seeds)
     classes, caches, folds = gene_classes(root), out / "cache", []
     split = shift_folds(sections, groups) if shift else folds_of(sections, groups, train_groups)
-    split = list(split)  # all of it: its input has proved good before anything is written
+    split = [(train, tests, genes_to_score(root, train)) for train, tests in split]
+    for train, tests, genes in split:  # all input has proved good before anything is written
+        refuse_batches(train, config)
+        refuse_lacking(sum(tests.values(), []), genes)
+    SEAL.build(GenePanel.from_config(split[0][0], config, include=split[0][2]), config)
     claimed(out, record, same=("groups", "train_groups", "code_sha256"))
-    out.mkdir(parents=True, exist_ok=True)
-    write_atomic(out / "provenance.json", json.dumps(record, indent=1))
-    for train, tests in split:
-        name = "+".join(tests)
-        genes = genes_to_score(root, train)
-        for seed in range(seeds):
-            path = out / f"folds/{name}-{seed}.json"
-            if not path.exists():
-                log.info("fold: test %s, seed %d", name, seed)
-                c = dataclasses.replace(config, seed=seed)
-                found = run_fold(root, train, tests, genes, c, caches, progress=progress,
-                                 runs=out / f"runs/{name}-{seed}")  # fmt: skip
-                path.parent.mkdir(parents=True, exist_ok=True)
-                write_atomic(path, json.dumps(found))
-            folds += json.loads(path.read_text())
-    shutil.rmtree(caches, ignore_errors=True)  # gigabytes that the results no longer need
-    result = {"data": Path(root).name, "backbone": config.backbone, "provenance": record,
-              "classes": classes, "folds": folds}  # fmt: skip
-    if shift:
-        result |= {f"delta_{k}": deltas(part, classes) for k, part in shifted(folds).items()}
-    else:
-        result["delta"] = deltas(folds, classes)
-    if leakage:
-        result["leakage"] = list(leakage)
-    write_atomic(out / "metrics.json", json.dumps(result))
-    tidy(result).to_csv(out / "per_gene.csv", index=False)
+    with alone(out):
+        write_atomic(out / "provenance.json", json.dumps(record, indent=1))
+        for train, tests, genes in split:
+            name = "+".join(tests)
+            for seed in range(seeds):
+                path = out / f"folds/{name}-{seed}.json"
+                if not path.exists():
+                    log.info("fold: test %s, seed %d", name, seed)
+                    c = dataclasses.replace(config, seed=seed)
+                    found = run_fold(root, train, tests, genes, c, caches, progress=progress,
+                                     runs=out / f"runs/{name}-{seed}")  # fmt: skip
+                    write_atomic(path, json.dumps(found))
+                folds += read_json(path, remedy="remove it: the fold runs again")
+        shutil.rmtree(caches, ignore_errors=True)  # gigabytes that the results no longer need
+        result = {"data": Path(root).name, "backbone": config.backbone, "provenance": record,
+                  "classes": classes, "folds": folds}  # fmt: skip
+        if shift:
+            result |= {f"delta_{k}": deltas(part, classes) for k, part in shifted(folds).items()}
+        else:
+            result["delta"] = deltas(folds, classes)
+        if leakage:
+            result["leakage"] = list(leakage)
+        write_atomic(out / "metrics.json", json.dumps(result))
+        tidy(result).to_csv(out / "per_gene.csv", index=False)
     return result
 
 
@@ -144,14 +150,12 @@ def shifted(folds: list[dict]) -> dict[str, list[dict]]:
     folds like any other, and a difference of gaps is a paired difference too.
     """
     out = {(f["test"], f["seed"]): f for f in folds if not f["test"].startswith(IN)}
-    inside = {(f["test"].removeprefix(IN), f["seed"]): f for f in folds
-              if f["test"].startswith(IN)}  # fmt: skip
+    inside = {(f["test"].removeprefix(IN), f["seed"]): f for f in folds if f["test"].startswith(IN)}
     gap = [
         {"test": test, "seed": seed, "scores": [
             {**a, "per_gene": {g: a["per_gene"][g] - b["per_gene"][g] for g in a["per_gene"]}}
             for a, b in zip(inside[test, seed]["scores"], f["scores"], strict=True)]}
-        for (test, seed), f in out.items()
-    ]  # fmt: skip
+        for (test, seed), f in out.items()]  # fmt: skip
     named = [{**f, "test": test} for (test, _), f in inside.items()]
     return {"in": named, "out": list(out.values()), "gap": gap}
 
@@ -167,8 +171,7 @@ def run_fold(root, train, tests: dict, genes, config: Config, caches, *, runs=No
     models = {
         name: finetune(train, config, include=genes, shuffle_pairs=shuffle, cache_dir=caches,
                        out=runs and runs / name, progress=progress)[0]
-        for name, shuffle in (("tuned", False), ("shuffled", True))
-    }  # fmt: skip
+        for name, shuffle in (("tuned", False), ("shuffled", True))}  # fmt: skip
     held = [s for test in tests.values() for s in test]
     features = fold_features(train, held, genes, models, config, caches=caches)
     scores = score_models(root, train, held, genes, models, features, seed=config.seed)
@@ -190,8 +193,7 @@ def score_rows(scores: dict, genes) -> list[dict]:
     return [
         {"features": f, "probe": p, "target": t, "pcc": round(float(np.mean(r)), 4),
          "per_gene": {g: round(float(v), 4) for g, v in zip(genes, np.mean(r, 0), strict=True)}}
-        for (f, p, t), r in scores.items()
-    ]  # fmt: skip
+        for (f, p, t), r in scores.items()]  # fmt: skip
 
 
 def tidy(result: dict) -> pd.DataFrame:

@@ -214,18 +214,14 @@ def _adapted(net: nn.Module, row: Backbone, tuned: list[str], rank, alpha, dropo
     if not matrices:
         remedy = f"install {row.extra}" if row.extra else "tune more blocks"
         raise InputError(f"backbone {row.name}: LoRA finds no layer in {tuned}; {remedy}")
-    config = LoraConfig(
-        r=rank, lora_alpha=alpha, lora_dropout=dropout,
-        modules_to_save=_inside(net, tuned, row.whole),
-        target_modules="|".join(map(re.escape, matrices)),
-    )  # fmt: skip
+    config = LoraConfig(r=rank, lora_alpha=alpha, lora_dropout=dropout,
+                        modules_to_save=_inside(net, tuned, row.whole),
+                        target_modules="|".join(map(re.escape, matrices)))  # fmt: skip
     net = get_peft_model(net, config)
     layers = [m for m in net.modules() if isinstance(m, LoraLayer)]
     if len(layers) != len(matrices):
         raise RuntimeError(f"LoRA hit {len(layers)} modules, expected {len(matrices)}")
-    for layer in layers:
-        if not isinstance(layer, lora_layer.Conv2d):
-            continue
+    for layer in (m for m in layers if isinstance(m, lora_layer.Conv2d)):
         if dropout:
             # Drop whole channels: single positions would average out in the pooled tap, and
             # drawing their masks cost more than the rest of the step.

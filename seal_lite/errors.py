@@ -1,5 +1,6 @@
 """The one error a user is meant to read."""
 
+import re
 from contextlib import contextmanager
 
 
@@ -22,5 +23,6 @@ def reading(path, *, fault: str = "cannot be read", remedy: str = "fetch it agai
     except (InputError, ModuleNotFoundError):
         raise
     except Exception as error:
-        said = " ".join(f"{type(error).__name__}: {error}".split())  # one line
+        said = " ".join(f"{type(error).__name__}: {error}".split())[:200]  # one line
+        said = re.sub(r"\bhf_\w+", "hf_...", said)  # a token must not be shown
         raise InputError(f"{path}: {fault} ({said}); {remedy}") from error

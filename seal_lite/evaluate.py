@@ -12,6 +12,7 @@ from . import targets as tg
 from .cache import PrefixCache
 from .config import Config
 from .encoders import build_encoder, clean_images, embed
+from .errors import InputError
 from .genes import columns
 from .probe import PROBES, inner_scores
 
@@ -40,9 +41,8 @@ def gene_classes(root) -> dict[str, str] | None:
     path = Path(root) / "truth/genes.tsv"
     if not path.exists():
         return None
-    table = pd.read_csv(path, sep="\t")
-    table = table[table["class"] != "housekeeping"]
-    return dict(zip(table.gene, table["class"], strict=True))
+    classes = pd.read_csv(path, sep="\t", index_col="gene")["class"]
+    return classes[classes != "housekeeping"].to_dict()
 
 
 def genes_to_score(root, train) -> list[str]:
@@ -51,6 +51,13 @@ def genes_to_score(root, train) -> list[str]:
     root: the data's folder. train: `Section`s, for `targets.target_genes`. Returns names (g,).
     """
     return list(gene_classes(root) or tg.target_genes([s.adata for s in train]))
+
+
+def refuse_lacking(test, genes):
+    """An `InputError` where a test `Section` lacks a gene that is to be scored: r would be 0."""
+    for s in test:
+        if lost := [g for g in genes if g not in s.adata.var_names]:
+            raise InputError(f"section {s.name}: lacks {lost[0]}, to score; add its counts")
 
 
 def probe_scores(train, test, train_x, test_x, genes, *, seed=0) -> dict[tuple, np.ndarray]:
@@ -96,15 +103,15 @@ def direct_scores(root, test, genes) -> dict[tuple, np.ndarray]:
     ceiling = [tg.noise_ceiling(s.adata, genes, s.rows) for s in test]
     out = {("ceiling", t): np.stack([c[t] for c in ceiling]) for t in ceiling[0]}
     near = [tg.neighbour_prediction(s.adata, genes) for s in test]
-    joined = {t: np.concatenate([n[t][s.rows] for n, s in zip(near, test, strict=True)])
-              for t in tg.TARGETS}  # fmt: skip
-    out |= {("neighbours", t): r for t, r in score_sections(joined, test, genes).items()}
+    found = {"neighbours": [{t: v[s.rows] for t, v in n.items()}
+                            for n, s in zip(near, test, strict=True)]}  # fmt: skip
     truth = [read_truth(root, s, genes) for s in test]
     if None not in truth:
-        best = [tg.oracle_prediction(expected, tg.depth(s.adata)[s.rows])
-                for (expected, _), s in zip(truth, test, strict=True)]  # fmt: skip
-        joined = {t: np.concatenate([b[t] for b in best]) for t in tg.TARGETS}
-        out |= {("oracle", t): r for t, r in score_sections(joined, test, genes).items()}
+        found["oracle"] = [tg.oracle_prediction(expected, tg.depth(s.adata)[s.rows])
+                           for (expected, _), s in zip(truth, test, strict=True)]  # fmt: skip
+    for name, parts in found.items():
+        joined = {t: np.concatenate([part[t] for part in parts]) for t in tg.TARGETS}
+        out |= {(name, t): r for t, r in score_sections(joined, test, genes).items()}
     return out
 
 

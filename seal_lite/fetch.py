@@ -8,9 +8,9 @@ their SHA-256. hest: samples of HEST-1k by their id, against the hashes that the
 """
 
 import hashlib
-import os
 import re
 from collections.abc import Iterable
+from itertools import product
 from pathlib import Path, PurePosixPath
 
 import pandas as pd
@@ -18,20 +18,18 @@ import pooch
 from tqdm import tqdm
 
 from .errors import InputError, reading
+from .files import alone, appearing
 
 COMMIT = "85df7411b987a7dec3feff9718b869a7a82091ec"
 BASE_URL = f"https://raw.githubusercontent.com/almaan/her2st/{COMMIT}/"
 MANIFEST = Path(__file__).with_name("her2st_manifest.tsv")
 HEST, PARTS = "MahmoodLab/hest", ("st", "wsis", "metadata")
 AGAIN = "run the same command again, what has arrived is kept"
-CITATION = (
-    "her2st: please cite Andersson et al., Nature Communications 12, 6012 (2021); "
-    "its licence stands in the Zenodo record, doi:10.5281/zenodo.3957257."
-)
+CITATION = ("her2st: please cite Andersson et al., Nature Communications 12, 6012 (2021); "
+            "its licence stands in the Zenodo record, doi:10.5281/zenodo.3957257.")  # fmt: skip
 
 
-def fetch_her2st(out: str | Path, *, sections: Iterable[str] | None = None, progress: bool = True,
-                 base_url: str = BASE_URL) -> Path:  # fmt: skip
+def fetch_her2st(out, *, sections: Iterable[str] | None = None, progress=True, base_url=BASE_URL):
     """Download her2st into `out`, keeping upstream's paths (`out/data/ST-imgs/...`); returns `out`.
 
     Source: Andersson et al. (2021), almaan/her2st on GitHub at one commit. `sections` are names
@@ -42,12 +40,11 @@ def fetch_her2st(out: str | Path, *, sections: Iterable[str] | None = None, prog
     downloaded or written, or is not what the manifest promises.
     """
     out, wanted = Path(out), _select(sections)
-    with reading(out, fault="cannot be made", remedy="choose another folder"):
-        out.mkdir(parents=True, exist_ok=True)
     print(CITATION)
-    for path, sha1 in tqdm(wanted.items(), unit="file", disable=not progress):
-        if not (out / path).is_file() or git_blob_sha1(out / path) != sha1:
-            _download(base_url + path, out / path, sha1)
+    with alone(out):
+        for path, sha1 in tqdm(wanted.items(), unit="file", disable=not progress):
+            if not (out / path).is_file() or git_blob_sha1(out / path) != sha1:
+                _download(base_url + path, out / path, sha1)
     return out
 
 
@@ -88,13 +85,13 @@ def fetch_hest(out, *, sections: Iterable[str] | None = None):
         wanted = [p for p in files if p.stem in sections and str(p.parent) in PARTS]
         if lost := sorted(set(sections) - {p.stem for p in wanted}):
             raise InputError(f"{HEST}: has no sample {lost[0]}; its metadata list the ids")
-        for path in wanted:
-            for again in (False, True):
+        with alone(out):
+            for path, again in product(wanted, (False, True)):
                 if not _is(out / path, files[path]):
                     hub.hf_hub_download(HEST, str(path), repo_type="dataset", local_dir=out,
                                         force_download=again)  # fmt: skip
-            if not _is(out / path, files[path]):
-                raise InputError(f"{out / path}: is not what the hub says; {AGAIN}")
+        if bad := [p for p in wanted if not _is(out / p, files[p])]:
+            raise InputError(f"{out / bad[0]}: is not what the hub says; {AGAIN}")
 
 
 def _is(path: Path, said) -> bool:
@@ -121,8 +118,7 @@ def _select(sections: Iterable[str] | None) -> dict[str, str]:
     known = sorted({_section(path) for path in manifest if path.startswith("data/ST-cnts/")})
     wanted = set(sections)
     if unknown := sorted(wanted - set(known)):
-        said = f"her2st: has no section {', '.join(unknown)}"
-        raise InputError(f"{said}; choose among {', '.join(known)}")
+        raise InputError(f"no section {', '.join(unknown)}; choose among {', '.join(known)}")
     return {path: sha1 for path, sha1 in manifest.items() if _section(path) in wanted}
 
 
@@ -134,16 +130,10 @@ def _section(path: str) -> str:
 
 def _download(url: str, path: Path, sha1: str) -> None:
     """Fetch `url` beside `path`, verify it, and only then give it its name."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(path.name + ".part")
     # `identity`: the hash is of the stored bytes, so nothing may be decoded on the way.
     download = pooch.HTTPDownloader(headers={"Accept-Encoding": "identity"})
     fault, remedy = f"cannot be fetched from {url}", f"check the network and the disk; {AGAIN}"
-    try:
-        with reading(path, fault=fault, remedy=remedy):
-            download(url, str(part), None)
-            if git_blob_sha1(part) != sha1:
-                raise InputError(f"{url} did not arrive as the manifest promises; {AGAIN}")
-            os.replace(part, path)
-    finally:
-        part.unlink(missing_ok=True)
+    with reading(path, fault=fault, remedy=remedy), appearing(path) as part:
+        download(url, str(part), None)
+        if git_blob_sha1(part) != sha1:
+            raise InputError(f"{url} did not arrive as the manifest promises; {AGAIN}")

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import json
 import logging
-import warnings
 from pathlib import Path
 
 import numpy as np
@@ -18,6 +17,7 @@ import pandas as pd
 import scipy.sparse as sp
 
 from .errors import InputError, reading
+from .files import open_h5
 from .images import open_slide
 
 log = logging.getLogger(__name__)
@@ -51,22 +51,26 @@ def legacy(path: Path, labels):
     name = path.name.removesuffix(".tsv.gz")
     file = path.parents[1] / f"ST-spotfiles/{name}_selection.tsv"
     counts = read_table(path, index_col=0)
+    header = read_table(path, index_col=0, header=None, nrows=1)  # pandas renames doubles
+    if not counts.shape[1]:
+        raise InputError(f"{path}: has one column; separate barcodes, genes and counts by tabs")
+    for what, names in (("barcode", counts.index), ("gene", header.iloc[0])):
+        if not names.is_unique:
+            raise InputError(f"{path}: a {what} stands there twice; keep one")
     spots = read_table(file, needs=("x", "y", "pixel_x", "pixel_y"))
     if "selected" in spots:
-        spots = spots[spots.selected == 1].copy()
-    spots.index = [f"{x}x{y}" for x, y in zip(spots.x, spots.y, strict=True)]
-    for column in ("pixel_x", "pixel_y"):
-        spots[column] = pd.to_numeric(spots[column], errors="coerce").astype(float)
-        if not np.isfinite(spots[column]).all():
-            raise InputError(f"{file}: some {column} is not a number; correct it")
+        spots = spots[spots.selected == 1]
+    spots = spots.set_axis([f"{x}x{y}" for x, y in zip(spots.x, spots.y, strict=True)])
+    pixels = spots[["pixel_x", "pixel_y"]].apply(pd.to_numeric, errors="coerce").astype(float)
+    if bad := [column for column in pixels if not np.isfinite(pixels[column]).all()]:
+        raise InputError(f"{file}: some {bad[0]} is not a number; correct it")
     both = [b for b in spots.index if b in counts.index]
     if not both:
         raise InputError(f"{path}: no barcode is also in {file}; pair the right files")
     missing = len(spots) - len(both)
     if missing:
         log.info("%s: %d of %d selected spots have no counts: dropped", name, missing, len(spots))
-    spots, counts = spots.loc[both], counts.loc[both]
-    pixels = spots[["pixel_x", "pixel_y"]]
+    spots, pixels, counts = spots.loc[both], pixels.loc[both], counts.loc[both]
     obs = pd.DataFrame({"array_col": spots.x, "array_row": spots.y}, index=spots.index)
     told = {"source": file, "spots_without_counts": missing, "patient": patient_of(name), **LEGACY}
     return spots_of(counts.to_numpy(np.float32), obs, counts.columns.astype(str), pixels, told)
@@ -91,7 +95,8 @@ def visium(path: Path, labels):
     """Space Ranger's folder, by squidpy; the full image lies in it or beside it."""
     import squidpy as sq
 
-    adata = sq.read.visium(path.parent, counts_file=path.name)
+    with open_h5(path):
+        adata = sq.read.visium(path.parent, counts_file=path.name)
     adata.uns = dict(VISIUM)
     return adata
 
@@ -103,9 +108,7 @@ def visium_hd(path: Path, labels):
     sizes = [s for s in (16, 8) if (path / f"square_{s:03}um").is_dir()]
     if not sizes:
         raise InputError(f"{path}: has neither 16 nor 8 um bins; run Space Ranger with them")
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # of pictures that are not needed
-        data = read(path.parent, bin_size=sizes[0], load_segmentations_only=False, gex_only=True)
+    data = read(path.parent, bin_size=sizes[0], load_segmentations_only=False, gex_only=True)
     bins = path / f"square_{sizes[0]:03}um"
     adata, scale = data.tables[bins.name], json.loads((bins / SCALE).read_text())
     adata.uns = {"um_per_px": scale["microns_per_pixel"], "step_um": (float(sizes[0]),) * 2}
@@ -162,11 +165,17 @@ def hest(path: Path, labels):
 
 def h5ad(path: Path, labels):
     """Any AnnData with `obsm["spatial"]` in px of the full image."""
-    import anndata as ad
-
-    adata = ad.read_h5ad(path)
+    adata = read_h5ad(path)
     adata.uns = {k: v for k, v in adata.uns.items() if k in KEPT}
     return adata
+
+
+def read_h5ad(path):
+    """An AnnData file; one that declares more than it can hold is an `InputError`."""
+    import anndata as ad
+
+    with open_h5(path):
+        return ad.read_h5ad(path)
 
 
 def spatialdata(path: Path, labels):

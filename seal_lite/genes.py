@@ -5,24 +5,21 @@ from __future__ import annotations
 import json
 import logging
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 import scipy.sparse as sp
 from scipy.spatial import cKDTree
 
 from .config import Config
-from .errors import InputError
+from .errors import InputError, reading
+from .files import RUN, read_json, write_atomic
 
 log = logging.getLogger(__name__)
 
-# Offsets (col, row) to the neighbours of a spot. Visium counts every second column, so a radius of
-# sqrt(2) in array units finds 4 of its 6 neighbours (a fault of the released SEAL code).
-NEIGHBOURS = {
-    "square": [(dx, dy) for dx in (-1, 0, 1) for dy in (-1, 0, 1) if dx or dy],
-    "hex": [(-2, 0), (2, 0), (-1, -1), (-1, 1), (1, -1), (1, 1)],
-}
-FREE_REACH = 1.5  # takes in a square array's diagonal (1.41), not a hexagon's second ring (1.73)
+# Neighbours lie within so many times the usual distance. That takes in a square array's diagonal
+# (1.41), and not a hexagon's second ring (1.73). (Visium counts every second column, so a radius of
+# sqrt(2) in array units finds 4 of 6 neighbours: a fault of the released SEAL code.)
+REACH = 1.5
 NOT_GENES = ("BLANK", "NEGCONTROL", "ANTISENSE", "UNASSIGNED", "DEPRECATED", "AMBIGUOUS")
 
 
@@ -31,28 +28,18 @@ def neighbour_mean(adata) -> sp.csr_matrix:
 
     8 neighbours on a square array, 6 on a hexagonal one (`adata.uns["grid"]`), fewer at the
     tissue's edge; the row of a lonely spot is empty. On a "free" grid, without array coordinates,
-    they are the spots within `FREE_REACH` of the usual distance to the nearest.
+    they are the spots within `REACH` of the usual distance to the nearest.
     """
-    if adata.uns["grid"] == "free":
-        near = cKDTree(adata.obsm["spatial"])
-        reach = FREE_REACH * np.median(near.query(adata.obsm["spatial"], k=2)[0][:, 1])
-        rows, cols = near.query_pairs(reach, output_type="ndarray").T
-        return _row_mean(np.r_[rows, cols], np.r_[cols, rows], adata.n_obs)
-    place = adata.obs[["array_col", "array_row"]].to_numpy(int)
-    index = {(c, r): i for i, (c, r) in enumerate(place)}
-    pairs = [
-        (i, index[c + dc, r + dr])
-        for i, (c, r) in enumerate(place)
-        for dc, dr in NEIGHBOURS[adata.uns["grid"]]
-        if (c + dc, r + dr) in index
-    ]
-    rows, cols = np.array(pairs, int).reshape(-1, 2).T
-    return _row_mean(rows, cols, len(place))
-
-
-def _row_mean(rows, cols, n: int) -> sp.csr_matrix:
-    degree = np.bincount(rows, minlength=n)
-    return sp.csr_matrix((1.0 / degree[rows], (rows, cols)), shape=(n, n))
+    if (grid := adata.uns["grid"]) == "free":
+        at = np.asarray(adata.obsm["spatial"])
+        step = np.median(cKDTree(at).query(at, k=2)[0][:, 1])
+    else:  # hexagonal: two columns, or a row of sqrt(3) columns and one column
+        step = 2 if grid == "hex" else 1
+        at = adata.obs[["array_col", "array_row"]].to_numpy(int) * [1, 3**0.5 if step == 2 else 1]
+    rows, cols = cKDTree(at).query_pairs(REACH * step, output_type="ndarray").T
+    rows, cols = np.r_[rows, cols], np.r_[cols, rows]
+    degree = np.bincount(rows, minlength=adata.n_obs)
+    return sp.csr_matrix((1.0 / degree[rows], (rows, cols)), shape=(adata.n_obs, adata.n_obs))
 
 
 def smooth(adata, *, share: float) -> sp.csr_matrix:
@@ -168,8 +155,7 @@ class GenePanel:
         """`fit` with a config's settings on training `sections.Section`s."""
         return cls.fit(
             [s.adata for s in sections], n_genes=config.n_genes, include=include, flavor=config.hvg,
-            share=config.smooth, zscore=config.zscore, clip=config.clip,
-        )  # fmt: skip
+            share=config.smooth, zscore=config.zscore, clip=config.clip)  # fmt: skip
 
     def expression(self, adata) -> tuple[np.ndarray, np.ndarray]:
         """Smoothed log-normalised expression (n, genes) float32, and which genes were present.
@@ -205,11 +191,12 @@ class GenePanel:
         """Write the panel as JSON; no clipping is null."""
         numbers = {"mean": self.mean.tolist(), "std": self.std.tolist()}
         clip = {"clip": self.clip if np.isfinite(self.clip) else None}
-        Path(path).write_text(json.dumps(vars(self) | numbers | clip))
+        write_atomic(path, json.dumps(vars(self) | numbers | clip))
 
     @classmethod
     def load(cls, path) -> GenePanel:
-        """Read a panel written by `save`."""
-        r = json.loads(Path(path).read_text())
+        """Read a panel written by `save`; a damaged file is an `InputError`."""
+        r = read_json(path, "mean", "std", "genes", "clip")
         r |= {k: np.array(r[k]) for k in ("mean", "std")} | {"genes": tuple(r["genes"])}
-        return cls(**r | {"clip": np.inf if r["clip"] is None else r["clip"]})
+        with reading(path, remedy=RUN):
+            return cls(**r | {"clip": np.inf if r["clip"] is None else r["clip"]})

@@ -10,7 +10,6 @@ A sample becomes a `Section`, so the probes and controls of every other evaluati
 
 from __future__ import annotations
 
-import json
 import logging
 from dataclasses import dataclass
 from itertools import count
@@ -25,7 +24,9 @@ from . import targets as tg
 from .config import Config
 from .errors import InputError, reading
 from .evaluate import best_stage, probe_scores
-from .formats import read_table
+from .files import read_json
+from .formats import read_h5ad, read_table
+from .images import resized
 from .pairs import HEST_UM as PATCH_UM
 from .pairs import Section, read_patches
 from .probe import hest_probe
@@ -71,14 +72,14 @@ def read_task(root, name: str) -> Task:
     folder = Path(root) / name
     if not (folder / "splits").is_dir():
         raise InputError(f"{folder}: has no folder splits; give the folder that holds the tasks")
-    with reading(folder / GENES, fault="has no list 'genes'", remedy="restore it"):
-        genes = json.loads((folder / GENES).read_text())["genes"]
+    genes = read_json(folder / GENES, "genes", remedy="restore its list 'genes'")["genes"]
     folds, files = [], {}
     for i in count():
         halves = [folder / f"splits/{half}_{i}.csv" for half in ("train", "test")]
         if not any(half.exists() for half in halves):
             break
-        tables = [read_table(half, needs=COLUMNS, sep=",", dtype=str)[COLUMNS] for half in halves]
+        how = {"needs": COLUMNS, "sep": ",", "dtype": str, "keep_default_na": False}
+        tables = [read_table(half, **how)[COLUMNS] for half in halves]
         for table in tables:
             files |= {s: (folder / p, folder / e) for s, p, e in table.itertuples(index=False)}
         train, test = (list(table.sample_id) for table in tables)
@@ -98,11 +99,9 @@ def read_sample(name: str, patches: Path, expression: Path, genes, *, px: int = 
     Patches without any count are dropped and reported: they have no expression to predict. Raises
     `InputError` for a file that is damaged or does not fit the other.
     """
-    import anndata as ad
-
     images, barcodes, coords = read_patches(patches)
     with reading(expression):
-        adata = ad.read_h5ad(expression)
+        adata = read_h5ad(expression)
     for wanted, known, what in ((barcodes, adata.obs_names, "barcode"),
                                 (genes, adata.var_names, "gene")):  # fmt: skip
         if lacking := [w for w in wanted if w not in known]:
@@ -124,8 +123,7 @@ def resample(images: np.ndarray, px: int) -> np.ndarray:
     """Images (n, h, w, 3) uint8 at `px` x `px` pixels, low-pass filtered where that is fewer."""
     if images.shape[1:3] == (px, px):
         return images
-    small = (Image.fromarray(i).resize((px, px), Image.Resampling.BICUBIC) for i in images)
-    return np.stack([np.asarray(i) for i in small])
+    return np.stack([resized(Image.fromarray(image), px) for image in images])
 
 
 def pixels(config: Config, row) -> int:

@@ -15,6 +15,7 @@ import numpy as np
 from PIL import Image
 
 from .errors import InputError, reading
+from .files import refuse_bomb
 
 PICTURES = (".jpg", ".jpeg", ".png")
 KINDS = (*PICTURES, ".svs", ".tif", ".tiff", ".btf", ".ndpi", ".scn", ".vms")
@@ -51,11 +52,10 @@ class Slide:
         corner = np.array([x, y]) / down
         low = np.clip(np.floor(corner - around), 0, size).astype(int)
         high = np.clip(np.ceil(corner + edge / down + around), 0, size).astype(int)
-        if self.decoded:
+        if self.decoded:  # cut from the whole, as rounding would tell the difference
             low, high = np.zeros(2, int), np.array(self.size)
         box = np.r_[corner, corner + edge / down] - np.r_[low, low]
-        image = rgb(self.region(level, (*low, *high)), self.path)
-        return np.asarray(image.resize((px, px), Image.Resampling.BICUBIC, box=tuple(box)))
+        return resized(rgb(self.region(level, (*low, *high)), self.path), px, tuple(box))
 
     def thumbnail(self, factor: float) -> np.ndarray:
         """The whole image with 1 px for `factor` full px, RGB uint8 (h, w, 3)."""
@@ -92,13 +92,16 @@ def open_slide(path, um_per_px: float | None = None) -> Slide:
         um_per_px = um_per_px or slide.properties.get("tiffslide.mpp-x")
         levels = tuple(float(d) for d in slide.level_downsamples)
         size = slide.dimensions
-    return Slide(path, size, um_per_px and float(um_per_px), levels, partial(_tiff_region, slide))
+        refuse_bomb(path, size[0] * size[1])
+    region = partial(_tiff_region, path, slide)
+    return Slide(path, size, um_per_px and float(um_per_px), levels, region)
 
 
-def _tiff_region(slide, level, box):
+def _tiff_region(path, slide, level, box):
     x0, y0, x1, y1 = box
     at = [int(np.ceil(v * slide.level_downsamples[level])) for v in (x0, y0)]
-    return slide.read_region(at, level, (x1 - x0, y1 - y0), as_array=True)
+    with reading(path):
+        return slide.read_region(at, level, (x1 - x0, y1 - y0), as_array=True)
 
 
 def _open_zarr(path: Path, um_per_px) -> Slide:
@@ -109,14 +112,21 @@ def _open_zarr(path: Path, um_per_px) -> Slide:
         about = dict(group.attrs)
         (scales,) = about.get("ome", about)["multiscales"]
         arrays = [group[d["path"]] for d in scales["datasets"]]
+        refuse_bomb(path, sum(a.nbytes for a in arrays))
     height, width = arrays[0].shape[1:]
 
     def region(level, box):
         x0, y0, x1, y1 = box
-        return np.moveaxis(arrays[level][:, y0:y1, x0:x1], 0, -1)
+        with reading(path):
+            return np.moveaxis(arrays[level][:, y0:y1, x0:x1], 0, -1)
 
     levels = tuple(width / a.shape[2] for a in arrays)
     return Slide(path, (width, height), um_per_px, levels, region)
+
+
+def resized(image, px: int, box=None) -> np.ndarray:
+    """A picture, or a box of it, at `px` x `px` pixels, low-pass filtered where that is fewer."""
+    return np.asarray(image.resize((px, px), Image.Resampling.BICUBIC, box))
 
 
 def rgb(image, path) -> Image.Image:
@@ -133,5 +143,6 @@ def open_image(path) -> Image.Image:
     """Decode a picture to RGB; a damaged one is an `InputError`."""
     with reading(path, fault="cannot be decoded"):
         image = Image.open(path)
+        refuse_bomb(path, image.width * image.height)
         image.load()
     return rgb(image, path)

@@ -26,17 +26,12 @@ from .backbones import backbone_row
 from .config import Config
 from .encoders import VisionEncoder, build_encoder
 from .errors import InputError, reading
+from .files import RUN, read_json, write_atomic
 from .genes import GenePanel
 
-NEEDED = ("config.json", "panel.json", "base.json", "heads.safetensors")
 PARTS = ["*.json", "*.safetensors", "adapter/*", "README.md"]  # what is shared of a run folder
 HUB = "hf-hub:"
 ADAPTER, BLOCKS = "adapter/adapter_model.safetensors", "blocks.safetensors"
-
-
-def _tensors(path) -> dict[str, torch.Tensor]:
-    with reading(path, remedy="copy the run folder again"):
-        return load_file(path)
 
 
 def _fetched(run: str) -> Path:
@@ -98,17 +93,14 @@ class GeneVAE(nn.Module):
         super().__init__()
         self.trunk = nn.Sequential(*(
             layer for i, o in zip((genes, *hidden), hidden, strict=False)
-            for layer in (nn.Linear(i, o), nn.BatchNorm1d(o), nn.ReLU())
-        ))  # fmt: skip
+            for layer in (nn.Linear(i, o), nn.BatchNorm1d(o), nn.ReLU())))  # fmt: skip
         self.mu, self.logvar = nn.Linear(hidden[-1], latent), nn.Linear(hidden[-1], latent)
         self.flows = nn.ModuleList(PlanarFlow(latent) for _ in range(n_flows))
         widths = (latent, *reversed(hidden))
         self.decoder = nn.Sequential(
             *(layer for i, o in zip(widths, widths[1:], strict=False)
               for layer in (nn.Linear(i, o), nn.ReLU())),
-            nn.Dropout(dropout),
-            nn.Linear(hidden[0], genes),
-        )  # fmt: skip
+            nn.Dropout(dropout), nn.Linear(hidden[0], genes))  # fmt: skip
 
     def encode(self, x):
         """x (b, genes) -> z (b, latent) the embedding, KL to the standard normal ()."""
@@ -148,8 +140,7 @@ class SEAL(nn.Module):
                              dropout=config.head_dropout)  # fmt: skip
         self.image_decoder = nn.Sequential(
             nn.Linear(dim, config.hidden[-1]), nn.ReLU(), nn.Dropout(config.head_dropout),
-            nn.Linear(config.hidden[-1], genes),
-        )  # fmt: skip
+            nn.Linear(config.hidden[-1], genes))  # fmt: skip
         start = torch.tensor(math.log(config.temperature))
         self.log_temperature = nn.Parameter(start, requires_grad=config.learn_temperature)
 
@@ -162,12 +153,10 @@ class SEAL(nn.Module):
         """
         row = backbone_row(config.backbone)
         if row.fixed and row.px != config.patch_px:
-            said = f"patch_px={config.patch_px}: {row.name} reads {row.px} px"
-            raise InputError(f"{said}; set patch_px={row.px}")
-        encoder = build_encoder(
-            config.backbone, seed=config.seed, tune_blocks=config.tune_blocks,
-            rank=config.lora_rank, alpha=config.lora_alpha, dropout=config.lora_dropout,
-        )  # fmt: skip
+            raise InputError(f"{row.name}: reads {row.px} px; set patch_px={row.px}")
+        encoder = build_encoder(config.backbone, seed=config.seed, tune_blocks=config.tune_blocks,
+                                rank=config.lora_rank, alpha=config.lora_alpha,
+                                dropout=config.lora_dropout)  # fmt: skip
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(config.seed)
             return cls(encoder, panel, config)
@@ -186,12 +175,8 @@ class SEAL(nn.Module):
         inside = {"w_mse": c.w_mse, "w_corr": c.w_corr}
         temperature = self.log_temperature.exp().clamp(min=0.01)  # CLIP's bound
         clip = losses.clip_loss(self.project(e), z, temperature=temperature, soft=c.soft_targets)
-        terms = {
-            "clip": clip,
-            "gene": losses.gene_loss(from_gene, x, **inside),
-            "image": losses.gene_loss(self.image_decoder(e), x, **inside),
-            "kl": kl,
-        }
+        gene, image = (losses.gene_loss(y, x, **inside) for y in (from_gene, self.image_decoder(e)))
+        terms = {"clip": clip, "gene": gene, "image": image, "kl": kl}
         weights = {"clip": c.w_clip, "gene": c.w_gene, "image": c.w_image, "kl": c.w_kl}
         terms["loss"] = sum(weights[k] * terms[k] for k in weights)
         return terms
@@ -243,10 +228,10 @@ class SEAL(nn.Module):
         """
         out = Path(out)
         out.mkdir(parents=True, exist_ok=True)
-        (out / "config.json").write_text(self.config.to_json())
+        write_atomic(out / "config.json", self.config.to_json())
         self.panel.save(out / "panel.json")
         base = {"backbone": self.config.backbone, "sha256": self.encoder.base_digest()}
-        (out / "base.json").write_text(json.dumps(base, indent=1))
+        write_atomic(out / "base.json", json.dumps(base, indent=1))
         save_file({k: v.contiguous() for k, v in self.heads().items()}, out / "heads.safetensors")
         if self.encoder.adapted:
             shutil.rmtree(out / "adapter", ignore_errors=True)
@@ -262,49 +247,40 @@ class SEAL(nn.Module):
         an `InputError`.
         """
         run = _fetched(run) if str(run).startswith(HUB) else Path(run)
-        for file in NEEDED:
-            if not (run / file).is_file():
-                raise InputError(f"{run}: no {file} in it; give a folder that `finetune` finished")
         config = Config.from_json(run / "config.json")
         model = cls.build(GenePanel.load(run / "panel.json"), config)
-        base = json.loads((run / "base.json").read_text())
-        if base.get("sha256") != model.encoder.base_digest():
+        if read_json(run / "base.json", "sha256")["sha256"] != model.encoder.base_digest():
             said = f"{config.backbone} has other weights here than the run was tuned from"
             raise InputError(f"{run / 'base.json'}: {said}; take the version that it names")
-        file = run / (ADAPTER if model.encoder.adapted else BLOCKS)
-        if not file.is_file():
-            raise InputError(f"{file}: what the run tuned is absent; copy the whole run folder")
-        state = {f"tuned.{k}": v for k, v in _tensors(file).items()}
-        state |= _tensors(run / "heads.safetensors")
+        state, tuned = {}, ADAPTER if model.encoder.adapted else BLOCKS
+        for file, start in ((tuned, "tuned."), ("heads.safetensors", "")):
+            with reading(run / file, remedy=RUN):
+                state |= {f"{start}{k}": v for k, v in load_file(run / file).items()}
         model.load_trainable(state, source=run)
         return model.eval()
 
     @torch.inference_mode()
+    def _infer(self, function, x):
+        x = torch.as_tensor(x, device=self.log_temperature.device)
+        return function(self.eval(), x).cpu().numpy()
+
     def encode_genes(self, x):
         """z-scored expression (n, genes) in the panel's order -> unit vectors (n, d).
 
         In the shared space: d is `config.project`, or with 0 the image encoder's own dimension.
         """
-        self.eval()
-        x = torch.as_tensor(x, device=self.log_temperature.device)
-        return nn.functional.normalize(self.genes.encode(x)[0], dim=1).cpu().numpy()
+        return self._infer(lambda m, x: nn.functional.normalize(m.genes.encode(x)[0], dim=1), x)
 
-    @torch.inference_mode()
     def project_images(self, e):
         """Image embeddings (n, dim) of `encoders.embed` -> unit vectors (n, d) in the shared space.
 
         d as in `encode_genes`.
         """
-        self.eval()
-        e = torch.as_tensor(e, device=self.log_temperature.device)
-        return nn.functional.normalize(self.project(e), dim=1).cpu().numpy()
+        return self._infer(lambda m, e: nn.functional.normalize(m.project(e), dim=1), e)
 
-    @torch.inference_mode()
     def predict_genes(self, e):
         """Image embeddings (n, dim) -> z-scored expression (n, genes) by the model's decoder.
 
         Genes in the panel's order.
         """
-        self.eval()
-        e = torch.as_tensor(e, device=self.log_temperature.device)
-        return self.image_decoder(e).cpu().numpy()
+        return self._infer(lambda m, e: m.image_decoder(e), e)

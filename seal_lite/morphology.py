@@ -40,8 +40,7 @@ def robustness_index(x, biology, source, *, k: int = 20) -> float:
     """
     cells = [
         [c for f in np.unique(source) if len(c := np.flatnonzero(kind & (source == f))) > k // 2]
-        for kind in (biology == b for b in np.unique(biology))
-    ]
+        for kind in (biology == b for b in np.unique(biology))]  # fmt: skip
     cells = [c for c in cells if len(c) > 1]  # what one source alone has cannot be matched
     if len(cells) < 2:
         return float("nan")

@@ -13,10 +13,12 @@ from PIL import Image
 
 from .config import Config
 from .errors import InputError, reading
-from .images import MAX_UPSAMPLING, PICTURES, open_slide
+from .files import open_h5
+from .images import MAX_UPSAMPLING, open_slide, resized
 
 log = logging.getLogger(__name__)
 
+OFF = 0.1  # share of the spots: those of a section lie on tissue, and that on the image
 HEST_UM = 112.0  # edge of the regions in HEST's files of patches: 224 px at 0.5 um per px
 
 
@@ -88,8 +90,8 @@ def um_per_px(adata, *, step_um, upright: bool = True, source: str = "coordinate
     coef, *_ = np.linalg.lstsq(design, pixel, rcond=None)
     (xx, xy), (yx, yy) = coef[:2]
     if upright and (max(abs(xy), abs(yx)) > 0.2 * min(abs(xx), abs(yy)) or xx <= 0 or yy <= 0):
-        said = "pixel_x does not grow with x and pixel_y with y"
-        raise InputError(f"{source}: {said}; swap or unmirror them")
+        raise InputError(
+            f"{source}: pixel_x must grow with x, pixel_y with y; swap or unmirror")  # fmt: skip
     um = np.sqrt(np.prod(step_um))  # the area of a step is independent of its direction
     step_px = np.sqrt(abs(xx * yy - xy * yx))
     long, short = np.linalg.svd(coef[:2] / np.reshape(step_um, (2, 1)), compute_uv=False)
@@ -98,8 +100,7 @@ def um_per_px(adata, *, step_um, upright: bool = True, source: str = "coordinate
         raise InputError(f"{source}: {said}; rescale or unshear the image")
     off = np.abs(design @ coef - pixel).max()
     if off > step_px / 2:
-        said = f"a spot lies {off:.0f} px from its place on the array"
-        raise InputError(f"{source}: {said}; correct its pixels")
+        raise InputError(f"{source}: a spot is {off:.0f} px off its place on the array; correct it")
     return float(um / step_px)
 
 
@@ -123,8 +124,13 @@ def extract_patches(adata, *, patch_um=Config.patch_um, patch_px=Config.patch_px
     rows = np.flatnonzero(inside)
     if len(rows) < len(inside):
         log.info("%s: %d regions leave the image: dropped", name, (~inside).sum())
-    if not len(rows):
-        said = "no spot lies on its {} x {} px image".format(*slide.size)
+    size = "{} x {} px image".format(*slide.size)
+    if edge > min(slide.size):
+        said = f"no region of {patch_um:g} um ({edge:.0f} px) fits into its {size}"
+        raise InputError(f"section {name}: {said}; set a smaller patch_um")
+    off = ((adata.obsm["spatial"] < 0) | (adata.obsm["spatial"] > slide.size)).any(1).mean()
+    if off > OFF or not len(rows):
+        said = f"{max(off, 1 - len(rows)):.0%} of its spots lie off its {size}"
         raise InputError(f"section {name}: {said}; image and coordinates must share one scale")
     patches = np.empty((len(rows), patch_px, patch_px, 3), np.uint8)
     for patch, (x, y) in zip(patches, corner[rows], strict=True):
@@ -151,11 +157,8 @@ def _cut_patches(adata, path: Path, patch_um: float, patch_px: int):
     at = {b: i for i, b in enumerate(barcodes)}
     rows = np.flatnonzero([b in at for b in adata.obs_names])
     low = (images.shape[1] - edge) / 2
-    return rows, np.stack([
-        np.asarray(Image.fromarray(images[at[b]]).resize(
-            (patch_px, patch_px), Image.Resampling.BICUBIC, box=(low, low, low + edge, low + edge)
-        )) for b in adata.obs_names[rows]
-    ])  # fmt: skip
+    box, names = (low, low, low + edge, low + edge), adata.obs_names[rows]
+    return rows, np.stack([resized(Image.fromarray(images[at[b]]), patch_px, box) for b in names])
 
 
 def read_patches(path) -> tuple[np.ndarray, list[str], np.ndarray]:
@@ -163,25 +166,15 @@ def read_patches(path) -> tuple[np.ndarray, list[str], np.ndarray]:
 
     Raises `InputError` where it is no such file.
     """
-    import h5py
-
-    with reading(path, fault="has no img, barcode and coords"), h5py.File(path) as file:
+    with reading(path, fault="has no img, barcode and coords"), open_h5(path) as file:
         images = file["img" if "img" in file else "imgs"][:]
         barcodes = file["barcode" if "barcode" in file else "barcodes"][:]
-        coords = file["coords"][:]
-    names = [b.decode() if isinstance(b, bytes) else str(b) for b in barcodes.ravel()]
-    return images, names, coords
+        names = [b.decode() if isinstance(b, bytes) else str(b) for b in barcodes.ravel()]
+        return images, names, file["coords"][:]
 
 
 def thumbnail(adata, *, um_per_px: float = 8.0) -> tuple[np.ndarray, float]:
     """The whole section at about `um_per_px`: RGB uint8 (h, w, 3) and full-image px per its px."""
-    path, factor = Path(adata.uns["image_path"]), um_per_px / adata.uns["um_per_px"]
-    if path.suffix.lower() not in PICTURES:
-        slide = open_slide(path)
-        small = slide.thumbnail(factor)
-        return small, slide.size[0] / small.shape[1]
-    image = Image.open(path)
-    full = image.width
-    want = [max(1, round(s / factor)) for s in image.size]
-    image.draft("RGB", want)  # JPEG decodes at 1/2, 1/4 or 1/8 directly
-    return np.asarray(image.convert("RGB").resize(want, Image.Resampling.BOX)), full / want[0]
+    slide = open_slide(adata.uns["image_path"])
+    small = slide.thumbnail(um_per_px / adata.uns["um_per_px"])
+    return small, slide.size[0] / small.shape[1]

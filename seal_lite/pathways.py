@@ -4,21 +4,18 @@ from __future__ import annotations
 
 import pandas as pd
 
-from .errors import InputError, reading
+from .errors import reading
 
 
 def read_gmt(path) -> pd.DataFrame:
     """A gene-set file (set, description, genes, by tabs) as a network: columns source, target.
 
-    A row for each gene of each set. Raises `InputError` where the file is no GMT or holds no set.
+    A row for each gene of each set. Raises `InputError` where the file is no GMT.
     """
     import decoupler as dc
 
     with reading(path, fault="is no GMT file", remedy="one set a line, by tabs"):
-        net = dc.pp.read_gmt(str(path)).drop_duplicates(["source", "target"])
-    if net.empty:
-        raise InputError(f"{path}: holds no gene set; one set a line, by tabs")
-    return net
+        return dc.pp.read_gmt(str(path)).drop_duplicates(["source", "target"])
 
 
 def activities(adata, net: pd.DataFrame, *, min_genes: int = 3) -> pd.DataFrame:
@@ -34,10 +31,8 @@ def activities(adata, net: pd.DataFrame, *, min_genes: int = 3) -> pd.DataFrame:
 
     from .genes import log_normalise
 
-    known = net[net.target.isin(adata.var_names)].groupby("source").size()
-    if not (known >= min_genes).any():
-        said = f"pathways: no set has {min_genes} genes among the data's"
-        raise InputError(f"{said}; use the same gene names")
     plain = ad.AnnData(log_normalise(adata.layers["counts"]), obs=adata.obs[[]], var=adata.var[[]])
-    dc.mt.ulm(plain, net, tmin=min_genes)
-    return plain.obsm["score_ulm"]
+    fault = f"no set has {min_genes} genes among the data's"
+    with reading("pathways", fault=fault, remedy="use the same gene names"):
+        dc.mt.ulm(plain, net, tmin=min_genes)
+        return plain.obsm["score_ulm"]

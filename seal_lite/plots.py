@@ -23,8 +23,7 @@ STYLE = {
     "figure.dpi": 150, "savefig.dpi": 150, "figure.constrained_layout.use": True,
     "font.size": 10, "axes.titlesize": 10, "axes.titlepad": 5, "legend.frameon": False,
     "axes.spines.top": False, "axes.spines.right": False, "axes.edgecolor": GREY,
-    "xtick.color": INK, "ytick.color": INK, "text.color": INK, "axes.labelcolor": INK,
-}  # fmt: skip
+    "xtick.color": INK, "ytick.color": INK, "text.color": INK, "axes.labelcolor": INK}  # fmt: skip
 
 
 def drawn(draw):

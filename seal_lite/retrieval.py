@@ -62,13 +62,11 @@ def shared_space(model, sections, embeddings) -> dict[str, np.ndarray]:
     names (n,)}, where n counts the patches of all sections.
     """
     z = np.concatenate([model.panel.transform(s.adata)[s.rows] for s in sections])
-    return {
-        "genes": model.encode_genes(z),
-        "images": model.project_images(np.concatenate(embeddings)),
-        "expression": z,
-        "slide": np.repeat([s.name for s in sections], [len(s.rows) for s in sections]),
-        "patient": np.repeat([s.patient for s in sections], [len(s.rows) for s in sections]),
-    }
+    sizes = [len(s.rows) for s in sections]
+    return {"genes": model.encode_genes(z), "expression": z,
+            "images": model.project_images(np.concatenate(embeddings)),
+            "slide": np.repeat([s.name for s in sections], sizes),
+            "patient": np.repeat([s.patient for s in sections], sizes)}  # fmt: skip
 
 
 def cross_modal(space: dict, *, top: int = 10, at=(1, 5, 10)) -> list[dict]:

@@ -36,12 +36,10 @@ SOURCES = (  # a file that marks a section, which the first * names; and who rea
     ("*/outs/binned_outputs", formats.visium_hd),
     ("*/transcripts.parquet", formats.xenium),
     ("*.h5ad", formats.h5ad),
-    ("*.zarr", formats.spatialdata),
-)
+    ("*.zarr", formats.spatialdata))  # fmt: skip
 IMAGES = (  # where its image is sought; .h5: HEST's ready patches, where the slide is not there
     "data/ST-imgs/*/{name}/*", "wsis/{name}.*", "patches/{name}.h5", "{name}/*he_image*",
-    "{name}/*", "{name}/outs/*", "{name}.*", "{name}.zarr/images",
-)  # fmt: skip
+    "{name}/*", "{name}/outs/*", "{name}.*", "{name}.zarr/images")  # fmt: skip
 ENSEMBL = r"ENS[A-Z]*G\d+"
 ARRAY = ("array_col", "array_row")
 SYMBOLS = ("gene_symbols", "gene_symbol", "gene_name", "feature_name", "symbol")  # columns of var
@@ -112,7 +110,11 @@ def section_labels(base, name: str) -> dict[str, str]:
     rows = table[table.section == name]
     if len(rows) != 1:
         raise InputError(f"{path}: has {len(rows)} rows for section {name}; give it one")
-    return {k: v for k, v in rows.iloc[0].drop("section").items() if v}
+    labels = {k: v for k, v in rows.iloc[0].drop("section").items() if v}
+    for k in labels.keys() & {"um_per_px", "pitch_um", "spot_um", "pool_um"}:
+        with reading(path, fault=f"{k} '{labels[k]}' is no number", remedy="correct it"):
+            float(labels[k])
+    return labels
 
 
 def read_section(root, name: str):
@@ -151,19 +153,20 @@ def read_section(root, name: str):
         adata = adata[deep].copy()
     patient = told.get("patient") or name
     adata.obs = adata.obs.assign(section_id=name, patient_id=patient)
-    adata.uns |= {
-        "section_id": name, "patient_id": patient, "image_path": str(image), "labels": labels,
-        "species": SPECIES.get(species.lower(), species),
-        "gene_names": "Ensembl ids" if is_id else "symbols",
-        "spots_without_counts": told.get("spots_without_counts", 0), "shallow_spots": shallow,
-    }  # fmt: skip
+    adata.uns |= {"section_id": name, "patient_id": patient, "image_path": str(image),
+                  "labels": labels, "species": SPECIES.get(species.lower(), species),
+                  "gene_names": "Ensembl ids" if is_id else "symbols",
+                  "spots_without_counts": told.get("spots_without_counts", 0),
+                  "shallow_spots": shallow}  # fmt: skip
     return adata
 
 
 def _spots(path, adata):
     """What is on tissue, as a new AnnData with `layers["counts"]` csr float32, checked."""
     if "in_tissue" in adata.obs:
-        adata = adata[adata.obs.in_tissue.astype(int) == 1]
+        adata = adata[adata.obs.in_tissue.astype(float) == 1]
+    if not adata.n_obs:
+        raise InputError(f"{path}: none of its spots is on tissue; pair counts and positions")
     if "spatial" not in adata.obsm:
         raise InputError(f'{path}: has no obsm["spatial"]; give px of the full image there')
     xy = np.asarray(adata.obsm["spatial"], np.float64)[:, :2]
@@ -184,8 +187,7 @@ def raw_counts(path, adata) -> sp.csr_matrix:
     raw = adata.X if adata.raw is None or adata.raw.shape != adata.shape else adata.raw.X
     counts = sp.csr_matrix(adata.layers.get("counts", raw), dtype=np.float32)
     if not (np.isfinite(counts.data) & (counts.data >= 0) & (counts.data % 1 == 0)).all():
-        said = "counts must be whole numbers >= 0"
-        raise InputError(f"{path}: {said}; give raw counts, not normalised ones")
+        raise InputError(f"{path}: needs whole numbers >= 0; give raw counts, not normalised ones")
     return counts
 
 
@@ -254,13 +256,13 @@ def pool(adata, size_um: float):
     return formats.spots_of(counts, obs, adata.var, centre, {**adata.uns, **given})
 
 
-def refuse_mixtures(root, found):
-    """An `InputError` where sections (AnnData) differ in species, or in what genes are called."""
+def mixtures(root, found):
+    """Yield a sentence where sections (AnnData) differ in species, or in what genes are called."""
     for what in ("species", "gene_names"):
         kinds = {a.uns[what]: a.uns["section_id"] for a in found}
         if len(kinds) > 1:
             listed = ", ".join(f"{section} has {kind}" for kind, section in kinds.items())
-            raise InputError(f"{root}: {listed}; take sections of one kind, or add genes.tsv")
+            yield f"{root}: {listed}; take sections of one kind, or add genes.tsv"
 
 
 def load_sections(root, names=None, *, patch_um=Config.patch_um, patch_px=Config.patch_px):
@@ -286,5 +288,6 @@ def load_counts(root, names=None) -> list:
     if len(set(names)) < len(names):
         raise InputError(f"sections {','.join(names)}: one is named twice; name each once")
     found = [read_section(root, n) for n in names]
-    refuse_mixtures(root, found)
+    for said in mixtures(root, found):
+        raise InputError(said)
     return found

@@ -22,6 +22,7 @@ from scipy.sparse import csr_matrix
 from .config import Config
 from .errors import InputError, reading
 from .evaluate import genes_to_score
+from .files import alone, appearing, refuse_h5_bomb, write_atomic
 from .genes import GenePanel
 from .pairs import Section, extract_patches
 from .sections import load_counts
@@ -52,29 +53,29 @@ def write_shards(sections, panel: GenePanel, config: Config, out) -> list[Path]:
     `InputError` where `out` holds shards of another panel, of other settings or of other data.
     """
     out, files = Path(out), []
-    out.mkdir(parents=True, exist_ok=True)
     if not holds_shards(out):
-        (out / "config.json").write_text(config.to_json())
-        panel.save(out / "panel.json")
+        write_atomic(out / "config.json", config.to_json())
+        panel.save(out / "panel.json")  # last: with it they are shards
     if _made_with(out, config).genes != panel.genes:
         raise InputError(f"{out}: holds shards of another gene panel; choose another folder")
-    for section in sections:
-        files.append(path := out / f"{section.name}.h5")
-        if path.exists():
-            if Shard(path).digest != section.digest:
-                raise InputError(f"{path}: holds other data of this name; choose another folder")
-            continue
-        z = section.expression(panel)
-        lowest = z.min(0)  # what a spot without the gene has: most spots, of most genes
-        above = csr_matrix(z > lowest)
-        part = path.with_suffix(f".{os.getpid()}.part")
-        with h5py.File(part, "w") as file:
-            file.attrs.update(name=section.name, digest=section.digest)
-            file["img"] = section.patches
-            file["key"] = np.char.encode(section.keys)
-            file["data"], file["lowest"] = z[z > lowest], lowest
-            file["indices"], file["indptr"] = above.indices, above.indptr
-        os.replace(part, path)
+    with alone(out):
+        for section in sections:
+            files.append(path := out / f"{section.name}.h5")
+            if path.exists():
+                if Shard(path).digest != section.digest:
+                    raise InputError(
+                        f"{path}: holds other data of this name; choose another folder"
+                    )
+                continue
+            z = section.expression(panel)
+            lowest = z.min(0)  # what a spot without the gene has: most spots, of most genes
+            above = csr_matrix(z > lowest)
+            with appearing(path) as part, h5py.File(part, "w") as file:
+                file.attrs.update(name=section.name, digest=section.digest)
+                file["img"] = section.patches
+                file["key"] = np.char.encode(section.keys)
+                file["data"], file["lowest"] = z[z > lowest], lowest
+                file["indices"], file["indptr"] = above.indices, above.indptr
     return files
 
 
@@ -119,6 +120,7 @@ class Shard:
         access.set_sieve_buf_size(0)  # a row is wanted, not the 64 KB around it, in memory for good
         with reading(path, fault="is no shard", remedy="remove it and write it again"):
             file = h5py.File(h5py.h5f.open(os.fsencode(path), h5py.h5f.ACC_RDONLY, access))
+            refuse_h5_bomb(file)
             self.name, self.digest = file.attrs["name"], file.attrs["digest"]
             self._keys, self.patches = file["key"][:], file["img"]
             self._expression = Rows(file)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import importlib.resources
-import json
 from contextlib import ExitStack
 from dataclasses import replace
 from functools import partial
@@ -18,6 +17,7 @@ from torchvision.transforms import v2
 from .backbones import Backbone, backbone_row
 from .encoders import VisionEncoder, embed
 from .errors import InputError, reading
+from .files import read_json
 from .model import PARTS, SEAL
 
 
@@ -31,11 +31,9 @@ def load_encoder(run, *, precision: torch.dtype = torch.float32):
     """
     model = SEAL.from_pretrained(run)
     px, row = model.config.patch_px, model.encoder.row
-    transform = v2.Compose([
-        v2.ToImage(), v2.Resize((px, px), antialias=True), v2.ToDtype(torch.float32, scale=True),
-        v2.Normalize(row.mean, row.std),
-    ])  # fmt: skip
-    return merged(model.encoder).to(precision), transform, precision
+    steps = (v2.ToImage(), v2.Resize((px, px), antialias=True),
+             v2.ToDtype(torch.float32, scale=True), v2.Normalize(row.mean, row.std))  # fmt: skip
+    return merged(model.encoder).to(precision), v2.Compose(steps), precision
 
 
 def merged(encoder: VisionEncoder) -> VisionEncoder:
@@ -80,24 +78,18 @@ def model_card(run, *, scores=None) -> ModelCard:
     intervals. Raises `InputError` for a file that is no such thing, and for a folder that is not a
     run.
     """
-    record, settings = (_read(Path(run) / f"{name}.json") for name in ("provenance", "config"))
+    record, settings = (read_json(Path(run) / f"{name}.json") for name in ("provenance", "config"))
     row = backbone_row(settings["backbone"])
-    found = _read(Path(scores)) if scores else {"delta": []}
+    found = read_json(scores, remedy="give a metrics.json") if scores else {"delta": []}
     if "delta" not in found:
         raise InputError(f"{scores}: holds no differences; give a metrics.json of `crossval`")
     about = ModelCardData(
         library_name="seal_lite", base_model=row.source.partition("hub:")[2] or None,
         license="other", license_name=row.licence, license_link=row.card or None,
-        tags=["pathology", "spatial transcriptomics", "lora"],
-    )  # fmt: skip
+        tags=["pathology", "spatial transcriptomics", "lora"])  # fmt: skip
     text = importlib.resources.files(__package__).joinpath("card.md").read_text()
     return ModelCard.from_template(about, template_str=text, row=row, settings=settings,
                                    record=record, delta=found["delta"])  # fmt: skip
-
-
-def _read(path: Path) -> dict:
-    with reading(path, remedy="restore it"):
-        return json.loads(path.read_text())
 
 
 def push_to_hub(run, repo: str, *, scores=None, private: bool = True, token=None) -> str:

@@ -26,6 +26,7 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
 from .errors import InputError, reading
+from .files import open_h5
 from .targets import pearson
 
 
@@ -101,16 +102,18 @@ def read_bags(task: SlideTask, folder) -> list[np.ndarray]:
     A float32 array for each sample, in the task's order, from FOLDER/<slide_id>.h5. Raises
     `InputError` for a file that is absent or damaged, and for a sample without any patch.
     """
-    import h5py
 
     def read(name):
         path = Path(folder) / f"{name}.h5"
         broken = reading(path, fault="holds no dataset features", remedy="embed it again")
-        with broken, h5py.File(path) as file:
+        with broken, open_h5(path) as file:
             x = np.asarray(file["features"], np.float32)
         return x.reshape(-1, x.shape[-1])
 
-    bags = [np.concatenate([read(name) for name in names]) for names in task.slides.values()]
+    parts = [[read(name) for name in names] for names in task.slides.values()]
+    with reading(folder, fault="holds features of several widths", remedy="embed all alike"):
+        (_,) = {x.shape[1] for part in parts for x in part}
+    bags = [np.concatenate(part) for part in parts]
     for name, bag in zip(task.slides, bags, strict=True):
         if not len(bag):
             raise InputError(f"{folder}: {name} has no region with tissue; drop it from the task")
@@ -244,8 +247,7 @@ def evaluate(task: SlideTask, features: dict, *, seeds: int = 3, repeats: int = 
             predicted[name, model] = [
                 np.mean([fit([bags[i] for i in train], task.y[train], [bags[i] for i in test],
                              task.kind, seed=seed) for seed in range(seeds)], axis=0)
-                for train, test in task.folds
-            ]  # fmt: skip
+                for train, test in task.folds]  # fmt: skip
     rng, found = np.random.default_rng(0), {}
     for fold, (_, test) in enumerate(task.folds):
         drawn = rng.integers(len(test), size=(repeats, len(test)))

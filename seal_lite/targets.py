@@ -44,11 +44,9 @@ def make_targets(counts, totals) -> dict[str, np.ndarray]:
     function of one section's counts: nothing is fitted across sections.
     """
     share = counts.sum(0) / totals.sum()
-    return {
-        "pearson_residuals": pearson_residuals(counts, totals, share),
-        "log1p_cp10k": np.log1p(1e4 * counts / totals[:, None]),
-        "log1p_raw": np.log1p(counts),
-    }
+    return {"pearson_residuals": pearson_residuals(counts, totals, share),
+            "log1p_cp10k": np.log1p(1e4 * counts / totals[:, None]),
+            "log1p_raw": np.log1p(counts)}  # fmt: skip
 
 
 def section_targets(adata, genes) -> dict[str, np.ndarray]:

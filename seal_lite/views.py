@@ -47,8 +47,7 @@ def jitter_stains(images: torch.Tensor, log_scale: torch.Tensor) -> torch.Tensor
     return torch.exp(-torch.einsum("nchw,ncd->ndhw", density, mix)).clamp(0, 1)
 
 
-def make_views(patches: np.ndarray, keys: list[str], views, *, jitter: float,
-               device=None) -> torch.Tensor:  # fmt: skip
+def make_views(patches, keys: list[str], views, *, jitter: float, device=None) -> torch.Tensor:
     """uint8 patches (n, h, w, 3) -> augmented float images (n, 3, h, w) in [0, 1].
 
     keys (n,): the patches' names (`Section.keys`). views (n,): the number of the view of each, 0

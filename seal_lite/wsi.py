@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import logging
-import os
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
+from filelock import Timeout
 from PIL import Image
 from tqdm import tqdm
 
 from .encoders import VisionEncoder, embed
 from .errors import InputError
+from .files import appearing, lock
 from .images import KINDS, Slide, open_slide
 from .pairs import refuse_upsampling
 
@@ -39,16 +41,13 @@ def grid(slide: Slide, *, patch_um: float) -> np.ndarray:
     tissue. The slide's `um_per_px` must be known.
     """
     mask = tissue_mask(slide.thumbnail(MASK_UM / slide.um_per_px))
-    share = np.pad(mask, ((1, 0), (1, 0))).astype(float).cumsum(0).cumsum(1)  # integral image
-    edge = patch_um / slide.um_per_px
-    x, y = (np.arange(0, s - edge + 1e-6, edge) for s in slide.size)
-    corners = np.stack(np.meshgrid(x, y), -1).reshape(-1, 2)
-    scale = slide.um_per_px / MASK_UM
-    a, b = (np.minimum(np.rint(c * scale).astype(int), np.array(mask.shape[::-1])).T
-            for c in (corners, corners + edge))  # fmt: skip
-    area = np.maximum(np.prod(b - a, axis=0), 1)
-    inside = share[b[1], b[0]] - share[a[1], b[0]] - share[b[1], a[0]] + share[a[1], a[0]]
-    return corners[inside / area >= MIN_TISSUE]
+    edge, size = patch_um / slide.um_per_px, np.array(slide.size)
+    n = (size / edge + 1e-6).astype(int)  # columns and rows
+    if not n.all():
+        return np.zeros((0, 2))
+    area = n * edge / size * mask.shape[::-1]  # what they cover of the mask
+    share = Image.fromarray(mask.astype(np.float32)).resize(n, Image.Resampling.BOX, (0, 0, *area))
+    return np.argwhere(np.asarray(share) >= MIN_TISSUE)[:, ::-1] * edge
 
 
 def list_slides(folder) -> list[Path]:
@@ -69,36 +68,39 @@ def embed_slides(encoder: VisionEncoder, slides, out, *, patch_um: float, patch_
     "features" (n, dim) float32 and "coords" (n, 2) int, corners in full-resolution px, with the
     region's size in the attributes of both scales. Regions are those of `grid`, resampled to
     `patch_px` px; `um_per_px` overrides what the slides say. A file that is there is kept; one
-    appears only when complete. Raises `InputError` where a slide is coarser than half the wanted
-    resolution, or its scale unknown.
+    appears only when complete, and processes that write into one folder share the work. Raises
+    `InputError`, before any is written, where a slide cannot be read, is coarser than half the
+    wanted resolution, or its scale unknown.
     """
-    import h5py
-
-    out, files = Path(out), []
-    out.mkdir(parents=True, exist_ok=True)
-    for path in tqdm(slides, "embed"):
-        files.append(file := out / f"{path.stem}.h5")
-        if file.exists():
-            continue
+    files = [Path(out) / f"{path.stem}.h5" for path in slides]
+    todo = [pair for pair in zip(slides, files, strict=True) if not pair[1].exists()]
+    for path, _ in todo:  # all of them can be read: before hours of work
         slide = open_slide(path, um_per_px)
         if not slide.um_per_px:
             raise InputError(f"{path}: does not say its um per px; give --um-per-px")
-        edge = patch_um / slide.um_per_px
-        refuse_upsampling(path, patch_um, patch_px, edge)
-        corners = grid(slide, patch_um=patch_um)
-        if not len(corners):
-            log.warning("%s: no tissue found: an empty file", path)
-        parts = [np.zeros((0, encoder.row.dim), np.float32)]
-        for i in range(0, len(corners), 256):
-            images = [slide.read(x, y, edge, patch_px) for x, y in corners[i : i + 256]]
-            parts.append(embed(encoder, np.stack(images)))
-        part = file.with_suffix(f".{os.getpid()}.part")
-        with h5py.File(part, "w") as h5:
-            h5["features"] = np.concatenate(parts)
-            h5["coords"] = np.rint(corners).astype(int)
-            h5["coords"].attrs.update(
-                patch_size=patch_px, patch_size_level0=round(edge), overlap=0, name=path.stem,
-                level0_width=slide.size[0], level0_height=slide.size[1],
-                um_per_px_level0=slide.um_per_px)  # fmt: skip
-        os.replace(part, file)
+        refuse_upsampling(path, patch_um, patch_px, patch_um / slide.um_per_px)
+    for wait in (False, True):  # first what no other process is at
+        for path, file in tqdm(todo, "embed", disable=wait):
+            with suppress(Timeout), lock(file, wait=wait):
+                if not file.exists():
+                    _write_features(encoder, open_slide(path, um_per_px), file, patch_um, patch_px)
     return files
+
+
+def _write_features(encoder, slide: Slide, file: Path, patch_um: float, patch_px: int):
+    import h5py
+
+    edge, corners = patch_um / slide.um_per_px, grid(slide, patch_um=patch_um)
+    if not len(corners):
+        log.warning("%s: no tissue found: an empty file", slide.path)
+    parts = [np.zeros((0, encoder.row.dim), np.float32)]
+    for i in range(0, len(corners), 256):
+        images = [slide.read(x, y, edge, patch_px) for x, y in corners[i : i + 256]]
+        parts.append(embed(encoder, np.stack(images)))
+    with appearing(file) as part, h5py.File(part, "w") as h5:
+        h5["features"] = np.concatenate(parts)
+        h5["coords"] = np.rint(corners).astype(int)
+        h5["coords"].attrs.update(
+            patch_size=patch_px, patch_size_level0=round(edge), overlap=0, name=file.stem,
+            level0_width=slide.size[0], level0_height=slide.size[1],
+            um_per_px_level0=slide.um_per_px)  # fmt: skip

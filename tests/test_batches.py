@@ -111,7 +111,7 @@ def test_a_cache_that_is_there_needs_no_room(sections, panel, tmp_path, monkeypa
 def test_a_damaged_cache_is_made_anew(sections, panel, tmp_path, caplog):
     """A flipped bit among thousands: its name says what the file must hold."""
     first = [np.array(a) for a in pairs(sections, panel, cached=True, cache_dir=tmp_path).cache]
-    hurt, *_ = sorted(tmp_path.iterdir())
+    hurt, *_ = sorted(tmp_path.glob("*.npy"))
     content = bytearray(hurt.read_bytes())
     content[len(content) // 2] ^= 1
     hurt.write_bytes(content)

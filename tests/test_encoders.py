@@ -247,7 +247,7 @@ def test_cache_holds_each_view_and_is_computed_once(sections, tmp_path, monkeypa
     assert np.abs(stored[0] - stored[1]).max() > 0.1
     in_memory = PrefixCache(encoder, **options).activations(section)
     np.testing.assert_array_equal(in_memory, stored)
-    assert [p.suffix for p in tmp_path.iterdir()] == [".npy"]
+    assert [p.suffix for p in tmp_path.glob("[!.]*")] == [".npy"]
     monkeypatch.setattr(VisionEncoder, "prefix", lambda *_: pytest.fail("computed again"))
     reread = PrefixCache(encoder, folder=tmp_path, **options).activations(section)
     np.testing.assert_array_equal(reread, stored)

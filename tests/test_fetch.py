@@ -177,7 +177,7 @@ def test_a_file_missing_upstream_is_named(upstream, tmp_path):
 def test_out_may_not_be_a_file(upstream, tmp_path):
     _, url, _ = upstream
     (tmp_path / "out").write_text("")
-    with pytest.raises(InputError, match="cannot be made"):
+    with pytest.raises(InputError, match="out: cannot be written"):
         fetch(tmp_path / "out", url)
 
 

@@ -9,12 +9,20 @@ import anndata as ad
 import h5py
 import numpy as np
 import pandas as pd
-import pyarrow as pa
-import pyarrow.parquet as pq
 import pytest
-import scipy.sparse as sp
 import tifffile
-from made import ARRAY, GENES, IDS, UM, write_10x, write_visium
+from made import (
+    ARRAY,
+    GENES,
+    IDS,
+    UM,
+    make_h5ad,
+    write_10x,
+    write_hest,
+    write_spatialdata,
+    write_visium,
+    write_xenium,
+)
 from PIL import Image
 
 from seal_lite.errors import InputError
@@ -105,26 +113,7 @@ def test_visium_hd(tmp_path, truth):
 
 def test_xenium(tmp_path, truth):
     """Transcripts in um, on an H&E that lies a quarter turn and a shift away, at another scale."""
-    folder, rng = tmp_path / "S1", np.random.default_rng(2)
-    folder.mkdir()
-    pixel_um = 0.2125
-    (folder / "experiment.xenium").write_text(json.dumps({"pixel_size": pixel_um}))
-    square = np.array([(c, r) for r in range(4) for c in range(5)])
-    counts = rng.poisson(40, (len(square), 4))
-    spot, gene = (np.repeat(i.ravel(), counts.ravel()) for i in np.indices(counts.shape))
-    um = (square[spot] + rng.uniform(0.01, 0.99, (len(spot), 2))) * 100
-    names = np.array(GENES)[gene]
-    bad = pd.DataFrame({"x_location": [50.0, 51, 52], "y_location": 50.0, "qv": [40.0, 40, 19.9],
-                        "feature_name": ["NegControlProbe_1", "BLANK_0007", "ERBB2"]})  # fmt: skip
-    good = pd.DataFrame({"x_location": um[:, 0], "y_location": um[:, 1], "qv": 30.0,
-                         "feature_name": names})  # fmt: skip
-    table = pd.concat([good, bad]).sample(frac=1, random_state=0)
-    pq.write_table(pa.Table.from_pandas(table), folder / "transcripts.parquet", row_group_size=500)
-    s = UM / pixel_um  # x of the morphology grows with y of the H&E, y with 450 - x
-    align = np.array([[0, s, -20 * s], [-s, 0, 450 * s], [0, 0, 1]])
-    np.savetxt(folder / "S1_he_imagealignment.csv", align, delimiter=",")
-    write_pyramid(folder / "S1_he_image.ome.tif", truth.image, um_per_px=UM)
-    Image.fromarray(truth.image).save(folder / "morphology.ome.tif")  # another stain: not this one
+    square, counts = write_xenium(tmp_path / "S1", truth)
     (section,) = load_sections(tmp_path, patch_um=64.0, patch_px=16)
     adata = section.adata
     assert adata.uns["um_per_px"] == pytest.approx(UM)
@@ -139,36 +128,9 @@ def test_xenium(tmp_path, truth):
     np.testing.assert_allclose(shown, (expected[section.rows] - 1) / 2, atol=0.6)
 
 
-def make_h5ad(truth, *, genes=GENES):
-    return ad.AnnData(
-        sp.csr_matrix(truth.counts), obs=pd.DataFrame(index=truth.barcodes),
-        var=pd.DataFrame(index=list(genes)), obsm={"spatial": truth.xy},
-    )  # fmt: skip
-
-
 @pytest.mark.parametrize("image", ["wsis", "patches"])
 def test_hest_sample(tmp_path, truth, image):
-    adata = make_h5ad(truth)
-    adata.obs[["array_col", "array_row"]] = truth.array
-    for folder in ("st", "metadata", image):
-        (tmp_path / folder).mkdir()
-    adata.write_h5ad(tmp_path / "st/S1.h5ad")
-    said = {"pixel_size_um_estimated": UM * 1.004, "inter_spot_dist": 100.0, "spot_diameter": 55.0,
-            "patient": "P7", "species": "Homo sapiens", "organ": "Breast",
-            "st_technology": "Visium", "subseries": float("nan")}  # fmt: skip
-    (tmp_path / "metadata/S1.json").write_text(json.dumps(said))
-    if image == "wsis":
-        write_pyramid(tmp_path / "wsis/S1.tif", truth.image, um_per_px=UM)
-    else:  # 112 um at 224 px, as published
-        with h5py.File(tmp_path / "patches/S1.h5", "w") as file:
-            slide = Image.fromarray(truth.image)
-            file["img"] = np.stack([np.asarray(slide.resize((224, 224), Image.Resampling.BICUBIC,
-                                                            box=(x - 28, y - 28, x + 28, y + 28)))
-                                    for x, y in truth.xy])  # fmt: skip
-            file["barcode"] = np.array(truth.barcodes, "S")[:, None]
-            file["coords"] = truth.xy.astype(int)
-    said["pixel_size_um_estimated"] = UM
-    (tmp_path / "metadata/S1.json").write_text(json.dumps(said))
+    write_hest(tmp_path, truth, image)
     section = agrees(tmp_path, truth)
     assert (section.patient, section.label("organ")) == ("P7", "Breast")
     assert section.label("subseries") is None  # NaN in the metadata
@@ -198,30 +160,7 @@ def test_any_anndata_with_an_image_beside_it(tmp_path, truth, suffix):
 @pytest.mark.parametrize("scales", [None, [2, 2]], ids=["one scale", "pyramid"])
 def test_spatialdata(tmp_path, truth, scales):
     """Spots in a coordinate system of um, an image of px in the same: found by transformation."""
-    import spatialdata as sd
-    from spatialdata.models import Image2DModel, ShapesModel, TableModel
-    from spatialdata.transformations import Affine, Scale
-
-    shift = Affine(np.array([[UM, 0, 40.0], [0, UM, -30.0], [0, 0, 1]]), ("x", "y"), ("x", "y"))
-    image = Image2DModel.parse(truth.image.transpose(2, 0, 1), dims=("c", "y", "x"),
-                               transformations={"slide": shift}, scale_factors=scales)  # fmt: skip
-    eighth = {"slide": Scale([8 * UM] * 2, ("x", "y"))}
-    small = Image2DModel.parse(truth.image[::8, ::8].transpose(2, 0, 1), dims=("c", "y", "x"),
-                               transformations=eighth)  # fmt: skip
-    spots = ShapesModel.parse((truth.xy * UM + [40, -30])[::-1], geometry=0, radius=27.5,
-                              index=np.arange(len(truth.xy))[::-1],
-                              transformations={"slide": sd.transformations.Identity()})  # fmt: skip
-    adata = make_h5ad(truth)
-    del adata.obsm["spatial"]
-    adata.obs["spot"], adata.obs["region"] = (
-        np.arange(len(truth.xy)),
-        pd.Categorical(["spots"] * len(truth.xy)),
-    )
-    adata.uns["um_per_px"] = UM
-    table = TableModel.parse(adata, region="spots", region_key="region", instance_key="spot")
-    data = sd.SpatialData(images={"he": image, "small": small}, shapes={"spots": spots},
-                          tables={"table": table})  # fmt: skip
-    data.write(tmp_path / "S1.zarr")
+    write_spatialdata(tmp_path / "S1.zarr", truth, scales=scales)
     agrees(tmp_path, truth)
     agrees(tmp_path / "S1.zarr", truth)
     (tmp_path / "sections.tsv").write_text(

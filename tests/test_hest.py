@@ -179,7 +179,7 @@ def damage(copy, what):
         ("no barcode", "PB1.h5: has no img, barcode and coords"),
         ("truncated counts", "PB1.h5ad"),
         ("unknown barcode", "PB1.h5ad: barcode"),
-        ("negative count", "PB1.h5ad: counts must be whole numbers"),
+        ("negative count", "PB1.h5ad: needs whole numbers"),
     ],
 )
 def test_a_fault_is_one_sentence(copy, what, names):

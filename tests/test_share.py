@@ -94,7 +94,7 @@ def test_a_run_becomes_module_transform_and_precision(trained, sections):
     np.testing.assert_allclose(found, embed(model.encoder, patches), rtol=1e-3, atol=1e-4)
     larger = transform(Image.fromarray(patches[0]).resize((200, 200)))
     assert larger.shape == (3, model.config.patch_px, model.config.patch_px)
-    with pytest.raises(InputError, match="no config.json"):
+    with pytest.raises(InputError, match="config.json: cannot be read"):
         seal_lite.load_encoder(run.parent)
     with pytest.raises(AttributeError, match="No seal_lite attribute load_decoder"):
         seal_lite.load_decoder  # noqa: B018

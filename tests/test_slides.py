@@ -1,13 +1,16 @@
 """Slide-level tasks: read as published, scored honestly, wrong input named."""
 
+from functools import partial
+
 import h5py
 import numpy as np
 import pandas as pd
 import pytest
 import torch
-import yaml
 from lifelines import CoxPHFitter
 from lifelines.utils import concordance_index
+from made import CASES as N
+from made import NAMES, STATUS, write_slide_task
 from scipy.stats import pearsonr, spearmanr
 from sklearn.metrics import balanced_accuracy_score, roc_auc_score
 
@@ -23,41 +26,11 @@ from seal_lite.slides import (
     read_task,
 )
 
-N = 40  # cases; every fourth has two slides
-
 
 @pytest.fixture
 def task(tmp_path):
-    """A function that writes a task with its features; a mutant has 2 of 10 patches moved."""
-
-    def write(columns, config, *, sample="case_id", folds=True, shift=3.0):
-        rng = np.random.default_rng(0)
-        names = [f"c{i}" for i in range(N)]
-        slides = [(c, f"{c}_{k}") for i, c in enumerate(names) for k in range(1 + (i % 4 == 3))]
-        table = pd.DataFrame({"case_id": names, **columns})
-        if folds:
-            table["fold_0"] = np.where(np.arange(N) % 2, "train", "test")
-            table["fold_1"] = np.where(np.arange(N) % 2, "test", "train")
-        table = pd.DataFrame(slides, columns=["case_id", "slide_id"]).merge(table)
-        root, features = tmp_path / "task", tmp_path / "features"
-        for folder in (root, features):
-            folder.mkdir(exist_ok=True)
-        table.to_csv(root / "k=all.tsv", sep="\t", index=False)
-        config = {"task_col": list(columns)[0], "sample_col": sample, **config}
-        (root / "config.yaml").write_text(yaml.safe_dump(config))
-        for i, (case, slide) in enumerate(slides):
-            x = rng.standard_normal((10, 4)).astype("f4")
-            x[:2, 0] += shift * (names.index(case) // 2 % 2)
-            with h5py.File(features / f"{slide}.h5", "w") as file:
-                file["features"] = x if i % 2 else x[None]  # both shapes that TRIDENT has written
-        return root, features
-
-    return write
-
-
-MUTANT = np.arange(N) // 2 % 2  # in both folds alike
-STATUS = {"status": np.where(MUTANT, "mutant", "wildtype")}
-NAMES = {"label_dict": {"0": "wildtype", "1": "mutant"}}
+    """A function that writes a task with its features: `write_slide_task`."""
+    return partial(write_slide_task, tmp_path)
 
 
 def one(kind, y, predicted):

@@ -58,7 +58,7 @@ def test_features_are_those_of_the_regions_and_resume(folder, tmp_path, monkeypa
     monkeypatch.setattr("seal_lite.wsi.open_slide", lambda *_: pytest.fail("read again"))
     assert embed_slides(encoder, [folder / "pyramid.tif"], tmp_path, patch_um=128.0,
                         patch_px=160) == [file]  # fmt: skip
-    assert [p.name for p in tmp_path.iterdir()] == ["pyramid.h5"]
+    assert [p.name for p in tmp_path.glob("[!.]*")] == ["pyramid.h5"]
 
 
 def test_wrong_slides_are_named_before_anything_is_written(folder, tmp_path):
@@ -78,4 +78,4 @@ def test_wrong_slides_are_named_before_anything_is_written(folder, tmp_path):
     (folder / "pyramid.jpg").unlink()
     with pytest.raises(InputError, match="holds no slide"):
         list_slides(tmp_path / "nowhere")
-    assert [p.name for p in tmp_path.iterdir()] == ["bad.svs"]
+    assert [p.name for p in tmp_path.glob("[!.]*")] == ["bad.svs"]
