@@ -71,7 +71,7 @@ def legacy(path: Path, labels):
     if missing:
         log.info("%s: %d of %d selected spots have no counts: dropped", name, missing, len(spots))
     spots, pixels, counts = spots.loc[both], pixels.loc[both], counts.loc[both]
-    obs = pd.DataFrame({"array_col": spots.x, "array_row": spots.y}, index=spots.index)
+    obs = spots[["x", "y"]].astype(float).set_axis(["array_col", "array_row"], axis=1)
     told = {"source": file, "spots_without_counts": missing, "patient": patient_of(name), **LEGACY}
     return spots_of(counts.to_numpy(np.float32), obs, counts.columns.astype(str), pixels, told)
 

@@ -133,11 +133,10 @@ def read_section(root, name: str):
     reader, path, base = found[name]
     labels = section_labels(base, name)
     with reading(path, remedy="restore what is missing"):
-        adata = reader(path, labels)
-    told = {**adata.uns, **labels}
-    labels = {**adata.uns.get("labels", {}), **labels}
-    image = adata.uns.get("image_path") or image_path(base, name) or ""
-    adata = _spots(path, adata)
+        raw = reader(path, labels)
+        adata = _spots(path, raw)
+    told, labels = {**raw.uns, **labels}, {**raw.uns.get("labels", {}), **labels}
+    image = raw.uns.get("image_path") or image_path(base, name) or ""
     species = told.get("species") or _guess_species(adata.var_names)
     adata = _with_symbols(base, adata)
     deep = np.asarray(adata.layers["counts"].sum(1)).ravel() >= MIN_COUNTS
