@@ -20,7 +20,7 @@ import torch
 from tqdm import tqdm
 
 from .encoders import VisionEncoder
-from .files import lock
+from .files import lock, sha256
 from .views import make_views
 
 log = logging.getLogger(__name__)
@@ -89,14 +89,17 @@ class PrefixCache:
             return self._computed(section, np.empty)
         with lock(self.folder / self.key(section)):  # of several processes one computes
             for path in self._files(section):
-                if path.stem.endswith(_checksum(path)):
+                if path.stem.endswith(sha256(path)[:16]):
                     return np.load(path, mmap_mode="r")
                 log.warning("%s: is damaged; it is made anew", path)
                 path.unlink()
             part = self.folder / f".{self.key(section)}.part"
-            self._computed(section, partial(np.lib.format.open_memmap, part, "w+")).flush()
-            path = self.folder / f"{self.key(section)}-{_checksum(part)}.npy"
-            os.replace(part, path)
+            try:
+                self._computed(section, partial(np.lib.format.open_memmap, part, "w+")).flush()
+                path = self.folder / f"{self.key(section)}-{sha256(part)[:16]}.npy"
+                os.replace(part, path)
+            finally:  # above all on a full disk
+                part.unlink(missing_ok=True)
             return np.load(path, mmap_mode="r")
 
     def _computed(self, section, empty):
@@ -110,8 +113,3 @@ class PrefixCache:
                 out = empty(dtype=np.float32, shape=(self.n_views, n, *hidden.shape[1:]))
             out[v, rows.start : rows.stop] = hidden
         return out
-
-
-def _checksum(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()[:16]

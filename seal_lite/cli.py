@@ -91,9 +91,8 @@ def fetch(
     out: output("Folder to download into; resumes."),
     sections: option(str | None, "C2,C3,..., 10x's names, or HEST-1k's ids.") = None):  # fmt: skip
     """Download public data, each file verified against its recorded hash."""
-    sources = ("her2st", "visium", "hest")
-    if name not in sources:
-        raise InputError(f"fetch {name}: unknown data set; use {', '.join(sources)}")
+    if name not in ("her2st", "visium", "hest"):
+        raise InputError(f"fetch {name}: unknown data set; use her2st, visium or hest")
     getattr(sl.fetch, f"fetch_{name}")(out, sections=_names(sections))
     typer.echo(f"{name} is in {out}")
 
@@ -107,10 +106,8 @@ def check(
     said, found = sl.check.check(data, config, names=_names(sections), panel=model and model.panel)
     page = sl.check.report(said, found, config, title=f"Check of {data.resolve().name}")
     sl.files.write_atomic(out, page)
-    for sentence in said:
-        typer.echo(f"- {sentence}")
-    pairs = sum(len(section.rows) for section, *_ in found.values())
-    typer.echo(f"{pairs} pairs in {len(found)} sections; wrote {out}")
+    pairs, lines = sum(len(s.rows) for s, *_ in found.values()), [f"- {text}" for text in said]
+    typer.echo("\n".join([*lines, f"{pairs} pairs in {len(found)} sections; wrote {out}"]))
 
 
 def encoders():
@@ -205,9 +202,8 @@ def crossval(
     result = sl.crossval.crossval(data, loaded, config, by=groups, train_groups=train_groups,
                                   seeds=seeds, leakage=said, out=out)  # fmt: skip
     typer.echo(sl.crossval.summary(result).round(3).to_string())
-    for sentence in (*sl.crossval.verdicts(result), *(f"leakage allowed: {s}" for s in said)):
-        typer.echo(sentence)
-    typer.echo(f"wrote {out / 'metrics.json'}")
+    lines = [*sl.crossval.verdicts(result), *(f"leakage allowed: {s}" for s in said)]
+    typer.echo("\n".join([*lines, f"wrote {out / 'metrics.json'}"]))
 
 
 def hest_bench(

@@ -23,6 +23,5 @@ def reading(path, *, fault: str = "cannot be read", remedy: str = "fetch it agai
     except (InputError, ModuleNotFoundError):
         raise
     except Exception as error:
-        said = " ".join(f"{type(error).__name__}: {error}".split())[:200]  # one line
-        said = re.sub(r"\bhf_\w+", "hf_...", said)  # a token must not be shown
-        raise InputError(f"{path}: {fault} ({said}); {remedy}") from error
+        why = re.sub(r"\bhf_\w+", "hf_...", f"{type(error).__name__}: {error}").split()  # no token
+        raise InputError(f"{path}: {fault} ({' '.join(why)[:200]}); {remedy}") from error

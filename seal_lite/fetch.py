@@ -18,7 +18,7 @@ import pooch
 from tqdm import tqdm
 
 from .errors import InputError, reading
-from .files import alone, appearing
+from .files import alone, appearing, sha256
 
 COMMIT = "85df7411b987a7dec3feff9718b869a7a82091ec"
 BASE_URL = f"https://raw.githubusercontent.com/almaan/her2st/{COMMIT}/"
@@ -100,8 +100,7 @@ def _is(path: Path, said) -> bool:
         return False
     if said.lfs is None:
         return git_blob_sha1(path) == said.blob_id
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest() == said.lfs.sha256
+    return sha256(path) == said.lfs.sha256
 
 
 def git_blob_sha1(path: Path) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 from contextlib import contextmanager
@@ -71,6 +72,12 @@ def read_json(path, *needs: str, remedy: str = RUN):
         if needs and not found.keys() >= {*needs}:
             raise KeyError(*needs)
         return found
+
+
+def sha256(path) -> str:
+    """SHA-256 of a file, in 64 hex digits."""
+    with Path(path).open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def refuse_bomb(path, declared: int):

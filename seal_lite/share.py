@@ -100,11 +100,12 @@ def push_to_hub(run, repo: str, *, scores=None, private: bool = True, token=None
     `model_card`, and where the hub cannot be written to.
     """
     SEAL.from_pretrained(run)  # nothing that cannot be loaded again is uploaded
-    model_card(run, scores=scores).save(Path(run) / "README.md")
+    card = model_card(run, scores=scores)
     remedy = "go online, or `hf auth login` with a token that may write"
     with reading(repo, fault="cannot be written", remedy=remedy):
         hub = HfApi(token=token)
         hub.create_repo(repo, private=private, exist_ok=True)
+        card.save(Path(run) / "README.md")
         hub.upload_folder(repo_id=repo, folder_path=str(run), allow_patterns=PARTS)
     return f"https://huggingface.co/{repo}"
 

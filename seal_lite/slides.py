@@ -68,6 +68,8 @@ def read_task(folder) -> SlideTask:
     labels, folds = time if kind == "survival" else [label], [c for c in table if "fold_" in c]
     if lacking := {"case_id", "slide_id", sample, *labels} - set(table):
         raise InputError(f"{path}: column {min(lacking)} is missing; restore it")
+    if (empty := table[["case_id", "slide_id", sample, *labels]].isna().any()).any():
+        raise InputError(f"{path}: a {empty.idxmax()} is empty; fill it, or drop its row")
     for column in ["case_id", *labels, *folds]:
         if (values := table.groupby(sample)[column].nunique(dropna=False)).max() > 1:
             raise InputError(f"{path}: {sample} {values.idxmax()} has two {column}; correct it")

@@ -6,8 +6,10 @@ added to the command; words of the sentence. Nothing may have been written, and 
 
 import json
 import os
+import resource
 import shutil
 import sys
+from types import SimpleNamespace
 
 import h5py
 import numpy as np
@@ -16,6 +18,7 @@ import pytest
 import tifffile
 import torch
 import yaml
+from huggingface_hub.errors import GatedRepoError, HfHubHTTPError, RepositoryNotFoundError
 from made import make_h5ad, make_truth, write_everything
 from PIL import Image
 
@@ -276,6 +279,7 @@ FAULTS = [
     ("a scale of 0", "embed", "--um-per-px 0", "--um-per-px"),
     ("labels of one class", "slides", text("task/k=all.tsv", lambda t: t.replace("wildtype", "mutant")), "one class"),
     ("no label", "slides", text("task/k=all.tsv", lambda t: t.replace("status", "other")), "column status is missing"),
+    ("a label is empty", "slides", text("task/k=all.tsv", lambda t: t.replace("\tmutant\t", "\t\t", 1)), "a status is empty"),
     ("a case with two labels", "slides", text("task/k=all.tsv", lambda t: t.replace("c3_1\tmutant", "c3_1\twild")), "c3 has two status"),
     ("a case on both sides", "slides", lambda root: both_sides(root / "task"), "is on both sides of fold"),
     ("a task's settings are damaged", "slides", text("task/config.yaml", "a: [1"), "is no task"),
@@ -338,6 +342,22 @@ FAULTS = [
     ("the page is a folder", "check", lambda root: (root / "out").mkdir(), "out: cannot be written"),
     ("the folder has other files", "finetune", lambda root: ((root / "out").mkdir(), (root / "out/notes").write_text("mine")), "out: exists and is not of this work"),
     ("a run of other settings", "finetune", lambda root: shutil.copytree(root / "run", root / "out"), "holds other work"),
+]  # fmt: skip
+
+REFUSED = SimpleNamespace(headers={}, status_code=401, request=None, history=[])
+WORLD = [  # what is wrong around us: (fault, command, what fails, how it does, words)
+    ("an unknown data set", "fetch tcga --out out", None, None, "use her2st, visium or hest"),
+    ("an unknown section of it", "fetch her2st --sections Z9 --out out", None, None, "choose among A1"),
+    ("a collection without names", "fetch hest --out out", None, None, "name some, --sections"),
+    ("no network", "fetch hest --sections TENX95 --out out", "huggingface_hub.HfApi.dataset_info", OSError("Name or service not known"), "go online"),
+    ("a token that is refused", "fetch hest --sections TENX95 --out out", "huggingface_hub.HfApi.dataset_info", HfHubHTTPError("401 Unauthorized", response=REFUSED), "hf auth login"),
+    ("no access to what is gated", "embed --slides slides --backbone uni --out out", "timm.create_model", GatedRepoError("403", response=REFUSED), "is gated; accept its terms"),
+    ("no network for an encoder", "embed --slides slides --backbone resnet18 --out out", "timm.create_model", OSError("unreachable"), "its weights cannot be fetched"),
+    ("an encoder that is not installed", "embed --slides slides --backbone conch --out out", "seal_lite.backbones._function", ModuleNotFoundError("no", name="conch"), "conch"),
+    ("a run that the hub does not have", "probe --run hf-hub:me/none --data legacy --train PA1 --test PB1 --json out", "seal_lite.model.snapshot_download", RepositoryNotFoundError("404", response=REFUSED), "hf-hub:me/none: cannot be fetched"),
+    ("no network to share", "share --run run --repo me/x", "huggingface_hub.HfApi.create_repo", OSError("unreachable"), "me/x: cannot be written"),
+    ("scores that are none", "share --run run --repo me/x --scores sets.gmt", None, None, "sets.gmt: cannot be read"),
+    ("a package that is not installed", "embed --slides slides --backbone tf_efficientnet_lite0 --out out", "seal_lite.wsi.open_slide", ModuleNotFoundError("no", name="tiffslide"), "tiffslide is not installed; pip install"),
 ]  # fmt: skip
 
 
@@ -427,5 +447,41 @@ def test_a_fault_is_one_sentence_and_nothing_is_written(good, tmp_path, monkeypa
     assert contents(tmp_path) == before
 
 
+@pytest.mark.parametrize("fault", WORLD, ids=lambda row: row[0])
+def test_a_fault_of_the_world_is_one_sentence(good, tmp_path, monkeypatch, capsys, fault):
+    _, command, place, error, words = fault
+
+    def fail(*_, **__):
+        raise error
+
+    for name in ("run", "legacy", "slides"):
+        shutil.copytree(good / name, tmp_path / name)
+    shutil.copy(good / "sets.gmt", tmp_path)
+    if place:
+        monkeypatch.setattr(place, fail)
+    before = contents(tmp_path)
+    code, _, told = run(command.split(), monkeypatch, capsys, tmp_path)
+    (said,) = (line for line in told.splitlines() if line.startswith("seal-lite: "))
+    assert code == 2 and words in said and "Traceback" not in told, told
+    assert contents(tmp_path) == before
+
+
+def test_a_full_disk_is_said_and_the_run_goes_on(good, tmp_path, monkeypatch, capsys):
+    """No file may be larger than 300 kB for a while, as if the disk were full: no checkpoint."""
+    args = [*arrange(good, tmp_path, "finetune"), "--cache", "cache"]
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (300_000, hard))
+    try:
+        code, _, told = run(args, monkeypatch, capsys, tmp_path)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    (said,) = (line for line in told.splitlines() if line.startswith("seal-lite: "))
+    assert code == 2 and "Traceback" not in told and "large" in said, told
+    assert not list(tmp_path.rglob("*.part"))
+    code, *_ = run(args, monkeypatch, capsys, tmp_path)
+    assert code == 0 and (tmp_path / "out/heads.safetensors").exists()
+
+
 def test_the_catalogue_is_long_and_no_fault_stands_twice():
-    assert len({name for name, *_ in FAULTS}) == len(FAULTS) >= 60
+    names = [name for name, *_ in (*FAULTS, *WORLD)]
+    assert len(set(names)) == len(names) >= 60
