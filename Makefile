@@ -18,7 +18,7 @@ RECORDED  := $(shell find results -name '*.json' 2>/dev/null)
 .DELETE_ON_ERROR:
 .NOTPARALLEL: # the notebooks share data/ and runs/, and each uses every core
 .PHONY: help install book test lint notebooks results record record-her2st record-phantom \
-  record-shifts tasks trials fooled yardstick bench recheck hero sync lock clean
+  record-shifts tasks trials fooled yardstick bench promises recheck hero sync lock clean
 say = @printf '\n== %s\n' $(1)
 
 help: ## show this list
@@ -114,6 +114,9 @@ yardstick: $(STAMP) ## measure how subtle the phantom's subtle genes are: minute
 
 bench: $(STAMP) ## time what the book says is fast, beside what it is compared with: minutes
 	$(PY) book/bench.py $(HER2ST)
+
+promises: $(STAMP) ## kill, damage and crowd the package, and count what happens: half an hour
+	$(PY) tests/under_load.py results/promises.json --kills 100 --mutants 40 --cycles 500
 
 recheck: $(STAMP) ## recompute a fold of each record with the code at hand, and compare
 	$(PY) book/recheck.py $(HER2ST)

@@ -4,8 +4,8 @@
 
 reads results/*.json and seal_lite/. Writes, in book/: results.md, headline.md (for the
 introduction), settings.md (for the method), defaults.md (for the notebook on finetuning),
-trial_log.md, fooled_table.md, speed_table.md (for their pages), commands.md and citation.md,
-figures/results_*.png, figures/architecture.png. All of them are ignored by git.
+trial_log.md, fooled_table.md, speed_table.md, promises/ (for their pages), commands.md,
+citation.md, figures/results_*.png, figures/architecture.png. All of them are ignored by git.
 `make results` runs it.
 """
 
@@ -21,6 +21,7 @@ import numpy as np
 import benches
 import earned
 import fooled
+import promises
 import reference
 import speed
 from architecture import architecture
@@ -97,6 +98,9 @@ def write(results: Path = ROOT / "results", out: Path = ROOT / "book"):
     (out / "defaults.md").write_text(earned.defaults(results))
     (out / "fooled_table.md").write_text(fooled.chapter(results, out))
     (out / "speed_table.md").write_text(speed.chapter(results / "bench.json", out))
+    (out / "promises").mkdir(exist_ok=True)
+    for name, text in promises.chapter(results / "promises.json").items():
+        (out / f"promises/{name}.md").write_text(text)
     (out / "commands.md").write_text(reference.commands())
     (out / "citation.md").write_text(reference.citations())
     architecture().savefig(out / "figures/architecture.png", bbox_inches="tight")

@@ -43,9 +43,10 @@ from seal_lite.images import open_slide
 from seal_lite.model import SEAL
 from seal_lite.sections import load_sections
 from seal_lite.shards import read_shards
-from seal_lite.train import finetune
+from seal_lite.train import finetune, provenance
 from tissue_phantom import phantom, write_pyramid
 
+CODE = ("cache", "crossval", "fetch", "hest", "pathways", "shards", "slides", "train", "wsi")
 CONFIG = replace(TINY, patch_px=32, n_views=2, epochs=4, gene_warmup_epochs=0)
 
 
@@ -371,7 +372,7 @@ def main():
     ask.add_argument("--seed", type=int, default=0)
     asked = ask.parse_args()
     torch.set_num_threads(1)
-    rng, found, started = np.random.default_rng(asked.seed), {"seed": asked.seed}, time.monotonic()
+    rng, found, started = np.random.default_rng(asked.seed), {}, time.monotonic()
     with tempfile.TemporaryDirectory() as where:
         where = Path(where)
         root = phantom(where / "phantom", patients=2, sections_per_patient=1, spots=40,
@@ -394,6 +395,7 @@ def main():
             found["mutants"] = fuzzed(good, asked.mutants, rng, asked.out.with_suffix(".failed"))
         if asked.cycles:
             found["cycles"] = cycled(sections, asked.cycles)
+        found["provenance"] = provenance(sections, CONFIG, code=CODE, seed=asked.seed)
     found["seconds"] = round(time.monotonic() - started)
     asked.out.parent.mkdir(parents=True, exist_ok=True)
     asked.out.write_text(json.dumps(found, indent=1))
