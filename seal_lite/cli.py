@@ -230,7 +230,7 @@ def hest_bench(
         results.append({**result, "provenance": record})
         table = sl.crossval.tidy(result).pivot_table("r", ["features", "probe"], "target", "mean")
         typer.echo(f"{task.name}\n{table.round(3).to_string(na_rep='')}")
-    _write_json(json_file, results)
+        _write_json(json_file, results)  # what is done is not lost with what comes
 
 
 def retrieve(
@@ -261,15 +261,15 @@ def retrieval_bench(
     import pandas as pd
 
     model = sl.SEAL.from_pretrained(run)
+    net = sl.pathways.read_gmt(gmt) if gmt else pd.DataFrame(columns=["source", "target"])
+    sets = net[net.target.isin(model.panel.genes)].groupby("source").target.apply(list)
+    if gmt and sets.empty:
+        raise InputError(f"{gmt}: none of its genes is in the run's panel; give symbols")
     loaded = _load(data, _names(sections), model.config)
     images = [sl.encoders.embed(model.encoder, s.patches) for s in loaded]
     space = sl.retrieval.shared_space(model, loaded, images)
     result = {"slides": sl.retrieval.cross_modal(space, top=top)}
     if gmt:
-        net = sl.pathways.read_gmt(gmt)
-        sets = net[net.target.isin(model.panel.genes)].groupby("source").target.apply(list)
-        if sets.empty:
-            raise InputError(f"{gmt}: none of its genes is in the run's panel; give symbols")
         result["sets"] = sl.retrieval.gene_set_scores(model, space, sets.to_dict(), top=top)
     table = pd.DataFrame(result["slides"]).drop(columns="slide")
     means = table.groupby(["direction", "scope"], sort=False).mean()

@@ -60,8 +60,8 @@ def folds_of(sections, groups: list[str], train_groups: int | None = None):
         members.setdefault(group, []).append(section)
     names = list(members)
     if train_groups is not None and not 1 <= train_groups < len(names):
-        raise InputError(
-            f"--train-groups {train_groups}: of {len(names)}; leave some to test")  # fmt: skip
+        said = f"--train-groups {train_groups}: there are {len(names)} groups"
+        raise InputError(f"{said}; leave some to test")
     for held in [[n] for n in names] if train_groups is None else [names[train_groups:]]:
         train = [s for n in names if n not in held for s in members[n]]
         yield train, {n: members[n] for n in held}

@@ -90,8 +90,8 @@ def um_per_px(adata, *, step_um, upright: bool = True, source: str = "coordinate
     coef, *_ = np.linalg.lstsq(design, pixel, rcond=None)
     (xx, xy), (yx, yy) = coef[:2]
     if upright and (max(abs(xy), abs(yx)) > 0.2 * min(abs(xx), abs(yy)) or xx <= 0 or yy <= 0):
-        raise InputError(
-            f"{source}: pixel_x must grow with x, pixel_y with y; swap or unmirror")  # fmt: skip
+        said = "pixel_x does not grow with x and pixel_y with y"
+        raise InputError(f"{source}: {said}; swap or unmirror them")
     um = np.sqrt(np.prod(step_um))  # the area of a step is independent of its direction
     step_px = np.sqrt(abs(xx * yy - xy * yx))
     long, short = np.linalg.svd(coef[:2] / np.reshape(step_um, (2, 1)), compute_uv=False)
@@ -130,7 +130,9 @@ def extract_patches(adata, *, patch_um=Config.patch_um, patch_px=Config.patch_px
         raise InputError(f"section {name}: {said}; set a smaller patch_um")
     off = ((adata.obsm["spatial"] < 0) | (adata.obsm["spatial"] > slide.size)).any(1).mean()
     if off > OFF or not len(rows):
-        said = f"{max(off, 1 - len(rows)):.0%} of its spots lie off its {size}"
+        said = (
+            f"{off:.0%} of its spots, {1 - inside.mean():.0%} of their regions lie off its {size}"
+        )
         raise InputError(f"section {name}: {said}; image and coordinates must share one scale")
     patches = np.empty((len(rows), patch_px, patch_px, 3), np.uint8)
     for patch, (x, y) in zip(patches, corner[rows], strict=True):

@@ -86,7 +86,7 @@ FAULTS = {
     shallow: ["PA1: half of its spots have under"],
     one_patient: ["all sections are of one patient"],
     unreadable: ["cannot be decoded"],
-    mirrored_spots: ["PA1_selection.tsv: pixel_x must grow with x"],
+    mirrored_spots: ["PA1_selection.tsv: pixel_x does not grow with x"],
 }
 
 

@@ -22,7 +22,7 @@ from huggingface_hub.errors import GatedRepoError, HfHubHTTPError, RepositoryNot
 from made import make_h5ad, make_truth, write_everything
 from PIL import Image
 
-from seal_lite import cache, evaluate, hest, model, slides, wsi
+from seal_lite import cache, encoders, evaluate, hest, model, slides, wsi
 from seal_lite.cli import main
 from seal_lite.files import HIDDEN
 
@@ -424,7 +424,7 @@ def test_without_a_fault_the_commands_work(good, tmp_path, monkeypatch, capsys, 
     assert not [p for p in tmp_path.rglob("*") if p.suffix in HIDDEN and p.parent.name != "out"]
 
 
-LONG = ((cache.PrefixCache, "_prefix"), (model.SEAL, "forward"), (evaluate, "embed"), (wsi, "embed"),
+LONG = ((encoders, "embed"), (cache.PrefixCache, "_prefix"), (model.SEAL, "forward"), (evaluate, "embed"), (wsi, "embed"),
         (evaluate, "embed_stages"), (hest, "bench"), (slides, "evaluate"))  # fmt: skip
 
 

@@ -301,6 +301,8 @@ def fuzzed(root: Path, each: int, rng, keep: Path) -> dict:
         (root / path).write_bytes(good)
         found[path] = counts
         print(path, counts, flush=True)
+    if bad := [path for path, counts in found.items() if counts.keys() != {"read", "refused"}]:
+        sys.exit(f"{', '.join(bad)}: neither read nor refused; see {keep}")
     return found
 
 
