@@ -116,7 +116,7 @@ bench: $(STAMP) ## time what the book says is fast, beside what it is compared w
 	$(PY) book/bench.py $(HER2ST)
 
 promises: $(STAMP) ## kill, damage and crowd the package, and count what happens: half an hour
-	$(PY) tests/under_load.py results/promises.json --kills 100 --mutants 40 --cycles 500
+	$(PY) tests/under_load.py results/promises.json --kills 60 --mutants 30 --cycles 500
 
 recheck: $(STAMP) ## recompute a fold of each record with the code at hand, and compare
 	$(PY) book/recheck.py $(HER2ST)

@@ -130,9 +130,7 @@ def extract_patches(adata, *, patch_um=Config.patch_um, patch_px=Config.patch_px
         raise InputError(f"section {name}: {said}; set a smaller patch_um")
     off = ((adata.obsm["spatial"] < 0) | (adata.obsm["spatial"] > slide.size)).any(1).mean()
     if off > OFF or not len(rows):
-        said = (
-            f"{off:.0%} of its spots, {1 - inside.mean():.0%} of their regions lie off its {size}"
-        )
+        said = f"{off:.0%} of its spots, {1 - inside.mean():.0%} of regions lie off its {size}"
         raise InputError(f"section {name}: {said}; image and coordinates must share one scale")
     patches = np.empty((len(rows), patch_px, patch_px, 3), np.uint8)
     for patch, (x, y) in zip(patches, corner[rows], strict=True):

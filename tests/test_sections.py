@@ -227,7 +227,7 @@ def test_region_that_leaves_the_image_is_dropped_and_reported(tmp_path, caplog):
     assert section.keys == [f"X1/{x}x{y}" for x, y in spots.loc[inside, ["x", "y"]].to_numpy()]
     assert "4 regions leave the image" in caplog.text
     assert (section.patches[:, 4, 4, 0] > 10).all()  # patches follow rows, not spots
-    with pytest.raises(InputError, match="100% of their regions lie off its 200 x 180 px image"):
+    with pytest.raises(InputError, match="100% of regions lie off its 200 x 180 px image"):
         far = spot_table(offset=(1000.0, 1000.0))
         load_sections(write(tmp_path / "far", spots=far), patch_px=8)
 
