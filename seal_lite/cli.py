@@ -126,9 +126,8 @@ def shard(
     include: Include = None, preset: Preset = "default", set_: Set = None):  # fmt: skip
     """Write pairs to disk, a file for each section: to train on more than memory holds."""
     config = _config(preset, set_)
-    more = _names(include) or ()
-    files = sl.shards.shard_sections(data, _names(train), config, out, include=more)
-    typer.echo(f"{len(files)} shards are in {out}")
+    made = sl.shards.shard_sections(data, _names(train), config, out, include=_names(include) or ())
+    typer.echo(f"{len(made)} shards are in {out}")
 
 
 def finetune(

@@ -157,8 +157,9 @@ def _cut_patches(adata, path: Path, patch_um: float, patch_px: int):
     at = {b: i for i, b in enumerate(barcodes)}
     rows = np.flatnonzero([b in at for b in adata.obs_names])
     low = (images.shape[1] - edge) / 2
-    box, names = (low, low, low + edge, low + edge), adata.obs_names[rows]
-    return rows, np.stack([resized(Image.fromarray(images[at[b]]), patch_px, box) for b in names])
+    box, mine = (low, low, low + edge, low + edge), [images[at[b]] for b in adata.obs_names[rows]]
+    with reading(path, fault="holds no patch of these spots", remedy="pair the right files"):
+        return rows, np.stack([resized(Image.fromarray(i), patch_px, box) for i in mine])
 
 
 def read_patches(path) -> tuple[np.ndarray, list[str], np.ndarray]:

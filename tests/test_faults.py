@@ -248,6 +248,7 @@ FAULTS = [
     ("a store's image is damaged", "zarr", without("zarr/S1.zarr/images/he/zarr.json"), "S1.zarr"),
     ("metadata are damaged", "hest", cut("hest/metadata/S1.json"), "S1.h5ad: cannot be read"),
     ("patches end early", "ready", cut("ready/patches/S1.h5"), "has no img, barcode and coords"),
+    ("patches of other spots", "ready", h5("ready/patches/S1.h5", lambda f: f["barcode"].write_direct(np.full(f["barcode"].shape, b"TTTT", f["barcode"].dtype))), "holds no patch of these spots"),
     ("patches are too small", "ready", "--set patch_um=224", "its patches show 112 um"),
     # splits
     ("one section only", "crossval", "--sections PA1", "nothing can be held out"),
