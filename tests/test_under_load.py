@@ -21,7 +21,7 @@ pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="kills forked ch
 def found(tmp_path_factory):
     """What a short run of the script has counted; it fails where a promise is broken."""
     out = tmp_path_factory.mktemp("load") / "found.json"
-    asked = ["--kills", "24", "--mutants", "3", "--cycles", "40", "--seed", "1"]
+    asked = ["--kills", "20", "--mutants", "2", "--cycles", "40", "--seed", "1"]
     ran = subprocess.run([sys.executable, SCRIPT, out, *asked], capture_output=True, text=True)
     assert ran.returncode == 0, ran.stderr[-3000:]
     return json.loads(out.read_text())
