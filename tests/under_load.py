@@ -394,9 +394,7 @@ def main():
         if asked.mutants:
             good = where / "good"  # a child writes it: a fork would lose the threads that it needs
             assert ended(fork(prepare, good, root, sections, where / "run")) == 0
-            again = np.random.default_rng(
-                [asked.seed, 1]
-            )  # kills have used the first as they pleased
+            again = np.random.default_rng([asked.seed, 1])  # kills drew from the other at will
             found["mutants"] = fuzzed(good, asked.mutants, again, asked.out.with_suffix(".failed"))
         if asked.cycles:
             found["cycles"] = cycled(sections, asked.cycles)
