@@ -300,8 +300,8 @@ def yardstick(path: Path) -> str:
         "chromatin was drawn at full contrast and groups of nuclei pulled together more strongly, "
         "and the frozen encoder read most of both: no yardstick for what finetuning adds. Both "
         "were weakened until its best stage, chosen here by the very scores, had about a third of "
-        "the oracle's *r*. That took two attempts: the first measured it on 750 pairs, and on the "
-        "2,400 that the record above trains on, the same ridge reads nearly twice as much. No "
+        "the oracle's *r*. That took two attempts: the first measured it on 750 pairs, and on "
+        "2,400 the same ridge reads nearly twice as much. No "
         "finetuned encoder was looked at for either.\n\n"
     ) + details("The frozen encoder's share, before and after",
                 table(head, rows, right=3) + provenance_table(record["provenance"]))  # fmt: skip
