@@ -1,6 +1,7 @@
 """What the tests share: a tiny phantom, a run on it, and sections made by hand."""
 
 import os
+import sys
 from pathlib import Path
 
 import anndata as ad
@@ -12,6 +13,7 @@ from browser import chromium
 from made import make_truth
 
 from seal_lite import Config
+from seal_lite.cli import main
 from seal_lite.sections import load_sections
 from seal_lite.train import finetune
 from tissue_phantom import phantom
@@ -58,6 +60,19 @@ def her2st():
     if not (root / "data/ST-cnts").is_dir():
         pytest.skip(f"her2st is not in {root}; set SEAL_HER2ST to where `fetch` wrote it")
     return root
+
+
+@pytest.fixture
+def cli(monkeypatch, capsys):
+    """Run `seal-lite ARGS`; returns (exit code, stdout, stderr)."""
+
+    def call(*args):
+        monkeypatch.setattr(sys, "argv", ["seal-lite", *map(str, args)])
+        with pytest.raises(SystemExit) as stopped:
+            main()
+        return stopped.value.code, *capsys.readouterr()
+
+    return call
 
 
 def square(side):

@@ -2,30 +2,15 @@
 
 import json
 import shutil
-import sys
 
 import pytest
 from PIL import Image
 
-from seal_lite.cli import main
 from tissue_phantom import write_task
 
 SMALL = "n_genes=40 hidden=32,16 project=16 batch_size=16 n_views=2 gene_warmup_epochs=1"
 SMALL = [part for setting in SMALL.split() for part in ("--set", setting)]
 LITE = ["--set", "patch_px=64", *SMALL, "--epochs", "1"]
-
-
-@pytest.fixture
-def cli(monkeypatch, capsys):
-    """Run `seal-lite ARGS`; returns (exit code, stdout, stderr)."""
-
-    def call(*args):
-        monkeypatch.setattr(sys, "argv", ["seal-lite", *map(str, args)])
-        with pytest.raises(SystemExit) as stopped:
-            main()
-        return stopped.value.code, *capsys.readouterr()
-
-    return call
 
 
 @pytest.fixture(scope="module")

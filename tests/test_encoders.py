@@ -1,6 +1,5 @@
 """Encoders: the right weights, the right halves, an adapter that starts as nothing."""
 
-import ast
 import importlib.resources
 import re
 from dataclasses import replace
@@ -9,7 +8,6 @@ import numpy as np
 import pytest
 import timm
 import torch
-from conftest import REPOSITORY
 from peft.tuners.lora import LoraLayer
 
 from seal_lite.backbones import BACKBONES, backbone_row, load_backbone
@@ -98,6 +96,11 @@ def test_embedding_is_deterministic_and_independent_of_its_batch(name):
     order = [3, 0, 4, 1, 2]
     moved = embed(encoder, patches(px)[order], batch_size=2)
     np.testing.assert_allclose(moved, first[order], rtol=1e-4, atol=1e-5)
+    many = np.random.default_rng(0).integers(0, 256, (37, px, px, 3), np.uint8)
+    whole, order = embed(encoder, many), np.random.default_rng(1).permutation(37)
+    for batch in (1, 5, 37):
+        gap = np.abs(embed(encoder, many[order], batch_size=batch) - whole[order]).max()
+        assert gap <= 1e-5 * np.abs(whole).max(), batch
 
 
 def stir(encoder, seed=0):
@@ -271,27 +274,3 @@ def test_cache_name_follows_weights_pixels_and_views_but_not_the_adapter(section
               key(encoder=one_weight), key(section=sections[1]),
               key(encoder=build_encoder("tf_efficientnet_lite0", tune_blocks=2))]  # fmt: skip
     assert len({first, *others}) == 1 + len(others)
-
-
-def test_no_weights_are_loaded_loosely_or_unpickled():
-    """strict=False and torch.load without weights_only=True occur nowhere in the package."""
-    calls = []
-    for file in (REPOSITORY / "seal_lite").rglob("*.py"):
-        tree = ast.parse(file.read_text())
-        for node in ast.walk(tree):
-            if isinstance(node, ast.Import | ast.ImportFrom):
-                names = {a.name for a in node.names} | {getattr(node, "module", None)}
-                assert names.isdisjoint({"pickle", "joblib", "dill"}), file
-            if not isinstance(node, ast.Call) or not isinstance(node.func, ast.Attribute):
-                continue
-            options = {k.arg: getattr(k.value, "value", None) for k in node.keywords}
-            call = f"{file.name}:{node.lineno} {ast.unparse(node.func)}"
-            if ast.unparse(node.func) == "torch.load":
-                calls.append(call)
-                assert options.get("weights_only") is True, call
-            if ast.unparse(node.func) == "np.load":
-                assert not options.get("allow_pickle"), call
-            if node.func.attr == "load_state_dict":
-                calls.append(call)
-                assert options.get("strict", True) is True, call
-    assert len(calls) > 3  # the search finds what it is meant to judge

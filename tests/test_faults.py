@@ -8,7 +8,6 @@ import json
 import os
 import resource
 import shutil
-import sys
 from types import SimpleNamespace
 
 import h5py
@@ -23,7 +22,6 @@ from made import make_h5ad, make_truth, write_everything
 from PIL import Image
 
 from seal_lite import cache, encoders, evaluate, hest, model, slides, wsi
-from seal_lite.cli import main
 from seal_lite.files import HIDDEN
 
 SMALL = "--set hidden=32,16 --set project=16 --set batch_size=16 --set n_views=2"
@@ -403,23 +401,15 @@ def arrange(good, tmp_path, command, more=""):
     return args
 
 
-def run(args, monkeypatch, capsys, where):
-    """`seal-lite ARGS` in a folder: its exit code, what it printed, and what it complained of."""
-    monkeypatch.chdir(where)
-    monkeypatch.setattr(sys, "argv", ["seal-lite", *args])
-    with pytest.raises(SystemExit) as stopped:
-        main()
-    return stopped.value.code, *capsys.readouterr()
-
-
 def contents(root):
     """All that is in a folder, to the byte."""
     return {p: p.read_bytes() if p.is_file() else None for p in root.rglob("*")}
 
 
 @pytest.mark.parametrize("command", COMMANDS)
-def test_without_a_fault_the_commands_work(good, tmp_path, monkeypatch, capsys, command):
-    code, _, error = run(arrange(good, tmp_path, command), monkeypatch, capsys, tmp_path)
+def test_without_a_fault_the_commands_work(cli, good, tmp_path, monkeypatch, command):
+    monkeypatch.chdir(tmp_path)
+    code, _, error = cli(*arrange(good, tmp_path, command))
     assert code == 0, error
     assert (tmp_path / "out").exists()
     assert not [p for p in tmp_path.rglob("*") if p.suffix in HIDDEN and p.parent.name != "out"]
@@ -430,7 +420,8 @@ LONG = ((encoders, "embed"), (cache.PrefixCache, "_prefix"), (model.SEAL, "forwa
 
 
 @pytest.mark.parametrize("fault", FAULTS, ids=lambda row: row[0])
-def test_a_fault_is_one_sentence_and_nothing_is_written(good, tmp_path, monkeypatch, capsys, fault):
+def test_a_fault_is_one_sentence_and_nothing_is_written(cli, good, tmp_path, monkeypatch, fault):
+    monkeypatch.chdir(tmp_path)
     _, command, wrong, words = fault
     damage, more = wrong if isinstance(wrong, tuple) else (wrong, "")
     damage, more = (None, damage) if isinstance(damage, str) else (damage, more)
@@ -440,7 +431,7 @@ def test_a_fault_is_one_sentence_and_nothing_is_written(good, tmp_path, monkeypa
     before = contents(tmp_path)
     for owner, name in LONG:
         monkeypatch.setattr(owner, name, lambda *_, **__: pytest.fail("long work has begun"))
-    code, told, error = run(args, monkeypatch, capsys, tmp_path)
+    code, told, error = cli(*args)
     said = [line for line in error.splitlines() if line.startswith("seal-lite: ")]
     assert len(said) == 1 and words in said[0], error
     assert code == 2 and "Traceback" not in error and not told.strip()
@@ -449,7 +440,8 @@ def test_a_fault_is_one_sentence_and_nothing_is_written(good, tmp_path, monkeypa
 
 
 @pytest.mark.parametrize("fault", WORLD, ids=lambda row: row[0])
-def test_a_fault_of_the_world_is_one_sentence(good, tmp_path, monkeypatch, capsys, fault):
+def test_a_fault_of_the_world_is_one_sentence(cli, good, tmp_path, monkeypatch, fault):
+    monkeypatch.chdir(tmp_path)
     _, command, place, error, words = fault
 
     def fail(*_, **__):
@@ -461,25 +453,26 @@ def test_a_fault_of_the_world_is_one_sentence(good, tmp_path, monkeypatch, capsy
     if place:
         monkeypatch.setattr(place, fail)
     before = contents(tmp_path)
-    code, _, told = run(command.split(), monkeypatch, capsys, tmp_path)
+    code, _, told = cli(*command.split())
     (said,) = (line for line in told.splitlines() if line.startswith("seal-lite: "))
     assert code == 2 and words in said and "Traceback" not in told, told
     assert contents(tmp_path) == before
 
 
-def test_a_full_disk_is_said_and_the_run_goes_on(good, tmp_path, monkeypatch, capsys):
+def test_a_full_disk_is_said_and_the_run_goes_on(cli, good, tmp_path, monkeypatch):
     """No file may be larger than 300 kB for a while, as if the disk were full: no checkpoint."""
+    monkeypatch.chdir(tmp_path)
     args = [*arrange(good, tmp_path, "finetune"), "--cache", "cache"]
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (300_000, hard))
     try:
-        code, _, told = run(args, monkeypatch, capsys, tmp_path)
+        code, _, told = cli(*args)
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
     (said,) = (line for line in told.splitlines() if line.startswith("seal-lite: "))
     assert code == 2 and "Traceback" not in told and "large" in said, told
     assert not list(tmp_path.rglob("*.part"))
-    code, *_ = run(args, monkeypatch, capsys, tmp_path)
+    code, *_ = cli(*args)
     assert code == 0 and (tmp_path / "out/heads.safetensors").exists()
 
 

@@ -1,4 +1,4 @@
-"""What must hold of any input, not of one: arrays, splits, losses, search, patches, batches."""
+"""What must hold of any input, not of one: arrays, splits, losses, search, patches."""
 
 from dataclasses import dataclass
 
@@ -11,7 +11,6 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from seal_lite.crossval import folds_of, shift_folds
-from seal_lite.encoders import build_encoder, embed
 from seal_lite.errors import InputError
 from seal_lite.genes import GenePanel, neighbour_mean, smooth
 from seal_lite.images import open_slide
@@ -177,16 +176,3 @@ def test_a_region_of_so_many_um_shows_so_many_um(ramp, um_per_px, patch_um, righ
     np.testing.assert_allclose(centre, [x + edge / 2, y + edge / 2], atol=4)
     width = (shown[:, -1, 0] - shown[:, 0, 0]).mean() * 4 * 32 / 31
     assert width == pytest.approx(edge, abs=8)
-
-
-@pytest.mark.parametrize("name", ["tf_efficientnet_lite0", "test_vit"])
-def test_an_embedding_is_the_same_in_any_batch_and_any_order(name):
-    encoder = build_encoder(name, tune_blocks=1)
-    px = encoder.row.px if encoder.row.fixed else 64
-    patches = np.random.default_rng(0).integers(0, 256, (37, px, px, 3), np.uint8)
-    whole = embed(encoder, patches, batch_size=16)
-    scale = np.abs(whole).max()
-    order = np.random.default_rng(1).permutation(len(patches))
-    for batch in (1, 5, 37):
-        found = embed(encoder, patches[order], batch_size=batch)
-        assert np.abs(found - whole[order]).max() <= 1e-5 * scale, batch
