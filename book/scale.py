@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import resource
 import sys
 from pathlib import Path
 from types import SimpleNamespace
@@ -24,6 +23,7 @@ from seal_lite.genes import GenePanel
 from seal_lite.sections import load_sections
 from seal_lite.shards import read_shards, write_shards
 from seal_lite.train import finetune
+from steps import peak_bytes
 
 CONFIG = Config(patch_px=32, n_views=4, tune_blocks=1, batch_size=256, epochs=1)
 EACH = 5000  # pairs of a shard
@@ -58,7 +58,7 @@ def train(folder) -> dict:
     return {
         "pairs": sum(len(s.rows) for s in shards),
         "seconds": epoch["seconds"],
-        "peak_bytes": 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss,
+        "peak_bytes": peak_bytes(),
         "disk_bytes": sum(p.stat().st_size for p in Path(folder).iterdir()),
     }
 
