@@ -31,6 +31,7 @@ from seal_lite.train import code_hash
 from trials import CODE, FULL, REFERENCE, measure
 
 RESULTS = Path(__file__).parents[1] / "results"
+NAMES = ["her2st", "phantom", "trials"]
 
 
 def recheck(record: dict, root) -> dict:
@@ -81,16 +82,15 @@ def keep(name: str, made_by, code, make):
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("her2st", type=Path)
-    parser.add_argument("names", nargs="*", choices=["her2st", "phantom", "trials"], metavar="NAME")
+    parser.add_argument("names", nargs="*", choices=NAMES, default=NAMES, metavar="NAME")
     asked = parser.parse_args()
-    names = asked.names or ["her2st", "phantom", "trials"]
     for name, root in {"her2st": asked.her2st, "phantom": Path("data/phantom-record")}.items():
         file = RESULTS / f"{name}.json"
-        if name in names and file.exists() and (root / "data").is_dir():
+        if name in asked.names and file.exists() and (root / "data").is_dir():
             record = json.loads(file.read_text())
             source = record["provenance"]
             keep(name, source["code_sha256"], source["code"], partial(recheck, record, root))
     trials = json.loads((RESULTS / "trials.json").read_text())["runs"]
     older = [run for run in trials if run["code"] != code_hash(CODE)]
-    if older and "trials" in names:
+    if older and "trials" in asked.names:
         keep("trials", None, CODE, partial(recheck_trials, older, asked.her2st))
