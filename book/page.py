@@ -49,16 +49,23 @@ def r(value: float) -> str:
 def stale(provenance: dict, again: dict | None = None, *, command: str = "make record") -> str:
     """A warning where the record was made by other code than this book's; `command` renews it.
 
-    `again` is what `book/recheck.py` found when it recomputed a fold with the code at hand.
+    `again` is what `book/recheck.py` found with the code at hand: beside the record's own code, or
+    beside the record itself.
     """
     now = code_hash(provenance["code"])
     if provenance["code_sha256"] == now:
         return ""
     if again and again["code_sha256"] == now:
+        beside = (
+            "A shortened run by this book's code and one by the code that made the record, commit "
+            f"`{again['commit']}`, differ"
+            if "commit" in again
+            else f"Recomputed with this book's code, fold {again['test']} with seed "
+            f"{again['seed']} differs"
+        )
         return (
-            ":::{note}\nThe code has changed since this was recorded. Recomputed with this book's "
-            f"code, fold {again['test']} with seed {again['seed']} differs by at most "
-            f"{again['largest_difference']:.4f} in any of {again['compared']} scores "
+            f":::{{note}}\nThe code has changed since this was recorded. {beside} by at most "
+            f"{again['largest_difference']:.4f} in any of {again['compared']:,} scores "
             "(`make recheck`).\n:::\n"
         )
     return (

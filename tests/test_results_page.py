@@ -97,10 +97,13 @@ def test_a_record_of_other_code_is_stale(page, tmp_path):
     assert "{admonition} Stale" in text
 
 
-@pytest.mark.parametrize("code, says", [(None, "differs by at most 0.0000"), ("1" * 64, "Stale")])
-def test_a_recheck_speaks_only_for_the_code_that_made_it(page, tmp_path, code, says):
-    again = {"code_sha256": code or code_hash(), "test": "A", "seed": 0, "compared": 3,
-             "largest_difference": 0.0}  # fmt: skip
+@pytest.mark.parametrize("code, beside, says", [
+    (None, {"commit": "abc123"}, "`abc123`, differ by at most 0.0000 in any of 3 scores"),
+    (None, {"test": "A", "seed": 7}, "code, fold A with seed 7 differs by at most 0.0000"),
+    ("1" * 64, {"commit": "abc123"}, "Stale"),
+])  # fmt: skip
+def test_a_recheck_speaks_only_for_the_code_that_made_it(page, tmp_path, code, beside, says):
+    again = {"code_sha256": code or code_hash(), "compared": 3, "largest_difference": 0.0, **beside}
     old = record(gain=0.0, code="0" * 64)
     text, _ = written(page, tmp_path, her2st=old, recheck={"her2st": again})
     assert says in text
