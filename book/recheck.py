@@ -110,8 +110,9 @@ def recheck_machine(record: dict, root) -> dict:
         now = run_fold(root, train, test, genes, config, caches)[0]["scores"]
     new = {KEY(score): score["pcc"] for score in now}
     pairs = {KEY(old): (old["pcc"], new[KEY(old)]) for old in fold["scores"]}
+    decoded = {key: pairs.pop(key) for key in [*pairs] if "decoder" in key}
     return {"code_sha256": code_hash(source["code"]), "test": fold["test"], "seed": fold["seed"],
-            **gaps(pairs)}  # fmt: skip
+            **gaps(pairs), "decoders": gaps(decoded)}  # fmt: skip
 
 
 def recheck_trials(runs: list, root) -> dict:

@@ -35,12 +35,16 @@ def test_the_catalogue_is_that_of_the_tests():
 def test_counts_are_those_of_the_record(tmp_path):
     file = tmp_path / "promises.json"
     file.write_text(json.dumps(RECORD))
-    (tmp_path / "recheck.json").write_text(json.dumps({"a": {"largest_difference": 0.0123}}))
+    again = {"test": "C2", "compared": 5, "mean_difference": 0.001, "largest_difference": 0.0123,
+             "decoders": {"largest_difference": 0.049}}  # fmt: skip
+    again = {"machine": again, "a": {"commit": "abc", "largest_difference": 0.0002}}
+    (tmp_path / "recheck.json").write_text(json.dumps(again))
     parts = promises.chapter(file)
     assert "**20 kills**" in parts["kills"] and "8 processes" in parts["kills"]
     assert "**40 damaged files**: 37 were refused" in parts["mutants"]
     assert "**500 times**" in parts["cycles"] and "−0.12 MB" in parts["cycles"]
-    assert "6 open files" in parts["cycles"] and "0.012" in parts["same"]
+    assert "6 open files" in parts["cycles"] and "0.012 at most" in parts["same"]
+    assert "code of 1 records and by this book's differ by at most 0.0002" in parts["same"]
     assert "Stale" not in parts["source"] and "abc" in parts["source"]
     file.write_text(json.dumps({**RECORD, "provenance": {**RECORD["provenance"],
                                                          "code_sha256": "other"}}))  # fmt: skip
