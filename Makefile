@@ -118,7 +118,7 @@ bench: $(STAMP) ## time what the book says is fast, beside what it is compared w
 promises: $(STAMP) ## kill, damage and crowd the package, and count what happens: half an hour
 	$(PY) tests/under_load.py results/promises.json --kills 60 --mutants 30 --cycles 500
 
-recheck: $(STAMP) ## recompute a fold of each record with the code at hand, and compare
+recheck: $(STAMP) ## compare the code at hand with the one that made each record: half an hour
 	$(PY) book/recheck.py $(HER2ST)
 
 hero: $(STAMP) ## draw the README's picture again: minutes on 2 cores

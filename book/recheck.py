@@ -12,7 +12,7 @@ differs between processors, and training amplifies it.
 
 Writes results/recheck.json, which the book quotes, after each part (those named, or all); what is
 known of this code already is left out. `make recheck` runs it, on one thread like the records:
-another number of threads adds in another order. Three quarters of an hour on a core.
+another number of threads adds in another order. Half an hour on a core.
 """
 
 from __future__ import annotations
