@@ -57,16 +57,16 @@ def stale(provenance: dict, again: dict | None = None, *, command: str = "make r
         return ""
     if again and again["code_sha256"] == now:
         beside = (
-            "A shortened run by this book's code and one by the code that made the record, commit "
-            f"`{again['commit']}`, differ"
+            "A short run by this book's code and one by the code that made the record, commit "
+            f"`{again['commit']}`, side by side,"
             if "commit" in again
-            else f"Recomputed with this book's code, fold {again['test']} with seed "
-            f"{again['seed']} differs"
+            else f"Fold {again['test']} with seed {again['seed']}, made again, and the record"
         )
+        gap = f"differ by at most {again['largest_difference']:.4f} in any of"
+        how = gap if again["largest_difference"] else "give the same in each of"
         return (
-            f":::{{note}}\nThe code has changed since this was recorded. {beside} by at most "
-            f"{again['largest_difference']:.4f} in any of {again['compared']:,} scores "
-            "(`make recheck`).\n:::\n"
+            f":::{{note}}\nThe code has changed since this was recorded. {beside} {how} "
+            f"{again['compared']:,} scores (`make recheck`).\n:::\n"
         )
     return (
         ":::{admonition} Stale\n:class: caution\nThis record was made by an earlier version of the "

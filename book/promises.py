@@ -42,14 +42,16 @@ def faults() -> str:
 
 
 def kills(found: dict) -> str:
-    rows = [(JOBS[name], job["kills"], job["runs"], f"{job['seconds']:.1f} s")
+    rows = [(JOBS[name], job["kills"], f"all {job['runs']}", f"{job['seconds']:.1f} s")
             for name, job in found["kills"].items()]  # fmt: skip
+    head = ["what was killed", "kills", "runs with the undisturbed result", "undisturbed, it takes"]
     total = sum(job["kills"] for job in found["kills"].values())
     c = found["crowd"]
     one, many = c["slides"], c["processes"]
     return (
-        f"**{total} kills** at random moments, and after every one the same command again:\n\n"
-        + table(["what was killed", "kills", "ended with the same result", "undisturbed"], rows)
+        f"**{total} kills** at random moments, and after every one the same command again until it "
+        "got through; some runs took many.\n\n"
+        + table(head, rows)
         + f"\n{many} processes that embedded the same {one} slides into one folder at once wrote "
         "each slide once, with the bytes that one process writes; as many that shared one prefix "
         "cache left it as one leaves it.\n"
@@ -86,15 +88,17 @@ def same(path: Path) -> str:
         return missing(path.with_name("recheck.json"), "make recheck")
     m = again["machine"]
     code = [part["largest_difference"] for part in again.values() if "commit" in part]
+    largest = max(code, default=0)
+    gap = f"differ by at most {largest:.4f}" if largest else "give the same scores"
     return (
         f"What a probe reads from an encoder, the mean *r* of a fold, should then agree within "
-        f"{TOLERANCE}. Fold {m['test']} of the real tissue was made again on another machine: "
+        f"{TOLERANCE}. Fold {m['test']} of the real tissue was made again on the machine at hand: "
         f"{m['compared']} such scores differ by {m['mean_difference']:.3f} on average and "
         f"{m['largest_difference']:.3f} at most. (The networks' own decoders, of which one learnt "
         f"from shuffled pairs and predicts noise, differ by up to "
         f"{m['decoders']['largest_difference']:.3f}.) So read nothing into differences of that "
-        f"size between machines. On one machine, short runs by the code of {len(code)} records and "
-        f"by this book's differ by at most {max(code, default=0):.4f} (`make recheck`).\n"
+        "size between machines. On one machine, short runs by the code that made each of "
+        f"{len(code)} records and by this book's {gap} (`make recheck`).\n"
     )
 
 

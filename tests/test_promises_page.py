@@ -44,7 +44,7 @@ def test_counts_are_those_of_the_record(tmp_path):
     assert "**40 damaged files**: 37 were refused" in parts["mutants"]
     assert "**500 times**" in parts["cycles"] and "−0.12 MB" in parts["cycles"]
     assert "6 open files" in parts["cycles"] and "0.012 at most" in parts["same"]
-    assert "code of 1 records and by this book's differ by at most 0.0002" in parts["same"]
+    assert "1 records and by this book's differ by at most 0.0002" in parts["same"]
     assert "Stale" not in parts["source"] and "abc" in parts["source"]
     file.write_text(json.dumps({**RECORD, "provenance": {**RECORD["provenance"],
                                                          "code_sha256": "other"}}))  # fmt: skip

@@ -98,12 +98,13 @@ def test_a_record_of_other_code_is_stale(page, tmp_path):
 
 
 @pytest.mark.parametrize("code, beside, says", [
-    (None, {"commit": "abc123"}, "`abc123`, differ by at most 0.0000 in any of 3 scores"),
-    (None, {"test": "A", "seed": 7}, "code, fold A with seed 7 differs by at most 0.0000"),
-    ("1" * 64, {"commit": "abc123"}, "Stale"),
+    (None, {"commit": "abc", "largest_difference": 0.0}, "`abc`, side by side, give the same in"),
+    (None, {"test": "A", "seed": 7, "largest_difference": 0.01},
+     "Fold A with seed 7, made again, and the record differ by at most 0.0100 in any of 3 scores"),
+    ("1" * 64, {"commit": "abc", "largest_difference": 0.0}, "Stale"),
 ])  # fmt: skip
 def test_a_recheck_speaks_only_for_the_code_that_made_it(page, tmp_path, code, beside, says):
-    again = {"code_sha256": code or code_hash(), "compared": 3, "largest_difference": 0.0, **beside}
+    again = {"code_sha256": code or code_hash(), "compared": 3, **beside}
     old = record(gain=0.0, code="0" * 64)
     text, _ = written(page, tmp_path, her2st=old, recheck={"her2st": again})
     assert says in text
