@@ -18,6 +18,7 @@ from page import (  # fmt: skip
     missing,
     provenance_table,
     r,
+    rechecked,
     source,
     stale,
     verdict,
@@ -242,7 +243,6 @@ def shift_section(results: Path, out: Path) -> list[str]:
         "probe B, Pearson residuals ([how](notebooks/14_out_of_distribution)). With two folds an "
         "interval is hardly more than the range of the two.\n",
     ]
-    again = load(results / "recheck.json") or {}
     for name, text in SHIFTS.items():
         path = results / f"shift_{name}.json"
         parts += [f"### {name}\n", text + "\n"]
@@ -270,7 +270,8 @@ def shift_section(results: Path, out: Path) -> list[str]:
                 for f in SHOWN}  # fmt: skip
         picture = charts.strips(dots, label="mean r over genes, a dot per fold and seed")
         parts += [
-            stale(result["provenance"], again.get(f"shift_{name}"), command="make record-shifts"),
+            stale(result["provenance"], rechecked(results, path.stem),
+                  command="make record-shifts"),
             drawn(picture, out, f"figures/results_shift_{name}.png",
                   f"Scores in and out of distribution, {name}.",
                   f"Scores in and out of distribution for the {name} shift."),

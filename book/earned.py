@@ -18,6 +18,7 @@ from page import (
     load,
     missing,
     r,
+    rechecked,
     source,
     stale,
 )
@@ -86,9 +87,8 @@ def old(result: dict, results: Path) -> str:
     """A warning where runs were made by other code than this book's."""
     now = code_hash(CODE)
     others = {run["code"] for run in result["runs"]} - {now}
-    again = (load(results / "recheck.json") or {}).get("trials")
     made = {"code": CODE, "code_sha256": min(others, default=now)}
-    return stale(made, again, command="make trials")
+    return stale(made, rechecked(results, "trials"), command="make trials")
 
 
 def unfinished(result: dict) -> str:

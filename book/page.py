@@ -19,6 +19,11 @@ def load(path: Path):
     return json.loads(path.read_text()) if path.exists() else None
 
 
+def rechecked(results: Path, name: str) -> dict | None:
+    """What `book/recheck.py` found of a record."""
+    return (load(results / "recheck.json") or {}).get(name)
+
+
 def missing(path: Path, command: str = "make record") -> str:
     return f"*Not recorded yet: there is no `results/{path.name}`. `{command}` writes it.*\n"
 
@@ -49,8 +54,8 @@ def r(value: float) -> str:
 def stale(provenance: dict, again: dict | None = None, *, command: str = "make record") -> str:
     """A warning where the record was made by other code than this book's; `command` renews it.
 
-    `again` is what `book/recheck.py` found with the code at hand: beside the record's own code, or
-    beside the record itself.
+    `again` is what `rechecked` found with the code at hand: beside the record's own code, or beside
+    the record itself.
     """
     now = code_hash(provenance["code"])
     if provenance["code_sha256"] == now:

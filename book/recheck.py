@@ -1,6 +1,6 @@
 """Does this code, and this machine, still give what was recorded?
 
-    python book/recheck.py HER2ST [NAME ...]    # names as in results/recheck.json
+    python book/recheck.py HER2ST [--only NAME ...]    # results/recheck.json
 
 A record takes hours, and the code that made it is known by its hash. Where the code has changed
 since, two questions are asked apart. *The code*: the commit that made the record and the code at
@@ -33,6 +33,8 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
+from benches import SHIFTS
+from page import load, rechecked
 from seal_lite import Config
 from seal_lite.crossval import folds_of, groups_of, run_fold
 from seal_lite.evaluate import genes_to_score
@@ -43,9 +45,8 @@ from trials import CODE, FULL, REFERENCE, measure
 
 ROOT = Path(__file__).parents[1]
 RESULTS = ROOT / "results"
-DATA = {"her2st": "", "phantom": "phantom-record"} | {
-    f"shift_{name}": f"{name}-record" for name in ("stain", "regions", "batch")}  # fmt: skip
-NAMES = [*DATA, "machine", "trials"]
+DATA = {"phantom": "phantom-record", **{f"shift_{name}": f"{name}-record" for name in SHIFTS}}
+NAMES = ["her2st", *DATA, "machine", "trials"]
 KEY = itemgetter("features", "probe", "target")
 
 
@@ -135,36 +136,33 @@ def gaps(pairs: dict[tuple, tuple[float, float]]) -> dict:
 
 def keep(name: str, made_by: str | None, code, make: Callable[[], dict]):
     """Put into results/recheck.json what `make` finds, unless this code is known to give it."""
-    file = RESULTS / "recheck.json"
-
-    def known() -> dict:
-        return json.loads(file.read_text()) if file.exists() else {}
-
-    if code_hash(code) in (made_by, known().get(name, {}).get("code_sha256")):
+    if code_hash(code) in (made_by, (rechecked(RESULTS, name) or {}).get("code_sha256")):
         return
-    measured = make()
-    write_atomic(file, json.dumps(known() | {name: measured}, indent=1))
+    measured, file = make(), RESULTS / "recheck.json"
+    write_atomic(file, json.dumps((load(file) or {}) | {name: measured}, indent=1))
     print(name, json.dumps(measured), flush=True)
 
 
-if __name__ == "__main__":
+def arguments(args: list[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("her2st", type=Path)
-    parser.add_argument("names", nargs="*", choices=NAMES, default=NAMES, metavar="NAME")
-    asked = parser.parse_args()
-    roots = {name: ROOT / "data" / folder if folder else asked.her2st
-             for name, folder in DATA.items()}  # fmt: skip
+    parser.add_argument("--only", nargs="+", choices=NAMES, default=NAMES, metavar="NAME")
+    return parser.parse_args(args)
+
+
+if __name__ == "__main__":
+    asked = arguments()
+    roots = {"her2st": asked.her2st, **{name: ROOT / "data" / DATA[name] for name in DATA}}
     for name, root in roots.items():
-        file = RESULTS / f"{name}.json"
-        if name in asked.names and file.exists() and (root / "data").is_dir():
-            record = json.loads(file.read_text())
+        record = load(RESULTS / f"{name}.json")
+        if name in asked.only and record and (root / "data").is_dir():
             made = record["provenance"]
             keep(name, made["code_sha256"], made["code"], partial(recheck_code, record, root))
-    if "machine" in asked.names:
-        record = json.loads((RESULTS / "her2st.json").read_text())
+    if "machine" in asked.only:
+        record = load(RESULTS / "her2st.json")
         code = record["provenance"]["code"]
         keep("machine", None, code, partial(recheck_machine, record, asked.her2st))
-    trials = json.loads((RESULTS / "trials.json").read_text())["runs"]
+    trials = load(RESULTS / "trials.json")["runs"]
     older = [run for run in trials if run["code"] != code_hash(CODE)]
-    if older and "trials" in asked.names:
+    if older and "trials" in asked.only:
         keep("trials", None, CODE, partial(recheck_trials, older, asked.her2st))

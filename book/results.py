@@ -38,6 +38,7 @@ from page import (
     missing,
     provenance_table,
     r,
+    rechecked,
     source,
     stale,
     verdict,
@@ -125,9 +126,8 @@ def crossval_section(name: str, path: Path, out: Path) -> list[str]:
     # The decoder's own difference is many times larger and would hide the encoder's.
     probed = {**result, "delta": [d for d in result["delta"] if d["probe"] != "decoder"]}
     folds = sorted({f["test"] for f in result["folds"]})
-    again = (load(path.with_name("recheck.json")) or {}).get(name)
     parts += [
-        stale(p, again),
+        stale(p, rechecked(path.parent, name)),
         answer(result),
         f"Held out: {', '.join(folds)}, {p['seeds']} seeds each.\n",
     ]

@@ -1,5 +1,6 @@
 """What the tests share: a tiny phantom, a run on it, and sections made by hand."""
 
+import importlib
 import os
 import sys
 from pathlib import Path
@@ -60,6 +61,14 @@ def her2st():
     if not (root / "data/ST-cnts").is_dir():
         pytest.skip(f"her2st is not in {root}; set SEAL_HER2ST to where `fetch` wrote it")
     return root
+
+
+@pytest.fixture(scope="session")
+def book():
+    """Imports a module of book/ as the scripts and Sphinx there do."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.syspath_prepend(REPOSITORY / "book")
+        yield importlib.import_module
 
 
 @pytest.fixture

@@ -1,10 +1,8 @@
 """The results page's sections on the paper's other evaluations, from records made up here."""
 
-import importlib
 import itertools
 import json
 import re
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -12,7 +10,6 @@ import pytest
 from seal_lite.crossval import IN, deltas, score_rows, shifted
 from seal_lite.train import CODE, code_hash
 
-ROOT = Path(__file__).parents[1]
 GENES = ["G0", "G1", "G2"]
 FEATURES = ("tuned", "shuffled", "frozen", "frozen_best", "random_init", "colour", "log_depth")
 PROVENANCE = {"sections": ["S1"], "data_sha256": "d" * 64, "config_sha256": "c" * 64,
@@ -22,10 +19,8 @@ ENCODERS = ("frozen", "shuffled", "tuned", "oracle")
 
 
 @pytest.fixture(scope="module")
-def benches():
-    with pytest.MonkeyPatch.context() as patch:
-        patch.syspath_prepend(ROOT / "book")
-        return importlib.import_module("benches")
+def benches(book):
+    return book("benches")
 
 
 @pytest.fixture

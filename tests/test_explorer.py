@@ -1,7 +1,6 @@
 """The explorer: what its data hold, and what its page does with them in a browser."""
 
 import base64
-import importlib
 import json
 import re
 import shutil
@@ -20,10 +19,8 @@ PAGE = BOOK / "extra/explorer"
 
 
 @pytest.fixture(scope="module")
-def explorer():
-    with pytest.MonkeyPatch.context() as patch:
-        patch.syspath_prepend(BOOK)  # as `python book/explorer.py` has it
-        return importlib.import_module("explorer")
+def explorer(book):
+    return book("explorer")
 
 
 @pytest.fixture(scope="module")

@@ -1,14 +1,11 @@
 """Figures say where things are, how large, and how good: positions, lengths and numbers in them."""
 
-import importlib
-
 import anndata as ad
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 import pytest
 import scipy.sparse as sp
-from conftest import REPOSITORY
 from matplotlib.collections import EllipseCollection
 from matplotlib.patches import Rectangle
 from PIL import Image
@@ -141,9 +138,8 @@ def test_scores_show_each_fold_and_the_mean(result):
     assert mean.get_xdata()[0] == pytest.approx(np.mean(dots.get_xdata()))
 
 
-def test_an_interval_over_zero_has_an_open_mark(result, monkeypatch):
-    monkeypatch.syspath_prepend(REPOSITORY / "book")
-    figure = importlib.import_module("forest").deltas(result)
+def test_an_interval_over_zero_has_an_open_mark(result, book):
+    figure = book("forest").deltas(result)
     sure, unsure = figure.axes
     fills = [[line.get_markerfacecolor() for line in ax.lines if line.get_marker() == "o"]
              for ax in (sure, unsure)]  # fmt: skip

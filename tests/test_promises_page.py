@@ -35,9 +35,9 @@ def test_the_catalogue_is_that_of_the_tests():
 def test_counts_are_those_of_the_record(tmp_path):
     file = tmp_path / "promises.json"
     file.write_text(json.dumps(RECORD))
-    again = {"test": "C2", "compared": 5, "mean_difference": 0.001, "largest_difference": 0.0123,
-             "decoders": {"largest_difference": 0.049}}  # fmt: skip
-    again = {"machine": again, "a": {"commit": "abc", "largest_difference": 0.0002}}
+    machine = {"test": "C2", "compared": 5, "mean_difference": 0.001, "largest_difference": 0.0123,
+               "decoders": {"largest_difference": 0.049}}  # fmt: skip
+    again = {"machine": machine, "a": {"commit": "abc", "largest_difference": 0.0002}}
     (tmp_path / "recheck.json").write_text(json.dumps(again))
     parts = promises.chapter(file)
     assert "**20 kills**" in parts["kills"] and "8 processes" in parts["kills"]

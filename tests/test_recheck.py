@@ -1,7 +1,6 @@
 """Whether two versions of the code give the same is itself measured right."""
 
 import contextlib
-import importlib
 import json
 from pathlib import Path
 
@@ -13,10 +12,8 @@ REPOSITORY = Path(__file__).parents[1]
 
 
 @pytest.fixture(scope="module")
-def recheck():
-    with pytest.MonkeyPatch.context() as patch:
-        patch.syspath_prepend(REPOSITORY / "book")
-        return importlib.import_module("recheck")
+def recheck(book):
+    return book("recheck")
 
 
 def test_the_largest_difference_and_whose_it_is(recheck):
@@ -24,6 +21,14 @@ def test_the_largest_difference_and_whose_it_is(recheck):
     assert found["compared"] == 2 and found["largest_of"] == ["frozen", "r"]
     assert found["largest_difference"] == pytest.approx(0.3)
     assert found["mean_difference"] == pytest.approx(0.2)
+
+
+def test_all_parts_are_asked_unless_some_are_named(recheck, capsys):
+    assert recheck.arguments(["folder"]).only == recheck.NAMES
+    assert recheck.arguments(["folder", "--only", "trials", "her2st"]).only == ["trials", "her2st"]
+    with pytest.raises(SystemExit):
+        recheck.arguments(["folder", "--only", "nothing"])
+    assert "invalid choice: 'nothing'" in capsys.readouterr().err
 
 
 def test_what_is_known_of_this_code_is_not_measured_again(recheck, tmp_path, monkeypatch):

@@ -1,7 +1,6 @@
 """The page of recorded results: nothing recorded, something recorded, verdicts, stale records."""
 
 import dataclasses
-import importlib
 import itertools
 import json
 import re
@@ -19,10 +18,8 @@ TARGETS = ("pearson_residuals", "log1p_cp10k", "log1p_raw", "log1p_cp10k|depth")
 
 
 @pytest.fixture(scope="module")
-def page():
-    with pytest.MonkeyPatch.context() as patch:
-        patch.syspath_prepend(ROOT / "book")  # as `python book/results.py` has it
-        return importlib.import_module("results")
+def page(book):
+    return book("results")
 
 
 def record(*, gain: float, classes=None, code=None) -> dict:

@@ -4,7 +4,6 @@ Each check is a function that returns what it finds wrong, so that a page made b
 show that it would find it.
 """
 
-import importlib
 import re
 import subprocess
 from functools import cache
@@ -283,13 +282,6 @@ def test_a_card_appears_over_a_term_and_a_citation(page, link, tabs):
     tab.hover(f"article p a[href^='{link}']")
     card = tab.wait_for_selector(".tippy-box")
     assert len(card.inner_text()) > 40
-
-
-@pytest.fixture
-def book(monkeypatch):
-    """Imports a module of book/ as the scripts and Sphinx there do."""
-    monkeypatch.syspath_prepend(ROOT / "book")
-    return importlib.import_module
 
 
 def test_what_is_to_be_cited_is_what_the_repository_says(book):

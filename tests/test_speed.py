@@ -1,6 +1,5 @@
 """What the book says of speed: how it is measured, and how it is told."""
 
-import importlib
 import json
 import re
 import subprocess
@@ -8,19 +7,15 @@ import sys
 
 import numpy as np
 import pytest
-from conftest import REPOSITORY
 from test_benches_page import PROVENANCE
 
-BOOK = REPOSITORY / "book"
 JOB = {"sections": ["PA1"], "px": 64, "um": 224.0, "batch": 16, "steps": 2, "blocks": 1}
 
 
 @pytest.fixture(scope="module")
-def page():
+def page(book):
     """The modules of the book that measure and tell."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.syspath_prepend(BOOK)
-        yield {name: importlib.import_module(name) for name in ("bench", "speed", "steps")}
+    return {name: book(name) for name in ("bench", "speed", "steps")}
 
 
 def measured(page, root, **job):
