@@ -30,8 +30,16 @@ def architecture():
         tall = 0.31
         for name, (x, y, text, colour) in boxes.items():
             w = 1.65 if name == "space" else 0.88
-            ax.add_patch(FancyBboxPatch((x - w, y - tall), 2 * w, 2 * tall, fc=colour, ec="none",
-                                        boxstyle="round,pad=0,rounding_size=0.08"))  # fmt: skip
+            ax.add_patch(
+                FancyBboxPatch(
+                    (x - w, y - tall),
+                    2 * w,
+                    2 * tall,
+                    fc=colour,
+                    ec="none",
+                    boxstyle="round,pad=0,rounding_size=0.08",
+                )
+            )
             ax.text(x, y, text, ha="center", va="center", fontsize=9.5, linespacing=1.35)
         arrows = (
             "patch-prefix prefix-tail tail-tap tap-image tap-space counts-vae vae-z z-gene z-space"

@@ -8,7 +8,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 
-from page import (  # fmt: skip
+from page import (
     NBSP,
     details,
     drawn,
@@ -24,9 +24,11 @@ from page import (  # fmt: skip
     verdict,
     versus,
 )
-from seal_book import charts
 from seal_lite import plots
-from seal_lite.crossval import bootstrap_ci, shifted, tidy
+from seal_lite.evaluation.crossval import shifted
+from seal_lite.evaluation.scores import tidy
+from seal_lite.evaluation.statistics import bootstrap_ci
+from seal_lite.tutorial import charts
 from settings import table
 
 SHIFTS = {
@@ -72,13 +74,21 @@ def hest_section(path: Path) -> list[str]:
         mean = long.groupby(["features", "probe", "target"])["r"].mean()
         r2 = pd.DataFrame([f["r2"] for f in result["folds"]]).mean()
         names = [f for f in (*SHOWN, "log_depth") if (f, "hest", "hest_bench") in mean.index]
-        rows = [[label(f), r(mean[f, "hest", "hest_bench"]), r(r2[f]),
-                 r(mean[f, "tuned_ridge", "pearson_residuals"])] for f in names]  # fmt: skip
+        rows = [
+            [
+                label(f),
+                r(mean[f, "hest", "hest_bench"]),
+                r(r2[f]),
+                r(mean[f, "tuned_ridge", "pearson_residuals"]),
+            ]
+            for f in names
+        ]
         head = ["features", "HEST-bench's *r*", "*R*²", "probe B, Pearson residuals"]
         said = [
             (versus(d), interval(d), verdict(d["ci95"]))
-            for d in result["delta"] if d["target"] == "hest_bench" and "class" not in d
-        ]  # fmt: skip
+            for d in result["delta"]
+            if d["target"] == "hest_bench" and "class" not in d
+        ]
         tests, seeds = ({f[k] for f in result["folds"]} for k in ("test", "seed"))
         parts += [
             stale(p, command="make tasks"),
@@ -119,22 +129,49 @@ def retrieval_section(path: Path, out: Path) -> list[str]:
         dots[place] = {k: v.groupby("patient").share.mean() for k, v in of.items()}
         if scope in ("slide", "all"):
             best = of["tuned"]
-            spots.append([place, f"{best['recall@10'].mean():.1%}",
-                          f"{best['chance@10'].mean():.1%}", f"{best.median_rank.mean():.0f}",
-                          f"{best.n.mean():.0f}"])  # fmt: skip
+            spots.append(
+                [
+                    place,
+                    f"{best['recall@10'].mean():.1%}",
+                    f"{best['chance@10'].mean():.1%}",
+                    f"{best.median_rank.mean():.0f}",
+                    f"{best.n.mean():.0f}",
+                ]
+            )
     sets = pd.DataFrame(record["sets"]).groupby(["set", "model"])[["found", "random", "oracle"]]
     sets = sets.mean().unstack("model")
-    asked = [[name, r(s["random", "tuned"]), r(s["found", "shuffled"]), r(s["found", "tuned"]),
-              r(s["oracle", "tuned"])] for name, s in sets.iterrows()]  # fmt: skip
+    asked = [
+        [
+            name,
+            r(s["random", "tuned"]),
+            r(s["found", "shuffled"]),
+            r(s["found", "tuned"]),
+            r(s["oracle", "tuned"]),
+        ]
+        for name, s in sets.iterrows()
+    ]
     picture = charts.strips(dots, label="share of the way from random to oracle, a dot per patient")
-    head = ["question", "random", "shuffled", "**finetuned**", "oracle", "shuffled", "finetuned",
-            "gap of shares [95% CI]", "verdict"]  # fmt: skip
+    head = [
+        "question",
+        "random",
+        "shuffled",
+        "**finetuned**",
+        "oracle",
+        "shuffled",
+        "finetuned",
+        "gap of shares [95% CI]",
+        "verdict",
+    ]
     return [
         *parts,
         stale(record["provenance"], command="make tasks"),
-        drawn(picture, out, "figures/results_retrieval.png", "Share of the way from random to "
-              "oracle, a dot per patient, the bar their mean.",
-              "Retrieval of the finetuned model and the control in every scope."),
+        drawn(
+            picture,
+            out,
+            "figures/results_retrieval.png",
+            "Share of the way from random to oracle, a dot per patient, the bar their mean.",
+            "Retrieval of the finetuned model and the control in every scope.",
+        ),
         details("Every number", table(head, lines, right=6)),
         "### The very spot\n",
         table(["question", "recall@10", "by chance", "median rank", "of"], spots, right=4),
@@ -142,17 +179,20 @@ def retrieval_section(path: Path, out: Path) -> list[str]:
         "slide. *interferon* is the null: nothing drawn follows it.\n",
         table(["set", "random", "shuffled", "**finetuned**", "oracle"], asked, right=4),
         source(record["provenance"]),
-    ]  # fmt: skip
+    ]
 
 
 def paired(tuned, shuffled) -> dict:
     """Mean difference of the shares and its interval, drawn by patient, then slide and seed."""
     gaps = [
-        (a.pivot(index="seed", columns="slide", values="share")
-         - b.pivot(index="seed", columns="slide", values="share")).to_numpy()
-        for (_, a), (_, b) in zip(tuned.groupby("patient"), shuffled.groupby("patient"),
-                                  strict=True)
-    ]  # fmt: skip
+        (
+            a.pivot(index="seed", columns="slide", values="share")
+            - b.pivot(index="seed", columns="slide", values="share")
+        ).to_numpy()
+        for (_, a), (_, b) in zip(
+            tuned.groupby("patient"), shuffled.groupby("patient"), strict=True
+        )
+    ]
     return {"mean": float(np.mean([g.mean() for g in gaps])), "ci95": bootstrap_ci(gaps)}
 
 
@@ -178,12 +218,15 @@ def cohort_section(path: Path, out: Path) -> list[str]:
 
     def widest(rows) -> dict:
         low, high = zip(*(row["ci95"] for row in rows), strict=True)
-        return {"mean": float(np.mean([row["mean"] for row in rows])),
-                "ci95": [min(low), max(high)]}  # fmt: skip
+        return {
+            "mean": float(np.mean([row["mean"] for row in rows])),
+            "ci95": [min(low), max(high)],
+        }
 
     pooled = {place: widest(rows) for place, rows in found.items()}
-    asked = {place: (f"{place[0]}, {METRICS[FIRST[place[0]]]}", MODELS[place[1]])
-             for place in places}  # fmt: skip
+    asked = {
+        place: (f"{place[0]}, {METRICS[FIRST[place[0]]]}", MODELS[place[1]]) for place in places
+    }
     head = ["task", "read by", *map(label, ENCODERS)]
     scores = [[*asked[p], *(r(pooled[*p, e]["mean"]) for e in ENCODERS)] for p in places]
     said = []
@@ -201,14 +244,18 @@ def cohort_section(path: Path, out: Path) -> list[str]:
         f"{samples} patients, {record['slides']} slides, five folds; encoders of "
         f"{many(seeds, 'finetuning seed')}. Intervals draw the test patients again; of the seeds' "
         "intervals the widest reach is given, so a verdict holds for each of them.\n",
-        drawn(picture, out, "figures/results_cohort.png",
-              "Scores with 95% intervals; grey: chance.",
-              "Slide-level scores of frozen, shuffled, finetuned and oracle features."),
+        drawn(
+            picture,
+            out,
+            "figures/results_cohort.png",
+            "Scores with 95% intervals; grey: chance.",
+            "Slide-level scores of frozen, shuffled, finetuned and oracle features.",
+        ),
         table(head, scores, right=len(ENCODERS)),
         "",
         table(["difference", "task", "read by", "[95% CI]", "verdict"], said),
         source(record["provenance"]),
-    ]  # fmt: skip
+    ]
 
 
 @plots.drawn
@@ -221,13 +268,24 @@ def cohort_figure(pooled: dict):
             rows = [pooled[task, model, encoder] for task in tasks]
             y = np.arange(len(tasks)) + 0.18 * (j - 1.5)
             ax.hlines(y, *zip(*(row["ci95"] for row in rows), strict=True), color=colour, lw=1.8)
-            ax.plot([row["mean"] for row in rows], y, "o", ms=6, color=colour,
-                    label=charts.LABELS[encoder].replace("\n", " "))  # fmt: skip
+            ax.plot(
+                [row["mean"] for row in rows],
+                y,
+                "o",
+                ms=6,
+                color=colour,
+                label=charts.LABELS[encoder].replace("\n", " "),
+            )
         ax.set_yticks(range(len(tasks)), [f"{t}\n{METRICS[FIRST[t]].strip('*')}" for t in tasks])
         ax.set(title=title, xlabel="score", ylim=(len(tasks) - 0.5, -0.5))
         chance = [0.0 if FIRST[task] == "pearson" else 0.5 for task in tasks]
-        ax.vlines(chance, np.arange(len(tasks)) - 0.4, np.arange(len(tasks)) + 0.4,
-                  color=plots.GREY, lw=0.8)  # fmt: skip
+        ax.vlines(
+            chance,
+            np.arange(len(tasks)) - 0.4,
+            np.arange(len(tasks)) + 0.4,
+            color=plots.GREY,
+            lw=0.8,
+        )
     handles, names = axes[0].get_legend_handles_labels()
     figure.legend(handles, names, loc="outside lower center", ncols=4)
     return figure
@@ -256,28 +314,48 @@ def shift_section(results: Path, out: Path) -> list[str]:
             long = tidy({**result, "folds": folds})
             long = long[(long.probe == "tuned_ridge") & (long.target == "pearson_residuals")]
             runs[kind] = long.groupby(["features", "test", "seed"])["r"].mean()
-        index = {f: [fold["morphology"][f].get("robustness_index", np.nan)
-                     for fold in split["out"]] for f in SHOWN}  # fmt: skip
-        rows = [[label(f), *(r(runs[k][f].mean()) for k in ("in", "out", "gap")),
-                 f"{np.nanmean(index[f]):.2f}"] for f in SHOWN]  # fmt: skip
+        index = {
+            f: [fold["morphology"][f].get("robustness_index", np.nan) for fold in split["out"]]
+            for f in SHOWN
+        }
+        rows = [
+            [
+                label(f),
+                *(r(runs[k][f].mean()) for k in ("in", "out", "gap")),
+                f"{np.nanmean(index[f]):.2f}",
+            ]
+            for f in SHOWN
+        ]
         said = [
             (versus(d), kind, interval(d), verdict(d["ci95"]))
-            for kind in ("in", "out", "gap") for d in result[f"delta_{kind}"]
-            if d["probe"] == "tuned_ridge" and d["target"] == "pearson_residuals"
+            for kind in ("in", "out", "gap")
+            for d in result[f"delta_{kind}"]
+            if d["probe"] == "tuned_ridge"
+            and d["target"] == "pearson_residuals"
             and "class" not in d
-        ]  # fmt: skip
-        dots = {f: {"in distribution": runs["in"][f], "out of distribution": runs["out"][f]}
-                for f in SHOWN}  # fmt: skip
+        ]
+        dots = {
+            f: {"in distribution": runs["in"][f], "out of distribution": runs["out"][f]}
+            for f in SHOWN
+        }
         picture = charts.strips(dots, label="mean r over genes, a dot per fold and seed")
         parts += [
-            stale(result["provenance"], rechecked(results, path.stem),
-                  command="make record-shifts"),
-            drawn(picture, out, f"figures/results_shift_{name}.png",
-                  f"Scores in and out of distribution, {name}.",
-                  f"Scores in and out of distribution for the {name} shift."),
+            stale(
+                result["provenance"], rechecked(results, path.stem), command="make record-shifts"
+            ),
+            drawn(
+                picture,
+                out,
+                f"figures/results_shift_{name}.png",
+                f"Scores in and out of distribution, {name}.",
+                f"Scores in and out of distribution for the {name} shift.",
+            ),
             table(["features", "in", "out", "gap", f"robustness{NBSP}index"], rows, right=4),
             "",
-            details("Every difference", table(["difference", "", "*r* [95% CI]", "verdict"], said)
-                    + provenance_table(result["provenance"])),
-        ]  # fmt: skip
+            details(
+                "Every difference",
+                table(["difference", "", "*r* [95% CI]", "verdict"], said)
+                + provenance_table(result["provenance"]),
+            ),
+        ]
     return parts

@@ -23,9 +23,9 @@ from page import (
     stale,
 )
 from seal_lite import Config
-from seal_lite.crossval import bootstrap_ci
+from seal_lite.evaluation.statistics import bootstrap_ci
 from seal_lite.plots import COLOURS, GREY, STYLE
-from seal_lite.train import code_hash
+from seal_lite.training.provenance import code_hash
 from settings import shown, table
 from trials import CODE, FULL, REFERENCE, votes
 
@@ -58,9 +58,12 @@ def section(results: Path, out: Path) -> list[str]:
         "core.\n",
         unfinished(trials),
         plainly(trials),
-        figure(file, "Difference to the full recipe, Pearson residuals, probe B. Filled: the "
-               "interval leaves 0 out. Colours: changes to one kind of thing (loss, genes, ...).",
-               "Forest plot of every ablation's difference to the full recipe with intervals."),
+        figure(
+            file,
+            "Difference to the full recipe, Pearson residuals, probe B. Filled: the "
+            "interval leaves 0 out. Colours: changes to one kind of thing (loss, genes, ...).",
+            "Forest plot of every ablation's difference to the full recipe with intervals.",
+        ),
         ablation_table(trials),
         "### The same encoders, read otherwise\n\nA decoder trained with the encoder; prediction "
         "by retrieval as BLEEP and Loki do it (expression of the training spots, weighted by their "
@@ -68,7 +71,7 @@ def section(results: Path, out: Path) -> list[str]:
         "by side.\n",
         reads_table(trials),
         source(trials["provenance"]),
-    ]  # fmt: skip
+    ]
 
 
 def log(results: Path) -> str:
@@ -76,11 +79,13 @@ def log(results: Path) -> str:
     trials = load(results / "trials.json")
     if trials is None:
         return missing(results / "trials.json", "make trials")
-    return "\n".join([
-        old(trials, results) + unfinished(trials),
-        trial_table(trials),
-        source(trials["provenance"]),
-    ])  # fmt: skip
+    return "\n".join(
+        [
+            old(trials, results) + unfinished(trials),
+            trial_table(trials),
+            source(trials["provenance"]),
+        ]
+    )
 
 
 def old(result: dict, results: Path) -> str:
@@ -95,18 +100,23 @@ def unfinished(result: dict) -> str:
     """Which share of the planned runs is there, unless all are."""
     planned = len(result["arms"]) * result["provenance"]["seeds"]
     there = len(result["runs"])
-    return "" if there >= planned else (
-        f"\n**Unfinished: {there} of {planned} runs.** Each difference is over the runs that both "
-        "arms have.\n"
-    )  # fmt: skip
+    return (
+        ""
+        if there >= planned
+        else (
+            f"\n**Unfinished: {there} of {planned} runs.** Each difference is over the runs that both "
+            "arms have.\n"
+        )
+    )
 
 
 def scores(result: dict, arm: str, key: str) -> dict[tuple, dict[str, float]]:
     """{training pair: {test section: score}} of an arm's runs that did not fail."""
     return {
         tuple(run["train"]): {s: v[key] for s, v in run["scores"].items() if s != "seconds"}
-        for run in result["runs"] if run["arm"] == arm and "failed" not in run["scores"]
-    }  # fmt: skip
+        for run in result["runs"]
+        if run["arm"] == arm and "failed" not in run["scores"]
+    }
 
 
 def level(result: dict, arm: str, key: str) -> float:
@@ -119,8 +129,10 @@ def difference(result: dict, arm: str, key: str, *, minus: tuple | None = None) 
     of the same name, over runs and test sections, and its 95% interval, clustered by run, named as
     `crossval.deltas` names them."""
     mine, theirs = scores(result, arm, key), scores(result, *(minus or (REFERENCE, key)))
-    found = [np.array([[mine[run][s] - theirs[run][s] for s in mine[run]]])
-             for run in sorted(mine.keys() & theirs.keys())]  # fmt: skip
+    found = [
+        np.array([[mine[run][s] - theirs[run][s] for s in mine[run]]])
+        for run in sorted(mine.keys() & theirs.keys())
+    ]
     return {"mean": float(np.mean([f.mean() for f in found])), "ci95": bootstrap_ci(found)}
 
 
@@ -146,8 +158,10 @@ def ablation_rows(result: dict) -> list[list]:
         if not seconds:
             rows.append([arm, f"broke in all {broken} runs", *[""] * len(PLACES)])
             continue
-        cells = [r(level(result, arm, key)) if arm == REFERENCE else
-                 marked(difference(result, arm, key)) for key in PLACES.values()]  # fmt: skip
+        cells = [
+            r(level(result, arm, key)) if arm == REFERENCE else marked(difference(result, arm, key))
+            for key in PLACES.values()
+        ]
         name = f"{arm} ({broken} of {len(runs)} runs broke)" if broken else arm
         rows.append([name, *cells, f"{np.mean(seconds):.0f}"])
     return rows
@@ -166,16 +180,22 @@ def plainly(result: dict) -> str:
         said.setdefault("earns" if lower else "costs" if higher else "nothing", []).append(
             f"{arm.removeprefix('no ')}{where}"
         )
-    words = {"earns": "Earns its place, as leaving it out lowers something",
-             "costs": "Better left out", "nothing": "Makes no difference here"}  # fmt: skip
+    words = {
+        "earns": "Earns its place, as leaving it out lowers something",
+        "costs": "Better left out",
+        "nothing": "Makes no difference here",
+    }
     return "\n".join(f"- **{words[k]}:** {'; '.join(said[k])}." for k in words if k in said) + "\n"
 
 
 def forest(result: dict, file):
     """Every arm's difference to the full recipe, Pearson residuals, probe B, and its interval."""
     key = PLACES["residuals, B"]
-    arms = [a for a in dict.fromkeys(run["arm"] for run in result["runs"])
-            if a != REFERENCE and scores(result, a, key)]  # fmt: skip
+    arms = [
+        a
+        for a in dict.fromkeys(run["arm"] for run in result["runs"])
+        if a != REFERENCE and scores(result, a, key)
+    ]
     groups = list(dict.fromkeys(result["arms"][a]["group"] for a in arms))
     with plt.rc_context(STYLE):
         figure, ax = plt.subplots(figsize=(8, 0.6 + 0.24 * len(arms)))
@@ -206,9 +226,11 @@ def trial_rows(result: dict) -> list[list]:
             rows.append([*about, "the run broke", "no"])
             continue
         seen = ", ".join(f"{g:+.3f}".replace("-", "−") for g in gains.values())
-        better = "every fold prefers it" if min(gains.values()) > 0 else (
-            "no fold prefers it" if max(gains.values()) <= 0 else "the folds disagree"
-        )  # fmt: skip
+        better = (
+            "every fold prefers it"
+            if min(gains.values()) > 0
+            else ("no fold prefers it" if max(gains.values()) <= 0 else "the folds disagree")
+        )
         rows.append([*about, seen, better])
     return rows
 
@@ -227,8 +249,10 @@ def defaults(results: Path) -> str:
                 key = PLACES["residuals, B"]
                 known = scores(result, arm, key)
                 said = marked(difference(result, arm, key)) if known else "broke"
-                there = ", ".join(f"`{k}` {shown(getattr(FULL, k))} → {shown(v)}"
-                                  for k, v in about["changes"].items())  # fmt: skip
+                there = ", ".join(
+                    f"`{k}` {shown(getattr(FULL, k))} → {shown(v)}"
+                    for k, v in about["changes"].items()
+                )
                 rows.append([there, said])
     return unfinished(result) + "\n" + table(["changed", "difference in *r* [95% CI]"], rows)
 
@@ -238,8 +262,13 @@ def reads_table(result: dict) -> str:
     another kind of encoder, and the first target's difference to the arm's own finetuned, B."""
     rows = []
     for arm in (REFERENCE, "contrast only", "two scales"):
-        runs = [s for run in result["runs"] if run["arm"] == arm and "failed" not in run["scores"]
-                for k, s in run["scores"].items() if k != "seconds"]  # fmt: skip
+        runs = [
+            s
+            for run in result["runs"]
+            if run["arm"] == arm and "failed" not in run["scores"]
+            for k, s in run["scores"].items()
+            if k != "seconds"
+        ]
         read = dict.fromkeys(tuple(k.split("/")[:2]) for s in runs for k in s if "/" in k)
         for features, probe in read:
             if probe == "hest":

@@ -17,11 +17,11 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from seal_book import begin
-from seal_lite.encoders import embed
-from seal_lite.evaluate import gene_classes
-from seal_lite.pairs import thumbnail
-from seal_lite.retrieval import gene_set_profile
+from seal_lite.data.patches import thumbnail
+from seal_lite.data.phantom.truth import gene_classes
+from seal_lite.encoders.embedding import embed_patches
+from seal_lite.evaluation.retrieval import gene_set_profile
+from seal_lite.tutorial import begin
 
 OUT = Path(__file__).parent / "extra/explorer/data.js"
 LIMIT = 5_000_000  # bytes
@@ -77,9 +77,11 @@ def section_data(model, section, at: list[int], *, role: str) -> dict:
     um = section.adata.uns["um_per_px"]
     small, step = thumbnail(section.adata, um_per_px=4.0)
     z = model.panel.transform(section.adata)[section.rows]
-    embeddings = embed(model.encoder, section.patches)
+    embeddings = embed_patches(model.encoder, section.patches)
     return {
-        "name": section.name, "patient": section.patient, "role": role,
+        "name": section.name,
+        "patient": section.patient,
+        "role": role,
         "held_out": role.endswith("held out"),
         "um": [round(side * step * um) for side in small.shape[1::-1]],
         "pitch": section.adata.uns["pitch_um"],
@@ -89,7 +91,7 @@ def section_data(model, section, at: list[int], *, role: str) -> dict:
         "predicted": packed(thousandths(model.predict_genes(embeddings)[:, at])),
         "images": packed(directions(model.project_images(embeddings))),
         "genes": packed(directions(model.encode_genes(z))),
-    }  # fmt: skip
+    }
 
 
 def roles(train, test) -> list[tuple]:
@@ -116,12 +118,15 @@ def explorer_data(model, train, test, genes, *, sets=SETS, classes=None) -> dict
     at = [panel.genes.index(g) for g in genes]
     mean = "the section’s mean" if panel.zscore == "section" else "the mean of training"
     return {
-        "patch_um": model.config.patch_um, "columns": COLUMNS, "z_step": Z_STEP,
+        "patch_um": model.config.patch_um,
+        "columns": COLUMNS,
+        "z_step": Z_STEP,
         "unit": f"standard deviations from {mean}, smoothed as in training",
-        "targets": targets, "genes": genes,
+        "targets": targets,
+        "genes": genes,
         "queries": packed(directions(model.encode_genes(np.concatenate(profiles)))),
         "sections": [section_data(model, s, at, role=role) for role, s in roles(train, test)],
-    }  # fmt: skip
+    }
 
 
 def script(data: dict, sections, *, edges=EDGES, limit=LIMIT) -> str:
@@ -146,8 +151,9 @@ def main():
     args = parser.parse_args()
     here = begin(args.data)
     model, _ = here.finetuned()
-    data = explorer_data(model, here.train, [here.test], here.genes,
-                         classes=gene_classes(here.root))  # fmt: skip
+    data = explorer_data(
+        model, here.train, [here.test], here.genes, classes=gene_classes(here.root)
+    )
     text = script(data, [*here.train, here.test])
     args.out.write_text(text)
     print(f"wrote {args.out}: {len(text) / 1e6:.1f} MB")

@@ -17,14 +17,15 @@ from matplotlib.collections import EllipseCollection
 from matplotlib.patches import Circle, FancyArrowPatch, FancyBboxPatch, Rectangle
 
 from seal_lite import Config
-from seal_lite.encoders import embed
-from seal_lite.evaluate import gene_classes, genes_to_score
-from seal_lite.pairs import thumbnail
+from seal_lite.data.patches import thumbnail
+from seal_lite.data.phantom import phantom
+from seal_lite.data.phantom.truth import gene_classes
+from seal_lite.data.section import load_sections
+from seal_lite.encoders.embedding import embed_patches
+from seal_lite.evaluation.scores import genes_to_score
+from seal_lite.evaluation.targets import pearson, target_genes
 from seal_lite.plots import COLOURS, GREY, INK
-from seal_lite.sections import load_sections
-from seal_lite.targets import pearson, target_genes
-from seal_lite.train import finetune
-from tissue_phantom import phantom
+from seal_lite.training.loop import finetune
 
 ROOT = Path(__file__).parents[1]
 SHOWN = ("ERBB2", "COL1A1", "CD3E", "ADIPOQ")  # markers: tumour, stroma, T cells, fat
@@ -35,13 +36,18 @@ def fit():
     config = Config(epochs=12, n_views=4)
     root = phantom(ROOT / "data/phantom", patients=3, sections_per_patient=1, spots=160, seed=0)
     *train, held = load_sections(root, patch_um=config.patch_um, patch_px=config.patch_px)
-    model, _ = finetune(train, config, include=genes_to_score(root, train), out=ROOT / "runs/hero",
-                        cache_dir=ROOT / "runs/cache")  # fmt: skip
+    model, _ = finetune(
+        train,
+        config,
+        include=genes_to_score(root, train),
+        out=ROOT / "runs/hero",
+        cache_dir=ROOT / "runs/cache",
+    )
     classes = gene_classes(root)
     gene = next(g for g in target_genes([s.adata for s in train]) if classes.get(g) == "visible")
     at = model.panel.genes.index(gene)
     measured = model.panel.transform(held.adata)[held.rows, at]
-    predicted = model.predict_genes(embed(model.encoder, held.patches))[:, at]
+    predicted = model.predict_genes(embed_patches(model.encoder, held.patches))[:, at]
     profiles = model.panel.transform(train[0].adata)[train[0].rows]
     shown = profiles[:, [model.panel.genes.index(g) for g in SHOWN]]
     return train[0], shown, held, gene, measured, predicted
@@ -62,8 +68,16 @@ def tissue(ax, section):
 def discs(ax, section, z, title):
     at = section.adata.obsm["spatial"][section.rows] * section.adata.uns["um_per_px"]
     size = np.full(len(at), 185.0)
-    spots = EllipseCollection(size, size, 0 * size, units="xy", offsets=at, linewidths=0,
-                              offset_transform=ax.transData, cmap="viridis")  # fmt: skip
+    spots = EllipseCollection(
+        size,
+        size,
+        0 * size,
+        units="xy",
+        offsets=at,
+        linewidths=0,
+        offset_transform=ax.transData,
+        cmap="viridis",
+    )
     spots.set_array((z - z.mean()) / z.std())
     spots.set_clim(-2, 2)
     ax.add_collection(spots)
@@ -75,14 +89,32 @@ def discs(ax, section, z, title):
 def encoders(ax):
     """Two encoders, drawn as boxes, and the space in which the pairs meet."""
     ax.set(xlim=(0, 10), ylim=(0, 10))
-    for y, name, note in ((7.1, "image encoder", "last blocks tuned by LoRA"),
-                          (1.1, "gene encoder", "variational autoencoder")):  # fmt: skip
-        ax.add_patch(FancyBboxPatch((0.2, y), 5.2, 1.9, boxstyle="round,pad=0.1,rounding_size=0.3",
-                                    fc="#f4f4f4", ec=GREY))  # fmt: skip
+    for y, name, note in (
+        (7.1, "image encoder", "last blocks tuned by LoRA"),
+        (1.1, "gene encoder", "variational autoencoder"),
+    ):
+        ax.add_patch(
+            FancyBboxPatch(
+                (0.2, y),
+                5.2,
+                1.9,
+                boxstyle="round,pad=0.1,rounding_size=0.3",
+                fc="#f4f4f4",
+                ec=GREY,
+            )
+        )
         ax.text(2.8, y + 1.3, name, ha="center", va="center", fontsize=10)
         ax.text(2.8, y + 0.5, note, ha="center", va="center", fontsize=7.5, color=GREY)
-        ax.add_patch(FancyArrowPatch((5.6, y + 0.95), (6.5, 6.4 if y > 5 else 3.6), color=GREY,
-                                     arrowstyle="-|>", mutation_scale=11, lw=1.2))  # fmt: skip
+        ax.add_patch(
+            FancyArrowPatch(
+                (5.6, y + 0.95),
+                (6.5, 6.4 if y > 5 else 3.6),
+                color=GREY,
+                arrowstyle="-|>",
+                mutation_scale=11,
+                lw=1.2,
+            )
+        )
     ax.add_patch(Circle((7.9, 5), 1.75, fc="white", ec=GREY))
     for (x, y), colour in zip(((7.3, 5.9), (8.7, 5.2), (7.6, 4.0)), COLOURS, strict=False):
         ax.plot(x - 0.16, y, "s", color=colour, ms=6)
@@ -92,8 +124,17 @@ def encoders(ax):
 
 def draw(section, shown, held, gene, measured, predicted):
     figure = plt.figure(figsize=(9.4, 6.7), dpi=150)
-    grid = figure.add_gridspec(2, 3, width_ratios=(1.15, 1, 1.3), wspace=0.14, hspace=0.36,
-                               left=0.01, right=0.99, top=0.94, bottom=0.05)  # fmt: skip
+    grid = figure.add_gridspec(
+        2,
+        3,
+        width_ratios=(1.15, 1, 1.3),
+        wspace=0.14,
+        hspace=0.36,
+        left=0.01,
+        right=0.99,
+        top=0.94,
+        bottom=0.05,
+    )
     below = grid[1, :].subgridspec(1, 3, wspace=0.1)
     ax = figure.add_subplot(grid[0, 0])
     at = tissue(ax, section)

@@ -5,14 +5,21 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-from seal_book import charts
-from seal_lite.train import code_hash
+from seal_lite.training.provenance import code_hash
+from seal_lite.tutorial import charts
 from settings import table
 
 NBSP = "\N{NO-BREAK SPACE}"
 CLAIMS = ("pearson_residuals", "log1p_cp10k|depth")  # the targets from which depth is discounted
-SHORT = {"tuned": "**finetuned**", "shuffled": "shuffled pairs", "hest": "A", "tuned_ridge": "B",
-         "frozen": "frozen", "frozen_best": "frozen, best stage", "none": "–"}  # fmt: skip
+SHORT = {
+    "tuned": "**finetuned**",
+    "shuffled": "shuffled pairs",
+    "hest": "A",
+    "tuned_ridge": "B",
+    "frozen": "frozen",
+    "frozen_best": "frozen, best stage",
+    "none": "–",
+}
 
 
 def load(path: Path):

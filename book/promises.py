@@ -11,8 +11,12 @@ from settings import table
 ROOT = Path(__file__).parents[1]
 COMMAND = "make promises"
 TOLERANCE = 0.03  # between machines, of the mean r of a fold
-JOBS = {"finetune": "`finetune`, and the cache that it fills", "crossval": "`crossval`",
-        "embed": "`embed`", "fetch": "`fetch`"}  # fmt: skip
+JOBS = {
+    "finetune": "`finetune`, and the cache that it fills",
+    "crossval": "`crossval`",
+    "embed": "`embed`",
+    "fetch": "`fetch`",
+}
 
 
 def catalogue(path: Path = ROOT / "tests/test_faults.py") -> dict[str, list[str]]:
@@ -33,8 +37,10 @@ def catalogue(path: Path = ROOT / "tests/test_faults.py") -> dict[str, list[str]
 def faults() -> str:
     """The catalogue's table, and its count."""
     found = catalogue()
-    rows = [(heading, len(names), "; ".join(names[:4]) + (" …" if len(names) > 4 else ""))
-            for heading, names in found.items()]  # fmt: skip
+    rows = [
+        (heading, len(names), "; ".join(names[:4]) + (" …" if len(names) > 4 else ""))
+        for heading, names in found.items()
+    ]
     total = sum(map(len, found.values()))
     return f"**{total} faults**, each a row that a test reads:\n\n" + table(
         ["about", "faults", "for instance"], rows
@@ -42,8 +48,10 @@ def faults() -> str:
 
 
 def kills(found: dict) -> str:
-    rows = [(JOBS[name], job["kills"], f"all {job['runs']}", f"{job['seconds']:.1f} s")
-            for name, job in found["kills"].items()]  # fmt: skip
+    rows = [
+        (JOBS[name], job["kills"], f"all {job['runs']}", f"{job['seconds']:.1f} s")
+        for name, job in found["kills"].items()
+    ]
     head = ["what was killed", "kills", "runs with the undisturbed result", "undisturbed, it takes"]
     total = sum(job["kills"] for job in found["kills"].values())
     c = found["crowd"]
@@ -59,8 +67,10 @@ def kills(found: dict) -> str:
 
 
 def mutants(found: dict) -> str:
-    rows = [(f"`{path}`", counts["read"], counts["refused"])
-            for path, counts in found["mutants"].items()]  # fmt: skip
+    rows = [
+        (f"`{path}`", counts["read"], counts["refused"])
+        for path, counts in found["mutants"].items()
+    ]
     read, refused = (sum(row[i] for row in rows) for i in (1, 2))
     return (
         f"**{read + refused} damaged files**: {refused} were refused in a sentence, {read} could "

@@ -43,15 +43,25 @@ from page import (
     stale,
     verdict,
     versus,
-)  # fmt: skip
-from seal_book import charts
-from seal_lite.crossval import summary, tidy
+)
+from seal_lite.evaluation.scores import summary, tidy
+from seal_lite.tutorial import charts
 from settings import settings, table
 
 ROOT = Path(__file__).parents[1]
 
-FEATURES = ("tuned", "shuffled", "frozen", "frozen_best", "random_init", "colour",
-            "log_depth", "neighbours", "ceiling", "oracle")  # fmt: skip
+FEATURES = (
+    "tuned",
+    "shuffled",
+    "frozen",
+    "frozen_best",
+    "random_init",
+    "colour",
+    "log_depth",
+    "neighbours",
+    "ceiling",
+    "oracle",
+)
 PROBES = ("hest", "tuned_ridge", "decoder", "none")
 TARGETS = ("pearson_residuals", "log1p_cp10k|depth", "log1p_cp10k", "log1p_raw")
 RIVALS = ("shuffled", "frozen_best")  # a gain has to be one over both
@@ -134,11 +144,20 @@ def crossval_section(name: str, path: Path, out: Path) -> list[str]:
     if result.get("leakage"):  # allowed on the command line
         parts.append(f"**On both sides of its splits:** {'; '.join(result['leakage'])}.\n")
     for kind, draw, caption, alt in (
-        ("scores", charts.scores, "Mean *r* of every kind of features, Pearson residuals. Dots: "
-         "single folds and seeds.", "Mean correlation of all features with folds as dots"),
-        ("deltas", deltas, "Paired differences with their 95% intervals. What crosses the "
-         "zero line is no difference.", "Forest plot of paired differences with intervals"),
-    ):  # fmt: skip
+        (
+            "scores",
+            charts.scores,
+            "Mean *r* of every kind of features, Pearson residuals. Dots: single folds and seeds.",
+            "Mean correlation of all features with folds as dots",
+        ),
+        (
+            "deltas",
+            deltas,
+            "Paired differences with their 95% intervals. What crosses the "
+            "zero line is no difference.",
+            "Forest plot of paired differences with intervals",
+        ),
+    ):
         file = f"figures/results_{name}_{kind}.png"
         parts.append(drawn(draw(probed), out, file, caption, f"{alt}, {name}."))
     if result["classes"]:
@@ -177,18 +196,23 @@ def command(result: dict) -> str:
         lines[-1] += f" --train-groups {p['train_groups']}"
     if result.get("leakage"):
         lines[-1] += " --allow-leakage"
-    return "\nMeasured again by `make record`, or by itself:\n\n```sh\n" + "\n".join(lines) + (
-        "\n```\n"
-    )  # fmt: skip
+    return (
+        "\nMeasured again by `make record`, or by itself:\n\n```sh\n"
+        + "\n".join(lines)
+        + ("\n```\n")
+    )
 
 
 def claims(result: dict) -> list[dict]:
     """The differences that carry a claim about the encoder: finetuned minus shuffled, and minus the
     frozen encoder at its best, read by a probe, on the targets of `CLAIMS`."""
     return [
-        d for minus in RIVALS for t in CLAIMS for d in result["delta"] if d["target"] == t
-        and "class" not in d and d["minus"] == minus and d["probe"] != "decoder"
-    ]  # fmt: skip
+        d
+        for minus in RIVALS
+        for t in CLAIMS
+        for d in result["delta"]
+        if d["target"] == t and "class" not in d and d["minus"] == minus and d["probe"] != "decoder"
+    ]
 
 
 def count(found: list[dict]) -> str:
@@ -232,8 +256,10 @@ def score_table(result: dict) -> str:
     means = summary(result)
     rows = [
         [label(f), label(p), *(r(means.loc[(f, p), t]) for t in TARGETS)]
-        for f in FEATURES for p in PROBES if (f, p) in means.index
-    ]  # fmt: skip
+        for f in FEATURES
+        for p in PROBES
+        if (f, p) in means.index
+    ]
     return table(["features", "probe", *map(label, TARGETS)], rows, right=len(TARGETS))
 
 
@@ -242,10 +268,17 @@ def delta_table(delta: list[dict]) -> str:
 
     def rows(found, *, kind=""):
         return [
-            (versus(d), label(d["probe"]), label(t) + kind,
-             interval(d), why_not(d) or verdict(d["ci95"]))
-            for t in TARGETS for d in found if d["target"] == t
-        ]  # fmt: skip
+            (
+                versus(d),
+                label(d["probe"]),
+                label(t) + kind,
+                interval(d),
+                why_not(d) or verdict(d["ci95"]),
+            )
+            for t in TARGETS
+            for d in found
+            if d["target"] == t
+        ]
 
     head = ["difference", "probe", "target", "*r* [95% CI]", "verdict"]
     whole = table(head, rows([d for d in delta if "class" not in d]))
@@ -253,8 +286,9 @@ def delta_table(delta: list[dict]) -> str:
     for kind in CLASSES:
         found = [d for d in delta if d.get("class") == kind and d["target"] in CLAIMS]
         by_class += rows(found, kind=f", {kind} genes")
-    return whole + ("\n" + details("The same by gene class", table(head, by_class))
-                    if by_class else "")  # fmt: skip
+    return whole + (
+        "\n" + details("The same by gene class", table(head, by_class)) if by_class else ""
+    )
 
 
 def class_table(result: dict) -> str:
@@ -271,8 +305,16 @@ def class_table(result: dict) -> str:
             rows.append(
                 [f"{kind} ({n}{NBSP}genes)", label(probe), r(best), *map(r, found), *shares]
             )
-    head = ["gene class", "probe", "oracle", "frozen", "shuffled", "finetuned",
-            "frozen / oracle", "finetuned / oracle"]  # fmt: skip
+    head = [
+        "gene class",
+        "probe",
+        "oracle",
+        "frozen",
+        "shuffled",
+        "finetuned",
+        "frozen / oracle",
+        "finetuned / oracle",
+    ]
     meanings = "; ".join(f"*{k}* ({v})" for k, v in CLASSES.items())
     return (
         f"### By gene class\n\nWhat could be seen at all: genes are {meanings}. Scores are on "
@@ -292,8 +334,15 @@ def yardstick(path: Path) -> str:
         for program, found in row["programs"].items():
             stage, best = max(found["frozen"].items(), key=lambda item: item[1])
             share = f"{best / found['oracle']:.0%}".replace("-", "−")
-            rows.append([f"{row['chromatin']:g}, {row['pull']:g}", program, r(found["oracle"]),
-                         f"{r(best)} ({stage})", share])  # fmt: skip
+            rows.append(
+                [
+                    f"{row['chromatin']:g}, {row['pull']:g}",
+                    program,
+                    r(found["oracle"]),
+                    f"{r(best)} ({stage})",
+                    share,
+                ]
+            )
     head = ["contrast, pull", "genes of", "oracle", "frozen, best stage", "share"]
     return (
         stale(record["provenance"], command="make yardstick") + "How subtle is *subtle*? At first "
@@ -303,8 +352,10 @@ def yardstick(path: Path) -> str:
         "the oracle's *r*. That took two attempts: the first measured it on 750 pairs, and on "
         "2,400 the same ridge reads nearly twice as much. No "
         "finetuned encoder was looked at for either.\n\n"
-    ) + details("The frozen encoder's share, before and after",
-                table(head, rows, right=3) + provenance_table(record["provenance"]))  # fmt: skip
+    ) + details(
+        "The frozen encoder's share, before and after",
+        table(head, rows, right=3) + provenance_table(record["provenance"]),
+    )
 
 
 def morphology_table(result: dict) -> str:
@@ -314,18 +365,28 @@ def morphology_table(result: dict) -> str:
         for features, found in fold["morphology"].items():
             for key, value in found.items():
                 kept.setdefault(features, {}).setdefault(key, []).append(value)
-    columns = {"region_accuracy": ("balanced accuracy of the region", 3),
-               "effective_rank": ("effective rank", 1)}  # fmt: skip
+    columns = {
+        "region_accuracy": ("balanced accuracy of the region", 3),
+        "effective_rank": ("effective rank", 1),
+    }
     columns = {k: v for k, v in columns.items() if k in kept["tuned"]}
     rows = [
-        [label(f), *(f"{np.mean(v):.{n}f} ({min(v):.{n}f} to {max(v):.{n}f})"
-                     for v, n in ((kept[f][k], n) for k, (_, n) in columns.items()))]
-        for f in FEATURES if f in kept
-    ]  # fmt: skip
+        [
+            label(f),
+            *(
+                f"{np.mean(v):.{n}f} ({min(v):.{n}f} to {max(v):.{n}f})"
+                for v, n in ((kept[f][k], n) for k, (_, n) in columns.items())
+            ),
+        ]
+        for f in FEATURES
+        if f in kept
+    ]
     regions = (
         "A logistic regression names the region (tumour, stroma, gland, fat, lymphoid, necrosis) "
-        "of every held-out spot. " if "region_accuracy" in columns else ""
-    )  # fmt: skip
+        "of every held-out spot. "
+        if "region_accuracy" in columns
+        else ""
+    )
     return (
         f"### Is the tissue still in it?\n\n{regions}The effective rank counts the directions that "
         "an embedding uses on the held-out sections. Mean, and range over folds and seeds.\n\n"
@@ -348,21 +409,31 @@ def real_section(path: Path, out: Path) -> list[str]:
         stale(p),
         f"Finetuned on {', '.join(p['sections'])} (seed {p['seed']}), shown on {s}. These pictures "
         "illustrate one run; the evidence is in the tables above.\n",
-        figure("figures/her2st_maps.png", f"{genes} on {s}: tissue, measured Pearson residuals, "
-               f"the model's own prediction from the image alone, and their difference. "
-               f"{credit}", f"Maps of {genes} on section {s}: measured, predicted, error."),
+        figure(
+            "figures/her2st_maps.png",
+            f"{genes} on {s}: tissue, measured Pearson residuals, "
+            f"the model's own prediction from the image alone, and their difference. "
+            f"{credit}",
+            f"Maps of {genes} on section {s}: measured, predicted, error.",
+        ),
         f"{record['rule']} Nobody chose them by score.\n",
         table(["gene", "*r* of the prediction", "noise ceiling"], rows, right=2),
-        figure("figures/her2st_retrieval.png", f"The {found['top']} regions of {s} closest to a "
-               f"profile with {asked} raised and every other gene at its mean. {credit}",
-               f"Section {s} with the regions retrieved for {asked} marked and enlarged."),
+        figure(
+            "figures/her2st_retrieval.png",
+            f"The {found['top']} regions of {s} closest to a "
+            f"profile with {asked} raised and every other gene at its mean. {credit}",
+            f"Section {s} with the regions retrieved for {asked} marked and enlarged.",
+        ),
         retrieval_text(found),
-        figure("figures/her2st_loss.png", f"Every term of the loss in that run, from "
-               f"{record['loss']['first']:.2f} to {record['loss']['last']:.2f} in all. The shaded "
-               "epochs train the gene encoder alone.",
-               "Loss curves: contrast, two reconstructions, total, by epoch."),
+        figure(
+            "figures/her2st_loss.png",
+            f"Every term of the loss in that run, from "
+            f"{record['loss']['first']:.2f} to {record['loss']['last']:.2f} in all. The shaded "
+            "epochs train the gene encoder alone.",
+            "Loss curves: contrast, two reconstructions, total, by epoch.",
+        ),
         source(p),
-    ]  # fmt: skip
+    ]
 
 
 def retrieval_text(found: dict) -> str:

@@ -21,8 +21,13 @@ def section(path: Path, out: Path) -> list[str]:
     b = load(path)
     if b is None:
         return [title, missing(path, COMMAND)]
-    return [title, stale(b["provenance"], command=COMMAND), *tables(b, out), *others(b),
-            source(b["provenance"])]  # fmt: skip
+    return [
+        title,
+        stale(b["provenance"], command=COMMAND),
+        *tables(b, out),
+        *others(b),
+        source(b["provenance"]),
+    ]
 
 
 def chapter(path: Path, out: Path) -> str:
@@ -40,15 +45,35 @@ def tables(b: dict, out: Path) -> list[str]:
         rates = t["rates"]
         saved = 1 / rates["streamed"] - 1 / rates["cached"]  # seconds a pair
         pays = t["cache_seconds"] / t["pairs"] / saved if saved > 0 else np.inf
-        rows.append([name, *(f"{rates[k]:,.0f}" for k in ("tutorial", "streamed", "cached")),
-                     f"{t['ratio']:.1f}", f"{t['gap']:.0e}", f"{pays:.1f}"])  # fmt: skip
-    head = ["pairs/s", "tutorial's loop", "ours, streamed", "ours, cached", "cached / tutorial",
-            "largest difference of losses", "epochs until the cache has paid"]  # fmt: skip
+        rows.append(
+            [
+                name,
+                *(f"{rates[k]:,.0f}" for k in ("tutorial", "streamed", "cached")),
+                f"{t['ratio']:.1f}",
+                f"{t['gap']:.0e}",
+                f"{pays:.1f}",
+            ]
+        )
+    head = [
+        "pairs/s",
+        "tutorial's loop",
+        "ours, streamed",
+        "ours, cached",
+        "cached / tutorial",
+        "largest difference of losses",
+        "epochs until the cache has paid",
+    ]
     on = b["parts"]["all on"]
-    labels = {**OFF, "bf16": "*half precision on (bf16)*",
-              "one thread": "*one thread in place of two*"}  # fmt: skip
-    parts = [[what, f"{b['parts'][k]:,.0f}", f"{on / b['parts'][k]:.2f}"]
-             for k, what in labels.items() if k in b["parts"]]  # fmt: skip
+    labels = {
+        **OFF,
+        "bf16": "*half precision on (bf16)*",
+        "one thread": "*one thread in place of two*",
+    }
+    parts = [
+        [what, f"{b['parts'][k]:,.0f}", f"{on / b['parts'][k]:.2f}"]
+        for k, what in labels.items()
+        if k in b["parts"]
+    ]
     c, peak = b["chunks"], b["chunks"]["peak_bytes"]
     return [
         "### Training\n\nThe tutorial's loop runs the whole network in every step, as peft wraps "
@@ -65,23 +90,39 @@ def tables(b: dict, out: Path) -> list[str]:
         f"{c['rates']['whole']:.0f} and {c['rates']['chunks']:.0f} pairs/s, losses differ by at "
         f"most {c['gap']:.0e}.\n",
         "### From thousands to hundreds of thousands of pairs\n",
-        drawn(curves(b["scale"]), out, "figures/results_scale.png",
-              "An epoch streamed from shards: 32 px, batches of 256, full shuffle. Dotted: slopes "
-              "of 1 and 0.",
-              "Time and peak memory of an epoch against the number of pairs, on logarithmic axes."),
-        table(["pairs", "on disk", "epoch", "per pair", "peak memory"],
-              [[f"{s['pairs']:,}", f"{s['disk_bytes'] / 1e9:.2f} GB", f"{s['seconds']:.0f} s",
-                f"{1e3 * s['seconds'] / s['pairs']:.2f} ms", f"{s['peak_bytes'] / 1e9:.2f} GB"]
-               for s in b["scale"]], right=4),
+        drawn(
+            curves(b["scale"]),
+            out,
+            "figures/results_scale.png",
+            "An epoch streamed from shards: 32 px, batches of 256, full shuffle. Dotted: slopes "
+            "of 1 and 0.",
+            "Time and peak memory of an epoch against the number of pairs, on logarithmic axes.",
+        ),
+        table(
+            ["pairs", "on disk", "epoch", "per pair", "peak memory"],
+            [
+                [
+                    f"{s['pairs']:,}",
+                    f"{s['disk_bytes'] / 1e9:.2f} GB",
+                    f"{s['seconds']:.0f} s",
+                    f"{1e3 * s['seconds'] / s['pairs']:.2f} ms",
+                    f"{s['peak_bytes'] / 1e9:.2f} GB",
+                ]
+                for s in b["scale"]
+            ],
+            right=4,
+        ),
         "",
-    ]  # fmt: skip
+    ]
 
 
 def slopes(scale: list[dict]) -> dict[str, float]:
     """Of time and of memory against pairs, in double-logarithmic axes."""
     pairs = np.log([s["pairs"] for s in scale])
-    return {k: float(np.polyfit(pairs, np.log([s[k] for s in scale]), 1)[0])
-            for k in ("seconds", "peak_bytes")}  # fmt: skip
+    return {
+        k: float(np.polyfit(pairs, np.log([s[k] for s in scale]), 1)[0])
+        for k in ("seconds", "peak_bytes")
+    }
 
 
 @plots.drawn
@@ -108,13 +149,28 @@ def others(b: dict) -> list[str]:
     folds = f"{folds}, {p['features']:,} features"
     top = f"top {s['top']} of {s['gallery']:,} × {s['features']} for {s['queries']} queries"
     rows = [
-        ["embedding patches of 224 px", f"{e['rates']['tutorial']:.0f} patches/s",
-         f"{e['rates']['ours']:.0f} patches/s", f"{e['ratio']:.1f}", f"sums within {e['gap']:.0e}"],
-        [folds, f"{p['seconds']['upstream']:.0f} s", f"{p['seconds']['ours']:.1f} s",
-         f"{p['ratio']:.0f}", f"*r* within {p['largest_difference']:.0e}"],
-        [f"{top}, faiss flat", f"{s['seconds']['faiss']:.1f} s", f"{s['seconds']['ours']:.1f} s",
-         f"{s['ratio']:.1f}", f"{s['agree']:.1%} the same"],
-    ]  # fmt: skip
+        [
+            "embedding patches of 224 px",
+            f"{e['rates']['tutorial']:.0f} patches/s",
+            f"{e['rates']['ours']:.0f} patches/s",
+            f"{e['ratio']:.1f}",
+            f"sums within {e['gap']:.0e}",
+        ],
+        [
+            folds,
+            f"{p['seconds']['upstream']:.0f} s",
+            f"{p['seconds']['ours']:.1f} s",
+            f"{p['ratio']:.0f}",
+            f"*r* within {p['largest_difference']:.0e}",
+        ],
+        [
+            f"{top}, faiss flat",
+            f"{s['seconds']['faiss']:.1f} s",
+            f"{s['seconds']['ours']:.1f} s",
+            f"{s['ratio']:.1f}",
+            f"{s['agree']:.1%} the same",
+        ],
+    ]
     start = b["start_up"]
     return [
         "### Embedding, probing, searching\n\nAn embedding stops at the tap. A ridge needs of its "

@@ -52,10 +52,14 @@ import json
 import numpy as np
 import pandas as pd
 
-from seal_book import begin, charts
-from seal_lite import InputError, pairs, plots, targets
-from seal_lite.evaluate import gene_classes, genes_to_score, read_truth
-from seal_lite.formats import patient_of
+from seal_lite import InputError, plots
+from seal_lite.data import registration
+from seal_lite.data.genes import depth
+from seal_lite.data.phantom.truth import gene_classes, read_truth
+from seal_lite.data.readers.legacy_st import patient_of
+from seal_lite.evaluation.scores import genes_to_score
+from seal_lite.evaluation.targets import pearson, pearson_residuals, section_targets
+from seal_lite.tutorial import begin, charts
 
 ROOT = (here := begin(DATASET, smoke=SMOKE)).root
 names = here.names
@@ -110,7 +114,7 @@ print(f"{um_per_px:.4f} µm per pixel; 224 µm are {224 / um_per_px:.0f} pixels"
 
 # %%
 #| alt: The section, and a map of its spots coloured by the logarithm of their depth.
-depth = targets.depth(adata)
+depth = depth(adata)
 print(
     f"{adata.n_obs} spots, {adata.n_vars} genes; depth: median {np.median(depth):,.0f}, "
     f"from {depth.min():,.0f} to {depth.max():,.0f}"
@@ -131,7 +135,7 @@ plots.gene_maps(
 #| alt: The section, and maps of six genes, each with its own colour scale.
 wanted = ["ERBB2", "EPCAM", "COL1A1", "CD3E", "PECAM1", "ADIPOQ"]
 shown = [g for g in wanted if g in adata.var_names]
-values = targets.section_targets(adata, shown)["log1p_cp10k"][section.rows]
+values = section_targets(adata, shown)["log1p_cp10k"][section.rows]
 plots.gene_maps(section, values, shown, label="log(1 + counts per 10,000)")
 
 # %% [markdown]
@@ -156,7 +160,7 @@ classes = gene_classes(ROOT) or dict.fromkeys(genes, "measured")
 truth = read_truth(ROOT, section, genes)
 one_each = list({classes[g]: g for g in reversed(genes)}.values())[::-1]
 at = [genes.index(g) for g in one_each]
-measured = targets.section_targets(adata, genes)["log1p_cp10k"][section.rows]
+measured = section_targets(adata, genes)["log1p_cp10k"][section.rows]
 columns, titles = measured[:, at], [f"{g}: measured" for g in one_each]
 if truth is not None:
     expected, region = truth
@@ -185,8 +189,8 @@ plots.gene_maps(section, columns, titles, label="log(1 + counts per 10,000)")
 #| log of counts per ten thousand, and as log of raw counts. A bar marks each row's mean.
 log_depth = np.log(depth[section.rows])[:, None]
 leak = {
-    name: targets.pearson(np.repeat(log_depth, len(genes), 1), y[section.rows])
-    for name, y in targets.section_targets(adata, genes).items()
+    name: pearson(np.repeat(log_depth, len(genes), 1), y[section.rows])
+    for name, y in section_targets(adata, genes).items()
 }
 charts.strips(
     {charts.LABELS[name]: {"one dot per gene": r} for name, r in leak.items()},
@@ -249,7 +253,7 @@ for name, places in faults.items():
     wrong = adata.copy()
     wrong.obsm["spatial"] = places
     try:
-        print(f"{name}: {pairs.um_per_px(wrong, step_um=(pitch, pitch)):.4f} µm per pixel")
+        print(f"{name}: {registration.um_per_px(wrong, step_um=(pitch, pitch)):.4f} µm per pixel")
     except InputError as error:
         print(f"{name}: refused ({str(error).partition(': ')[2]})")
 # A shift leaves the grid a grid, so nothing in the coordinates can tell; a common stretch is taken
@@ -267,13 +271,13 @@ rows = {}
 for share in (1e-2, 1e-3, 1e-4):
     fake = rng.poisson(share * depth[:, None], (len(depth), 300))
     made = {
-        "pearson_residuals": targets.pearson_residuals(fake, depth, np.full(300, share)),
+        "pearson_residuals": pearson_residuals(fake, depth, np.full(300, share)),
         "log1p_cp10k": np.log1p(1e4 * fake / depth[:, None]),
         "log1p_raw": np.log1p(fake),
     }
     ln = np.repeat(np.log(depth)[:, None], 300, 1)
     rows[f"{share * np.median(depth):.1f} counts a spot"] = {
-        charts.LABELS[k]: targets.pearson(ln, v).mean() for k, v in made.items()
+        charts.LABELS[k]: pearson(ln, v).mean() for k, v in made.items()
     }
 # Raw counts always do. Dividing by depth helps where counts are many; a rare gene is more often 0
 # in a shallow spot than in a deep one, and no division turns a 0 into anything else. The residual

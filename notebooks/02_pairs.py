@@ -44,15 +44,17 @@ import matplotlib.pyplot as plt
 import numpy as np
 import torch
 
-from seal_book import begin
 from seal_lite import Config, InputError, plots
-from seal_lite.batches import Pairs
-from seal_lite.encoders import build_encoder
-from seal_lite.evaluate import read_truth
-from seal_lite.genes import GenePanel, columns, log_normalise, neighbour_mean, smooth
-from seal_lite.pairs import Section, extract_patches
-from seal_lite.targets import pearson, section_targets, target_genes
-from seal_lite.views import make_views, view_parameters
+from seal_lite.data.genes import GenePanel, columns, log_normalise, smooth
+from seal_lite.data.patches import extract_patches
+from seal_lite.data.phantom.truth import read_truth
+from seal_lite.data.registration import neighbour_mean
+from seal_lite.data.section import Section
+from seal_lite.encoders.views import make_views, view_parameters
+from seal_lite.encoders.vision import build_encoder
+from seal_lite.evaluation.targets import pearson, section_targets, target_genes
+from seal_lite.training.loader import Pairs
+from seal_lite.tutorial import begin
 
 here = begin(DATASET, smoke=SMOKE)
 (section,) = here.load([SECTION or here.names[-1]])

@@ -46,9 +46,10 @@ import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 
-from seal_book import begin
-from seal_lite import InputError, plots, targets
-from seal_lite.genes import GenePanel, columns, select_genes, smooth
+from seal_lite import InputError, plots
+from seal_lite.data.genes import GenePanel, columns, depth, select_genes, smooth
+from seal_lite.evaluation.targets import THETA, pearson, pearson_residuals
+from seal_lite.tutorial import begin
 
 here = begin(DATASET, smoke=SMOKE, test=TEST)
 config, train, test, scored = here.config, here.train, here.test, here.genes
@@ -86,8 +87,11 @@ far = int(np.abs([y[:, most].mean() - logs[-1][:, most].mean() for y in logs]).a
 #| as counts, as log of counts per ten thousand, and as z-scores, with one colour scale per column.
 with plt.rc_context(plots.STYLE):
     figure, axes = plt.subplots(2, 4, figsize=(8.5, 4.9))
-    values = {"counts": raw, "log(1 + CP10k)": [y[:, most] for y in logs],
-              "z": [z[:, most] for z in zs]}  # fmt: skip
+    values = {
+        "counts": raw,
+        "log(1 + CP10k)": [y[:, most] for y in logs],
+        "z": [z[:, most] for z in zs],
+    }
     for row, i in zip(axes, (far, len(train)), strict=True):
         plots.tissue(row[0], sections[i], title=sections[i].name)
     for column, (name, v) in zip(axes[:, 1:].T, values.items(), strict=True):
@@ -135,7 +139,7 @@ counts = [columns(a.layers["counts"], a.var_names, names)[0].astype(float) for a
 seen = np.sum([c.sum(0) for c in counts], 0) >= 3
 mean, variance = (np.mean([f(c, 0) for c in counts], 0) for f in (np.mean, np.var))
 residual = [
-    targets.pearson_residuals(c, targets.depth(a), c.sum(0) / targets.depth(a).sum())
+    pearson_residuals(c, depth(a), c.sum(0) / depth(a).sum())
     for c, a in zip(counts, adatas, strict=True)
 ]
 residual = np.mean([r.var(0) for r in residual], 0)
@@ -158,7 +162,7 @@ with plt.rc_context(plots.STYLE):
         ax.set_ylabel(f"variance of the {label}")
     line = np.geomspace(mean[seen].min(), mean.max(), 50)
     axes[0].plot(line, line, "--", color=plots.GREY, lw=1)
-    axes[0].plot(line, line + line**2 / targets.THETA, color=plots.GREY, lw=1)
+    axes[0].plot(line, line + line**2 / THETA, color=plots.GREY, lw=1)
     axes[1].axhline(1, ls="--", color=plots.GREY, lw=1)
     for i in np.argsort(-np.where(seen, residual, 0))[:1]:
         place = {"xytext": (5, 2), "textcoords": "offset points", "fontsize": 8}
@@ -224,8 +228,10 @@ def steps(adata):
     smoothed = smooth(adata, share=panel.share)
     x, _ = columns(smoothed, adata.var_names, panel.genes)
     c = 1e4 * x / np.asarray(smoothed.sum(1))
-    z = {f"z, {own} scale": replace(panel, zscore=which).transform(adata)
-         for own, which in (("training's", "train"), ("own", "section"))}  # fmt: skip
+    z = {
+        f"z, {own} scale": replace(panel, zscore=which).transform(adata)
+        for own, which in (("training's", "train"), ("own", "section"))
+    }
     return {"counts": x, "CP10k": c, "log(1 + CP10k)": np.log1p(c)} | z
 
 
@@ -253,13 +259,12 @@ figure
 # And over all genes of the panel, three things that should not decide what a network learns:
 
 # %%
-log_depth = [np.log(targets.depth(s.adata)) for s in sections]
+log_depth = [np.log(depth(s.adata)) for s in sections]
 rows = {}
 for step in found[0]:
     v = [f[step] for f in found]
     r = [
-        targets.pearson(np.repeat(d[:, None], y.shape[1], 1), y)
-        for d, y in zip(log_depth, v, strict=True)
+        pearson(np.repeat(d[:, None], y.shape[1], 1), y) for d, y in zip(log_depth, v, strict=True)
     ]
     var = np.sort(np.mean([y.var(0) for y in v], 0))
     rows[step] = {
@@ -339,15 +344,19 @@ print(refused)
 #| alt: The variance of Pearson residuals against the mean count, both logarithmic: all genes as
 #| dots, the scored ones in colour, and a line that rises from 1.
 theta = 10
-rising = (1 + mean / theta) / (1 + mean / targets.THETA)  # (mu + mu^2/10) / (mu + mu^2/100)
+rising = (1 + mean / theta) / (1 + mean / THETA)  # (mu + mu^2/10) / (mu + mu^2/100)
 tissue = np.isin(names, scored)
 with plt.rc_context(plots.STYLE):
     figure, ax = plt.subplots(figsize=(6, 3.4))
     ax.plot(mean[seen & ~tissue], residual[seen & ~tissue], "o", ms=4, mew=0, color="#aaaaaa")
     ax.plot(mean[tissue], residual[tissue], "o", ms=4, mew=0, label="scored genes")
     line = np.sort(mean[seen])
-    ax.plot(line, (1 + line / theta) / (1 + line / targets.THETA), color=plots.COLOURS[1],
-            label="no tissue, $\\theta = 10$")  # fmt: skip
+    ax.plot(
+        line,
+        (1 + line / theta) / (1 + line / THETA),
+        color=plots.COLOURS[1],
+        label="no tissue, $\\theta = 10$",
+    )
     ax.set(xscale="log", yscale="log", xlabel="mean count in a spot")
     ax.set_ylabel("variance of the residuals")
     ax.legend(loc="lower right")

@@ -47,14 +47,15 @@ import numpy as np
 import pandas as pd
 from sklearn.decomposition import PCA
 
-from seal_book import begin, charts
 from seal_lite import plots
-from seal_lite.crossval import score_rows
-from seal_lite.encoders import build_encoder
-from seal_lite.evaluate import features, gene_classes, score_models
-from seal_lite.probe import ALPHAS, inner_scores
-from seal_lite.ridge import Ridge, Sums
-from seal_lite.targets import pearson, section_targets
+from seal_lite.data.phantom.truth import gene_classes
+from seal_lite.encoders.vision import build_encoder
+from seal_lite.evaluation.features import embed_all
+from seal_lite.evaluation.probes import ALPHAS, inner_scores
+from seal_lite.evaluation.ridge import Ridge, Sums
+from seal_lite.evaluation.scores import score_models, score_rows
+from seal_lite.evaluation.targets import pearson, section_targets
+from seal_lite.tutorial import begin, charts
 
 here = begin(DATASET, BACKBONE, smoke=SMOKE, test=TEST, seed=SEED)
 config, train, test, genes = here.config, here.train, here.test, here.genes
@@ -72,7 +73,7 @@ print("training sections:", ", ".join(s.name for s in train), "| held out:", tes
 #| alt: The held-out section's tissue, and the first principal component of the frozen embedding at
 #| an early, a middle and the last stage as maps over it.
 encoder = build_encoder(config.backbone, tune_blocks=config.tune_blocks, seed=SEED)
-found, stages = features([*train, test], {}, config)  # of every rival, and of every stage
+found, stages = embed_all([*train, test], {}, config)  # of every rival, and of every stage
 first = {}
 for name in dict.fromkeys([[*stages][0], [*stages][len(stages) // 2], encoder.tap]):
     parts = stages[name]
@@ -253,8 +254,10 @@ print(f"chosen inside: {honest:.3f}; chosen on the test section: {peeked:.3f}")
 for t in ("log1p_raw", "pearson_residuals"):
     targets_ = [section_targets(s.adata, genes)[t][s.rows] for s in [*train, test]]
     said = {}
-    for name, parts in (("embedding", x), ("with log depth", [np.c_[a, d] for a, d in
-                                           zip(x, found["log_depth"], strict=True)])):  # fmt: skip
+    for name, parts in (
+        ("embedding", x),
+        ("with log depth", [np.c_[a, d] for a, d in zip(x, found["log_depth"], strict=True)]),
+    ):
         inner = inner_scores(np.concatenate(parts[:-1]), np.concatenate(targets_[:-1]), groups)
         ridge = Ridge.fit(Sums.of(np.concatenate(parts[:-1]), np.concatenate(targets_[:-1])))
         r = pearson(ridge.predict(parts[-1], alpha=ALPHAS[inner.argmax()]), targets_[-1])

@@ -50,12 +50,13 @@ from matplotlib.colors import ListedColormap
 from scipy.cluster.hierarchy import fcluster, leaves_list, linkage
 from scipy.spatial.distance import squareform
 
-from seal_book import begin, charts
-from seal_lite import losses, plots
-from seal_lite.evaluate import gene_classes, read_truth
-from seal_lite.genes import GenePanel
-from seal_lite.model import GeneVAE
-from seal_lite.targets import pearson
+from seal_lite import plots
+from seal_lite.data.genes import GenePanel
+from seal_lite.data.phantom.truth import gene_classes, read_truth
+from seal_lite.evaluation.targets import pearson
+from seal_lite.model import losses
+from seal_lite.model.gene_vae import GeneVAE
+from seal_lite.tutorial import begin, charts
 
 here = begin(DATASET, smoke=SMOKE, test=TEST)
 ROOT, config, train, test, scored = here.root, here.config, here.train, here.test, here.genes

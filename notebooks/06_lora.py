@@ -49,9 +49,10 @@ import torch
 from peft.tuners.lora import LoraLayer
 from torch import nn
 
-from seal_book import begin, frames
 from seal_lite import plots
-from seal_lite.encoders import build_encoder, embed
+from seal_lite.encoders.embedding import embed_patches
+from seal_lite.encoders.vision import build_encoder
+from seal_lite.tutorial import begin, frames
 
 here = begin(DATASET, BACKBONE, EPOCHS, SMOKE, seed=SEED)
 config, test = here.config, here.test
@@ -77,14 +78,22 @@ for rank in (1, 2, 4, 8, 16, 32, 64):
             (axes[0], grey, f"the matrix: {grey.size:,} numbers"),
             (axes[1], low, f"rank {rank}: {numbers:,} numbers"),
         ):
-            ax.imshow(shown, cmap="gray", vmin=0, vmax=255,
-                      extent=(0, config.patch_um, config.patch_um, 0))  # fmt: skip
+            ax.imshow(
+                shown,
+                cmap="gray",
+                vmin=0,
+                vmax=255,
+                extent=(0, config.patch_um, config.patch_um, 0),
+            )
             ax.set(title=said, xticks=[], yticks=[])
             plots.scale_bar(ax)
     plt.close(figure)
     approximations[rank] = figure
-frames.slider(approximations, label="rank", alt="A patch of tissue in grey, and beside it the same "
-              "patch as a matrix of the given rank.")  # fmt: skip
+frames.slider(
+    approximations,
+    label="rank",
+    alt="A patch of tissue in grey, and beside it the same patch as a matrix of the given rank.",
+)
 
 # %% [markdown]
 # A change $\Delta W$ of a weight matrix is such a picture too. LoRA's bet: the *change* that a new
@@ -193,8 +202,13 @@ figure
 # is tuned whole. peft {cite:p}`mangrulkar2022peft` puts the layers in, by name:
 
 # %%
-encoder = build_encoder(config.backbone, tune_blocks=config.tune_blocks, rank=config.lora_rank,
-                        alpha=config.lora_alpha, dropout=config.lora_dropout)  # fmt: skip
+encoder = build_encoder(
+    config.backbone,
+    tune_blocks=config.tune_blocks,
+    rank=config.lora_rank,
+    alpha=config.lora_alpha,
+    dropout=config.lora_dropout,
+)
 
 
 def adapted(encoder) -> dict:
@@ -258,11 +272,15 @@ figure
 # %%
 energy = {n: s.square().cumsum(0) / s.square().sum() for n, s in spectra.items()}
 half = {n: int((e < 0.9).sum()) + 1 for n, e in energy.items()}
-print("directions that hold 90% of a layer's change, in square:",
-      f"{min(half.values())} to {max(half.values())} of {config.lora_rank}")  # fmt: skip
+print(
+    "directions that hold 90% of a layer's change, in square:",
+    f"{min(half.values())} to {max(half.values())} of {config.lora_rank}",
+)
 relative = {name: float(deltas[name].norm() / layers[name].weight.norm()) for name in layers}
-print(f"size of the change, relative to the weights: {min(relative.values()):.2f} to "
-      f"{max(relative.values()):.2f}")  # fmt: skip
+print(
+    f"size of the change, relative to the weights: {min(relative.values()):.2f} to "
+    f"{max(relative.values()):.2f}"
+)
 
 # %% [markdown]
 # ## Merge, and it is gone
@@ -274,10 +292,10 @@ print(f"size of the change, relative to the weights: {min(relative.values()):.2f
 
 # %%
 few = test.patches[:8]
-before = embed(model.encoder, few)
+before = embed_patches(model.encoder, few)
 for module in layers.values():
     module.merge()
-after = embed(model.encoder, few)
+after = embed_patches(model.encoder, few)
 merge_gap = float(np.abs(after - before).max() / np.abs(before).max())
 print(f"merged and not, the embeddings differ by {merge_gap:.1e} of the largest")
 

@@ -46,8 +46,9 @@ import pandas as pd
 import torch
 import torch.nn.functional as F
 
-from seal_book import frames
-from seal_lite import Config, losses, plots, preset
+from seal_lite import Config, plots, preset
+from seal_lite.model import losses
+from seal_lite.tutorial import frames
 
 # %% [markdown]
 # ## Four pairs in the plane
@@ -87,11 +88,23 @@ def draw_matrix(ax, values, *, title, limits, cmap="viridis"):
     ax.imshow(values, cmap=cmap, vmin=limits[0], vmax=limits[1])
     for (i, j), v in np.ndenumerate(np.asarray(values)):
         light = (v - limits[0]) / (limits[1] - limits[0]) < 0.55
-        ax.text(j, i, f"{v:.2f}", ha="center", va="center", fontsize=9,
-                color="white" if light else "black")  # fmt: skip
+        ax.text(
+            j,
+            i,
+            f"{v:.2f}",
+            ha="center",
+            va="center",
+            fontsize=9,
+            color="white" if light else "black",
+        )
     names = range(1, len(values) + 1)
-    ax.set(xticks=range(len(values)), yticks=range(len(values)), title=title,
-           xlabel="gene", ylabel="image")  # fmt: skip
+    ax.set(
+        xticks=range(len(values)),
+        yticks=range(len(values)),
+        title=title,
+        xlabel="gene",
+        ylabel="image",
+    )
     ax.set_xticklabels(names)
     ax.set_yticklabels(names)
 
@@ -157,12 +170,20 @@ for t in (1.0, 0.5, 0.2, 0.1, 0.05, 0.02):
     with plt.rc_context(plots.STYLE):
         figure, ax = plt.subplots(figsize=(4.4, 3.9))
         loss = losses.clip_loss(image, gene, temperature=t)
-        draw_matrix(ax, (cosines / t).softmax(1), limits=(0, 1),
-                    title=f"what each image guesses, loss {loss:.2f}")  # fmt: skip
+        draw_matrix(
+            ax,
+            (cosines / t).softmax(1),
+            limits=(0, 1),
+            title=f"what each image guesses, loss {loss:.2f}",
+        )
     plt.close(figure)
     scale[f"{t:g}"] = figure
-frames.slider(scale, label="temperature", alt="Each image's guess over the four genes as a matrix "
-              "of probabilities, sharper at lower temperatures.")  # fmt: skip
+frames.slider(
+    scale,
+    label="temperature",
+    alt="Each image's guess over the four genes as a matrix "
+    "of probabilities, sharper at lower temperatures.",
+)
 
 # %% [markdown]
 # ## Which way does it push?
@@ -303,8 +324,10 @@ print(f"formula {closed:.4f}, integral {integral:.4f}")
 
 # %%
 names = ["temperature", "w_clip", "w_gene", "w_image", "w_mse", "w_corr", "w_kl"]
-pd.DataFrame({n: [getattr(preset(p), n) for p in ("default", "paper")] for n in names},
-             index=["default", "paper"])  # fmt: skip
+pd.DataFrame(
+    {n: [getattr(preset(p), n) for p in ("default", "paper")] for n in names},
+    index=["default", "paper"],
+)
 
 # %% [markdown]
 # Three of the four terms speak of expression, and only one of what distinguishes a spot from its

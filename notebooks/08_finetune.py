@@ -51,16 +51,17 @@ import numpy as np
 import pandas as pd
 import torch
 
-from seal_book import begin, charts
-from seal_book.frames import slider
 from seal_lite import Config, plots
-from seal_lite.batches import Pairs
-from seal_lite.encoders import build_encoder, clean_images, embed
-from seal_lite.evaluate import embed_stages, read_truth
-from seal_lite.genes import GenePanel
-from seal_lite.losses import clip_loss
-from seal_lite.model import SEAL
-from seal_lite.train import learning_rate
+from seal_lite.data.genes import GenePanel
+from seal_lite.data.phantom.truth import read_truth
+from seal_lite.encoders.embedding import embed_patches, embed_stages, image_batches
+from seal_lite.encoders.vision import build_encoder
+from seal_lite.model.losses import clip_loss
+from seal_lite.model.seal import SEAL
+from seal_lite.training.loader import Pairs
+from seal_lite.training.loop import learning_rate
+from seal_lite.tutorial import begin, charts
+from seal_lite.tutorial.frames import slider
 
 here = begin(DATASET, BACKBONE, EPOCHS, SMOKE, test=TEST, seed=SEED)
 config, train, test = here.config, here.train, here.test
@@ -112,7 +113,7 @@ def way_of_a_pair(model):
     """The held-out pair `one`, step by step through a model."""
     device = next(model.parameters()).device
     with torch.inference_mode():
-        hidden = model.encoder.prefix(next(clean_images(test.patches[one : one + 1])).to(device))
+        hidden = model.encoder.prefix(next(image_batches(test.patches[one : one + 1])).to(device))
         e = model.encoder.tail(hidden).cpu()
     u, v = model.project_images(e)[0], model.encode_genes(z[one : one + 1])[0]
     with plt.rc_context(plots.STYLE):
@@ -174,7 +175,7 @@ print(f"LoRA in {len(encoder.adapted)} modules, {trainable:,} of {total:,} numbe
 # %%
 frozen = build_encoder(config.backbone, tune_blocks=0)
 few = test.patches[:16]
-no_op = float(np.abs(embed(encoder, few) - embed(frozen, few)).max())
+no_op = float(np.abs(embed_patches(encoder, few) - embed_patches(frozen, few)).max())
 print(f"largest difference of the embeddings before training: {no_op}")
 
 # %% [markdown]
@@ -320,8 +321,9 @@ def space(epoch):
         figure, (left, right) = plt.subplots(1, 2, figsize=(8, 4.6), width_ratios=(1.4, 1))
         for name, colour in colours.items():
             at = kind == name
-            left.plot(*np.stack([image[at], gene[at]]).transpose(2, 0, 1), color=colour, lw=0.5,
-                      alpha=0.4)  # fmt: skip
+            left.plot(
+                *np.stack([image[at], gene[at]]).transpose(2, 0, 1), color=colour, lw=0.5, alpha=0.4
+            )
             left.plot(*image[at].T, "o", ms=4, mew=0, color=colour, label=name)
             left.plot(*gene[at].T, "s", ms=3.5, mew=0, color=colour)
         left.set(xlim=(-reach, reach), ylim=(-reach, reach), xticks=[], yticks=[], aspect="equal")
@@ -334,8 +336,12 @@ def space(epoch):
         right.set(xlabel="cosine of image and genes", ylim=(0, 1.3 * tallest), yticks=[])
         right.spines["left"].set_visible(False)
         right.legend(loc="upper left", fontsize=9)
-        figure.legend(*left.get_legend_handles_labels(), loc="outside lower center", title=named,
-                      ncols=min(6, len(colours)))  # fmt: skip
+        figure.legend(
+            *left.get_legend_handles_labels(),
+            loc="outside lower center",
+            title=named,
+            ncols=min(6, len(colours)),
+        )
     plt.close(figure)
     return figure
 
@@ -399,8 +405,8 @@ provenance = json.loads((RUN / "provenance.json").read_text())
 
 # %%
 loaded = SEAL.from_pretrained(RUN)
-reload = float(np.abs(embed(loaded.encoder, few) - embed(model.encoder, few)).max())
-moved = float(np.abs(embed(model.encoder, few) - embed(frozen, few)).mean())
+reload = float(np.abs(embed_patches(loaded.encoder, few) - embed_patches(model.encoder, few)).max())
+moved = float(np.abs(embed_patches(model.encoder, few) - embed_patches(frozen, few)).mean())
 print(f"largest difference after loading: {reload}")
 print(f"mean change of an embedding's numbers by training: {moved:.3f}")
 
@@ -415,7 +421,7 @@ print(f"mean change of an embedding's numbers by training: {moved:.3f}")
 #| embedding, and the same by the tuned one, with their cosines.
 rows, titles = [], []
 for name, net in (("frozen", frozen), ("tuned", model.encoder)):
-    e = embed(net, test.patches)
+    e = embed_patches(net, test.patches)
     e = (e - e.mean(0)) / e.std(0)
     e /= np.linalg.norm(e, axis=1, keepdims=True)
     query = len(e) // 2

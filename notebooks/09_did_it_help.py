@@ -47,14 +47,15 @@ import numpy as np
 import pandas as pd
 from scipy.stats import binomtest
 
-from seal_book import begin, charts
 from seal_lite import plots
-from seal_lite.crossval import score_rows, tidy
-from seal_lite.evaluate import fold_features, gene_classes, read_truth, score_models
-from seal_lite.genes import neighbour_mean
-from seal_lite.morphology import morphology
-from seal_lite.probe import tuned_probe
-from seal_lite.targets import pearson, section_targets
+from seal_lite.data.phantom.truth import gene_classes, read_truth
+from seal_lite.data.registration import neighbour_mean
+from seal_lite.evaluation.features import fold_features
+from seal_lite.evaluation.morphology import morphology
+from seal_lite.evaluation.probes import tuned_probe
+from seal_lite.evaluation.scores import score_models, score_rows, tidy
+from seal_lite.evaluation.targets import pearson, section_targets
+from seal_lite.tutorial import begin, charts
 
 here = begin(DATASET, BACKBONE, EPOCHS, SMOKE, test=TEST, seed=SEED)
 ROOT, config, train, test, genes = here.root, here.config, here.train, here.test, here.genes

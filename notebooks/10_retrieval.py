@@ -53,10 +53,10 @@ import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 
-from seal_book import begin, charts
 from seal_lite import plots
-from seal_lite.encoders import embed
-from seal_lite.retrieval import gene_set_profile, retrieval_scores, search
+from seal_lite.encoders.embedding import embed_patches
+from seal_lite.evaluation.retrieval import gene_set_profile, retrieval_scores, search
+from seal_lite.tutorial import begin, charts
 
 here = begin(DATASET, BACKBONE, EPOCHS, SMOKE, test=TEST, seed=SEED)
 config, train, test = here.config, here.train, here.test
@@ -65,7 +65,7 @@ models = {
     for name, shuffle in (("tuned", False), ("shuffled", True))
 }
 model = models["tuned"]
-embeddings = embed(model.encoder, test.patches)
+embeddings = embed_patches(model.encoder, test.patches)
 print(f"{len(embeddings)} regions of {test.name}, a patient that was held out")
 
 # %% [markdown]
@@ -142,7 +142,7 @@ pd.DataFrame({k: {name: v.mean() for name, v in g.items()} for k, g in found.ite
 # %%
 recalls = {"tuned": retrieval_scores(model, test, embeddings)}
 control = models["shuffled"]
-recalls["shuffled"] = retrieval_scores(control, test, embed(control.encoder, test.patches))
+recalls["shuffled"] = retrieval_scores(control, test, embed_patches(control.encoder, test.patches))
 n, at = recalls["tuned"]["n"], (1, 5, 10)
 table = pd.DataFrame(
     {
@@ -217,14 +217,23 @@ pd.DataFrame(rows).T.round(2)
 # answer of the right kind is counted as wrong. Where it is next door, smoothing has helped it.
 place = test.adata.obsm["spatial"][test.rows] * test.adata.uns["um_per_px"]
 nearest = search(model.encode_genes(z), gallery, top=1)[0][:, 0]
-far = {"first answer": np.linalg.norm(place - place[nearest], axis=1),
-       "any region": np.linalg.norm(place[:, None] - place, axis=2).ravel()}  # fmt: skip
+far = {
+    "first answer": np.linalg.norm(place - place[nearest], axis=1),
+    "any region": np.linalg.norm(place[:, None] - place, axis=2).ravel(),
+}
 with plt.rc_context(plots.STYLE):
     figure, ax = plt.subplots(figsize=(7, 2.8))
     bins = np.arange(0, far["any region"].max() + 300, 300)  # the first: itself and neighbours
     for (name, values), colour in zip(far.items(), plots.COLOURS, strict=False):
-        ax.hist(values, bins, density=True, histtype="step", lw=2, color=colour,
-                label=f"{name}: median {np.median(values):,.0f} µm")  # fmt: skip
+        ax.hist(
+            values,
+            bins,
+            density=True,
+            histtype="step",
+            lw=2,
+            color=colour,
+            label=f"{name}: median {np.median(values):,.0f} µm",
+        )
     ax.set(xlabel="distance from the spot that asked, µm", ylabel="share of answers", yticks=[])
     ax.legend()
 plt.close(figure)

@@ -48,12 +48,12 @@ import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 
-from seal_book import begin, charts
 from seal_lite import plots
-from seal_lite.encoders import embed
-from seal_lite.retrieval import cross_modal, shared_space
-from seal_lite.sections import load_sections
-from tissue_phantom import phantom
+from seal_lite.data.phantom import phantom
+from seal_lite.data.section import load_sections
+from seal_lite.encoders.embedding import embed_patches
+from seal_lite.evaluation.retrieval import cross_modal, shared_space
+from seal_lite.tutorial import begin, charts
 
 here = begin(DATASET, BACKBONE, EPOCHS, SMOKE, test=TEST, seed=SEED)
 config = here.config
@@ -68,7 +68,9 @@ else:  # the model has seen whom it is asked about, but not the patient who asks
 spaces = {}
 for name, shuffle in (("tuned", False), ("shuffled", True)):
     model, _ = here.finetuned(shuffle_pairs=shuffle)
-    spaces[name] = shared_space(model, asked, [embed(model.encoder, s.patches) for s in asked])
+    spaces[name] = shared_space(
+        model, asked, [embed_patches(model.encoder, s.patches) for s in asked]
+    )
 patients = len({s.patient for s in asked})
 n = len(spaces["tuned"]["slide"])
 print(f"{len(asked)} slides of {patients} patients, {n} regions; {len(asking)} of the slides ask")
@@ -90,9 +92,10 @@ flat = (both - both.mean(0)) @ axes[:2].T
 with plt.rc_context(plots.STYLE):
     figure, panels = plt.subplots(1, 2, figsize=(8.5, 4.0), sharex=True, sharey=True)
     for ax, (title, part) in zip(
-        panels, (("pictures", flat[: len(flat) // 2]), ("profiles", flat[len(flat) // 2 :])),
+        panels,
+        (("pictures", flat[: len(flat) // 2]), ("profiles", flat[len(flat) // 2 :])),
         strict=True,
-    ):  # fmt: skip
+    ):
         for patient, colour in zip(dict.fromkeys(space["patient"]), plots.COLOURS, strict=False):
             mine = space["patient"] == patient
             ax.scatter(*part[mine].T, s=9, color=colour, alpha=0.6, lw=0, label=patient)
@@ -138,8 +141,10 @@ shown[["random", "shuffled", "tuned", "oracle"]].round(3)
 with plt.rc_context(plots.STYLE):
     figure, panels = plt.subplots(1, 2, figsize=(8.5, 3.6), sharey=True)
     for ax, direction in zip(panels, ("genes to images", "images to genes"), strict=True):
-        for name, colour, at in (("tuned", plots.COLOURS[0], -0.12),
-                                 ("shuffled", plots.COLOURS[1], 0.12)):  # fmt: skip
+        for name, colour, at in (
+            ("tuned", plots.COLOURS[0], -0.12),
+            ("shuffled", plots.COLOURS[1], 0.12),
+        ):
             asks = rows[name][rows[name].direction == direction]
             for i, scope in enumerate(order):
                 part = asks[asks.scope == scope]
@@ -148,8 +153,11 @@ with plt.rc_context(plots.STYLE):
                 ax.plot(share, np.full(len(share), i + at), "o", **dots)
                 ax.plot([share.mean()] * 2, [i + at - 0.1, i + at + 0.1], lw=3.5, color=colour)
         ax.set_yticks(range(len(order)), order)
-        ax.set(title=direction, xlabel="share of the way from random to oracle",
-               ylim=(len(order) - 0.5, -0.5))  # fmt: skip
+        ax.set(
+            title=direction,
+            xlabel="share of the way from random to oracle",
+            ylim=(len(order) - 0.5, -0.5),
+        )
         ax.axvline(0, color=plots.GREY, lw=0.8)
     charts.legend(figure, list(rows))
 plt.close(figure)
@@ -201,8 +209,10 @@ other = space["patient"] != space["patient"][mine][0]
 z = space["expression"] - space["expression"].mean(1, keepdims=True)
 z /= np.linalg.norm(z, axis=1, keepdims=True)
 alike, near = z[mine] @ z[other].T, space["genes"][mine] @ space["images"][other].T
-ranked = {"found": np.take_along_axis(alike, np.argsort(-near, 1), 1),
-          "oracle": -np.sort(-alike, 1)}  # fmt: skip
+ranked = {
+    "found": np.take_along_axis(alike, np.argsort(-near, 1), 1),
+    "oracle": -np.sort(-alike, 1),
+}
 tops = np.arange(1, other.sum() + 1)
 with plt.rc_context(plots.STYLE):
     figure, ax = plt.subplots(figsize=(7, 3))
@@ -248,9 +258,11 @@ for kind in ("images", "genes"):
 again = pd.DataFrame(cross_modal(centred, top=TOP)).query("slide in @asking")
 tables = {"as it is": rows["tuned"], "centred by patient": again}
 pd.DataFrame(
-    {k: t.query("scope == 'other patients'").groupby("direction").found.mean()
-     for k, t in tables.items()}
-).round(3)  # fmt: skip
+    {
+        k: t.query("scope == 'other patients'").groupby("direction").found.mean()
+        for k, t in tables.items()
+    }
+).round(3)
 
 # %% [markdown]
 # ## Further reading
@@ -261,8 +273,10 @@ pd.DataFrame(
 # - {cite:p}`johnson2019faiss` is where to go when an exact search becomes too slow.
 
 # %% tags=["key-figures", "remove-cell"]
-means = {name: r.groupby(["direction", "scope"])[["found", "random", "oracle"]].mean()
-         for name, r in rows.items()}  # fmt: skip
+means = {
+    name: r.groupby(["direction", "scope"])[["found", "random", "oracle"]].mean()
+    for name, r in rows.items()
+}
 print(
     json.dumps(
         {

@@ -56,14 +56,23 @@ from sklearn.decomposition import PCA
 from sklearn.linear_model import Ridge as SklearnRidge
 from sklearn.preprocessing import StandardScaler
 
-from seal_book import begin, charts
-from seal_lite import InputError, hest, plots
-from seal_lite.crossval import tidy
-from seal_lite.evaluate import features
-from seal_lite.ridge import Ridge, Sums
-from seal_lite.sections import load_sections
-from seal_lite.targets import pearson, section_targets
-from tissue_phantom import write_task
+from seal_lite import InputError, plots
+from seal_lite.data.patches import HEST_UM
+from seal_lite.data.phantom import write_task
+from seal_lite.data.section import load_sections
+from seal_lite.evaluation.features import embed_all
+from seal_lite.evaluation.hest_bench import (
+    SEED,
+    hest_px,
+    pooled_scores,
+    read_hest_task,
+    run_hest_bench,
+    seen_test_samples,
+)
+from seal_lite.evaluation.ridge import Ridge, Sums
+from seal_lite.evaluation.scores import tidy
+from seal_lite.evaluation.targets import pearson, section_targets
+from seal_lite.tutorial import begin, charts
 
 here = begin(DATASET, BACKBONE, EPOCHS, SMOKE, test=TEST, seed=SEED)
 config, train, genes = here.config, here.train, here.genes
@@ -77,12 +86,12 @@ model, _ = here.finetuned()
 # %%
 #| alt: Six regions of tissue in a row, 112 µm wide, from the lowest to the highest count of one
 #| gene. The count stands above each.
-sections = load_sections(here.root, [*train_names, test_name], patch_um=hest.PATCH_UM, patch_px=224)
+sections = load_sections(here.root, [*train_names, test_name], patch_um=HEST_UM, patch_px=224)
 gene = "ERBB2" if "ERBB2" in genes else genes[0]
 counts = sections[0].adata[sections[0].rows, gene].layers["counts"].toarray()[:, 0]
 shown = np.argsort(counts, kind="stable")[np.linspace(0, len(counts) - 1, 6).astype(int)]
 titles = [f"{gene}: {count:.0f}" for count in counts[shown]]
-plots.patches(sections[0].patches[shown], titles, patch_um=hest.PATCH_UM)
+plots.patches(sections[0].patches[shown], titles, patch_um=HEST_UM)
 
 # %% [markdown]
 # ## A task is a folder
@@ -102,8 +111,8 @@ for path in sorted(p for p in folder.rglob("*") if p.is_file()):
 # accident: HEST-bench's samples are part of HEST-1k, on which encoders are finetuned.
 
 # %%
-task = hest.read_task(folder.parent, "TINY")
-hest.leaked(task, train_names)  # the sections that the run has seen: none is tested on
+task = read_hest_task(folder.parent, "TINY")
+seen_test_samples(task, train_names)  # the sections that the run has seen: none is tested on
 print(f"{task.name}: {len(task.genes)} genes, fold 0 trains on {', '.join(task.folds[0][0])}")
 
 # %% [markdown]
@@ -118,17 +127,17 @@ print(f"{task.name}: {len(task.genes)} genes, fold 0 trains on {', '.join(task.f
 # %%
 #| alt: Regions of tissue as wide as those of the finetuning, around the same spots. In the middle
 #| of each, a frame of 112 µm.
-px = hest.pixels(config, model.encoder.row)
+px = hest_px(config, model.encoder.row)
 samples = task.load(px=px)
-print(f"{hest.PATCH_UM:g} µm are {px} px, at {hest.PATCH_UM / px:.2f} µm per pixel")
+print(f"{HEST_UM:g} µm are {px} px, at {HEST_UM / px:.2f} µm per pixel")
 ours = {k: i for i, k in enumerate(train[0].keys)}
 same = [ours[sections[0].keys[i]] for i in shown if sections[0].keys[i] in ours]
 figure = plots.patches(
     train[0].patches[same], [f"{config.patch_um:g} µm"] * len(same), patch_um=config.patch_um
 )
-corner = (config.patch_um - hest.PATCH_UM) / 2
+corner = (config.patch_um - HEST_UM) / 2
 for ax in figure.axes[: len(same)]:
-    ax.add_patch(Rectangle((corner, corner), hest.PATCH_UM, hest.PATCH_UM, fill=False, lw=2))
+    ax.add_patch(Rectangle((corner, corner), HEST_UM, HEST_UM, fill=False, lw=2))
 figure
 
 # %% [markdown]
@@ -140,7 +149,7 @@ figure
 # words:
 
 # %%
-found, stages = features(samples.values(), {"tuned": model}, config)
+found, stages = embed_all(samples.values(), {"tuned": model}, config)
 place = {name: i for i, name in enumerate(samples)}
 y = [section_targets(s.adata, genes)["log1p_raw"] for s in samples.values()]
 
@@ -156,7 +165,7 @@ alpha = 100 / (min(256, *x.shape) * z.shape[1])
 
 def upstream(x, z):
     """HEST-bench's predictions for the test samples."""
-    scaler, pca = StandardScaler(), PCA(min(256, *x.shape), random_state=hest.SEED)
+    scaler, pca = StandardScaler(), PCA(min(256, *x.shape), random_state=SEED)
     components = pca.fit_transform(scaler.fit_transform(x))
     ridge = SklearnRidge(alpha=alpha, solver="lsqr", fit_intercept=False).fit(components, z)
     return ridge.predict(pca.transform(scaler.transform(x_test)))
@@ -165,7 +174,7 @@ def upstream(x, z):
 predicted = upstream(x, z)
 train_part, test_part = ([samples[s] for s in half] for half in task.folds[0])
 train_x, test_x = ([found["tuned"][place[s]] for s in half] for half in task.folds[0])
-r, r2 = hest.pooled_scores(train_part, test_part, train_x, test_x, genes)
+r, r2 = pooled_scores(train_part, test_part, train_x, test_x, genes)
 gap = float(np.abs(r - pearson(predicted, z_test)).max())
 print(f"mean r {r.mean():.3f}; largest difference of a gene's r to scikit-learn's: {gap:.1e}")
 
@@ -231,7 +240,7 @@ figure
 # log depth of the spot, is hard to beat: raw counts are mostly depth.
 
 # %%
-result = hest.bench(task, samples, config, found, stages)
+result = run_hest_bench(task, samples, config, found, stages)
 table = tidy(result).pivot_table("r", ["features", "probe"], "target", "mean")
 columns = ["hest_bench", "pearson_residuals", "log1p_cp10k|depth"]
 order = [k for k in charts.LABELS if k in set(tidy(result).features)]
@@ -239,7 +248,7 @@ shown = table[columns].reindex(order, level="features").rename(columns=charts.LA
 shown.round(3).astype(object).fillna("")
 
 # %%
-#| alt: A row for each kind of features, the finetuned ones first. Dots and bars show their mean r
+#| alt: A row for each kind of embed_all, the finetuned ones first. Dots and bars show their mean r
 #| over genes on the benchmark's target.
 charts.scores(result, target="hest_bench")
 
@@ -272,7 +281,7 @@ print(f"with intercept {r2:.2f}; minus mean^2 / variance {loss:.1f}: {r2 - loss:
 print(f"without, as computed above: {without:.1f}")
 
 # %% [markdown]
-# **2.** A ridge on standardised features with singular values $s_j$ spends
+# **2.** A ridge on standardised embed_all with singular values $s_j$ spends
 # $\sum_j s_j^2 / (s_j^2 + \alpha)$ degrees of freedom. How many are spent at the benchmark's
 # $\alpha$, out of how many directions? And at the $\alpha$ where the curve above is highest?
 
@@ -293,7 +302,10 @@ for name, ridge in ridges.items():
 # Only the second stands in the task's own files. What an encoder was trained on has to come from
 # whoever trained it; a run of ours says it in its provenance.json, and most downloads do not.
 leaky = write_task("data/hest-bench", "LEAKY", sections, [([test_name], [test_name])], genes)
-for break_in, *given in ((hest.leaked, task, [test_name]), (hest.read_task, leaky.parent, "LEAKY")):
+for break_in, *given in (
+    (seen_test_samples, task, [test_name]),
+    (read_hest_task, leaky.parent, "LEAKY"),
+):
     try:
         break_in(*given)
     except InputError as error:

@@ -53,14 +53,15 @@ import pandas as pd
 from matplotlib.collections import PatchCollection
 from PIL import Image
 
-from seal_book import begin, charts
 from seal_lite import plots
-from seal_lite.encoders import build_encoder
-from seal_lite.images import open_slide
-from seal_lite.pathways import activities, read_gmt
-from seal_lite.slides import evaluate, read_bags, read_task
-from seal_lite.wsi import MASK_UM, embed_slides, grid, list_slides, tissue_mask
-from tissue_phantom import UM_PER_PX, cohort, oracle_features
+from seal_lite.data.images import open_slide, tissue_mask
+from seal_lite.data.pathways import activities, read_gmt
+from seal_lite.data.phantom import UM_PER_PX, cohort, oracle_features
+from seal_lite.encoders.vision import build_encoder
+from seal_lite.slides.bench import score_bags
+from seal_lite.slides.embed import MASK_UM, embed_slides, grid, list_slides
+from seal_lite.slides.tasks import read_bags, read_slide_task
+from seal_lite.tutorial import begin, charts
 
 here = begin(DATASET, BACKBONE, EPOCHS, SMOKE, test=TEST, seed=SEED)
 config = here.config
@@ -91,8 +92,11 @@ with plt.rc_context(plots.STYLE):
     mask = tissue_mask(slide.thumbnail(MASK_UM / slide.um_per_px))
     right.imshow(mask, extent=(0, side, side, 0), cmap="Greys", vmax=2)
     for x, y in corners:
-        right.add_patch(plt.Rectangle((x, y), config.patch_um, config.patch_um, fill=False,
-                                      ec=plots.COLOURS[0], lw=1.2))  # fmt: skip
+        right.add_patch(
+            plt.Rectangle(
+                (x, y), config.patch_um, config.patch_um, fill=False, ec=plots.COLOURS[0], lw=1.2
+            )
+        )
     for ax, title in ((left, slides[0].stem), (right, f"{len(corners)} regions on tissue")):
         ax.set(title=title, xticks=[], yticks=[])
         ax.spines[:].set_visible(False)
@@ -110,8 +114,14 @@ encoders = {"frozen": build_encoder(config.backbone), "tuned": model.encoder}
 folders = {}
 for name, encoder in encoders.items():
     folders[name] = here.run(f"features-{COHORT.name}") / name
-    embed_slides(encoder, slides, folders[name], patch_um=config.patch_um,
-                 patch_px=config.patch_px, um_per_px=UM_PER_PX)  # fmt: skip
+    embed_slides(
+        encoder,
+        slides,
+        folders[name],
+        patch_um=config.patch_um,
+        patch_px=config.patch_px,
+        um_per_px=UM_PER_PX,
+    )
 folders["oracle"] = oracle_features(
     COHORT, folders["frozen"], folders["frozen"].parent / "oracle", patch_um=config.patch_um
 )
@@ -176,15 +186,19 @@ activity.iloc[:4].round(2)
 # %%
 results = {}
 for name in ("mutation", "activity", "response", "survival"):
-    task = read_task(COHORT / "tasks" / name)
+    task = read_slide_task(COHORT / "tasks" / name)
     bags = {k: read_bags(task, folder) for k, folder in folders.items()}
-    results[name] = evaluate(task, bags, seeds=SEEDS, repeats=300)
+    results[name] = score_bags(task, bags, seeds=SEEDS, repeats=300)
 first = {"mutation": "auc", "activity": "pearson", "response": "auc", "survival": "c_index"}
 words = {"auc": "AUC", "pearson": "r", "c_index": "C-index"}
 table = pd.DataFrame(
-    [{"task": f"{name}, {words[first[name]]}", **s} for name, r in results.items()
-     for s in r["scores"] if s["metric"] == first[name]]
-)  # fmt: skip
+    [
+        {"task": f"{name}, {words[first[name]]}", **s}
+        for name, r in results.items()
+        for s in r["scores"]
+        if s["metric"] == first[name]
+    ]
+)
 order = list(dict.fromkeys(table.task))
 table.pivot(index=["task", "model"], columns="features", values="mean").loc[order].round(3)
 
@@ -199,14 +213,28 @@ with plt.rc_context(plots.STYLE):
             y = np.arange(len(order)) + 0.22 * (i - 1)
             low, high = np.array([part.ci95[t] for t in order]).T
             ax.hlines(y, low, high, color=colour, lw=1.8)
-            ax.plot([part["mean"][t] for t in order], y, "o", color=colour, ms=6,
-                    label=charts.LABELS.get(features, features))  # fmt: skip
+            ax.plot(
+                [part["mean"][t] for t in order],
+                y,
+                "o",
+                color=colour,
+                ms=6,
+                label=charts.LABELS.get(features, features),
+            )
         ax.set_yticks(range(len(order)), order)
-        ax.set(title={"mean": "mean patch", "abmil": "ABMIL"}[model_name], xlabel="score, 95% CI",
-               ylim=(len(order) - 0.5, -0.5))  # fmt: skip
+        ax.set(
+            title={"mean": "mean patch", "abmil": "ABMIL"}[model_name],
+            xlabel="score, 95% CI",
+            ylim=(len(order) - 0.5, -0.5),
+        )
         chance = [0.0 if task.endswith(", r") else 0.5 for task in order]
-        ax.vlines(chance, np.arange(len(order)) - 0.4, np.arange(len(order)) + 0.4,
-                  color=plots.GREY, lw=0.8)  # fmt: skip
+        ax.vlines(
+            chance,
+            np.arange(len(order)) - 0.4,
+            np.arange(len(order)) + 0.4,
+            color=plots.GREY,
+            lw=0.8,
+        )
     axes[1].legend(loc="center left", bbox_to_anchor=(1, 0.5))
 plt.close(figure)
 figure
@@ -216,9 +244,13 @@ figure
 
 # %%
 pd.DataFrame(
-    [{"task": name, **d} for name, r in results.items() for d in r["delta"]
-     if d["metric"] == first[name] and d["of"] == "tuned"]
-)[["task", "model", "metric", "mean", "ci95"]]  # fmt: skip
+    [
+        {"task": name, **d}
+        for name, r in results.items()
+        for d in r["delta"]
+        if d["metric"] == first[name] and d["of"] == "tuned"
+    ]
+)[["task", "model", "metric", "mean", "ci95"]]
 
 # %% [markdown]
 # With this many patients an interval is wide, and most differences are no difference. A larger
@@ -255,8 +287,10 @@ for kind, x in described.items():
     x = (np.array(x) - np.mean(x, 0)) / np.std(x, 0)
     far = np.linalg.norm(x[:, None] - x, axis=2) + np.diag(np.full(len(x), np.inf))
     copied[kind] = own = float((patient[far.argmin(1)] == patient)[twins].mean())
-    print(f"{kind}: the nearest slide is the patient's own for {own:.0%} of {twins.sum()}, so "
-          f"{own + (1 - own) / 2:.0%} of random labels are right")  # fmt: skip
+    print(
+        f"{kind}: the nearest slide is the patient's own for {own:.0%} of {twins.sum()}, so "
+        f"{own + (1 - own) / 2:.0%} of random labels are right"
+    )
 
 # %% [markdown]
 # **2.** The mutation shows in a clone, a minority of a slide's regions. Take the oracle's share of
@@ -266,7 +300,7 @@ for kind, x in described.items():
 # %% tags=["hide-cell", "solution"]
 # The mean dilutes the clone with the rest of the slide; the maximum listens to one region, and
 # every slide has an odd one. What is best lies between, and attention has to learn where.
-task = read_task(COHORT / "tasks/mutation")
+task = read_slide_task(COHORT / "tasks/mutation")
 mutant = task.y == task.classes.index("mutant")
 share = [bag[:, 0] for bag in read_bags(task, folders["oracle"])]
 pools = {"mean": np.mean, "80% quantile": lambda v: np.quantile(v, 0.8), "maximum": np.max}

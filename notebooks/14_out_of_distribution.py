@@ -49,22 +49,29 @@ import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 
-from seal_book import begin, charts
 from seal_lite import plots
-from seal_lite.crossval import crossval, groups_of, shift_folds, shifted, tidy
-from seal_lite.encoders import build_encoder, embed
-from seal_lite.evaluate import genes_to_score, probe_scores
-from seal_lite.model import SEAL
-from seal_lite.morphology import robustness_index
-from seal_lite.train import code_hash
-from tissue_phantom import phantom
+from seal_lite.data.phantom import phantom
+from seal_lite.encoders.embedding import embed_patches
+from seal_lite.encoders.vision import build_encoder
+from seal_lite.evaluation.crossval import crossval, groups_of, shift_folds, shifted
+from seal_lite.evaluation.morphology import robustness_index
+from seal_lite.evaluation.scores import genes_to_score, probe_scores, tidy
+from seal_lite.model.seal import SEAL
+from seal_lite.training.provenance import code_hash
+from seal_lite.tutorial import begin, charts
 
 logging.disable(logging.INFO)  # a line for every section and fold
 if SMOKE:
     PATIENTS, SPOTS, EPOCHS = 4, 80, 1
 if DATASET == "auto":
-    DATASET = phantom(f"data/{SHIFT}-{PATIENTS}x{SPOTS}", patients=PATIENTS, spots=SPOTS, seed=3,
-                      sections_per_patient=1, shift=SHIFT)  # fmt: skip
+    DATASET = phantom(
+        f"data/{SHIFT}-{PATIENTS}x{SPOTS}",
+        patients=PATIENTS,
+        spots=SPOTS,
+        seed=3,
+        sections_per_patient=1,
+        shift=SHIFT,
+    )
 here = begin(DATASET, BACKBONE, EPOCHS, SMOKE)
 ROOT, config, sections = here.root, here.config, here.load(here.names)
 groups = groups_of(sections, SHIFT)
@@ -129,18 +136,26 @@ means.rename(index=lambda k: charts.LABELS[k].replace("\n", " ")).round(3)
 #| alt: A row for each kind of features. A dot per fold and a bar for their mean, in distribution
 #| and out of it.
 charts.strips(
-    {f: {"in distribution": list(parts["in"].loc[f]),
-         "out of distribution": list(parts["out"].loc[f])} for f in wanted},
+    {
+        f: {
+            "in distribution": list(parts["in"].loc[f]),
+            "out of distribution": list(parts["out"].loc[f]),
+        }
+        for f in wanted
+    },
     label="mean r over genes, Pearson residuals, a dot per fold",
-)  # fmt: skip
+)
 
 # %% [markdown]
 # The gap is paired, gene by gene and fold by fold, so that the difference of two gaps has an
 # interval as well. Positive: the finetuned encoder loses more than the other.
 
 # %%
-rows = [d for d in result["delta_gap"] if d["probe"] == "tuned_ridge" and "class" not in d
-        and d["target"] == "pearson_residuals"]  # fmt: skip
+rows = [
+    d
+    for d in result["delta_gap"]
+    if d["probe"] == "tuned_ridge" and "class" not in d and d["target"] == "pearson_residuals"
+]
 pd.DataFrame(rows)[["of", "minus", "mean", "ci95"]]
 
 # %% [markdown]
@@ -155,10 +170,13 @@ pd.DataFrame(rows)[["of", "minus", "mean", "ci95"]]
 # %%
 #| alt: A row for each kind of features. A dot per fold and a bar for their mean robustness index.
 kept = {
-    features: [index for f in shifted(result["folds"])["out"]
-               if np.isfinite(index := f["morphology"][features].get("robustness_index", np.nan))]
+    features: [
+        index
+        for f in shifted(result["folds"])["out"]
+        if np.isfinite(index := f["morphology"][features].get("robustness_index", np.nan))
+    ]
     for features in wanted
-}  # fmt: skip
+}
 charts.strips({f: {"": v} for f, v in kept.items()}, label="robustness index on the unseen site")
 
 # %% [markdown]
@@ -204,15 +222,17 @@ for patches in changed["as it is"]:
     same = (d - d.mean(0)) / d.std(0) * goal.std(0) + goal.mean(0)
     changed["colours matched"].append(coloured(same, patches))
     changed["twice the stain"].append(coloured(2 * d, patches))
-encoders = {"finetuned": SEAL.from_pretrained(f"{out}/runs/{'+'.join(tests)}-0/tuned").encoder,
-            "frozen": build_encoder(config.backbone, tune_blocks=config.tune_blocks)}  # fmt: skip
+encoders = {
+    "finetuned": SEAL.from_pretrained(f"{out}/runs/{'+'.join(tests)}-0/tuned").encoder,
+    "frozen": build_encoder(config.backbone, tune_blocks=config.tune_blocks),
+}
 r_of = {}
 for name, encoder in encoders.items():
-    trained = [embed(encoder, s.patches) for s in known]
+    trained = [embed_patches(encoder, s.patches) for s in known]
     r_of[name] = {
-        what: probe_scores(known, unseen, trained, [embed(encoder, p) for p in images], genes)[
-            "tuned_ridge", "pearson_residuals"
-        ].mean()
+        what: probe_scores(
+            known, unseen, trained, [embed_patches(encoder, p) for p in images], genes
+        )["tuned_ridge", "pearson_residuals"].mean()
         for what, images in changed.items()
     }
 pd.DataFrame(r_of).round(3)
@@ -239,11 +259,16 @@ for b, s in ((2, 4), (4, 4), (6, 4), (6, 12)):
 # most of the error cancels in the difference. Only a paired comparison sees that.
 place = ("tuned_ridge", "pearson_residuals")
 gaps = {
-    f: np.concatenate([list(s["per_gene"].values())
-                       for fold in shifted(result["folds"])["gap"] for s in fold["scores"]
-                       if (s["features"], s["probe"], s["target"]) == (f, *place)])
+    f: np.concatenate(
+        [
+            list(s["per_gene"].values())
+            for fold in shifted(result["folds"])["gap"]
+            for s in fold["scores"]
+            if (s["features"], s["probe"], s["target"]) == (f, *place)
+        ]
+    )
     for f in ("tuned", "frozen")
-}  # fmt: skip
+}
 apart = np.hypot(gaps["tuned"].std(), gaps["frozen"].std())
 paired = (gaps["tuned"] - gaps["frozen"]).std()
 r = np.corrcoef(gaps["tuned"], gaps["frozen"])[0, 1]

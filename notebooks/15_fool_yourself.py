@@ -52,21 +52,24 @@ import pandas as pd
 from sklearn.model_selection import KFold
 from sklearn.neighbors import KNeighborsRegressor
 
-from seal_book import begin, charts
 from seal_lite import plots
-from seal_lite.encoders import build_encoder, embed
-from seal_lite.evaluate import gene_classes
-from seal_lite.probe import tuned_probe
-from seal_lite.ridge import Ridge, Sums
-from seal_lite.targets import depth, pearson, section_targets
+from seal_lite.data.genes import depth
+from seal_lite.data.phantom.truth import gene_classes
+from seal_lite.encoders.embedding import embed_patches
+from seal_lite.encoders.vision import build_encoder
+from seal_lite.evaluation.probes import tuned_probe
+from seal_lite.evaluation.ridge import Ridge, Sums
+from seal_lite.evaluation.targets import pearson, section_targets
+from seal_lite.tutorial import begin, charts
 
 here = begin(DATASET, BACKBONE, smoke=SMOKE, test=TEST, seed=SEED)
 config, train, test, genes = here.config, here.train, here.test, here.genes
 classes = gene_classes(here.root) or dict.fromkeys(genes, "measured")
 encoder = build_encoder(config.backbone, tune_blocks=config.tune_blocks, seed=SEED)
-image = {s.name: embed(encoder, s.patches).astype(float) for s in [*train, test]}
-measured = {s.name: section_targets(s.adata, genes)["pearson_residuals"][s.rows]
-            for s in [*train, test]}  # fmt: skip
+image = {s.name: embed_patches(encoder, s.patches).astype(float) for s in [*train, test]}
+measured = {
+    s.name: section_targets(s.adata, genes)["pearson_residuals"][s.rows] for s in [*train, test]
+}
 print("training sections:", ", ".join(s.name for s in train), "| held out:", test.name)
 
 # %% [markdown]
@@ -92,8 +95,12 @@ for fit, held in KFold(5, shuffle=True, random_state=SEED).split(x):
     )
     dealt["image"][held] = tuned_probe(x[fit], y[fit], np.zeros(len(fit)), x[held])
 names = np.concatenate([[s.name] * len(s.rows) for s in train])
-away = tuned_probe(np.concatenate([image[s.name] for s in train]),
-                   np.concatenate([measured[s.name] for s in train]), names, x)  # fmt: skip
+away = tuned_probe(
+    np.concatenate([image[s.name] for s in train]),
+    np.concatenate([measured[s.name] for s in train]),
+    names,
+    x,
+)
 shown = {
     f"{unseen}, measured": y[:, at],
     "nearest spots, dealt": dealt["nearest spots"][:, at],
@@ -101,8 +108,10 @@ shown = {
     "image, held out": away[:, at],
 }
 values = np.stack([(v - v.mean()) / v.std() for v in shown.values()], 1)
-titles = [n if i == 0 else f"{n}: r = {pearson(values[:, i : i + 1], values[:, :1])[0]:.2f}"
-          for i, n in enumerate(shown)]  # fmt: skip
+titles = [
+    n if i == 0 else f"{n}: r = {pearson(values[:, i : i + 1], values[:, :1])[0]:.2f}"
+    for i, n in enumerate(shown)
+]
 plots.gene_maps(test, values, titles, label="expression (sd)", columns=2)
 
 # %%
@@ -238,8 +247,9 @@ shuffled = [pearson(away[rng.permutation(len(away))], y) for _ in range(100)]
 shifted = []
 for dc in range(-6, 7):
     for dr in range(-6, 7):
-        pairs = [(i, index[c + dc, r + dr]) for (c, r), i in index.items()
-                 if (c + dc, r + dr) in index]  # fmt: skip
+        pairs = [
+            (i, index[c + dc, r + dr]) for (c, r), i in index.items() if (c + dc, r + dr) in index
+        ]
         if max(abs(dc), abs(dr)) >= 3 and len(pairs) > len(index) / 3:
             i, j = np.array(pairs).T
             shifted.append(pearson(away[i], y[j]))
@@ -263,13 +273,23 @@ for k in (1, 3, 10, 30, 100):
 
 # %% tags=["hide-cell", "solution"]
 # The first ten look better and nobody will ever see why. The model is the same.
-from seal_lite.targets import noise_ceiling
+from seal_lite.evaluation.targets import noise_ceiling
 
 r = pearson(away, y)
 bound = noise_ceiling(test.adata, genes, test.rows)["pearson_residuals"]
-inner = np.mean([pearson(tuned_probe(image[a.name], measured[a.name], np.zeros(len(a.rows)),
-                                     image[b.name]), measured[b.name])
-                 for a in train for b in train if a is not b] or [r], axis=0)  # fmt: skip
+inner = np.mean(
+    [
+        pearson(
+            tuned_probe(image[a.name], measured[a.name], np.zeros(len(a.rows)), image[b.name]),
+            measured[b.name],
+        )
+        for a in train
+        for b in train
+        if a is not b
+    ]
+    or [r],
+    axis=0,
+)
 picked = {
     "all genes": r.mean(),
     "ten chosen in training": r[np.argsort(-inner)[:10]].mean(),

@@ -51,19 +51,21 @@ import timm
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from seal_book import begin
 from seal_lite import plots
-from seal_lite.batches import Pairs
-from seal_lite.encoders import build_encoder
-from seal_lite.genes import GenePanel
-from seal_lite.model import SEAL
-from seal_lite.shards import read_shards, write_shards
+from seal_lite.data.genes import GenePanel
+from seal_lite.data.shards import read_shards, write_shards
+from seal_lite.encoders.vision import build_encoder
+from seal_lite.model.seal import SEAL
+from seal_lite.training.loader import Pairs
+from seal_lite.tutorial import begin
 
 here = begin(DATASET, BACKBONE, smoke=SMOKE, seed=SEED)
 config, train = here.config, here.train
 device = "cuda" if torch.cuda.is_available() else "cpu"
-print(f"{sum(len(s.rows) for s in train)} training pairs, on {device}, "
-      f"{torch.get_num_threads()} threads")  # fmt: skip
+print(
+    f"{sum(len(s.rows) for s in train)} training pairs, on {device}, "
+    f"{torch.get_num_threads()} threads"
+)
 
 # %% [markdown]
 # ## Count before you train
@@ -89,8 +91,11 @@ def split(name: str, px: int, tune_blocks: int) -> dict:
         whole = operations(net, torch.empty(1, 3, px, px))
     share = tune_blocks / len(net.blocks)
     tokens = net.patch_embed.num_patches + net.num_prefix_tokens
-    return {"prefix": (1 - share) * whole, "tail": share * whole,
-            "activation": (tokens, net.embed_dim)}  # fmt: skip
+    return {
+        "prefix": (1 - share) * whole,
+        "tail": share * whole,
+        "activation": (tokens, net.embed_dim),
+    }
 
 
 encoder = build_encoder(config.backbone, tune_blocks=config.tune_blocks)
@@ -197,8 +202,9 @@ def pairs_per_second(settings, *, cached: bool, steps: int = 2 if SMOKE else 5) 
 speeds = {}
 for k in (1, 3):
     settings = dataclasses.replace(config, tune_blocks=k, n_views=1, batch_size=32)
-    speeds[k] = {name: pairs_per_second(settings, cached=name == "cached")
-                 for name in ("plain", "cached")}  # fmt: skip
+    speeds[k] = {
+        name: pairs_per_second(settings, cached=name == "cached") for name in ("plain", "cached")
+    }
 table = pd.DataFrame(speeds).T.rename_axis("blocks tuned")
 table["faster by"] = table.cached / table.plain
 table["at most, by count"] = [
@@ -287,8 +293,13 @@ with plt.rc_context(plots.STYLE):
     names = [f"{chunk} at a time" for chunk in part]
     names[0] = f"all {settings.batch_size} at once"
     ax.barh(names, heads, color=plots.COLOURS[0], label="the heads, of the whole batch")
-    ax.barh(names, list(part.values()), left=heads, color=plots.COLOURS[1],
-            label="the tail, of one part")  # fmt: skip
+    ax.barh(
+        names,
+        list(part.values()),
+        left=heads,
+        color=plots.COLOURS[1],
+        label="the tail, of one part",
+    )
     ax.invert_yaxis()
     ax.set(xlabel="MB kept for the way back, at most")
     ax.legend(loc="lower right")
@@ -331,10 +342,13 @@ minutes = 700 * 20 / speeds[3]["cached"] / 60
 print(f"here, {config.backbone}, 700 pairs, 20 epochs, last 3 stages: {minutes:.0f} min")
 PEAK = {"Colab T4": 65e12, "one A100": 312e12, "one H100": 989e12, "eight H100": 8 * 989e12}
 hours = {
-    name: {card: 700e3 * 10 * (c["prefix"] + 3 * c["tail"]) / (0.4 * rate) / 3600
-           for card, rate in PEAK.items()}
-    for name, c in counted.items() if name.startswith("vit")
-}  # fmt: skip
+    name: {
+        card: 700e3 * 10 * (c["prefix"] + 3 * c["tail"]) / (0.4 * rate) / 3600
+        for card, rate in PEAK.items()
+    }
+    for name, c in counted.items()
+    if name.startswith("vit")
+}
 pd.DataFrame(hours).T.rename_axis("hours, extrapolated").round(2)
 
 # %% [markdown]

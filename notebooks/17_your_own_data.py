@@ -52,14 +52,16 @@ import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 
-from seal_book import begin
-from seal_lite import leakage, plots
-from seal_lite.check import TURNS, check, orientations
-from seal_lite.images import open_image
-from seal_lite.pairs import Section, thumbnail
-from seal_lite.sections import MIN_COUNTS, SOURCES, load_sections, read_section
-from seal_lite.targets import depth
-from tissue_phantom import write_pyramid
+from seal_lite import plots
+from seal_lite.data import leakage
+from seal_lite.data.genes import depth
+from seal_lite.data.images import open_image
+from seal_lite.data.patches import thumbnail
+from seal_lite.data.phantom import write_pyramid
+from seal_lite.data.readers.catalogue import SOURCES
+from seal_lite.data.report import TURNS, check_sections, orientations
+from seal_lite.data.section import MIN_COUNTS, Section, load_sections, read_counts
+from seal_lite.tutorial import begin
 
 here = begin(DATASET, smoke=SMOKE)
 logging.disable(logging.WARNING)
@@ -126,9 +128,11 @@ FOLDER = Path("data/mine")
 shutil.rmtree(FOLDER, ignore_errors=True)
 FOLDER.mkdir(parents=True)
 plain = ad.AnnData(
-    mine.adata.layers["counts"], obs=mine.adata.obs[[]], var=mine.adata.var[[]],
+    mine.adata.layers["counts"],
+    obs=mine.adata.obs[[]],
+    var=mine.adata.var[[]],
     obsm={"spatial": mine.adata.obsm["spatial"]},
-)  # fmt: skip
+)
 plain.write_h5ad(FOLDER / "tube.h5ad")
 write_pyramid(FOLDER / "tube.tif", picture, um_per_px=um)
 
@@ -141,8 +145,12 @@ import spatialdata as sd
 from spatialdata.models import Image2DModel, ShapesModel, TableModel
 from spatialdata.transformations import Identity, Scale
 
-image = Image2DModel.parse(picture.transpose(2, 0, 1), dims=("c", "y", "x"), scale_factors=[2, 2],
-                           transformations={"um": Scale([um, um], ("x", "y"))})  # fmt: skip
+image = Image2DModel.parse(
+    picture.transpose(2, 0, 1),
+    dims=("c", "y", "x"),
+    scale_factors=[2, 2],
+    transformations={"um": Scale([um, um], ("x", "y"))},
+)
 circles = ShapesModel.parse(spots, geometry=0, radius=50, transformations={"um": Identity()})
 cells = plain.copy()
 del cells.obsm["spatial"]
@@ -162,8 +170,10 @@ gap = {
 for name, s in found.items():
     same = (s.adata.layers["counts"] != mine.adata.layers["counts"]).nnz == 0
     about = f"{s.adata.uns['um_per_px']:.3f} µm per px, {s.adata.uns['species']}"
-    print(f"{name}: {len(s.rows)} pairs, counts equal: {same}, {about}; "
-          f"grey values {gap[name]:.2f} apart")  # fmt: skip
+    print(
+        f"{name}: {len(s.rows)} pairs, counts equal: {same}, {about}; "
+        f"grey values {gap[name]:.2f} apart"
+    )
 
 # %%
 #| alt: Three rows of the same six regions of tissue: from the picture as it was, from the
@@ -191,7 +201,7 @@ plots.patches(rows, titles, patch_um=config.patch_um)
     f"section\tum_per_px\tpitch_um\ntube\t{2 * um}\t200\nstore\t\t\n"
 )
 try:
-    read_section(FOLDER, "tube")
+    read_counts(FOLDER, "tube")
 except ValueError as error:
     refused = str(error).replace(f"{Path.cwd()}/", "")
 print(refused)
@@ -222,10 +232,14 @@ counts = mine.adata.layers["counts"].tocoo()
 spot, gene = (np.repeat(i, counts.data.astype(int)) for i in (counts.row, counts.col))
 place = mine.adata.obsm["spatial"][spot] * um + rng.normal(0, 55, (len(spot), 2))
 width = picture.shape[1] * um
-transcripts = pd.DataFrame({
-    "x_location": place[:, 1], "y_location": width - place[:, 0],  # the instrument's own axes
-    "feature_name": mine.adata.var_names.to_numpy()[gene], "qv": rng.uniform(15, 40, len(spot)),
-})  # fmt: skip
+transcripts = pd.DataFrame(
+    {
+        "x_location": place[:, 1],
+        "y_location": width - place[:, 0],  # the instrument's own axes
+        "feature_name": mine.adata.var_names.to_numpy()[gene],
+        "qv": rng.uniform(15, 40, len(spot)),
+    }
+)
 transcripts[transcripts.y_location > 0].to_parquet(folder / "transcripts.parquet")
 pixel = 0.2125
 (folder / "experiment.xenium").write_text(json.dumps({"pixel_size": pixel}))
@@ -280,7 +294,7 @@ figure
 # and the most sharp patches, and sentences on what should be looked at. Of our data it says:
 
 # %%
-said, _ = check(ROOT, config)
+said, _ = check_sections(ROOT, config)
 said or "nothing odd"
 
 # %% [markdown]
@@ -295,7 +309,7 @@ shutil.rmtree(mirrored, ignore_errors=True)
 mirrored.mkdir(parents=True)
 plain.write_h5ad(mirrored / "tube.h5ad")
 write_pyramid(mirrored / "tube.tif", picture[:, ::-1], um_per_px=um)
-told, _ = check(mirrored, config)
+told, _ = check_sections(mirrored, config)
 for sentence in told:
     print("-", sentence)
 
@@ -353,15 +367,19 @@ figure
 table = FOLDER / "sections.tsv"
 table.write_text(f"section\tum_per_px\ntube\t{um / 2}\nstore\t\n")
 (halved,) = load_sections(FOLDER, ["tube"], **cut)
-for sentence in check(FOLDER, config, names=["tube"])[0]:
+for sentence in check_sections(FOLDER, config, names=["tube"])[0]:
     print("-", sentence)
 table.unlink()
 at = {barcode: i for i, barcode in enumerate(halved.adata.obs_names[halved.rows])}
 both = [(i, at[b]) for i, b in enumerate(mine.adata.obs_names[mine.rows]) if b in at][::30][:4]
 a, b = np.transpose(both)
 titles = [f"{config.patch_um:g} µm"] * len(a) + [f"said to be {config.patch_um:g} µm"] * len(b)
-plots.patches(np.concatenate([mine.patches[a], halved.patches[b]]), titles,
-              patch_um=config.patch_um, columns=len(a))  # fmt: skip
+plots.patches(
+    np.concatenate([mine.patches[a], halved.patches[b]]),
+    titles,
+    patch_um=config.patch_um,
+    columns=len(a),
+)
 
 # %% [markdown]
 # **2.** How large should pseudo-spots be? Suppose 300 genes at 5 transcripts a cell, and cells 14
@@ -375,8 +393,10 @@ per_area = np.median(depth(pooled[200].adata)) / 200**2
 for size, s in pooled.items():
     expected = 5 * size**2 / 14**2
     kept = "kept" if expected >= MIN_COUNTS else "dropped"
-    print(f"{size} µm: {expected:.0f} counts expected, {kept}; here, by the rule "
-          f"{per_area * size**2:,.0f}, measured {np.median(depth(s.adata)):,.0f}")  # fmt: skip
+    print(
+        f"{size} µm: {expected:.0f} counts expected, {kept}; here, by the rule "
+        f"{per_area * size**2:,.0f}, measured {np.median(depth(s.adata)):,.0f}"
+    )
 
 # %% [markdown]
 # **3.** The same tumour comes to you under a second name. What gives it away, if the counts are the
@@ -398,10 +418,12 @@ counts, left = mine.adata.layers["counts"].toarray(), spots[:, 0] < np.median(sp
 thinned = rng.binomial(counts.astype(int), 0.5).astype(np.float32)
 first = Section(mine.adata[left].copy(), mine.rows[:0], mine.patches[:0])
 twins = {}
-for what, pair in {"the same counts": (mine, second(counts)),
-                   "half of the molecules": (mine, second(thinned)),
-                   "another part": (first, second(counts, ~left))}.items():  # fmt: skip
-    twins[what] = leakage.found(pair, ["A", "B"])
+for what, pair in {
+    "the same counts": (mine, second(counts)),
+    "half of the molecules": (mine, second(thinned)),
+    "another part": (first, second(counts, ~left)),
+}.items():
+    twins[what] = leakage.find_leakage(pair, ["A", "B"])
     print(f"{what}: {'; '.join(twins[what]) or 'nothing is found'}")
 
 # %% [markdown]

@@ -62,16 +62,17 @@ from matplotlib.patches import Rectangle
 from PIL import Image
 from sklearn.metrics import adjusted_rand_score
 
-from seal_book import begin
 from seal_lite import InputError, load_encoder, plots
-from seal_lite.backbones import BACKBONES, backbone_row, load_backbone
-from seal_lite.encoders import VisionEncoder, build_encoder, embed
-from seal_lite.evaluate import read_truth
-from seal_lite.images import open_image
-from seal_lite.model import PARTS
-from seal_lite.pairs import extract_patches
-from seal_lite.share import add_embedding, model_card
-from tissue_phantom import write_pyramid
+from seal_lite.data.images import open_image
+from seal_lite.data.patches import extract_patches
+from seal_lite.data.phantom import write_pyramid
+from seal_lite.data.phantom.truth import read_truth
+from seal_lite.encoders.embedding import embed_patches
+from seal_lite.encoders.registry import BACKBONES, backbone_row, load_backbone
+from seal_lite.encoders.vision import VisionEncoder, build_encoder
+from seal_lite.hub import add_embedding, model_card
+from seal_lite.model.seal import PARTS
+from seal_lite.tutorial import begin
 
 here = begin(DATASET, BACKBONE, EPOCHS, SMOKE, test=TEST, seed=SEED)
 logging.disable(logging.WARNING)
@@ -167,7 +168,7 @@ module, transform, precision = load_encoder(RUN)
 images = torch.stack([transform(Image.fromarray(p)) for p in test.patches])
 with torch.inference_mode():
     found = module(images).numpy()
-own = embed(model.encoder, test.patches)
+own = embed_patches(model.encoder, test.patches)
 merge_gap = float(np.abs(found - own).max() / np.abs(own).max())
 megabytes = sum(f.stat().st_size for f in RUN.rglob("*") if f.is_file()) / 1e6
 print(f"module: {sum(p.numel() for p in module.parameters()):,} weights, {precision}")
@@ -184,8 +185,15 @@ shutil.rmtree(OUT, ignore_errors=True)
 OUT.mkdir(parents=True)
 file = OUT / "seal.onnx"
 batch = torch.export.Dim("batch")
-torch.onnx.export(module, (images[:4],), file, dynamo=True, verbose=False, external_data=False,
-                  dynamic_shapes=({0: batch},))  # fmt: skip
+torch.onnx.export(
+    module,
+    (images[:4],),
+    file,
+    dynamo=True,
+    verbose=False,
+    external_data=False,
+    dynamic_shapes=({0: batch},),
+)
 import onnxruntime
 
 session = onnxruntime.InferenceSession(file)
@@ -227,7 +235,7 @@ truth = read_truth(ROOT, test, here.genes)
 adata, agreement = None, {}
 for name, encoder in (("frozen", frozen), ("tuned", model.encoder)):
     adata = add_embedding(test, encoder) if adata is None else adata
-    x = embed(encoder, test.patches)
+    x = embed_patches(encoder, test.patches)
     adata.obsm["X_seal"] = (x - x.mean(0)) / x.std(0).clip(1e-6)
     sc.pp.neighbors(adata, use_rep="X_seal", n_neighbors=12)
     sc.tl.leiden(adata, key_added=name, resolution=0.6, flavor="igraph", n_iterations=2)
@@ -245,23 +253,40 @@ titles = {"drawn": "regions, as drawn", "frozen": "clusters, frozen", "tuned": "
 with plt.rc_context(plots.STYLE):
     figure, panels = plt.subplots(1, len(shown), figsize=(8, 3.4))
     for ax, c in zip(np.atleast_1d(panels), shown, strict=True):
-        sq.pl.spatial_scatter(adata, shape=None, library_id=test.name, color=c, size=40, ax=ax,
-                              title=titles[c], fig=figure, legend_loc=None)  # fmt: skip
+        sq.pl.spatial_scatter(
+            adata,
+            shape=None,
+            library_id=test.name,
+            color=c,
+            size=40,
+            ax=ax,
+            title=titles[c],
+            fig=figure,
+            legend_loc=None,
+        )
         ax.set(xlabel="", ylabel="", xticks=[], yticks=[], aspect="equal")
         ax.spines[:].set_visible(False)
         plots.scale_bar(ax)
     if truth is not None:
         names = zip(adata.obs.drawn.cat.categories, adata.uns["drawn_colors"], strict=True)
         marks = [Line2D([], [], ls="", marker="o", color=c, label=name) for name, c in names]
-        figure.legend(handles=marks, loc="outside lower left", ncols=len(marks), columnspacing=1,
-                      title="regions", alignment="left")  # fmt: skip
+        figure.legend(
+            handles=marks,
+            loc="outside lower left",
+            ncols=len(marks),
+            columnspacing=1,
+            title="regions",
+            alignment="left",
+        )
 plt.close(figure)
 figure
 
 # %%
 if agreement:
-    print("adjusted Rand index of the clusters with the regions drawn:",
-          {k: round(v, 3) for k, v in agreement.items()})  # fmt: skip
+    print(
+        "adjusted Rand index of the clusters with the regions drawn:",
+        {k: round(v, 3) for k, v in agreement.items()},
+    )
 
 # %% [markdown]
 # The regions are the visible part of the tissue, and a frozen encoder sees them, too. Clusters of
@@ -374,9 +399,13 @@ for name in ("test_vit", "test_resnet", "test_convnext", "test_efficientnet"):
         hidden = encoder.prefix(x)
         plain = load_backbone(row, pretrained=False)((x - encoder.mean) / encoder.std)
         gap = float((encoder.tail(hidden) - plain).abs().max() / plain.abs().max())
-    cuts[name] = {"blocks": len(encoder.prefix_stages + encoder.tail_stages) - 1,
-                  "at the cut": tuple(hidden.shape[1:]), "layers adapted": len(encoder.adapted),
-                  "numbers": row.dim, "difference to timm": gap}  # fmt: skip
+    cuts[name] = {
+        "blocks": len(encoder.prefix_stages + encoder.tail_stages) - 1,
+        "at the cut": tuple(hidden.shape[1:]),
+        "layers adapted": len(encoder.adapted),
+        "numbers": row.dim,
+        "difference to timm": gap,
+    }
 pd.DataFrame(cuts).T
 
 # %% [markdown]
@@ -400,14 +429,17 @@ print(f"not gated: {', '.join(table.index[open_ones & ~table.gated])}")
 # spot's. Nothing fails, no shape differs: only a written size can prevent it.
 scale = found.std(0).clip(1e-6)
 for factor in (0.5, 2.0):
-    rows, patches = extract_patches(test.adata, patch_um=config.patch_um * factor,
-                                    patch_px=config.patch_px)  # fmt: skip
+    rows, patches = extract_patches(
+        test.adata, patch_um=config.patch_um * factor, patch_px=config.patch_px
+    )
     some = np.flatnonzero(np.isin(rows, test.rows))[::3]
-    x = embed(model.encoder, patches[some])
+    x = embed_patches(model.encoder, patches[some])
     nearest = np.linalg.norm((x[:, None] - found) / scale, axis=2).argmin(1)
     share = (test.rows[nearest] == rows[some]).mean()
-    print(f"{config.patch_um * factor:g} µm: {share:.0%} of {len(some)} are nearest to themselves, "
-          f"by chance {1 / len(found):.1%}")  # fmt: skip
+    print(
+        f"{config.patch_um * factor:g} µm: {share:.0%} of {len(some)} are nearest to themselves, "
+        f"by chance {1 / len(found):.1%}"
+    )
 
 # %% [markdown]
 # **4.** Break the safeguard: pretend that the shared run was tuned from other weights, as happens

@@ -49,11 +49,12 @@ import scipy.sparse as sp
 import torch
 from torch import nn
 
-from seal_book import begin
 from seal_lite import plots, preset
-from seal_lite.genes import GenePanel, neighbour_mean, select_genes
-from seal_lite.model import GeneVAE
-from seal_lite.targets import pearson
+from seal_lite.data.genes import GenePanel, select_genes
+from seal_lite.data.registration import neighbour_mean
+from seal_lite.evaluation.targets import pearson
+from seal_lite.model.gene_vae import GeneVAE
+from seal_lite.tutorial import begin
 
 here = begin(DATASET, smoke=SMOKE, seed=SEED)
 config, train, test = here.config, here.train, here.test
@@ -69,8 +70,9 @@ config, train, test = here.config, here.train, here.test
 #| alt: A hexagonal array around one spot. The neighbours within the square root of two in array
 #| coordinates are four, above and below; the two at the left and right are missed.
 spots = np.array([(c, r) for r in range(-3, 4) for c in range(-6, 7) if (c + r) % 2 == 0])
-obs = pd.DataFrame({"array_col": spots[:, 0], "array_row": spots[:, 1]},
-                   index=[f"{c}x{r}" for c, r in spots])  # fmt: skip
+obs = pd.DataFrame(
+    {"array_col": spots[:, 0], "array_row": spots[:, 1]}, index=[f"{c}x{r}" for c, r in spots]
+)
 hexagonal = ad.AnnData(sp.csr_matrix((len(spots), 1), dtype=np.float32), obs=obs)
 hexagonal.uns["grid"] = "hex"
 centre = int(np.flatnonzero((spots == 0).all(1))[0])
@@ -99,8 +101,11 @@ figure
 # place:
 
 # %%
-lists = [select_genes([s.adata], 50) for s in train[:2]] if len(train) > 1 else [
-    select_genes([s.adata], 50) for s in (train[0], test)]  # fmt: skip
+lists = (
+    [select_genes([s.adata], 50) for s in train[:2]]
+    if len(train) > 1
+    else [select_genes([s.adata], 50) for s in (train[0], test)]
+)
 same_place = sum(a == b for a, b in zip(*lists, strict=True))
 shared = len(set(lists[0]) & set(lists[1]))
 print(f"of 50 genes {shared} are in both lists, {same_place} at the same place")
@@ -121,15 +126,19 @@ pd.DataFrame({f"list {i + 1}": names for i, names in enumerate(lists)}).head(8)
 #| alt: Two histograms of the mean count per spot of the selected genes, on a logarithmic axis:
 #| those that Pearson residuals choose and those that the seurat flavour chooses.
 n_genes = min(100, train[0].adata.n_vars // 3)
-chosen = {flavor: select_genes([s.adata for s in train], n_genes, flavor=flavor)
-          for flavor in ("pearson_residuals", "seurat")}  # fmt: skip
+chosen = {
+    flavor: select_genes([s.adata for s in train], n_genes, flavor=flavor)
+    for flavor in ("pearson_residuals", "seurat")
+}
 mean = {}
 for flavor, names in chosen.items():
-    counts = [s.adata[:, [g for g in names if g in s.adata.var_names]].layers["counts"]
-              for s in train]  # fmt: skip
+    counts = [
+        s.adata[:, [g for g in names if g in s.adata.var_names]].layers["counts"] for s in train
+    ]
     mean[flavor] = np.concatenate([np.asarray(c.mean(0)).ravel() for c in counts])
-bins = np.geomspace(max(1e-3, min(m[m > 0].min() for m in mean.values())),
-                    max(m.max() for m in mean.values()), 24)  # fmt: skip
+bins = np.geomspace(
+    max(1e-3, min(m[m > 0].min() for m in mean.values())), max(m.max() for m in mean.values()), 24
+)
 with plt.rc_context(plots.STYLE):
     figure, ax = plt.subplots(figsize=(7, 3))
     for (flavor, m), colour in zip(mean.items(), plots.COLOURS, strict=False):
@@ -195,8 +204,11 @@ print({k: round(v, 4) for k, v in cosine.items()}, "cosine of a profile with its
 
 # %%
 default, paper = preset("default"), preset("paper")
-differ = {k: (getattr(default, k), getattr(paper, k)) for k in vars(default)
-          if getattr(default, k) != getattr(paper, k)}  # fmt: skip
+differ = {
+    k: (getattr(default, k), getattr(paper, k))
+    for k in vars(default)
+    if getattr(default, k) != getattr(paper, k)
+}
 pd.DataFrame(differ, index=["default", "paper"]).T.astype(str)
 
 # %% [markdown]

@@ -8,11 +8,19 @@ import math
 from dataclasses import dataclass
 from pathlib import Path
 
-from .errors import InputError, reading
-from .files import read_json
+from seal_lite.errors import InputError, reading
+from seal_lite.io import read_json
 
-ABOVE_0 = ("patch_um", "patch_px", "n_views", "n_genes", "clip", "temperature", "epochs",
-           "grad_clip")  # fmt: skip
+ABOVE_0 = (
+    "patch_um",
+    "patch_px",
+    "n_views",
+    "n_genes",
+    "clip",
+    "temperature",
+    "epochs",
+    "grad_clip",
+)
 SHARES = ("smooth", "lora_dropout", "head_dropout", "soft_targets", "warmup")
 
 
@@ -74,8 +82,11 @@ class Config:
     seed: int = 0
 
     def __post_init__(self):
-        choices = {"hvg": ("pearson_residuals", "seurat"), "zscore": ("section", "train"),
-                   "precision": ("no", "bf16", "fp16")}  # fmt: skip
+        choices = {
+            "hvg": ("pearson_residuals", "seurat"),
+            "zscore": ("section", "train"),
+            "precision": ("no", "bf16", "fp16"),
+        }
         for key, kind in self.kinds().items():
             value, most = getattr(self, key), 1 if key in SHARES else math.inf
             if value not in (allowed := choices.get(key, (value,))):
@@ -101,8 +112,10 @@ class Config:
         Raises `InputError` for an unknown key or a value of the wrong type.
         """
         kinds, changes = self.kinds(), {}
-        parse = {tuple: lambda v: tuple(map(int, v.split(","))),
-                 bool: lambda v: {"true": True, "false": False}[v]}  # fmt: skip
+        parse = {
+            tuple: lambda v: tuple(map(int, v.split(","))),
+            bool: lambda v: {"true": True, "false": False}[v],
+        }
         for text in assignments:
             key, _, value = text.partition("=")
             if key not in kinds:
@@ -133,11 +146,34 @@ def preset(name: str) -> Config:
     name.
     """
     paper = Config(
-        patch_um=112.0, patch_px=224, n_genes=2000, hvg="seurat", smooth=0.5, zscore="train",
-        clip=float("inf"), tune_blocks=1, lora_rank=8, lora_alpha=8.0, lora_dropout=0.15, n_flows=3,
-        project=0, head_dropout=0.0, temperature=0.05, w_clip=1.0, w_mse=0.5, w_corr=10.0,
-        epochs=10, gene_warmup_epochs=0, batch_size=384, lr_lora=1e-4, lr_heads=1e-4,
-        weight_decay=0.2, warmup=0.0, grad_clip=float("inf"), seed=42)  # fmt: skip
+        patch_um=112.0,
+        patch_px=224,
+        n_genes=2000,
+        hvg="seurat",
+        smooth=0.5,
+        zscore="train",
+        clip=float("inf"),
+        tune_blocks=1,
+        lora_rank=8,
+        lora_alpha=8.0,
+        lora_dropout=0.15,
+        n_flows=3,
+        project=0,
+        head_dropout=0.0,
+        temperature=0.05,
+        w_clip=1.0,
+        w_mse=0.5,
+        w_corr=10.0,
+        epochs=10,
+        gene_warmup_epochs=0,
+        batch_size=384,
+        lr_lora=1e-4,
+        lr_heads=1e-4,
+        weight_decay=0.2,
+        warmup=0.0,
+        grad_clip=float("inf"),
+        seed=42,
+    )
     if name not in ("default", "paper"):
         raise InputError(f"--preset {name}: unknown; use default or paper")
     return paper if name == "paper" else Config()

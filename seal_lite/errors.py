@@ -1,5 +1,7 @@
 """The one error a user is meant to read."""
 
+from __future__ import annotations
+
 import re
 from contextlib import contextmanager
 

@@ -15,18 +15,27 @@ from matplotlib.collections import EllipseCollection
 from matplotlib.patches import Rectangle
 from matplotlib.patheffects import withStroke
 
-from .pairs import thumbnail
-
 INK, GREY = "#222222", "#8a8a8a"
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#F0E442", "#000000")
 STYLE = {
-    "figure.dpi": 150, "savefig.dpi": 150, "figure.constrained_layout.use": True,
-    "font.size": 10, "axes.titlesize": 10, "axes.titlepad": 5, "legend.frameon": False,
-    "axes.spines.top": False, "axes.spines.right": False, "axes.edgecolor": GREY,
-    "xtick.color": INK, "ytick.color": INK, "text.color": INK, "axes.labelcolor": INK}  # fmt: skip
+    "figure.dpi": 150,
+    "savefig.dpi": 150,
+    "figure.constrained_layout.use": True,
+    "font.size": 10,
+    "axes.titlesize": 10,
+    "axes.titlepad": 5,
+    "legend.frameon": False,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.edgecolor": GREY,
+    "xtick.color": INK,
+    "ytick.color": INK,
+    "text.color": INK,
+    "axes.labelcolor": INK,
+}
 
 
-def drawn(draw):
+def styled(draw):
     """Draw under `STYLE` and leave pyplot's registry empty: a notebook shows a figure by name."""
 
     @functools.wraps(draw)
@@ -68,7 +77,7 @@ def scale_bar(ax):
 
 def tissue(ax, section, *, um_per_px=6.0, title=None):
     """Draw the H&E thumbnail of a `Section` on um axes, at `um_per_px`, with a scale bar."""
-    image, step = thumbnail(section.adata, um_per_px=um_per_px)
+    image, step = section.thumbnail(um_per_px=um_per_px)
     h, w = np.array(image.shape[:2]) * step * section.adata.uns["um_per_px"]
     ax.imshow(image, extent=(0, w, h, 0), interpolation="antialiased")
     _frame(ax, section)
@@ -78,8 +87,9 @@ def tissue(ax, section, *, um_per_px=6.0, title=None):
 def _circles(ax, at, diameter, **look):
     """Circles of a diameter in um around centres (n, 2) in um."""
     size = np.full(len(at), diameter)
-    circles = EllipseCollection(size, size, 0 * size, units="xy", offsets=at,
-                                offset_transform=ax.transData, **look)  # fmt: skip
+    circles = EllipseCollection(
+        size, size, 0 * size, units="xy", offsets=at, offset_transform=ax.transData, **look
+    )
     return ax.add_collection(circles)
 
 
@@ -113,7 +123,7 @@ def aspect(section) -> float:
     return (height + 2 * about["pitch_um"]) / (width + 2 * about["pitch_um"])
 
 
-@drawn
+@styled
 def overview(section):
     """The section's H&E beside the same with its spots to scale, bold where they have no patch."""
     a, kept = section.adata, np.isin(np.arange(section.adata.n_obs), section.rows)
@@ -127,7 +137,7 @@ def overview(section):
     return figure
 
 
-@drawn
+@styled
 def gene_maps(section, values, names, *, label, columns=3):
     """The tissue, and right of it `columns` maps a row: values (n, k) aligned with its patches.
 
@@ -135,8 +145,9 @@ def gene_maps(section, values, names, *, label, columns=3):
     has its own.
     """
     rows, width = -(-len(names) // columns), 8 / (columns + 1)
-    figure, axes = plt.subplots(rows, columns + 1, squeeze=False,
-                                figsize=(8.5, rows * (width * aspect(section) + 0.2)))  # fmt: skip
+    figure, axes = plt.subplots(
+        rows, columns + 1, squeeze=False, figsize=(8.5, rows * (width * aspect(section) + 0.2))
+    )
     tissue(axes[0, 0], section, title=section.name)
     maps = axes[:, 1:].ravel()
     for ax in (*axes[1:, 0], *maps[len(names) :]):
@@ -147,7 +158,7 @@ def gene_maps(section, values, names, *, label, columns=3):
     return figure
 
 
-@drawn
+@styled
 def patches(images, titles, *, patch_um, columns=6):
     """A grid of patches (n, h, w, 3) of `patch_um` um, uint8 or in [0, 1], with a scale bar."""
     rows, width = -(-len(images) // columns), 8 / columns
@@ -166,7 +177,7 @@ def _patches(figure, images, titles, *, patch_um, columns):
     scale_bar(axes[-1, 0])
 
 
-@drawn
+@styled
 def retrieval(section, panel, genes, hits, cosines, *, patch_um):
     """Where the regions that a gene set found lie, what was measured there, and how they look.
 
@@ -185,11 +196,28 @@ def retrieval(section, panel, genes, hits, cosines, *, patch_um):
     colour_bar(top, shown, right, "mean z")
     for rank, (x, y) in enumerate(_microns(section)[hits], 1):
         for ax in (left, right):
-            ax.add_patch(Rectangle((x - patch_um / 2, y - patch_um / 2), patch_um, patch_um,
-                                   fill=False, color=INK, lw=1.4))  # fmt: skip
-        left.text(x + patch_um * 0.6, y, rank, va="center", weight="bold", fontsize=9,
-                  path_effects=[withStroke(linewidth=2.5, foreground="white")])  # fmt: skip
-    titles = [f"{rank}: cosine {cosine:.2f}, z {z[hit]:+.1f}"
-              for rank, (hit, cosine) in enumerate(zip(hits, cosines, strict=True), 1)]  # fmt: skip
+            ax.add_patch(
+                Rectangle(
+                    (x - patch_um / 2, y - patch_um / 2),
+                    patch_um,
+                    patch_um,
+                    fill=False,
+                    color=INK,
+                    lw=1.4,
+                )
+            )
+        left.text(
+            x + patch_um * 0.6,
+            y,
+            rank,
+            va="center",
+            weight="bold",
+            fontsize=9,
+            path_effects=[withStroke(linewidth=2.5, foreground="white")],
+        )
+    titles = [
+        f"{rank}: cosine {cosine:.2f}, z {z[hit]:+.1f}"
+        for rank, (hit, cosine) in enumerate(zip(hits, cosines, strict=True), 1)
+    ]
     _patches(bottom, section.patches[hits], titles, patch_um=patch_um, columns=columns)
     return figure

@@ -15,14 +15,23 @@ from made import make_truth
 
 from seal_lite import Config
 from seal_lite.cli import main
-from seal_lite.sections import load_sections
-from seal_lite.train import finetune
-from tissue_phantom import phantom
+from seal_lite.data.phantom import phantom
+from seal_lite.data.section import load_sections
+from seal_lite.training.loop import finetune
 
 REPOSITORY = Path(__file__).parents[1]
 # Small enough for seconds; everything else as in the default.
-TINY = Config(patch_px=64, n_views=3, n_genes=40, hidden=(32, 16), project=16, batch_size=16,
-              tune_blocks=1, epochs=2, gene_warmup_epochs=1)  # fmt: skip
+TINY = Config(
+    patch_px=64,
+    n_views=3,
+    n_genes=40,
+    hidden=(32, 16),
+    project=16,
+    batch_size=16,
+    tune_blocks=1,
+    epochs=2,
+    gene_warmup_epochs=1,
+)
 
 
 @pytest.fixture(scope="session")
@@ -33,8 +42,15 @@ def tiny() -> Config:
 @pytest.fixture(scope="session")
 def phantom_root(tmp_path_factory):
     """Two patients with one section each (PA1, PB1), 70 spots, 1 um per px."""
-    return phantom(tmp_path_factory.mktemp("tiny") / "phantom", patients=2, sections_per_patient=1,
-                   spots=70, um_per_px=1.0, workers=1, progress=False)  # fmt: skip
+    return phantom(
+        tmp_path_factory.mktemp("tiny") / "phantom",
+        patients=2,
+        sections_per_patient=1,
+        spots=70,
+        um_per_px=1.0,
+        workers=1,
+        progress=False,
+    )
 
 
 @pytest.fixture(scope="session")

@@ -17,9 +17,9 @@ import yaml
 from PIL import Image
 
 from seal_lite import Config
-from seal_lite.genes import GenePanel
-from seal_lite.shards import write_shards
-from tissue_phantom import write_pyramid, write_task
+from seal_lite.data.genes import GenePanel
+from seal_lite.data.phantom import write_pyramid, write_task
+from seal_lite.data.shards import write_shards
 
 UM = 2.0  # per px of the image
 GENES = ["ERBB2", "KRT19", "COL1A1", "CD3E"]
@@ -51,8 +51,12 @@ def write_10x(path, counts, barcodes, *, genes=GENES):
         for key in ("data", "indices", "indptr"):
             group[key] = getattr(m, key)
         group["shape"] = np.array(m.shape, np.int32)
-        about = {"id": IDS, "name": genes, "feature_type": ["Gene Expression"] * 4,
-                 "genome": ["GRCh38"] * 4}  # fmt: skip
+        about = {
+            "id": IDS,
+            "name": genes,
+            "feature_type": ["Gene Expression"] * 4,
+            "genome": ["GRCh38"] * 4,
+        }
         for key, values in about.items():
             group[f"features/{key}"] = np.array(values, "S")
         group["features/_all_tag_keys"] = np.array(["genome"], "S")
@@ -62,15 +66,24 @@ def write_visium(folder, truth, *, header=True):
     (folder / "spatial").mkdir(parents=True)
     # a spot off the tissue is in the positions, not in the filtered counts
     write_10x(folder / "filtered_feature_bc_matrix.h5", truth.counts, truth.barcodes)
-    table = pd.DataFrame({
-        "barcode": [*truth.barcodes, "GGGGGGGGGGGGGGGG-1"], "in_tissue": [1] * len(truth.xy) + [0],
-        "array_row": [*truth.array[:, 1], 20], "array_col": [*truth.array[:, 0], 20],
-        "pxl_row_in_fullres": [*truth.xy[:, 1], 5], "pxl_col_in_fullres": [*truth.xy[:, 0], 5],
-    })  # fmt: skip
+    table = pd.DataFrame(
+        {
+            "barcode": [*truth.barcodes, "GGGGGGGGGGGGGGGG-1"],
+            "in_tissue": [1] * len(truth.xy) + [0],
+            "array_row": [*truth.array[:, 1], 20],
+            "array_col": [*truth.array[:, 0], 20],
+            "pxl_row_in_fullres": [*truth.xy[:, 1], 5],
+            "pxl_col_in_fullres": [*truth.xy[:, 0], 5],
+        }
+    )
     name = "tissue_positions.csv" if header else "tissue_positions_list.csv"
     table.to_csv(folder / "spatial" / name, index=False, header=header)
-    scale = {"spot_diameter_fullres": 27.5, "tissue_hires_scalef": 0.25,
-             "fiducial_diameter_fullres": 40.0, "tissue_lowres_scalef": 0.1}  # fmt: skip
+    scale = {
+        "spot_diameter_fullres": 27.5,
+        "tissue_hires_scalef": 0.25,
+        "fiducial_diameter_fullres": 40.0,
+        "tissue_lowres_scalef": 0.1,
+    }
     (folder / "spatial/scalefactors_json.json").write_text(json.dumps(scale))
     for which in ("hires", "lowres"):
         Image.fromarray(truth.image[::4, ::4]).save(folder / f"spatial/tissue_{which}_image.png")
@@ -78,9 +91,11 @@ def write_visium(folder, truth, *, header=True):
 
 def make_h5ad(truth, *, genes=GENES):
     return ad.AnnData(
-        sp.csr_matrix(truth.counts), obs=pd.DataFrame(index=truth.barcodes),
-        var=pd.DataFrame(index=list(genes)), obsm={"spatial": truth.xy},
-    )  # fmt: skip
+        sp.csr_matrix(truth.counts),
+        obs=pd.DataFrame(index=truth.barcodes),
+        var=pd.DataFrame(index=list(genes)),
+        obsm={"spatial": truth.xy},
+    )
 
 
 def write_xenium(folder, truth):
@@ -93,10 +108,17 @@ def write_xenium(folder, truth):
     spot, gene = (np.repeat(i.ravel(), counts.ravel()) for i in np.indices(counts.shape))
     um = (square[spot] + rng.uniform(0.01, 0.99, (len(spot), 2))) * 100
     names = np.array(GENES)[gene]
-    bad = pd.DataFrame({"x_location": [50.0, 51, 52], "y_location": 50.0, "qv": [40.0, 40, 19.9],
-                        "feature_name": ["NegControlProbe_1", "BLANK_0007", "ERBB2"]})  # fmt: skip
-    good = pd.DataFrame({"x_location": um[:, 0], "y_location": um[:, 1], "qv": 30.0,
-                         "feature_name": names})  # fmt: skip
+    bad = pd.DataFrame(
+        {
+            "x_location": [50.0, 51, 52],
+            "y_location": 50.0,
+            "qv": [40.0, 40, 19.9],
+            "feature_name": ["NegControlProbe_1", "BLANK_0007", "ERBB2"],
+        }
+    )
+    good = pd.DataFrame(
+        {"x_location": um[:, 0], "y_location": um[:, 1], "qv": 30.0, "feature_name": names}
+    )
     table = pd.concat([good, bad]).sample(frac=1, random_state=0)
     pq.write_table(pa.Table.from_pandas(table), folder / "transcripts.parquet", row_group_size=500)
     s = UM / pixel_um  # x of the morphology grows with y of the H&E, y with 450 - x
@@ -114,18 +136,31 @@ def write_hest(root, truth, image="wsis"):
     for folder in ("st", "metadata", image):
         (root / folder).mkdir(parents=True)
     adata.write_h5ad(root / "st/S1.h5ad")
-    said = {"pixel_size_um_estimated": UM, "inter_spot_dist": 100.0, "spot_diameter": 55.0,
-            "patient": "P7", "species": "Homo sapiens", "organ": "Breast",
-            "st_technology": "Visium", "subseries": float("nan")}  # fmt: skip
+    said = {
+        "pixel_size_um_estimated": UM,
+        "inter_spot_dist": 100.0,
+        "spot_diameter": 55.0,
+        "patient": "P7",
+        "species": "Homo sapiens",
+        "organ": "Breast",
+        "st_technology": "Visium",
+        "subseries": float("nan"),
+    }
     (root / "metadata/S1.json").write_text(json.dumps(said))
     if image == "wsis":
         return write_pyramid(root / "wsis/S1.tif", truth.image, um_per_px=UM)
     with h5py.File(root / "patches/S1.h5", "w") as file:  # 112 um at 224 px, as published
         slide = Image.fromarray(truth.image)
-        file["img"] = np.stack([
-            np.asarray(slide.resize((224, 224), Image.Resampling.BICUBIC,
-                                    box=(x - 28, y - 28, x + 28, y + 28)))
-            for x, y in truth.xy])  # fmt: skip
+        file["img"] = np.stack(
+            [
+                np.asarray(
+                    slide.resize(
+                        (224, 224), Image.Resampling.BICUBIC, box=(x - 28, y - 28, x + 28, y + 28)
+                    )
+                )
+                for x, y in truth.xy
+            ]
+        )
         file["barcode"] = np.array(truth.barcodes, "S")[:, None]
         file["coords"] = truth.xy.astype(int)
 
@@ -137,14 +172,23 @@ def write_spatialdata(path, truth, *, scales=None):
     from spatialdata.transformations import Affine, Scale
 
     shift = Affine(np.array([[UM, 0, 40.0], [0, UM, -30.0], [0, 0, 1]]), ("x", "y"), ("x", "y"))
-    image = Image2DModel.parse(truth.image.transpose(2, 0, 1), dims=("c", "y", "x"),
-                               transformations={"slide": shift}, scale_factors=scales)  # fmt: skip
+    image = Image2DModel.parse(
+        truth.image.transpose(2, 0, 1),
+        dims=("c", "y", "x"),
+        transformations={"slide": shift},
+        scale_factors=scales,
+    )
     eighth = {"slide": Scale([8 * UM] * 2, ("x", "y"))}
-    small = Image2DModel.parse(truth.image[::8, ::8].transpose(2, 0, 1), dims=("c", "y", "x"),
-                               transformations=eighth)  # fmt: skip
-    spots = ShapesModel.parse((truth.xy * UM + [40, -30])[::-1], geometry=0, radius=27.5,
-                              index=np.arange(len(truth.xy))[::-1],
-                              transformations={"slide": sd.transformations.Identity()})  # fmt: skip
+    small = Image2DModel.parse(
+        truth.image[::8, ::8].transpose(2, 0, 1), dims=("c", "y", "x"), transformations=eighth
+    )
+    spots = ShapesModel.parse(
+        (truth.xy * UM + [40, -30])[::-1],
+        geometry=0,
+        radius=27.5,
+        index=np.arange(len(truth.xy))[::-1],
+        transformations={"slide": sd.transformations.Identity()},
+    )
     adata = make_h5ad(truth)
     del adata.obsm["spatial"]
     adata.obs["spot"], adata.obs["region"] = (
@@ -153,8 +197,9 @@ def write_spatialdata(path, truth, *, scales=None):
     )
     adata.uns["um_per_px"] = UM
     table = TableModel.parse(adata, region="spots", region_key="region", instance_key="spot")
-    data = sd.SpatialData(images={"he": image, "small": small}, shapes={"spots": spots},
-                          tables={"table": table})  # fmt: skip
+    data = sd.SpatialData(
+        images={"he": image, "small": small}, shapes={"spots": spots}, tables={"table": table}
+    )
     data.write(path)
 
 
@@ -164,8 +209,9 @@ STATUS = {"status": np.where(MUTANT, "mutant", "wildtype")}
 NAMES = {"label_dict": {"0": "wildtype", "1": "mutant"}}
 
 
-def write_slide_task(where, columns=STATUS, config=NAMES, *, sample="case_id", folds=True,
-                     shift=3.0):  # fmt: skip
+def write_slide_task(
+    where, columns=STATUS, config=NAMES, *, sample="case_id", folds=True, shift=3.0
+):
     """A task in WHERE/task, features in WHERE/features; a mutant has 2 of 10 patches moved."""
     rng = np.random.default_rng(0)
     names = [f"c{i}" for i in range(CASES)]

@@ -1,0 +1,1 @@
+"""Pretrained vision encoders, their tuned blocks, and their embeddings."""

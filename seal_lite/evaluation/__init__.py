@@ -1,0 +1,1 @@
+"""Evaluation on held-out sections: targets, probes, controls, intervals."""

@@ -1,0 +1,1 @@
+"""Whole slides: features, tasks, multiple-instance learning."""

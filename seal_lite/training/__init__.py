@@ -1,0 +1,1 @@
+"""Finetuning: the loop, its batches, and the folder of a run."""
