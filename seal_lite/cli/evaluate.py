@@ -96,8 +96,8 @@ def crossval(
     allow_leakage: Leak = False,
 ):
     """Leave one group out: finetune and fit everything inside each fold, score on the rest."""
-    from seal_lite.data.phantom.truth import GroundTruth
     from seal_lite.data.leakage import check_leakage
+    from seal_lite.data.phantom.truth import GroundTruth
     from seal_lite.evaluation.crossval import crossval, groups_of
     from seal_lite.evaluation.scores import summary
     from seal_lite.evaluation.statistics import verdicts

@@ -25,6 +25,7 @@ from seal_lite.data.images import resized
 from seal_lite.data.patches import HEST_UM as PATCH_UM
 from seal_lite.data.patches import read_patches
 from seal_lite.data.readers.common import raw_counts, read_h5ad, read_table
+from seal_lite.data.readers.hest import GENES_FILE, SPLIT_COLUMNS
 from seal_lite.data.section import Section
 from seal_lite.errors import InputError, reading
 from seal_lite.evaluation import targets as tg
@@ -36,9 +37,7 @@ from seal_lite.evaluation.statistics import deltas
 from seal_lite.io import read_json
 
 log = logging.getLogger(__name__)
-GENES = "var_50genes.json"
 SEED = 1  # of the benchmark's own PCA
-COLUMNS = ["sample_id", "patches_path", "expr_path"]
 
 
 @dataclass(frozen=True)
@@ -73,14 +72,14 @@ def read_hest_task(root, name: str) -> HestTask:
     folder = Path(root) / name
     if not (folder / "splits").is_dir():
         raise InputError(f"{folder}: has no folder splits; give the folder that holds the tasks")
-    genes = read_json(folder / GENES, "genes", remedy="restore its list 'genes'")["genes"]
+    genes = read_json(folder / GENES_FILE, "genes", remedy="restore its list 'genes'")["genes"]
     folds, files = [], {}
     for i in count():
         halves = [folder / f"splits/{half}_{i}.csv" for half in ("train", "test")]
         if not any(half.exists() for half in halves):
             break
-        how = {"needs": COLUMNS, "sep": ",", "dtype": str, "keep_default_na": False}
-        tables = [read_table(half, **how)[COLUMNS] for half in halves]
+        how = {"needs": SPLIT_COLUMNS, "sep": ",", "dtype": str, "keep_default_na": False}
+        tables = [read_table(half, **how)[SPLIT_COLUMNS] for half in halves]
         for table in tables:
             files |= {s: (folder / p, folder / e) for s, p, e in table.itertuples(index=False)}
         train, test = (list(table.sample_id) for table in tables)
