@@ -8,55 +8,85 @@ PIP    := $(VENV)/bin/pip
 STAMP  := $(VENV)/.installed
 HTML   := book/_build/html/index.html
 
-PACKAGE   := $(wildcard seal_lite/*.* book/tissue_phantom/*.* book/seal_book/*.*)
+CORES  ?= $(shell getconf _NPROCESSORS_ONLN)
+
+PACKAGE   := $(shell find seal_lite -type f -not -path '*/__pycache__/*')
 SOURCES   := $(sort $(wildcard notebooks/*.py))
 NOTEBOOKS := $(SOURCES:.py=.ipynb)
 EXECUTED  := $(NOTEBOOKS:%=book/%)
 RECORDED  := $(shell find results -name '*.json' 2>/dev/null)
 
+# The book shows the same everywhere, so what its chapters run on does not depend on the machine.
+PARAMETERS := -p DATASET phantom -p BACKBONE tf_efficientnet_lite0
+
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.NOTPARALLEL: # the notebooks share data/ and runs/, and each uses every core
-.PHONY: help install book test lint notebooks results record record-her2st record-phantom \
-  record-shifts tasks trials fooled yardstick bench promises recheck hero sync lock clean
+.PHONY: help install unit test nightly lint notebooks executed book results record record-her2st \
+  record-phantom record-shifts tasks trials pitfalls subtlety bench promises hero sync lock clean
 say = @printf '\n== %s\n' $(1)
 
 help: ## show this list
 	@sed -n 's/^\([a-z]*\):.*## /  make \1|/p' Makefile | awk -F'|' '{printf "%-18s %s\n", $$1, $$2}'
 
-book: $(EXECUTED) book/results.md book/executed.md book/extra/explorer/data.js ## execute the notebooks, build the book, say where it is
+unit: $(STAMP) ## after each edit: the unit tests, in two minutes on two cores
+	OMP_NUM_THREADS=1 $(PY) -m pytest tests/unit -n $(CORES) --dist loadfile -m "not nightly"
+
+test: lint book ## lint, execute the notebooks, build the book, run all tests but the nightly ones
+	$(call say,'Running the tests')
+	OMP_NUM_THREADS=1 $(PY) -m pytest -n $(CORES) --dist loadfile -m "not nightly"
+
+nightly: $(STAMP) ## the long forms: kills, damaged files, a crowd, 500 cycles
+	OMP_NUM_THREADS=1 $(PY) -m pytest tests/integration -n $(CORES) --dist loadfile -m nightly
+
+lint: $(STAMP) ## check style, formatting, types and imports
+	$(call say,'Checking style, formatting and types')
+	$(PY) -m ruff check .
+	$(PY) -m ruff format --check .
+	$(PY) -m mypy
+
+# Which modules a chapter imports is found first; make is then started again and knows it.
+notebooks: book/_build/notebooks.mk ## execute the notebooks whose source or imports have changed
+	@$(MAKE) --no-print-directory --jobs $(CORES) --output-sync CHAPTERS=1 executed
+
+book/_build/notebooks.mk: book/dependencies.py $(SOURCES) $(PACKAGE) $(STAMP)
+	@mkdir -p book/_build
+	@$(PY) book/dependencies.py > $@
+
+ifdef CHAPTERS
+include book/_build/notebooks.mk
+executed: $(EXECUTED) book/extra/explorer/data.js
+$(EXECUTED) book/extra/explorer/data.js: | runs/chapters/.made
+endif
+
+# The two runs that chapters share: they would wait for one another.
+runs/chapters/.made:
+	$(call say,'Finetuning what the chapters share')
+	@rm -rf runs/chapters
+	$(PY) -m seal_lite.tutorial.runs
+	@touch $@
+
+# An executed copy appears under its final name only once the whole notebook has run. The working
+# directory is the repository root, so that `data/` and `runs/` are the same folders as elsewhere.
+# Chapters run side by side, each with one thread.
+book/notebooks/%.ipynb: notebooks/%.ipynb $(STAMP)
+	$(call say,'Executing $<')
+	@mkdir -p book/notebooks book/_build/partial
+	OMP_NUM_THREADS=1 $(PY) -m papermill $< book/_build/partial/$*.ipynb --kernel python3 --cwd . \
+	  --no-progress-bar $(PARAMETERS)
+	$(PY) book/finish.py book/_build/partial/$*.ipynb book/_build/partial/$*.page
+	@mv book/_build/partial/$*.page $@
+
+book/notebooks/14_out_of_distribution.ipynb: PARAMETERS := # its phantom has two sites
+
+book/extra/explorer/data.js: book/explorer.py runs/chapters/.made
+	$(call say,'Writing what the explorer shows')
+	$(PY) book/explorer.py
+
+book: notebooks results ## execute the notebooks, build the book, say where it is
 	$(call say,'Building the book (warnings are errors)')
 	$(VENV)/bin/jupyter-book build book --config _config.yml --path-output book --all \
 	  -W -n --keep-going
 	$(call say,'The book is ready: open $(HTML)')
-
-test: lint book ## lint, execute the notebooks, build the book, run the test suite
-	$(call say,'Running the test suite')
-	$(PY) -m pytest
-
-lint: $(STAMP) ## check style and formatting
-	$(call say,'Checking style and formatting')
-	$(PY) -m ruff check .
-	$(PY) -m ruff format --check .
-
-notebooks: $(EXECUTED) ## execute the notebooks whose source or package has changed
-
-# An executed copy appears under its final name only once the whole notebook has run. The working
-# directory is the repository root, so that `data/` and `runs/` are the same folders as elsewhere.
-book/notebooks/%.ipynb: notebooks/%.ipynb $(PACKAGE) $(STAMP)
-	$(call say,'Executing $<')
-	@mkdir -p book/notebooks book/_build/partial
-	$(PY) -m papermill $< book/_build/partial/$*.ipynb --kernel python3 --cwd .
-	$(PY) book/finish.py book/_build/partial/$*.ipynb book/_build/partial/$*.page
-	@mv book/_build/partial/$*.page $@
-
-book/executed.md: $(EXECUTED) book/finish.py # how long each took
-	$(PY) book/finish.py --table
-
-# From the run that the chapter on finetuning has made.
-book/extra/explorer/data.js: book/explorer.py book/notebooks/08_finetune.ipynb
-	$(call say,'Writing what the explorer shows')
-	$(PY) book/explorer.py
 
 results: book/results.md ## write the page of recorded results from results/**/*.json
 
@@ -72,11 +102,11 @@ RUNS   := runs/record
 record: record-her2st record-phantom record-shifts tasks bench ## measure results/ again: hours on 2 cores, needs her2st (HER2ST=DIR)
 	$(CLI) finetune --data $(HER2ST) --train C3,C4,C5 --include ERBB2,GRB7 --seed 0 \
 	  --out runs/her2st-C2
-	$(PY) book/real_figures.py $(HER2ST) runs/her2st-C2 --section C2 --genes ERBB2,GRB7
+	$(PY) benchmarks/real_figures.py $(HER2ST) runs/her2st-C2 --section C2 --genes ERBB2,GRB7
 
 # One thread, so that a record does not depend on the number of cores. Run two of the first three in
 # two shells: a training has little use for a second core.
-record-her2st record-phantom record-shifts tasks recheck: export OMP_NUM_THREADS = 1
+record-her2st record-phantom record-shifts tasks: export OMP_NUM_THREADS = 1
 record-her2st: $(STAMP)
 	$(CLI) crossval --data $(HER2ST) --sections C2,C3,C4,C5 --groups section --seeds 5 \
 	  --allow-leakage --out $(RUNS)/her2st
@@ -101,10 +131,10 @@ record-shifts: $(STAMP)
 	done
 
 tasks: $(STAMP) ## score the records' encoders on the other evaluations: HEST-bench, retrieval, slides
-	$(PY) book/tasks.py $(HER2ST)
+	$(PY) benchmarks/tasks.py $(HER2ST)
 
 trials: $(STAMP) ## choose settings, and measure what each part is worth: hours, needs her2st
-	$(PY) book/trials.py $(HER2ST)
+	$(PY) benchmarks/trials.py $(HER2ST)
 
 fooled: $(STAMP) ## measure what common mistakes are worth: a minute, needs her2st
 	$(PY) book/fooled.py $(HER2ST)
@@ -113,13 +143,10 @@ yardstick: $(STAMP) ## measure how subtle the phantom's subtle genes are: minute
 	$(PY) book/yardstick.py
 
 bench: $(STAMP) ## time what the book says is fast, beside what it is compared with: minutes
-	$(PY) book/bench.py $(HER2ST)
+	$(PY) benchmarks/bench.py $(HER2ST)
 
 promises: $(STAMP) ## kill, damage and crowd the package, and count what happens: half an hour
-	$(PY) tests/under_load.py results/promises.json --kills 60 --mutants 30 --cycles 500
-
-recheck: $(STAMP) ## compare the code at hand with the one that made each record: half an hour
-	$(PY) book/recheck.py $(HER2ST)
+	$(PY) tests/integration/under_load.py results/promises.json --kills 60 --mutants 30 --cycles 500
 
 hero: $(STAMP) ## draw the README's picture again: minutes on 2 cores
 	$(PY) book/hero.py
@@ -155,4 +182,4 @@ $(STAMP): requirements.lock pyproject.toml | $(PIP)
 	@touch $@
 
 clean: ## remove what was built; keep .venv, data/ and runs/
-	rm -rf book/_build book/notebooks .pytest_cache .ruff_cache
+	rm -rf book/_build book/notebooks .pytest_cache .ruff_cache .mypy_cache

@@ -1,23 +1,18 @@
-"""What the tests share: a tiny phantom, a run on it, and sections made by hand."""
+"""What the tests share: a tiny phantom, a run on it, and sections made by hand.
 
-import importlib
+Heavy packages are imported inside fixtures, so that collecting the tests takes seconds.
+"""
+
+from __future__ import annotations
+
 import os
 import sys
 from pathlib import Path
 
-import anndata as ad
 import numpy as np
-import pandas as pd
 import pytest
-import scipy.sparse as sp
-from browser import chromium
-from made import make_truth
 
 from seal_lite import Config
-from seal_lite.cli import main
-from seal_lite.data.phantom import phantom
-from seal_lite.data.section import load_sections
-from seal_lite.training.loop import finetune
 
 REPOSITORY = Path(__file__).parents[1]
 # Small enough for seconds; everything else as in the default.
@@ -42,31 +37,47 @@ def tiny() -> Config:
 @pytest.fixture(scope="session")
 def phantom_root(tmp_path_factory):
     """Two patients with one section each (PA1, PB1), 70 spots, 1 um per px."""
+    from seal_lite.data.phantom import phantom
+
     return phantom(
         tmp_path_factory.mktemp("tiny") / "phantom",
         patients=2,
         sections_per_patient=1,
         spots=70,
         um_per_px=1.0,
-        workers=1,
         progress=False,
     )
 
 
 @pytest.fixture(scope="session")
+def ground_truth(phantom_root):
+    """What the phantom's counts would be without noise."""
+    from seal_lite.data.phantom.truth import GroundTruth
+
+    return GroundTruth.find(phantom_root)
+
+
+@pytest.fixture(scope="session")
 def sections(phantom_root):
+    from seal_lite import load_sections
+
     return load_sections(phantom_root, patch_px=TINY.patch_px)
 
 
 @pytest.fixture(scope="session")
 def trained(sections, tmp_path_factory):
     """(run folder, model, history) of a finished run on PA1."""
+    from seal_lite import finetune
+
     out = tmp_path_factory.mktemp("trained") / "run"
     return out, *finetune(sections[:1], TINY, out=out, progress=False)
 
 
 @pytest.fixture(scope="session")
 def truth():
+    """The Visium-like section that `made` writes in every format."""
+    from made import make_truth
+
     return make_truth()
 
 
@@ -79,17 +90,10 @@ def her2st():
     return root
 
 
-@pytest.fixture(scope="session")
-def book():
-    """Imports a module of book/ as the scripts and Sphinx there do."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.syspath_prepend(REPOSITORY / "book")
-        yield importlib.import_module
-
-
 @pytest.fixture
 def cli(monkeypatch, capsys):
     """Run `seal-lite ARGS`; returns (exit code, stdout, stderr)."""
+    from seal_lite.cli import main
 
     def call(*args):
         monkeypatch.setattr(sys, "argv", ["seal-lite", *map(str, args)])
@@ -107,19 +111,19 @@ def square(side):
 
 def make_adata(counts, *, place=None, genes=None, grid="square", name="X1"):
     """A section made by hand from counts (n, genes); by default on a square array."""
+    import anndata as ad
+    import pandas as pd
+    import scipy.sparse as sp
+
     counts = np.asarray(counts, np.float32)
-    place = square(int(np.ceil(np.sqrt(len(counts)))))[: len(counts)] if place is None else place
-    genes = [f"G{i}" for i in range(counts.shape[1])] if genes is None else genes
-    barcodes = [f"{c}x{r}" for c, r in place]
+    if place is None:
+        side = int(np.ceil(np.sqrt(len(counts))))
+        place = square(side)[: len(counts)]
+    if genes is None:
+        genes = [f"G{i}" for i in range(counts.shape[1])]
+    barcodes = [f"{column}x{row}" for column, row in place]
     obs = pd.DataFrame({"array_col": place[:, 0], "array_row": place[:, 1]}, index=barcodes)
     counts = sp.csr_matrix(counts)
     adata = ad.AnnData(counts, obs=obs, var=pd.DataFrame(index=genes), layers={"counts": counts})
     adata.uns = {"section_id": name, "patient_id": name[:-1], "grid": grid}
     return adata
-
-
-@pytest.fixture(scope="session")
-def browser():
-    """One headless Chromium for all tests that look at pages."""
-    with chromium() as running:
-        yield running

@@ -1,0 +1,61 @@
+"""Print, as rules for make, which modules of the package each chapter imports.
+
+    python book/dependencies.py > book/_build/notebooks.mk
+
+A chapter is executed again only where a module that it imports, directly or through others, has
+changed. `seal_lite.training.loop` stands for the runs that the chapters share.
+"""
+
+from __future__ import annotations
+
+import ast
+import importlib
+from pathlib import Path
+
+import grimp
+
+ROOT = Path(__file__).parents[1]
+DATA_FILES = sorted((ROOT / "seal_lite").rglob("*.t[os][mv]*"))  # tables of backbones and genes
+
+
+def imported_modules(script: Path, graph: grimp.ImportGraph) -> set[str]:
+    """Return the modules of the package that a script imports, directly or through others."""
+    direct = set()
+    for node in ast.walk(ast.parse(script.read_text())):
+        if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("seal_lite"):
+            direct.update(home_of(node.module, alias.name, graph) for alias in node.names)
+    modules = set(direct)
+    for module in direct & graph.modules:
+        modules |= graph.find_upstream_modules(module)
+    return modules & graph.modules
+
+
+def home_of(module: str, name: str, graph: grimp.ImportGraph) -> str:
+    """Return the module in which what `from module import name` gives is defined."""
+    if f"{module}.{name}" in graph.modules:
+        return f"{module}.{name}"
+    if not graph.find_children(module):
+        return module
+    value = getattr(importlib.import_module(module), name)  # a package passes it on
+    return getattr(value, "__module__", module)
+
+
+def file_of(module: str) -> str:
+    """Return a module's file, relative to the repository."""
+    path = ROOT / module.replace(".", "/")
+    file = path / "__init__.py" if path.is_dir() else path.with_suffix(".py")
+    return str(file.relative_to(ROOT))
+
+
+def main() -> None:
+    graph = grimp.build_graph("seal_lite")
+    tables = [str(file.relative_to(ROOT)) for file in DATA_FILES]
+    for script in sorted((ROOT / "notebooks").glob("*.py")):
+        files = sorted(file_of(module) for module in imported_modules(script, graph))
+        print(f"book/notebooks/{script.stem}.ipynb:", *files, *tables)
+    training = graph.find_upstream_modules("seal_lite.training.loop")
+    print("runs/chapters/.made:", *sorted(file_of(module) for module in training), *tables)
+
+
+if __name__ == "__main__":
+    main()
