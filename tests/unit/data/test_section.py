@@ -1,4 +1,4 @@
-"""From files to sections: what is right is read exactly, what is wrong is one clear sentence."""
+"""From files of the legacy layout to sections: right ones are read exactly, wrong ones refused."""
 
 import gzip
 import logging
@@ -19,44 +19,54 @@ from seal_lite.data.registration import um_per_px
 from seal_lite.data.section import load_sections, read_counts
 from seal_lite.errors import InputError
 
-PITCH, EDGE = 20.0, 22.4  # px: 10 um per px, so 224 um are 22.4 px
+PITCH_PX = 20.0  # the array's 200 um
+PATCH_EDGE = 22.4  # px: the default 224 um at 10 um per px
 
 
-def spot_table(side=4, offset=(30.0, 40.0)):
-    place = square(side) + 5
-    pixel = (place - 5) * PITCH + offset
+def spot_table(offset=(30.0, 40.0)):
+    """A 4 x 4 array whose first spot, 5x5, lies at `offset` px."""
+    array = square(4)
+    pixels = array * PITCH_PX + offset
     return pd.DataFrame(
         {
-            "x": place[:, 0],
-            "y": place[:, 1],
-            "new_x": place[:, 0] + 0.1,
-            "new_y": place[:, 1] - 0.1,
-            "pixel_x": pixel[:, 0],
-            "pixel_y": pixel[:, 1],
+            "x": array[:, 0] + 5,
+            "y": array[:, 1] + 5,
+            "new_x": array[:, 0] + 5.1,
+            "new_y": array[:, 1] + 4.9,
+            "pixel_x": pixels[:, 0],
+            "pixel_y": pixels[:, 1],
             "selected": 1,
         }
     )
 
 
+def barcodes(spots):
+    return [f"{x}x{y}" for x, y in zip(spots.x, spots.y, strict=True)]
+
+
 def count_table(spots, genes=("A", "B", "C")):
-    barcodes = [f"{x}x{y}" for x, y in zip(spots.x, spots.y, strict=True)]
-    counts = np.random.default_rng(0).poisson(60, (len(spots), len(genes))) + 34  # above 100
-    return pd.DataFrame(counts, index=barcodes, columns=list(genes))
+    """Counts of every spot, above 100 in sum."""
+    counts = np.random.default_rng(0).poisson(60, (len(spots), len(genes))) + 34
+    return pd.DataFrame(counts, index=barcodes(spots), columns=list(genes))
+
+
+def ramp_image():
+    """180 x 200 px, in which R is x and G is y."""
+    y, x = np.indices((180, 200))
+    return np.stack([x, y, np.full_like(x, 7)], -1).astype(np.uint8)
 
 
 def write(root, *, spots=None, counts=None, image=None, name="X1"):
-    """A section on disk in the upstream layout; a ramp image with R = x, G = y."""
+    """A section on disk in the upstream layout."""
     spots = spot_table() if spots is None else spots
     counts = count_table(spots) if counts is None else counts
-    for folder in ("ST-cnts", "ST-spotfiles", f"ST-imgs/{patient_of(name)}/{name}"):
-        (root / "data" / folder).mkdir(parents=True, exist_ok=True)
+    image = ramp_image() if image is None else image
+    image_folder = root / f"data/ST-imgs/{patient_of(name)}/{name}"
+    for folder in (root / "data/ST-cnts", root / "data/ST-spotfiles", image_folder):
+        folder.mkdir(parents=True, exist_ok=True)
     spots.to_csv(root / f"data/ST-spotfiles/{name}_selection.tsv", sep="\t", index=False)
     counts.to_csv(root / f"data/ST-cnts/{name}.tsv.gz", sep="\t")
-    if image is None:
-        y, x = np.indices((180, 200))
-        image = np.stack([x, y, np.full_like(x, 7)], -1)
-    file = root / f"data/ST-imgs/{patient_of(name)}/{name}/HE.png"
-    Image.fromarray(image.astype(np.uint8)).save(file)
+    Image.fromarray(image).save(image_folder / "HE.png")
     return root
 
 
@@ -65,12 +75,13 @@ def test_section_is_what_the_files_say(tmp_path):
     counts = count_table(spots).sample(frac=1, random_state=1)  # rows are matched by name
     adata = read_counts(write(tmp_path, spots=spots, counts=counts), "X1")
     assert list_sections(tmp_path) == ["X1"]
-    assert list(adata.obs_names) == [f"{x}x{y}" for x, y in zip(spots.x, spots.y, strict=True)]
+    assert list(adata.obs_names) == barcodes(spots)
     np.testing.assert_array_equal(adata.layers["counts"].toarray(), counts.loc[adata.obs_names])
     np.testing.assert_array_equal(adata.obsm["spatial"], spots[["pixel_x", "pixel_y"]])
     np.testing.assert_array_equal(adata.obs[["array_col", "array_row"]], spots[["x", "y"]])
-    assert adata.uns["um_per_px"] == pytest.approx(200 / PITCH)
-    assert (adata.uns["section_id"], adata.uns["patient_id"]) == ("X1", "X")
+    assert adata.uns["um_per_px"] == pytest.approx(200 / PITCH_PX)
+    assert adata.uns["section_id"] == "X1"
+    assert adata.uns["patient_id"] == "X"
 
 
 def test_gene_names_are_upper_case_and_the_first_of_duplicates_is_kept(tmp_path):
@@ -88,7 +99,8 @@ def test_spots_without_counts_are_dropped_and_reported(tmp_path, caplog):
     spots.loc[spots.x.eq(7) & spots.y.eq(5), "selected"] = 0
     with caplog.at_level(logging.INFO):
         adata = read_counts(write(tmp_path, spots=spots, counts=counts), "X1")
-    assert {"5x5", "6x7", "8x8", "7x5"}.isdisjoint(adata.obs_names) and adata.n_obs == 12
+    assert {"5x5", "6x7", "8x8", "7x5"}.isdisjoint(adata.obs_names)
+    assert adata.n_obs == 12
     assert adata.uns["spots_without_counts"] == 2
     assert "2 of 15 selected spots have no counts" in caplog.text
     assert "1 spots with under 100 counts" in caplog.text
@@ -102,10 +114,11 @@ def test_spots_without_counts_are_dropped_and_reported(tmp_path, caplog):
 )
 def test_um_per_px_round_trip(pitch, x, y, degrees):
     """Any pitch, offset and small rotation of the slide comes back."""
-    adata, a = make_adata(np.ones((12, 1))), np.radians(degrees)
-    place = adata.obs[["array_col", "array_row"]].to_numpy()
-    turn = np.array([[np.cos(a), np.sin(a)], [-np.sin(a), np.cos(a)]])
-    adata.obsm["spatial"] = pitch * place @ turn + [x, y]
+    adata = make_adata(np.ones((12, 1)))
+    array = adata.obs[["array_col", "array_row"]].to_numpy()
+    angle = np.radians(degrees)
+    cos, sin = np.cos(angle), np.sin(angle)
+    adata.obsm["spatial"] = pitch * array @ np.array([[cos, sin], [-sin, cos]]) + [x, y]
     assert um_per_px(adata, step_um=(200, 200)) == pytest.approx(200 / pitch, rel=1e-6)
 
 
@@ -124,51 +137,59 @@ WRONG_PIXELS = {
 def test_coordinates_that_contradict_the_array_are_refused(wrong):
     adata = make_adata(np.ones((16, 1)))
     adata.obsm["spatial"] = WRONG_PIXELS[wrong](square(4).astype(float))
-    with pytest.raises(InputError, match="^here: (?!its spots lie on one line)"):
-        um_per_px(adata, step_um=(200, 200), source="here")
+    with pytest.raises(InputError, match="^FILE: (?!spots lie on one line)"):
+        um_per_px(adata, step_um=(200, 200), source="FILE")
 
 
 def test_spots_on_one_line_have_no_scale():
-    adata = make_adata(np.ones((4, 1)), place=np.c_[range(4), range(4)])
-    adata.obsm["spatial"] = np.c_[range(4), range(4)] * 100.0
-    with pytest.raises(InputError, match="line"):
+    diagonal = np.c_[range(4), range(4)]
+    adata = make_adata(np.ones((4, 1)), place=diagonal)
+    adata.obsm["spatial"] = diagonal * 100.0
+    with pytest.raises(InputError, match="spots lie on one line"):
         um_per_px(adata, step_um=(200, 200))
 
 
-def _counts_with(value):
+def with_count(value):
+    """The counts, one of which is `value`."""
     counts = count_table(spot_table()).astype(object)
     counts.iloc[3, 1] = value
     return counts
 
 
-def _spots_with(column, value):
+def with_pixel_y(value):
+    """The spots, one of which has `value` as its pixel_y."""
     spots = spot_table().astype(object)
-    spots.loc[3, column] = value
+    spots.loc[3, "pixel_y"] = value
     return spots
 
 
+COUNTS = count_table(spot_table())
 BAD_TABLES = {
-    "negative count": {"counts": _counts_with(-1)},
-    "normalised count": {"counts": _counts_with(1.5)},
-    "count is NaN": {"counts": _counts_with(np.nan)},
-    "count is infinite": {"counts": _counts_with("inf")},
-    "count is text": {"counts": _counts_with("many")},
-    "barcode twice in the counts": {"counts": pd.concat([count_table(spot_table())] * 2)},
-    "spot twice": {
-        "spots": pd.concat([spot_table(), spot_table()[:1]]),
-        "counts": count_table(spot_table()),
-    },
-    "no pixel_x": {"spots": spot_table().drop(columns="pixel_x")},
-    "pixel_y is NaN": {"spots": _spots_with("pixel_y", np.nan)},
-    "pixel_y is text": {"spots": _spots_with("pixel_y", "left")},
-    "another section's counts": {"counts": count_table(spot_table()).add_suffix("0", axis=0)},
+    "negative count": ({"counts": with_count(-1)}, "whole numbers >= 0"),
+    "normalised count": ({"counts": with_count(1.5)}, "whole numbers >= 0"),
+    "count is NaN": ({"counts": with_count(np.nan)}, "whole numbers >= 0"),
+    "count is infinite": ({"counts": with_count("inf")}, "whole numbers >= 0"),
+    "count is text": ({"counts": with_count("many")}, "cannot be read"),
+    "barcode twice in the counts": (
+        {"counts": pd.concat([COUNTS, COUNTS])},
+        "a barcode is listed twice",
+    ),
+    "spot twice": (
+        {"spots": pd.concat([spot_table(), spot_table()[:1]]), "counts": COUNTS},
+        "a spot is listed twice",
+    ),
+    "no pixel_x": ({"spots": spot_table().drop(columns="pixel_x")}, "column pixel_x is missing"),
+    "pixel_y is NaN": ({"spots": with_pixel_y(np.nan)}, "a pixel_y is not a number"),
+    "pixel_y is text": ({"spots": with_pixel_y("left")}, "a pixel_y is not a number"),
+    "another section's counts": ({"counts": COUNTS.add_suffix("0", axis=0)}, "no barcode is also"),
 }
 
 
-@pytest.mark.parametrize("bad", BAD_TABLES)
-def test_bad_tables_are_refused(tmp_path, bad):
-    write(tmp_path, **BAD_TABLES[bad])
-    with pytest.raises(InputError, match=str(tmp_path)):
+@pytest.mark.parametrize("fault", BAD_TABLES)
+def test_bad_tables_are_refused(tmp_path, fault):
+    changes, message = BAD_TABLES[fault]
+    write(tmp_path, **changes)
+    with pytest.raises(InputError, match=f"{tmp_path}.*{message}"):
         read_counts(tmp_path, "X1")
 
 
@@ -202,17 +223,34 @@ def test_damaged_image_is_refused(tmp_path):
         extract_patches(read_counts(tmp_path, "X1"), patch_px=8)
 
 
-def test_sections_are_named_rightly_or_refused(tmp_path):
-    write(tmp_path)
-    (write(tmp_path, name="Y1") / "data/ST-imgs/Y/Y1/HE.png").unlink()
-    assert list_sections(tmp_path) == ["X1"]  # Y1 has counts only: readable, without patches
-    only_counts = read_counts(tmp_path, "Y1")
-    assert only_counts.uns["image_path"] == "" and only_counts.n_obs == 16
+@pytest.fixture
+def two_sections(tmp_path):
+    """X1, and Y1 without an image."""
+    write(tmp_path, name="X1")
+    write(tmp_path, name="Y1")
+    (tmp_path / "data/ST-imgs/Y/Y1/HE.png").unlink()
+    return tmp_path
+
+
+def test_a_section_without_image_has_counts_and_no_patches(two_sections):
+    assert list_sections(two_sections) == ["X1"]
+    adata = read_counts(two_sections, "Y1")
+    assert adata.uns["image_path"] == ""
+    assert adata.n_obs == 16
     with pytest.raises(InputError, match="Y1: no image"):
-        extract_patches(only_counts)
-    for names, word in ((["Y1"], "Y1"), (["Z9"], "Z9"), (["X1", "X1"], "twice")):
-        with pytest.raises(InputError, match=word):
-            load_sections(tmp_path, names, patch_px=8)
+        extract_patches(adata)
+
+
+@pytest.mark.parametrize(
+    "names, message",
+    [(["Y1"], "no section 'Y1'"), (["Z9"], "no section 'Z9'"), (["X1", "X1"], "named twice")],
+)
+def test_wrong_names_are_refused(two_sections, names, message):
+    with pytest.raises(InputError, match=message):
+        load_sections(two_sections, names, patch_px=8)
+
+
+def test_a_folder_without_sections_is_refused(tmp_path):
     with pytest.raises(InputError, match="ST-cnts"):
         list_sections(tmp_path / "elsewhere")
 
@@ -222,30 +260,33 @@ def test_patch_shows_its_place_at_sub_pixel_precision(tmp_path, shift):
     """On R = x, G = y a patch's pixels are their own coordinates: x right, y down, no offset."""
     spots = spot_table(offset=(30 + shift[0], 40 + shift[1]))
     (section,) = load_sections(write(tmp_path, spots=spots), patch_px=8)
-    assert len(section.rows) == 16 and section.patches.shape == (16, 8, 8, 3)
-    step = EDGE / 8
-    inner = slice(2, 6)  # where the resampling kernel is not cut by the region's edge
+    assert len(section.rows) == 16
+    assert section.patches.shape == (16, 8, 8, 3)
+    # Pixel i of the image covers [i, i + 1) and so shows i at i + 0.5.
+    from_centre = (np.arange(8) + 0.5) * PATCH_EDGE / 8 - PATCH_EDGE / 2 - 0.5
+    inner = slice(2, 6)  # where the resampling kernel is not cut by the patch's edge
     for (x, y), patch in zip(section.adata.obsm["spatial"], section.patches, strict=True):
-        # pixel i of the image covers [i, i + 1) and so shows i at i + 0.5
-        at = (np.arange(8) + 0.5) * step - EDGE / 2 - 0.5
-        right, down = np.meshgrid(x + at, y + at)
+        right, down = np.meshgrid(x + from_centre, y + from_centre)
         assert np.abs(patch[..., 0] - right)[inner, inner].max() <= 0.52  # rounding to uint8
         assert np.abs(patch[..., 1] - down)[inner, inner].max() <= 0.52
         assert (patch[..., 2] == 7).all()
 
 
-def test_region_that_leaves_the_image_is_dropped_and_reported(tmp_path, caplog):
-    spots = spot_table(offset=(4.0, 40.0))  # the first column's regions begin 7.2 px outside
+def test_a_patch_that_leaves_the_image_is_dropped_and_reported(tmp_path, caplog):
+    spots = spot_table(offset=(4.0, 40.0))  # the first column's patches begin 7.2 px outside
     with caplog.at_level(logging.INFO):
         (section,) = load_sections(write(tmp_path, spots=spots), patch_px=8)
-    inside = np.flatnonzero(spots.x > 5)
-    np.testing.assert_array_equal(section.rows, inside)
-    assert section.keys == [f"X1/{x}x{y}" for x, y in spots.loc[inside, ["x", "y"]].to_numpy()]
-    assert "4 regions leave the image" in caplog.text
+    assert "4 patches leave the image" in caplog.text
+    inside = spots[spots.x > 5]
+    np.testing.assert_array_equal(section.rows, inside.index)
+    assert section.keys == [f"X1/{barcode}" for barcode in barcodes(inside)]
     assert (section.patches[:, 4, 4, 0] > 10).all()  # patches follow rows, not spots
-    with pytest.raises(InputError, match="100% of regions lie off its 200 x 180 px image"):
-        far = spot_table(offset=(1000.0, 1000.0))
-        load_sections(write(tmp_path / "far", spots=far), patch_px=8)
+
+
+def test_spots_off_the_image_are_refused(tmp_path):
+    spots = spot_table(offset=(1000.0, 1000.0))
+    with pytest.raises(InputError, match="100% of its patches lie off its 200 x 180 px image"):
+        load_sections(write(tmp_path, spots=spots), patch_px=8)
 
 
 def test_pixels_that_do_not_exist_are_refused(tmp_path):
@@ -258,23 +299,25 @@ def test_pixels_that_do_not_exist_are_refused(tmp_path):
 
 
 def test_digest_sees_counts_pixels_and_names(tmp_path):
-    def digest(where, **changes):
-        return load_sections(write(tmp_path / where, **changes), patch_px=8)[0].digest
+    def digest(folder, **changes):
+        (section,) = load_sections(write(tmp_path / folder, **changes), patch_px=8)
+        return section.digest
 
-    first, counts = digest("a"), count_table(spot_table())
-    assert digest("b") == first
-    image = np.zeros((180, 200, 3))
-    others = [
-        digest("c", counts=counts + (np.arange(3) == 1)),
-        digest("d", image=image),
-        digest("e", counts=counts.rename(columns={"A": "D"})),
+    counts = count_table(spot_table())
+    first = digest("same")
+    assert digest("same again") == first
+    changed = [
+        digest("counts", counts=counts + [0, 1, 0]),
+        digest("pixels", image=np.zeros((180, 200, 3), np.uint8)),
+        digest("names", counts=counts.rename(columns={"A": "D"})),
     ]
-    assert len({first, *others}) == 4
+    assert len({first, *changed}) == 4
 
 
 def test_thumbnail_states_its_scale(tmp_path):
-    small, factor = thumbnail(read_counts(write(tmp_path), "X1"), um_per_px=40.0)
-    assert small.shape == (45, 50, 3) and factor == 4.0
+    small = thumbnail(read_counts(write(tmp_path), "X1"), um_per_px=40.0)
+    assert small.image.shape == (45, 50, 3)
+    assert small.step == 4.0
 
 
 @pytest.mark.parametrize(
@@ -282,29 +325,42 @@ def test_thumbnail_states_its_scale(tmp_path):
     [("C2", 187, 187, 185), ("C3", 182, 180, 179), ("C4", 187, 184, 184), ("C5", 183, 181, 179)],
 )
 def test_her2st_sections(her2st, name, selected, paired, deep):
-    """um per px against the mean step between neighbours, by hand. (The distance to the *nearest*
-    neighbour, 202 to 280 px, would underestimate the pitch: spots are placed with an error.)"""
+    """um per px against the mean step between neighbours, by hand.
+
+    The distance to the *nearest* neighbour, 202 to 280 px, would underestimate the pitch, as spots
+    are placed with an error.
+    """
     adata = read_counts(her2st, name)
-    assert adata.n_obs == deep and adata.uns["spots_without_counts"] == selected - paired
-    place = adata.obs[["array_col", "array_row"]].to_numpy()
-    at = {tuple(p): xy for p, xy in zip(place, adata.obsm["spatial"], strict=True)}
-    steps = [at[c + 1, r][0] - at[c, r][0] for c, r in at if (c + 1, r) in at]
-    steps += [at[c, r + 1][1] - at[c, r][1] for c, r in at if (c, r + 1) in at]
+    assert adata.n_obs == deep
+    assert adata.uns["spots_without_counts"] == selected - paired
+    array = adata.obs[["array_col", "array_row"]].to_numpy()
+    xy_of = {tuple(p): xy for p, xy in zip(array, adata.obsm["spatial"], strict=True)}
+    steps = []
+    for (col, row), (x, y) in xy_of.items():
+        if (col + 1, row) in xy_of:
+            steps.append(xy_of[col + 1, row][0] - x)
+        if (col, row + 1) in xy_of:
+            steps.append(xy_of[col, row + 1][1] - y)
     assert len(steps) > 250
     assert adata.uns["um_per_px"] == pytest.approx(200 / np.mean(steps), rel=0.01)
 
 
-def test_her2st_patches_and_counts_only_section(her2st):
+def test_her2st_patches_show_tissue(her2st):
     (section,) = load_sections(her2st, ["C3"])
-    assert section.patches.shape == (len(section.rows), 160, 160, 3)
     assert len(section.rows) == 179  # all paired spots of 100 counts
-    tissue = section.patches.mean((1, 2, 3)) < 230  # of 255: slide is white
-    assert tissue.mean() > 0.9  # swapped axes or a wrong scale would land on blank slide
-    a1 = read_counts(her2st, "A1")
-    assert a1.n_obs == 345 and a1.uns["spots_without_counts"] == 2 and not a1.uns["image_path"]
+    assert section.patches.shape == (179, 160, 160, 3)
+    is_tissue = section.patches.mean((1, 2, 3)) < 230  # of 255: slide is white
+    assert is_tissue.mean() > 0.9  # swapped axes or a wrong scale would land on blank slide
 
 
-def test_a_table_says_more_of_sections_than_their_names(phantom_root, tmp_path):
+def test_her2st_section_without_image(her2st):
+    adata = read_counts(her2st, "A1")
+    assert adata.n_obs == 345
+    assert adata.uns["spots_without_counts"] == 2
+    assert adata.uns["image_path"] == ""
+
+
+def test_sections_are_labelled_by_their_table(phantom_root, tmp_path):
     root = shutil.copytree(phantom_root, tmp_path / "p")
     assert [s.label("stain") for s in load_sections(root, patch_px=64)] == [None, None]
     table = root / "sections.tsv"
@@ -313,10 +369,17 @@ def test_a_table_says_more_of_sections_than_their_names(phantom_root, tmp_path):
     assert (a.label("section"), a.label("patient"), a.label("stain")) == ("PA1", "somebody", None)
     assert (b.patient, b.label("stain"), b.label("organ")) == ("somebody", "new", None)
     assert set(b.adata.obs.patient_id) == {"somebody"}
-    for text, said in (
+
+
+@pytest.mark.parametrize(
+    "text, message",
+    [
         ("section\tstain\nPA1\told\n", "0 rows for section PB1"),
         ("name\tstain\nPA1\told\n", "column section is missing"),
-    ):
-        table.write_text(text)
-        with pytest.raises(InputError, match=said):
-            read_counts(root, "PB1")
+    ],
+)
+def test_a_wrong_table_of_sections_is_refused(phantom_root, tmp_path, text, message):
+    root = shutil.copytree(phantom_root, tmp_path / "p")
+    (root / "sections.tsv").write_text(text)
+    with pytest.raises(InputError, match=message):
+        read_counts(root, "PB1")

@@ -1,0 +1,1 @@
+"""Sections: counts, coordinates and image patches."""

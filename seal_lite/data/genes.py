@@ -1,0 +1,374 @@
+"""Which genes, in which order, on which scale: fitted on training sections, stored by name."""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+import scipy.sparse as sp
+
+from seal_lite.config import Config
+from seal_lite.data.readers.gene_names import NOT_GENES
+from seal_lite.data.registration import neighbour_mean
+from seal_lite.errors import InputError, reading
+from seal_lite.io import RUN_REMEDY, read_json, write_atomic
+
+if TYPE_CHECKING:
+    from anndata import AnnData
+
+    from seal_lite.data.section import Section
+
+log = logging.getLogger(__name__)
+
+MIN_COUNTS_OF_GENE = 3  # a gene with fewer in all sections is no candidate for the panel
+MIN_STD = 1e-6  # a gene below is constant; its standard deviation counts as 1
+
+
+def depth(adata: AnnData) -> np.ndarray:
+    """Return the total counts of each spot, (n,) float64."""
+    return np.asarray(adata.layers["counts"].sum(1), float).ravel()
+
+
+def smooth(adata: AnnData, *, share: float) -> sp.csr_matrix:
+    """Mix the counts of each spot with the mean counts of its neighbours on the array.
+
+    x' = (1 - share) x + share mean(neighbours). A spot without neighbours keeps its counts.
+
+    Parameters
+    ----------
+    adata
+        A section: ``layers["counts"]`` (n, g), and what `neighbour_mean` needs.
+    share
+        Weight of the neighbours' mean, 0 to 1.
+
+    Returns
+    -------
+    csr_matrix
+        Smoothed counts (n, g), float64.
+
+    Notes
+    -----
+    Released SEAL (mahmoodlab/SEAL v0.0.1) uses share 0.5, before normalisation.
+    """
+    counts = adata.layers["counts"].astype(np.float64)
+    if share == 0:
+        return counts
+    weights = neighbour_mean(adata)
+    is_isolated = np.diff(weights.indptr) == 0
+    own_counts_of_isolated = sp.diags(is_isolated.astype(float)) @ counts
+    neighbours = weights @ counts + own_counts_of_isolated
+    return ((1 - share) * counts + share * neighbours).tocsr()
+
+
+def log_normalise(counts: np.ndarray | sp.spmatrix, *, total: float = 1e4) -> sp.csr_matrix:
+    """Scale each spot to ``total`` counts over all genes of the section, and take log1p.
+
+    Parameters
+    ----------
+    counts
+        Counts (n, g), dense or sparse.
+    total
+        Counts of a spot after scaling.
+
+    Returns
+    -------
+    csr_matrix
+        Log-normalised expression (n, g), float64.
+    """
+    counts = sp.csr_matrix(counts, dtype=np.float64)
+    spot_depth = np.asarray(counts.sum(1)).ravel()
+    scale = sp.diags(total / np.maximum(spot_depth, 1e-12))
+    return (scale @ counts).log1p().tocsr()
+
+
+def columns(
+    matrix: np.ndarray | sp.spmatrix, names: Iterable[str], genes: Sequence[str]
+) -> tuple[np.ndarray, np.ndarray]:
+    """Return the columns of ``genes``, matched by name.
+
+    Parameters
+    ----------
+    matrix
+        Values (n, m), dense or sparse.
+    names
+        The m names of the matrix's columns.
+    genes
+        The g names to return, in order.
+
+    Returns
+    -------
+    values
+        Dense (n, g) float32, 0 where a gene is absent.
+    present
+        (g,) bool: whether the matrix has the gene.
+    """
+    column_of = {name: i for i, name in enumerate(names)}
+    source = np.array([column_of.get(gene, -1) for gene in genes], int)
+    present = source >= 0
+    values = np.zeros((matrix.shape[0], len(source)), np.float32)
+    values[:, present] = sp.csc_matrix(matrix)[:, source[present]].toarray()
+    return values, present
+
+
+def select_genes(
+    adatas: Iterable[AnnData],
+    n: int,
+    *,
+    flavor: str = "pearson_residuals",
+    min_spots: float = 0.0,
+) -> list[str]:
+    """Return the ``n`` most variable genes of training sections, best first.
+
+    Only genes that all sections have, with at least three counts in all, are considered; control
+    probes are not. Fewer than ``n`` genes come back where there are fewer.
+
+    Parameters
+    ----------
+    adatas
+        Training sections; each is one batch. ``layers["counts"]`` holds raw counts.
+    n
+        How many genes to select.
+    flavor
+        "pearson_residuals", or "seurat" as in released SEAL. The latter ranks log-normalised
+        expression; at the depth of a spot it prefers rare, noisy genes.
+    min_spots
+        Share of all spots, 0 to 1, in which a gene must have a count.
+
+    Raises
+    ------
+    InputError
+        Where the sections share no such gene.
+
+    Notes
+    -----
+    Variance of analytic Pearson residuals: Lause, Berens & Kobak, Genome Biology 2021.
+    """
+    import scanpy as sc
+
+    candidates = _join_usable_genes(adatas, min_spots=min_spots)
+    options = {"n_top_genes": min(n, candidates.n_vars), "batch_key": "batch"}
+    if flavor == "seurat":
+        candidates.X = log_normalise(candidates.X)
+        sc.pp.highly_variable_genes(candidates, flavor="seurat", **options)
+        score = candidates.var["dispersions_norm"]
+    else:
+        sc.experimental.pp.highly_variable_genes(candidates, flavor="pearson_residuals", **options)
+        score = candidates.var["residual_variances"]
+    by_score = score.sort_values(ascending=False, kind="stable").index
+    n_batches = candidates.var["highly_variable_nbatches"][by_score]
+    # Genes that are variable in most sections come first; their score breaks ties.
+    ranked = n_batches.sort_values(ascending=False, kind="stable").index
+    return list(ranked[:n])
+
+
+def _join_usable_genes(adatas: Iterable[AnnData], *, min_spots: float) -> AnnData:
+    """Concatenate sections over the genes that may enter a panel; ``obs["batch"]`` is the section.
+
+    Raises `InputError` where no gene is left.
+    """
+    import anndata as ad
+
+    counts_only = [ad.AnnData(a.layers["counts"], obs=a.obs[[]], var=a.var[[]]) for a in adatas]
+    joined = ad.concat(counts_only, join="inner", label="batch", index_unique="/")
+    is_gene = ~joined.var_names.str.startswith(NOT_GENES)
+    total = np.asarray(joined.X.sum(0)).ravel()
+    share_of_spots = np.asarray((joined.X > 0).mean(0)).ravel()
+    keep = is_gene & (total >= MIN_COUNTS_OF_GENE) & (share_of_spots >= min_spots)
+    if not keep.any():
+        raise InputError("gene panel: the sections share no usable gene; check their names")
+    return joined[:, keep].copy()
+
+
+@dataclass(frozen=True)
+class GenePanel:
+    """An ordered gene vocabulary with its mean and standard deviation over the training spots.
+
+    Expression is smoothed over neighbours, scaled to 1e4 counts a spot, log1p, then z-scored and
+    clipped.
+
+    Parameters
+    ----------
+    genes
+        Names (g,), in order.
+    mean, std
+        Of log1p expression over the training spots, (g,) float64.
+    share
+        Weight of the neighbours' mean in `smooth`, 0 to 1.
+    zscore
+        Whose mean and standard deviation `transform` uses: those of the "section" itself, or of
+        "train"ing.
+    clip
+        The largest absolute z; infinite for none.
+    max_missing
+        The share of ``genes`` that a section may lack.
+    """
+
+    genes: tuple[str, ...]
+    mean: np.ndarray
+    std: np.ndarray
+    share: float
+    zscore: str
+    clip: float
+    max_missing: float = 0.2
+
+    @classmethod
+    def fit(
+        cls,
+        adatas: Iterable[AnnData],
+        *,
+        n_genes: int = Config.n_genes,
+        include: Iterable[str] = (),
+        flavor: str = Config.hvg,
+        share: float = Config.smooth,
+        zscore: str = Config.zscore,
+        clip: float = Config.clip,
+    ) -> GenePanel:
+        """Choose genes and fit their scale on training sections only.
+
+        Parameters
+        ----------
+        adatas
+            Training sections, as `read_counts` returns them.
+        n_genes
+            How many of the most variable genes to take.
+        include
+            Names of genes that come first in the panel, whether variable or not.
+        flavor
+            How `select_genes` ranks genes.
+        share, zscore, clip
+            Settings of the panel.
+
+        Raises
+        ------
+        InputError
+            Where an included gene is in none of the sections, and as in `select_genes`.
+        """
+        adatas = list(adatas)
+        include = list(include)
+        for gene in include:
+            if not any(gene in adata.var_names for adata in adatas):
+                raise InputError(f"gene panel: {gene} is in no training section; drop it")
+        variable = select_genes(adatas, n_genes, flavor=flavor)
+        genes = tuple(dict.fromkeys([*include, *variable]))
+        unscaled = cls(genes, np.zeros(len(genes)), np.ones(len(genes)), share, zscore, clip)
+        parts = []
+        for adata in adatas:
+            values, present = unscaled.expression(adata)
+            parts.append(np.where(present, values, np.nan))  # absent is not zero
+        pooled = np.concatenate(parts)
+        mean = np.nanmean(pooled, 0)
+        std = np.nanstd(pooled, 0)
+        return cls(genes, mean, _nonzero_std(std), share, zscore, clip)
+
+    @classmethod
+    def from_config(
+        cls, sections: Iterable[Section], config: Config, *, include: Iterable[str] = ()
+    ) -> GenePanel:
+        """`fit` a panel to training sections with the settings of a config."""
+        return cls.from_adatas([section.adata for section in sections], config, include=include)
+
+    @classmethod
+    def from_adatas(
+        cls, adatas: Iterable[AnnData], config: Config, *, include: Iterable[str] = ()
+    ) -> GenePanel:
+        """`from_config` for counts whose patches are not in memory."""
+        return cls.fit(
+            adatas,
+            n_genes=config.n_genes,
+            include=include,
+            flavor=config.hvg,
+            share=config.smooth,
+            zscore=config.zscore,
+            clip=config.clip,
+        )
+
+    def expression(self, adata: AnnData) -> tuple[np.ndarray, np.ndarray]:
+        """Return smoothed, log-normalised expression of the panel's genes.
+
+        Parameters
+        ----------
+        adata
+            Any section with n spots; genes are matched by name.
+
+        Returns
+        -------
+        values
+            (n, g) float32, 0 where the section lacks a gene.
+        present
+            (g,) bool: whether the section has the gene.
+        """
+        matrix = log_normalise(smooth(adata, share=self.share))
+        return columns(matrix, adata.var_names, self.genes)
+
+    def transform(self, adata: AnnData) -> np.ndarray:
+        """Return z-scored expression in the panel's order.
+
+        Parameters
+        ----------
+        adata
+            Any section with n spots; genes are matched by name. Missing genes are logged and set
+            to 0, the mean.
+
+        Returns
+        -------
+        np.ndarray
+            z-scores (n, g), float32.
+
+        Raises
+        ------
+        InputError
+            Where the section lacks more than ``max_missing`` of the panel.
+        """
+        values, present = self.expression(adata)
+        self._check_missing(adata.uns["section_id"], present)
+        if self.zscore == "section":  # unsupervised: needs no image and no other section
+            mean = values.mean(0)
+            std = _nonzero_std(values.std(0))
+        else:
+            mean = self.mean
+            std = self.std
+        z = np.clip((values - mean) / std, -self.clip, self.clip)
+        return np.where(present, z, 0.0).astype(np.float32)
+
+    def _check_missing(self, section_name: str, present: np.ndarray) -> None:
+        """Log the genes that a section lacks; raise `InputError` where they are too many."""
+        missing = [gene for gene, is_there in zip(self.genes, present, strict=True) if not is_there]
+        if len(missing) > self.max_missing * len(self.genes):
+            examples = ", ".join(missing[:3])
+            raise InputError(
+                f"section {section_name}: {len(missing)} of the panel's {len(self.genes)} genes "
+                f"are missing ({examples}, ...); use gene symbols of the panel's species"
+            )
+        if missing:
+            log.info("%s: %d panel genes missing, set to the mean", section_name, len(missing))
+
+    def save(self, path: str | Path) -> None:
+        """Write the panel as JSON; an infinite ``clip`` is written as null."""
+        fields = vars(self) | {
+            "mean": self.mean.tolist(),
+            "std": self.std.tolist(),
+            "clip": self.clip if np.isfinite(self.clip) else None,
+        }
+        write_atomic(path, json.dumps(fields))
+
+    @classmethod
+    def load(cls, path: str | Path) -> GenePanel:
+        """Read a panel written by `save`; raise `InputError` where the file is damaged."""
+        fields = read_json(path, "mean", "std", "genes", "clip")
+        with reading(path, remedy=RUN_REMEDY):
+            fields["genes"] = tuple(fields["genes"])
+            fields["mean"] = np.array(fields["mean"])
+            fields["std"] = np.array(fields["std"])
+            if fields["clip"] is None:
+                fields["clip"] = np.inf
+            return cls(**fields)
+
+
+def _nonzero_std(std: np.ndarray) -> np.ndarray:
+    """Replace the standard deviation of a constant gene by 1."""
+    return np.where(std > MIN_STD, std, 1.0)
