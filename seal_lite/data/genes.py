@@ -173,7 +173,9 @@ def _join_usable_genes(adatas: Iterable[AnnData], *, min_spots: float) -> AnnDat
     """
     import anndata as ad
 
-    counts_only = [ad.AnnData(a.layers["counts"], obs=a.obs[[]], var=a.var[[]]) for a in adatas]
+    counts_only = [
+        ad.AnnData(adata.layers["counts"], obs=adata.obs[[]], var=adata.var[[]]) for adata in adatas
+    ]
     joined = ad.concat(counts_only, join="inner", label="batch", index_unique="/")
     is_gene = ~joined.var_names.str.startswith(NOT_GENES)
     total = np.asarray(joined.X.sum(0)).ravel()

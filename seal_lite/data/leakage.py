@@ -139,8 +139,8 @@ def _grey_thumbnail(adata: AnnData) -> np.ndarray | None:
     return np.asarray(grey, float).ravel()
 
 
-def correlation(a: Sequence[float] | np.ndarray, b: Sequence[float] | np.ndarray) -> float:
+def correlation(x: Sequence[float] | np.ndarray, y: Sequence[float] | np.ndarray) -> float:
     """Return Pearson's r of two (n,) vectors, or 0 where n < 3 or one of them is constant."""
-    if len(a) < 3 or np.ptp(a) == 0 or np.ptp(b) == 0:
+    if len(x) < 3 or np.ptp(x) == 0 or np.ptp(y) == 0:
         return 0.0
-    return float(np.corrcoef(a, b)[0, 1])
+    return float(np.corrcoef(x, y)[0, 1])

@@ -170,14 +170,14 @@ def draw_stamp(
     rng = np.random.default_rng(seed)
     size = np.exp(rng.normal(0, cell.spread))
     stretch = np.exp(rng.normal(0, 0.10))
-    bumps = [(k, rng.normal(0, 0.03), rng.uniform(0, 2 * np.pi)) for k in (2, 3, 4)]
+    bumps = [(lobes, rng.normal(0, 0.03), rng.uniform(0, 2 * np.pi)) for lobes in (2, 3, 4)]
     longest = max(cell.length * stretch, cell.body) * size
     half = int(np.ceil((0.62 * longest + 1.5) / um))
     y, x = np.mgrid[-half : half + 1, -half : half + 1] * um
     along = x * np.cos(turn) + y * np.sin(turn)
     across = y * np.cos(turn) - x * np.sin(turn)
     angle = np.arctan2(across, along)
-    outline = 1 + sum(height * np.cos(k * angle + phase) for k, height, phase in bumps)
+    outline = 1 + sum(height * np.cos(lobes * angle + phase) for lobes, height, phase in bumps)
     haematoxylin = np.zeros_like(x)
     eosin = np.zeros_like(x)
     if cell.body:
@@ -188,9 +188,9 @@ def draw_stamp(
         haematoxylin += cell.basophilia * body
         eosin += cell.eosin * body
     if cell.length:
-        u = 2 * along / (cell.length * size * stretch)
-        v = 2 * across * stretch / (cell.width * size)
-        nucleus = _Nucleus(along, across, np.hypot(u, v) / outline)
+        in_lengths = 2 * along / (cell.length * size * stretch)
+        in_widths = 2 * across * stretch / (cell.width * size)
+        nucleus = _Nucleus(along, across, np.hypot(in_lengths, in_widths) / outline)
         inside = np.clip((1 - nucleus.radius) * cell.width / 2 / 0.7 + 0.5, 0, 1)
         grain = _chromatin(rng, nucleus, cell, coarse=coarse, um=um, contrast=contrast)
         grain *= cell.nucleus * inside.sum() / max((grain * inside).sum(), 1e-6)
@@ -383,8 +383,10 @@ class _Canvas:
             absorbed = per_haematoxylin * haematoxylin + per_eosin * eosin
             light = self.look.white[channel] * np.exp(-absorbed)
             rgb[..., channel] = light + self.sensor[:h, :w]
-        k = self.look.blur
-        kernel = ImageFilter.Kernel((3, 3), [k * k, k, k * k, k, 1, k, k * k, k, k * k])
+        side = self.look.blur
+        corner = side * side
+        weights = [corner, side, corner, side, 1, side, corner, side, corner]
+        kernel = ImageFilter.Kernel((3, 3), weights)
         return np.asarray(Image.fromarray(rgb).filter(kernel))
 
 

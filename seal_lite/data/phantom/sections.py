@@ -46,7 +46,6 @@ SHIFTS = ("stain", "regions", "batch")  # what may differ between two sites' pat
 # Added to the bias of a region at the second site: little tumour and gland, much that is rare at
 # the first.
 SHIFTED_BIAS = {"tumour": -0.5, "gland": -0.5, "lymphoid": 0.6, "adipose": 0.5, "necrosis": 0.6}
-DIGITS = "0123456789"
 
 
 @dataclass(frozen=True)
@@ -211,8 +210,8 @@ def _plan_sections(
         if shift and i % 2:
             patient = patient.elsewhere(shift)
             site = "second site"
-        for k, section_seed in enumerate(section_seeds, start=1):
-            plans.append(_Plan(f"{patient_id}{k}", patient_id, patient, site, section_seed))
+        for number, section_seed in enumerate(section_seeds, start=1):
+            plans.append(_Plan(f"{patient_id}{number}", patient_id, patient, site, section_seed))
     return plans
 
 

@@ -115,7 +115,8 @@ def cohort(out: str | Path, *, patients: int = 60, spots: int = 100, seed: int =
         counts = []
         patient_rngs = rng.spawn(patients)
         for i, case_id in enumerate(tqdm(case_ids, "cohort", disable=None)):
-            slide_ids = [f"{case_id}_{k}" for k in range(2 if i % 4 == 3 else 1)]
+            n_slides = 2 if i % 4 == 3 else 1
+            slide_ids = [f"{case_id}_{j}" for j in range(n_slides)]
             lift = _Lift(mutated=labels.mutated[i], activity=labels.activity[i])
             counts.append(_write_patient(root, slide_ids, patient_rngs[i], lift, spots=spots))
             slides += [(case_id, slide_id) for slide_id in slide_ids]

@@ -156,7 +156,7 @@ STATE_OFF = 1 / 8  # expression with the state off: the contrast of a marker bet
 # How strongly the two are drawn. `subtle` is to mean: there, and hardly read by generic features.
 # At full contrast, and a pull of 0.27, it did not: a linear probe on the frozen ImageNet network's
 # best stage had most of the oracle's r. Both were weakened until it has about a third, on as many
-# pairs as the reference cross-validation trains on (`benchmarks/yardstick.py`); no finetuned
+# pairs as the reference cross-validation trains on (`benchmarks/subtlety.py`); no finetuned
 # encoder was looked at. Format 2's 0.4 and 0.18 were set on a third as many pairs: on all of them
 # the probe had 59% and 55%.
 CHROMATIN = 0.26  # contrast of coarse chromatin, 1 being that of a high-grade carcinoma
@@ -295,9 +295,9 @@ def outline(rng: np.random.Generator, side: float) -> np.ndarray:
     turn = rng.uniform(0, np.pi)
     aspect = rng.uniform(0.8, 1.0)
     power = rng.uniform(2.2, 4.0)
-    a = x * np.cos(turn) + y * np.sin(turn)
-    b = (y * np.cos(turn) - x * np.sin(turn)) / aspect
-    radius = (np.abs(a) ** power + np.abs(b) ** power) ** (1 / power)
+    long = x * np.cos(turn) + y * np.sin(turn)
+    short = (y * np.cos(turn) - x * np.sin(turn)) / aspect
+    radius = (np.abs(long) ** power + np.abs(short) ** power) ** (1 / power)
     inside = 1 - radius + 0.10 * smooth_field(rng, side, 450.0, step=FLOW_STEP)
     to_border = 1 - np.maximum(np.abs(x), np.abs(y))
     inside = np.minimum(inside, 3 * to_border - 0.1 + inside * 0.2)
@@ -392,12 +392,15 @@ def _grow_regions(noise: Noise, inside: np.ndarray, bias: Mapping[str, float]) -
 
 def _grow_fibres(rng: np.random.Generator, noise: Noise, side: float) -> np.ndarray:
     """Draw um along and across the collagen, (2, rows, cols) float32 on FLOW_STEP um."""
-    along, across = rng.uniform(0, np.pi) + np.array([0, np.pi / 2])
+    angle = rng.uniform(0, np.pi)
+    angle_across = angle + np.pi / 2
     y, x = (np.indices((round(side / FLOW_STEP),) * 2) + 0.5) * FLOW_STEP
-    u = x * np.cos(along) + y * np.sin(along) + 120 * noise(400.0, step=FLOW_STEP)
-    v = x * np.cos(across) + y * np.sin(across) + 190 * noise(400.0, step=FLOW_STEP)
-    v = v + 25 * noise(90.0, step=FLOW_STEP)
-    return np.stack([u, v]).astype(np.float32)
+    along = x * np.cos(angle) + y * np.sin(angle)
+    along = along + 120 * noise(400.0, step=FLOW_STEP)
+    across = x * np.cos(angle_across) + y * np.sin(angle_across)
+    across = across + 190 * noise(400.0, step=FLOW_STEP)
+    across = across + 25 * noise(90.0, step=FLOW_STEP)
+    return np.stack([along, across]).astype(np.float32)
 
 
 def _direction(fibre: np.ndarray) -> np.ndarray:
@@ -528,9 +531,11 @@ def _ring_of_cells(
     n = max(int(2 * np.pi * radius / spacing), 3)
     angle = rng.uniform(0, 2 * np.pi) + np.arange(n) * 2 * np.pi / n
     angle += rng.normal(0, 0.12 * spacing / radius, n)
-    r = radius * swell(angle) + rng.normal(0, 0.6, n)
+    distance = radius * swell(angle) + rng.normal(0, 0.6, n)
     orientation = angle + rng.normal(turn, 0.15, n)
-    return _cell_rows(tube.x + r * np.cos(angle), tube.y + r * np.sin(angle), kind, orientation)
+    x = tube.x + distance * np.cos(angle)
+    y = tube.y + distance * np.sin(angle)
+    return _cell_rows(x, y, kind, orientation)
 
 
 def _blood(rng: np.random.Generator, vessel: _Tube) -> np.ndarray:

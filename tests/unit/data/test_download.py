@@ -1,4 +1,4 @@
-"""`fetch` against a local server: what arrives is right and whole, or nothing arrives."""
+"""Downloads against a local server: what arrives is right and whole, or nothing arrives."""
 
 import functools
 import hashlib
@@ -7,20 +7,20 @@ import shutil
 import socket
 import tarfile
 import threading
+from dataclasses import dataclass, field
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
-import tifffile
-from made import write_visium
 
-from seal_lite.data import download as fetching
-from seal_lite.data.section import load_sections
+from seal_lite.data import download
 from seal_lite.errors import InputError
 
+IMAGE = "data/ST-imgs/A/A1/9769_C1_HE_small.jpg"
 CONTENT = {
     "data/ST-cnts/A1.tsv.gz": b"\x1f\x8b counts",
     "data/ST-cnts/B2.tsv.gz": b"\x1f\x8b other counts",
-    "data/ST-imgs/A/A1/9769_C1_HE_small.jpg": b"\xff\xd8" + bytes(200_000),
+    IMAGE: b"\xff\xd8" + bytes(200_000),
     "data/ST-imgs/B/B2/BT_C2.jpg": b"\xff\xd8 small",
     "data/ST-pat/lbl/A1_labeled_coordinates.tsv": b"x\ty\tlabel\n",
     "data/ST-pat/lbl/README": b"labels\n",
@@ -29,39 +29,50 @@ CONTENT = {
 }
 
 
+@dataclass
+class Upstream:
+    """A local server with a small her2st: its folder, its address, and the requested paths."""
+
+    root: Path
+    url: str = ""
+    requests: list[str] = field(default_factory=list)
+
+
+def git_blob(content):
+    return hashlib.sha1(b"blob %d\0" % len(content) + content).hexdigest()
+
+
 @pytest.fixture
 def upstream(tmp_path, monkeypatch):
-    """A small upstream: (its folder, its url, the list of paths asked for so far)."""
-    root = tmp_path / "upstream"
+    upstream = Upstream(tmp_path / "upstream")
     rows = ["path\tgit_blob_sha1\tbytes"]
     for path, content in CONTENT.items():
-        (root / path).parent.mkdir(parents=True, exist_ok=True)
-        (root / path).write_bytes(content)
-        blob = hashlib.sha1(f"blob {len(content)}".encode() + b"\0" + content).hexdigest()
-        rows.append(f"{path}\t{blob}\t")
+        (upstream.root / path).parent.mkdir(parents=True, exist_ok=True)
+        (upstream.root / path).write_bytes(content)
+        rows.append(f"{path}\t{git_blob(content)}\t")
     manifest = tmp_path / "manifest.tsv"
     manifest.write_text("\n".join(rows) + "\n")
-    monkeypatch.setattr(fetching, "MANIFEST", manifest)
-    asked = []
+    monkeypatch.setattr(download, "MANIFEST", manifest)
 
     class Handler(http.server.SimpleHTTPRequestHandler):
         def do_GET(self):
-            asked.append(self.path.lstrip("/"))
+            upstream.requests.append(self.path.lstrip("/"))
             super().do_GET()
 
         def log_message(self, *args):
             pass
 
-    handler = functools.partial(Handler, directory=root)
+    handler = functools.partial(Handler, directory=upstream.root)
     with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
         thread = threading.Thread(target=server.serve_forever, args=[0.01])
         thread.start()
-        yield root, f"http://127.0.0.1:{server.server_port}/", asked
+        upstream.url = f"http://127.0.0.1:{server.server_port}/"
+        yield upstream
         server.shutdown()
         thread.join()
 
 
-def files(out):
+def files_under(out):
     return {
         path.relative_to(out).as_posix(): path.read_bytes()
         for path in out.rglob("*")
@@ -70,68 +81,64 @@ def files(out):
 
 
 def fetch(out, url, **options):
-    return fetching.fetch_her2st(out, base_url=url, progress=False, **options)
+    return download.fetch_her2st(out, base_url=url, progress=False, **options)
 
 
 def test_everything_arrives_with_its_licence_line(upstream, tmp_path, capsys):
-    _, url, asked = upstream
-    assert fetch(tmp_path / "out", url) == tmp_path / "out"
-    assert files(tmp_path / "out") == CONTENT
-    assert sorted(asked) == sorted(CONTENT)
+    assert fetch(tmp_path / "out", upstream.url) == tmp_path / "out"
+    assert files_under(tmp_path / "out") == CONTENT
+    assert sorted(upstream.requests) == sorted(CONTENT)
     assert "Andersson" in capsys.readouterr().out
 
 
-def test_only_the_sections_asked_for(upstream, tmp_path):
-    _, url, _ = upstream
-    fetch(tmp_path / "out", url, sections=["A1"])
-    assert set(files(tmp_path / "out")) == {path for path in CONTENT if "A1" in path}
+def test_only_the_named_sections_are_fetched(upstream, tmp_path):
+    fetch(tmp_path / "out", upstream.url, sections=["A1"])
+    assert set(files_under(tmp_path / "out")) == {path for path in CONTENT if "A1" in path}
 
 
 def test_right_files_are_skipped_and_wrong_ones_mended(upstream, tmp_path):
-    _, url, asked = upstream
-    out = fetch(tmp_path / "out", url)
-    wrong = out / "data/ST-cnts/A1.tsv.gz"
-    wrong.write_bytes(b"half a fi")
-    asked.clear()
-    fetch(out, url)
-    assert asked == ["data/ST-cnts/A1.tsv.gz"]
-    assert files(out) == CONTENT
+    out = fetch(tmp_path / "out", upstream.url)
+    wrong = "data/ST-cnts/A1.tsv.gz"
+    (out / wrong).write_bytes(b"half a fi")
+    upstream.requests.clear()
+    fetch(out, upstream.url)
+    assert upstream.requests == [wrong]
+    assert files_under(out) == CONTENT
 
 
-def test_a_corrupt_payload_is_refused_and_what_was_there_stays(upstream, tmp_path):
-    root, url, _ = upstream
+def test_a_corrupt_payload_is_an_error_and_never_gets_its_name(upstream, tmp_path):
     path = "data/ST-spotfiles/A1_selection.tsv"
-    (root / path).write_bytes(b"x\tz\n")  # the same size, another content
+    (upstream.root / path).write_bytes(b"x\tz\n")  # the same size, another content
     with pytest.raises(InputError, match="A1_selection.tsv did not arrive as the manifest"):
-        fetch(tmp_path / "out", url, sections=["A1"])
-    assert path not in files(tmp_path / "out")
+        fetch(tmp_path / "out", upstream.url, sections=["A1"])
+    assert path not in files_under(tmp_path / "out")
     assert not list((tmp_path / "out").rglob("*.part"))
 
 
-def test_an_interruption_leaves_no_half_file_and_the_next_run_goes_on(
+def test_an_interruption_leaves_no_half_file_and_the_next_run_resumes(
     upstream, tmp_path, monkeypatch
 ):
-    _, url, asked = upstream
-    image = "data/ST-imgs/A/A1/9769_C1_HE_small.jpg"
-    real = fetching.pooch.HTTPDownloader.__call__
+    download_whole = download.pooch.HTTPDownloader.__call__
 
     def interrupted(self, url, output_file, pooch):
-        real(self, url, output_file, pooch)
-        if url.endswith(image):
+        download_whole(self, url, output_file, pooch)
+        if url.endswith(IMAGE):
             with open(output_file, "r+b") as file:
                 file.truncate(1_000)
             raise KeyboardInterrupt
 
+    out = tmp_path / "out"
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr(fetching.pooch.HTTPDownloader, "__call__", interrupted)
-        fetch(tmp_path / "out", url)
-    kept = files(tmp_path / "out")
-    assert kept and image not in kept
+        patch.setattr(download.pooch.HTTPDownloader, "__call__", interrupted)
+        fetch(out, upstream.url)
+    kept = files_under(out)
+    assert kept
+    assert IMAGE not in kept
     assert all(CONTENT[path] == content for path, content in kept.items())
-    asked.clear()
-    fetch(tmp_path / "out", url)
-    assert sorted(asked) == sorted(set(CONTENT) - set(kept))
-    assert files(tmp_path / "out") == CONTENT
+    upstream.requests.clear()
+    fetch(out, upstream.url)
+    assert sorted(upstream.requests) == sorted(set(CONTENT) - set(kept))
+    assert files_under(out) == CONTENT
 
 
 def test_a_connection_cut_in_the_middle_is_an_error_not_a_short_file(tmp_path, upstream):
@@ -149,46 +156,59 @@ def test_a_connection_cut_in_the_middle_is_an_error_not_a_short_file(tmp_path, u
         with pytest.raises(InputError):
             fetch(tmp_path / "out", f"http://127.0.0.1:{listener.getsockname()[1]}/")
         thread.join()
-    assert files(tmp_path / "out") == {}
+    assert files_under(tmp_path / "out") == {}
 
 
 def test_an_unknown_section_lists_those_that_exist(upstream, tmp_path):
-    _, url, asked = upstream
     with pytest.raises(InputError, match="no section C7, Z1; choose among A1, B2"):
-        fetch(tmp_path / "out", url, sections=["Z1", "A1", "C7"])
-    assert not asked and not (tmp_path / "out").exists()
+        fetch(tmp_path / "out", upstream.url, sections=["Z1", "A1", "C7"])
+    assert not upstream.requests
+    assert not (tmp_path / "out").exists()
 
 
-def test_without_a_network_the_error_says_what_to_do(upstream, tmp_path):
+def test_without_a_network_the_error_names_the_remedy(upstream, tmp_path):
     with socket.create_server(("127.0.0.1", 0)) as listener:
         port = listener.getsockname()[1]  # free again, and nobody listens, after this block
     with pytest.raises(InputError, match="check the network"):
         fetch(tmp_path / "out", f"http://127.0.0.1:{port}/")
-    assert files(tmp_path / "out") == {}
+    assert files_under(tmp_path / "out") == {}
 
 
 def test_a_file_missing_upstream_is_named(upstream, tmp_path):
-    root, url, _ = upstream
-    shutil.rmtree(root / "data/ST-cnts")
+    shutil.rmtree(upstream.root / "data/ST-cnts")
     with pytest.raises(InputError, match="data/ST-cnts/A1.tsv.gz"):
-        fetch(tmp_path / "out", url)
+        fetch(tmp_path / "out", upstream.url)
 
 
 def test_out_may_not_be_a_file(upstream, tmp_path):
-    _, url, _ = upstream
     (tmp_path / "out").write_text("")
     with pytest.raises(InputError, match="out: cannot be written"):
-        fetch(tmp_path / "out", url)
+        fetch(tmp_path / "out", upstream.url)
 
 
-def test_the_shipped_manifest_names_all_sections_of_upstream():
-    selected = fetching._select(None)
-    counts = [path for path in selected if path.startswith("data/ST-cnts/")]
-    assert len(counts) == 36
+def test_the_shipped_manifest_lists_all_sections_of_upstream():
+    files = download.list_her2st_files()
+    assert len([path for path in files if path.startswith("data/ST-cnts/")]) == 36
+    assert all(len(sha1) == 40 for sha1 in files.values())
     for section in ("A1", "C6", "H3"):
-        kinds = {path.split("/")[1] for path in fetching._select([section])} - {"ST-pat"}
-        assert kinds == {"ST-cnts", "ST-imgs", "ST-spotfiles"}
-    assert all(len(sha1) == 40 for sha1 in selected.values())
+        kinds = {path.split("/")[1] for path in download.list_her2st_files([section])}
+        assert kinds - {"ST-pat"} == {"ST-cnts", "ST-imgs", "ST-spotfiles"}
+
+
+def write_visium_downloads(root, truth):
+    """Write the files that 10x offers of one section, and return them."""
+    import tifffile
+    from made import write_visium
+
+    write_visium(root / "made", truth)
+    counts = root / "filtered_feature_bc_matrix.h5"
+    shutil.move(root / "made" / counts.name, counts)
+    archive = root / "spatial.tar.gz"
+    with tarfile.open(archive, "w:gz") as tar:
+        tar.add(root / "made/spatial", "spatial")
+    image = root / "image.tif"
+    tifffile.imwrite(image, truth.image, photometric="rgb")
+    return counts, archive, image
 
 
 def test_visium_is_fetched_verified_and_read(upstream, tmp_path, monkeypatch, truth):
@@ -197,94 +217,110 @@ def test_visium_is_fetched_verified_and_read(upstream, tmp_path, monkeypatch, tr
     from squidpy.datasets._downloader import DatasetDownloader
     from squidpy.datasets._registry import DatasetEntry, DatasetRegistry, DatasetType, FileEntry
 
-    root, url, asked = upstream
-    write_visium(root / "made", truth)
-    with tarfile.open(root / "spatial.tar.gz", "w:gz") as tar:
-        tar.add(root / "made/spatial", "spatial")
-    shutil.move(root / "made/filtered_feature_bc_matrix.h5", root / "filtered_feature_bc_matrix.h5")
-    tifffile.imwrite(root / "image.tif", truth.image, photometric="rgb")
+    from seal_lite.data.section import load_sections
+
+    *_, image = paths = write_visium_downloads(upstream.root, truth)
     entries = [
-        FileEntry(p.name, p.name, hashlib.sha256(p.read_bytes()).hexdigest())
-        for p in map(
-            root.joinpath, ("filtered_feature_bc_matrix.h5", "spatial.tar.gz", "image.tif")
-        )
+        FileEntry(path.name, path.name, hashlib.sha256(path.read_bytes()).hexdigest())
+        for path in paths
     ]
-    registry = DatasetRegistry(url, {"S1": DatasetEntry("S1", DatasetType.VISIUM_10X, entries)})
+    entry = DatasetEntry("S1", DatasetType.VISIUM_10X, entries)
+    registry = DatasetRegistry(upstream.url, {"S1": entry})
     downloader = DatasetDownloader(registry, cache_dir=tmp_path / "cache")
     monkeypatch.setattr(datasets, "get_downloader", lambda: downloader)
-    fetching.fetch_visium(tmp_path / "out", sections=["S1"])
+
+    download.fetch_visium(tmp_path / "out", sections=["S1"])
     (section,) = load_sections(tmp_path / "out", patch_um=64.0, patch_px=16)
-    assert section.name == "S1" and len(section.rows) == len(truth.xy)
-    asked.clear()
-    fetching.fetch_visium(tmp_path / "out", sections=["S1"])
-    assert not asked  # what is there stays
+    assert section.name == "S1"
+    assert len(section.rows) == len(truth.xy)
+
+    upstream.requests.clear()
+    download.fetch_visium(tmp_path / "out", sections=["S1"])
+    assert not upstream.requests  # what is there stays
     with pytest.raises(InputError, match="Z9: cannot be fetched"):
-        fetching.fetch_visium(tmp_path / "out", sections=["Z9"])
-    (root / "image.tif").write_bytes(b"another file")
+        download.fetch_visium(tmp_path / "out", sections=["Z9"])
+    image.write_bytes(b"another file")
     with pytest.raises(InputError, match="S1: cannot be fetched .*image.tif"):
-        fetching.fetch_visium(tmp_path / "other", sections=["S1"])
+        download.fetch_visium(tmp_path / "other", sections=["S1"])
 
 
 class Hub:
-    """As much of `HfApi` as is asked: a data set of files, one of them kept by git itself."""
+    """As much of `HfApi` as is used: a data set of files, one of them kept by git itself."""
 
-    content = {
-        "st/TENX1.h5ad": b"counts",
-        "wsis/TENX1.tif": b"slide",
-        "metadata/TENX1.json": b"{}",
-        "patches/TENX1.h5": b"patches",
-        "st/NCBI2.h5ad": b"others",
-    }
-    asked: list = []
-    damaged = ""
+    def __init__(self):
+        self.content = {
+            "st/TENX1.h5ad": b"counts",
+            "wsis/TENX1.tif": b"slide",
+            "metadata/TENX1.json": b"{}",
+            "patches/TENX1.h5": b"patches",
+            "st/NCBI2.h5ad": b"others",
+            "metadata/NCBI2.json": b"{}",
+        }
+        self.requests = []
+        self.damaged = ""
 
     def dataset_info(self, repo, *, files_metadata):
-        assert repo == "MahmoodLab/hest" and files_metadata
-        return SimpleNamespace(
-            siblings=[self.sibling(p, c) for p, c in self.content.items()],
-            card_data={"license": "cc-by-nc-sa-4.0"},
-        )
+        assert repo == "MahmoodLab/hest"
+        assert files_metadata
+        siblings = [self.sibling(path, content) for path, content in self.content.items()]
+        return SimpleNamespace(siblings=siblings, card_data={"license": "cc-by-nc-sa-4.0"})
 
-    @staticmethod
-    def sibling(path, content):
-        blob = hashlib.sha1(b"blob %d\0" % len(content) + content).hexdigest()
-        lfs = SimpleNamespace(sha256=hashlib.sha256(content).hexdigest())
-        return SimpleNamespace(rfilename=path, blob_id=blob, lfs=None if "json" in path else lfs)
+    def sibling(self, path, content):
+        lfs = None
+        if not path.endswith(".json"):
+            lfs = SimpleNamespace(sha256=hashlib.sha256(content).hexdigest())
+        return SimpleNamespace(rfilename=path, blob_id=git_blob(content), lfs=lfs)
 
     def hf_hub_download(self, repo, path, *, repo_type, local_dir, force_download):
         assert (repo, repo_type) == ("MahmoodLab/hest", "dataset")
-        self.asked.append(path)
+        self.requests.append(path)
         file = local_dir / path
         file.parent.mkdir(parents=True, exist_ok=True)
         if not file.exists() or force_download:
             file.write_bytes(b"wrong" if path == self.damaged else self.content[path])
 
 
-def test_hest_samples_are_fetched_and_verified(tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr("huggingface_hub.HfApi", Hub)
-    monkeypatch.setattr(Hub, "asked", [])
-    fetching.fetch_hest(tmp_path, sections=["TENX1"])
-    wanted = {"st/TENX1.h5ad", "wsis/TENX1.tif", "metadata/TENX1.json"}
-    assert set(Hub.asked) == wanted and "licence cc-by-nc-sa-4.0" in capsys.readouterr().out
+@pytest.fixture
+def hub(monkeypatch):
+    hub = Hub()
+    monkeypatch.setattr("huggingface_hub.HfApi", lambda: hub)
+    return hub
+
+
+def test_hest_samples_are_fetched_with_their_licence_line(hub, tmp_path, capsys):
+    download.fetch_hest(tmp_path, sections=["TENX1"])
+    expected = {"st/TENX1.h5ad", "wsis/TENX1.tif", "metadata/TENX1.json"}
+    assert set(hub.requests) == expected
+    assert files_under(tmp_path) == {path: hub.content[path] for path in expected}
+    assert "licence cc-by-nc-sa-4.0" in capsys.readouterr().out
+
+
+def test_a_damaged_hest_file_is_fetched_again(hub, tmp_path):
+    download.fetch_hest(tmp_path, sections=["TENX1"])
     (tmp_path / "wsis/TENX1.tif").write_bytes(b"damaged")
-    Hub.asked.clear()
-    fetching.fetch_hest(tmp_path, sections=["TENX1"])
-    assert set(Hub.asked) == {"wsis/TENX1.tif"}  # the others are what the hub says
+    hub.requests.clear()
+    download.fetch_hest(tmp_path, sections=["TENX1"])
+    assert set(hub.requests) == {"wsis/TENX1.tif"}  # the others are what the hub lists
     assert (tmp_path / "wsis/TENX1.tif").read_bytes() == b"slide"
-    for sections, said in ((None, "name some"), (["TENX7"], "no sample TENX7")):
-        with pytest.raises(InputError, match=said):
-            fetching.fetch_hest(tmp_path, sections=sections)
-    monkeypatch.setattr(Hub, "damaged", "st/NCBI2.h5ad")
-    with pytest.raises(InputError, match="NCBI2.h5ad: is not what the hub says"):
-        Hub.content["metadata/NCBI2.json"] = b"{}"
-        fetching.fetch_hest(tmp_path, sections=["NCBI2"])
 
 
-def test_without_access_to_hest_the_error_says_what_to_do(tmp_path, monkeypatch):
-    def closed(*_, **__):
+def test_a_hest_file_that_stays_wrong_is_an_error(hub, tmp_path):
+    hub.damaged = "st/NCBI2.h5ad"
+    with pytest.raises(InputError, match="NCBI2.h5ad: is not what the hub lists"):
+        download.fetch_hest(tmp_path, sections=["NCBI2"])
+
+
+@pytest.mark.parametrize("sections, message", [(None, "name some"), (["TENX7"], "no sample TENX7")])
+def test_hest_needs_ids_that_exist(hub, tmp_path, sections, message):
+    with pytest.raises(InputError, match=message):
+        download.fetch_hest(tmp_path, sections=sections)
+    assert not hub.requests
+
+
+def test_without_access_to_hest_the_error_names_the_remedy(hub, tmp_path, monkeypatch):
+    def refuse(*args, **options):
         raise OSError("401")
 
-    monkeypatch.setattr(Hub, "dataset_info", closed)
-    monkeypatch.setattr("huggingface_hub.HfApi", Hub)
+    monkeypatch.setattr(hub, "dataset_info", refuse)
     with pytest.raises(InputError, match="ask for access on its page, `hf auth login`"):
-        fetching.fetch_hest(tmp_path, sections=["TENX1"])
+        download.fetch_hest(tmp_path, sections=["TENX1"])

@@ -4,66 +4,76 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
-from conftest import make_adata
+from helpers import make_adata
 
 from seal_lite import InputError
-from seal_lite.data import leakage
-from seal_lite.data.section import load_sections
+from seal_lite.data.leakage import check_leakage, find_leakage
 
 
-def section(adata, name, patient):
+def make_section(counts, name, patient):
+    adata = make_adata(counts)
     adata.uns |= {"section_id": name, "patient_id": patient}
     return SimpleNamespace(adata=adata, name=name, patient=patient)
 
 
-def counts(seed, *, n=60, genes=40):
+def draw_counts(seed, *, n=60, n_genes=40):
     rng = np.random.default_rng(seed)
-    return rng.poisson(rng.gamma(1.0, 3.0, genes), (n, genes))
+    return rng.poisson(rng.gamma(1.0, 3.0, n_genes), (n, n_genes))
 
 
 def test_different_patients_may_be_split(sections):
-    assert leakage.check_leakage(sections, ["PA", "PB"]) == []
+    assert check_leakage(sections, ["PA", "PB"]) == []
 
 
 def test_one_group_may_hold_anything():
-    twins = [section(make_adata(counts(0)), name, "P") for name in ("P1", "P2")]
-    assert leakage.check_leakage(twins, ["P", "P"]) == []
+    twins = [make_section(draw_counts(0), name, "P") for name in ("P1", "P2")]
+    assert check_leakage(twins, ["P", "P"]) == []
 
 
 def test_a_sample_under_a_second_id_is_named():
     """Spots and genes in another order, under other names: the counts are the same."""
-    x, rng = counts(0), np.random.default_rng(1)
-    mixed = x[rng.permutation(len(x))][:, rng.permutation(x.shape[1])]
-    twins = [section(make_adata(x), "TENX1", "A"), section(make_adata(mixed), "NCBI7", "B")]
-    with pytest.raises(InputError, match="TENX1 and NCBI7 have the same counts"):
-        leakage.check_leakage(twins, ["A", "B"])
-    assert leakage.check_leakage(twins, ["A", "B"], allow=True) == [
-        "sections TENX1 and NCBI7 have the same counts"
-    ]
+    counts = draw_counts(0)
+    rng = np.random.default_rng(1)
+    shuffled = counts[rng.permutation(len(counts))][:, rng.permutation(counts.shape[1])]
+    twins = [make_section(counts, "TENX1", "A"), make_section(shuffled, "NCBI7", "B")]
+    message = "sections TENX1 and NCBI7 have the same counts"
+    with pytest.raises(InputError, match=message):
+        check_leakage(twins, ["A", "B"])
+    assert check_leakage(twins, ["A", "B"], allow=True) == [message]
 
 
 def test_a_sample_filtered_otherwise_is_named():
-    x = counts(0)
-    twins = [section(make_adata(x), "A1", "A"), section(make_adata(x[:-3]), "B1", "B")]
-    assert "all but the same expression" in leakage.find_leakage(twins, ["A", "B"])[0]
-    other = [twins[0], section(make_adata(counts(5)), "B1", "B")]
-    assert leakage.find_leakage(other, ["A", "B"]) == []
+    counts = draw_counts(0)
+    section = make_section(counts, "A1", "A")
+    filtered = make_section(counts[:-3], "B1", "B")
+    (message,) = find_leakage([section, filtered], ["A", "B"])
+    assert "almost the same expression" in message
+    other = make_section(draw_counts(5), "B1", "B")
+    assert find_leakage([section, other], ["A", "B"]) == []
 
 
-def test_one_picture_with_other_counts_is_named(sections):
-    a, b = sections
-    fake = section(make_adata(counts(3)), "PB1", "PB")
-    fake.adata.uns |= {k: a.adata.uns[k] for k in ("image_path", "um_per_px")}
-    assert "the same picture" in leakage.find_leakage([a, fake], ["PA", "PB"])[0]
+def test_one_image_with_other_counts_is_named(sections):
+    section = sections[0]
+    copy = make_section(draw_counts(3), "PB1", "PB")
+    for key in ("image_path", "um_per_px"):
+        copy.adata.uns[key] = section.adata.uns[key]
+    (message,) = find_leakage([section, copy], ["PA", "PB"])
+    assert "almost the same image" in message
 
 
 def test_a_patient_on_both_sides_is_named():
-    two = [section(make_adata(counts(s)), f"C{s}", "C") for s in (1, 2)]
+    sections = [make_section(draw_counts(seed), f"C{seed}", "C") for seed in (1, 2)]
     with pytest.raises(InputError, match="C1 and C2 are both of patient C .*--allow-leakage"):
-        leakage.check_leakage(two, ["C1", "C2"])
+        check_leakage(sections, ["C1", "C2"])
 
 
-def test_real_neighbours_are_a_patients_and_no_twins(her2st):
-    sections = load_sections(her2st, ["C2", "C3", "C4"])
-    said = leakage.find_leakage(sections, ["C2", "C3", "C4"])
-    assert len(said) == 3 and all("both of patient C" in s for s in said)
+def test_neighbouring_sections_of_a_real_tumour_share_a_patient_and_are_no_twins(her2st):
+    from seal_lite.data.section import load_counts
+
+    adatas = load_counts(her2st, ["C2", "C3"])
+    sections = [
+        SimpleNamespace(adata=adata, name=adata.uns["section_id"], patient=adata.uns["patient_id"])
+        for adata in adatas
+    ]
+    messages = find_leakage(sections, ["C2", "C3"])
+    assert messages == ["sections C2 and C3 are both of patient C"]

@@ -1,135 +1,106 @@
-"""Labels from expression, and a cohort whose labels are in its slides."""
+"""A cohort whose labels are in its slides and in its expression."""
 
-import json
-
-import anndata as ad
 import h5py
 import numpy as np
 import pandas as pd
 import pytest
-from typer.testing import CliRunner
 
 from seal_lite import InputError
-from seal_lite.cli import app
-from seal_lite.data.pathways import activities, read_gmt
 from seal_lite.data.phantom import cohort, oracle_features
-from seal_lite.slides.tasks import read_slide_task
+
+SIZE = {"patients": 20, "spots": 9}  # the fewest patients that a cohort may have
+UM_PER_PX = 2.0  # a quarter of the cohort's resolution, so that its 25 slides are drawn in seconds
+
+
+@pytest.fixture(scope="module", autouse=True)
+def coarse_slides():
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("seal_lite.data.phantom.slide_cohort.UM_PER_PX", UM_PER_PX)
+        yield
 
 
 @pytest.fixture(scope="module")
 def root(tmp_path_factory):
-    return cohort(tmp_path_factory.mktemp("cohort") / "c", patients=20, spots=16, progress=False)
+    return cohort(tmp_path_factory.mktemp("cohort") / "c", **SIZE)
 
 
-def test_activity_follows_its_genes_and_sees_no_depth():
-    rng = np.random.default_rng(0)
-    level, depth = rng.standard_normal(40), rng.uniform(2e3, 2e4, 40)
-    share = np.tile(rng.dirichlet(np.ones(60)), (40, 1))
-    share[:, :10] *= np.exp(0.7 * level)[:, None]
-    counts = rng.poisson(depth[:, None] * share / share.sum(1, keepdims=True)).astype("f4")
-    adata = ad.AnnData(counts, var=pd.DataFrame(index=[f"G{i}" for i in range(60)]))
-    adata.layers["counts"] = adata.X
-    net = pd.DataFrame(
-        {"source": ["up"] * 10 + ["few"] * 2, "target": [f"G{i}" for i in [*range(10), 30, 31]]}
-    )
-    found = activities(adata, net)
-    assert list(found) == ["up"] and np.corrcoef(found["up"], level)[0, 1] > 0.9
-    assert abs(np.corrcoef(found["up"], np.log(depth))[0, 1]) < 0.3
-    with pytest.raises(InputError, match="same gene names"):
-        activities(adata, net.assign(target="ENSG1"))
+def read_task(root, name):
+    return pd.read_csv(root / f"tasks/{name}/k=all.tsv", sep="\t")
 
 
-def test_gmt_is_read_by_tabs(tmp_path):
-    (tmp_path / "a.gmt").write_text("ONE\tabout\tA\tB\nTWO\tabout\tB\tC\tC\n")
-    net = read_gmt(tmp_path / "a.gmt")
-    assert [tuple(r) for r in net[["source", "target"]].to_numpy()] == [
-        ("ONE", "A"),
-        ("ONE", "B"),
-        ("TWO", "B"),
-        ("TWO", "C"),
-    ]
-    with pytest.raises(InputError, match="nothere.gmt"):
-        read_gmt(tmp_path / "nothere.gmt")
-
-
-def test_cohort_is_balanced_and_repeatable(root, tmp_path):
-    table = pd.read_csv(root / "tasks/mutation/k=all.tsv", sep="\t")
+def test_half_of_the_patients_are_mutated_and_every_fourth_has_two_slides(root):
+    table = read_task(root, "mutation")
     cases = table.drop_duplicates("case_id")
     assert cases.mutation.value_counts().to_dict() == {"mutant": 10, "wildtype": 10}
-    assert len(table) == 25 and {f"{s}.jpg" for s in table.slide_id} == {
-        p.name for p in (root / "slides").iterdir()
-    }
-    for task, kind in (
-        ("mutation", "classification"),
-        ("activity", "regression"),
-        ("survival", "survival"),
-    ):
-        assert read_slide_task(root / f"tasks/{task}").kind == kind
-    again = cohort(tmp_path / "c", patients=20, spots=16, progress=False)
+    n_slides = table.groupby("case_id", sort=True).size().to_list()
+    assert n_slides == [1, 1, 1, 2] * 5
+    slides = {path.stem for path in (root / "slides").iterdir()}
+    assert set(table.slide_id) == slides
+
+
+@pytest.mark.parametrize(
+    "name, kind",
+    [("mutation", "classification"), ("activity", "regression"), ("survival", "survival")],
+)
+def test_tasks_are_read_as_what_they_are(root, name, kind):
+    from seal_lite.slides.tasks import read_slide_task
+
+    assert read_slide_task(root / "tasks" / name).kind == kind
+
+
+def test_the_activity_label_is_that_of_the_bulk_expression(root):
+    import anndata as ad
+
+    from seal_lite.data.pathways import activities, read_gmt
+
+    scores = activities(ad.read_h5ad(root / "expression.h5ad"), read_gmt(root / "programs.gmt"))
+    labels = read_task(root, "activity").drop_duplicates("case_id").set_index("case_id").activity
+    np.testing.assert_allclose(scores.loc[labels.index, "arrangement"], labels, atol=1e-3)
+
+
+def test_the_same_arguments_give_the_same_bytes(root, tmp_path):
+    repeated = cohort(tmp_path / "c", **SIZE)
     for file in ("slides/P003_1.jpg", "tasks/survival/k=all.tsv", "truth/P007_0.npz"):
-        assert (again / file).read_bytes() == (root / file).read_bytes()
+        assert (repeated / file).read_bytes() == (root / file).read_bytes()
+
+
+def test_a_folder_of_other_arguments_is_an_error(root):
     with pytest.raises(InputError, match="remove it"):
-        cohort(root, patients=20, spots=17, progress=False)
-    with pytest.raises(InputError, match="even number"):
-        cohort(tmp_path / "d", patients=7)
+        cohort(root, **SIZE | {"spots": 17})
+
+
+@pytest.mark.parametrize("patients", [7, 18, 21])
+def test_too_few_patients_or_an_odd_number_is_an_error(tmp_path, patients):
+    with pytest.raises(InputError, match="even number of at least 20"):
+        cohort(tmp_path / "d", patients=patients)
+    assert not (tmp_path / "d").exists()
 
 
 def test_a_clone_covers_a_minority_of_a_mutated_slide_only(root):
-    table = pd.read_csv(root / "tasks/mutation/k=all.tsv", sep="\t").set_index("slide_id")
-    mean = {}
-    for slide, row in table.iterrows():
-        with np.load(root / f"truth/{slide}.npz") as cells:
-            mean.setdefault(row.mutation, []).append(cells["chromatin"].mean())
-    assert np.mean(mean["mutant"]) > np.mean(mean["wildtype"]) + 0.05
-    assert np.mean(mean["mutant"]) < 0.5
+    shares = {"mutant": [], "wildtype": []}
+    for row in read_task(root, "mutation").itertuples():
+        with np.load(root / f"truth/{row.slide_id}.npz") as cells:
+            shares[row.mutation].append(cells["chromatin"].mean())
+    mean = {label: np.mean(values) for label, values in shares.items()}
+    assert mean["wildtype"] + 0.05 < mean["mutant"] < 0.5
 
 
-def test_pipeline_from_slides_to_scores_on_the_command_line(root, tmp_path, trained):
-    """embed (frozen and tuned), oracle features beside them, slide-bench."""
-
-    def call(*words):
-        result = CliRunner().invoke(app, [str(w) for w in words])
-        assert result.exit_code == 0, result.output + repr(result.exception)
-        return result.output
-
-    few = tmp_path / "few"
-    few.mkdir()
-    for slide in ("P000_0", "P003_0", "P003_1"):
-        (few / f"{slide}.jpg").symlink_to(root / f"slides/{slide}.jpg")
-    where = ("--slides", few, "--um-per-px", 0.5)
-    call("embed", *where, "--run", trained[0], "--out", tmp_path / "tuned")
-    call("embed", *where, "--backbone", "test_vit", "--out", tmp_path / "frozen")
-    with h5py.File(tmp_path / "tuned/P003_1.h5") as file:
-        n = len(file["features"])
-        assert file["features"].shape == (n, 112) and n > 3
-    oracle_features(root, tmp_path / "tuned", tmp_path / "oracle", patch_um=224.0)
-    with h5py.File(tmp_path / "oracle/P003_1.h5") as file:
-        assert file["features"].shape == (n, 3) and (file["features"][:, 2] > 0).all()
-    labels = activities(ad.read_h5ad(root / "expression.h5ad"), read_gmt(root / "programs.gmt"))
-    asked = pd.read_csv(root / "tasks/activity/k=all.tsv", sep="\t").drop_duplicates("case_id")
-    np.testing.assert_allclose(labels.loc[asked.case_id, "arrangement"], asked.activity, atol=1e-3)
-
-    task, rng = read_slide_task(root / "tasks/activity"), np.random.default_rng(0)
-    for name, signal in (("frozen", 0.0), ("tuned", 1.0)):
-        (tmp_path / name / "all").mkdir()
-        for y, slides in zip(task.y, task.slides.values(), strict=True):
-            for slide in slides:
-                with h5py.File(tmp_path / name / f"all/{slide}.h5", "w") as file:
-                    file["features"] = rng.standard_normal((6, 3)) + signal * y
-    out = call(
-        "slide-bench",
-        "--task",
-        root / "tasks/activity",
-        "--seeds",
-        1,
-        "--features",
-        f"frozen={tmp_path}/frozen/all",
-        "--features",
-        f"tuned={tmp_path}/tuned/all",
-        "--json",
-        tmp_path / "scores.json",
-    )
-    result = json.loads((tmp_path / "scores.json").read_text())
-    assert "pearson" in out and result["samples"] == 20
-    best = {(s["features"], s["model"], s["metric"]): s["mean"] for s in result["scores"]}
-    assert best["tuned", "mean", "pearson"] > 0.8 > best["frozen", "mean", "pearson"]
+def test_oracle_features_are_the_states_of_the_cells_in_each_patch(root, tmp_path):
+    slide = "P003_1"
+    patch_um = 224.0
+    features = tmp_path / "features"
+    features.mkdir()
+    with np.load(root / f"truth/{slide}.npz") as truth:
+        x, y, chromatin = truth["x"], truth["y"], truth["chromatin"]
+    corners_um = np.array([[np.median(x), np.median(y)], [-1000.0, -1000.0]])  # on, and off tissue
+    with h5py.File(features / f"{slide}.h5", "w") as file:
+        file["coords"] = corners_um / UM_PER_PX
+    out = oracle_features(root, features, tmp_path / "oracle", patch_um=patch_um)
+    with h5py.File(out / f"{slide}.h5") as file:
+        on_tissue, off_tissue = file["features"][:]
+    left, top = corners_um[0]
+    inside = (x >= left) & (x < left + patch_um) & (y >= top) & (y < top + patch_um)
+    assert on_tissue[0] == pytest.approx(chromatin[inside].mean())
+    assert on_tissue[2] == pytest.approx(inside.sum() / 100)
+    assert 0 < on_tissue[1] < 1
+    assert list(off_tissue) == [0, 0, 0]

@@ -10,9 +10,8 @@ from PIL import Image
 
 from seal_lite.config import Config
 from seal_lite.data.genes import GenePanel
-from seal_lite.data.report import check_page, check_sections
 
-SIZE = Config(patch_px=64, batch_size=16)
+CONFIG = Config(patch_px=64, batch_size=16)
 
 
 @pytest.fixture
@@ -20,97 +19,120 @@ def root(phantom_root, tmp_path):
     return shutil.copytree(phantom_root, tmp_path / "p")
 
 
+def check(root, **options):
+    from seal_lite.data.report import check_sections
+
+    return check_sections(root, CONFIG, **options)
+
+
 def image_of(root, name):
     return next((root / "data/ST-imgs").glob(f"*/{name}/*"))
 
 
-def spots_of(root, name):
-    return root / f"data/ST-spotfiles/{name}_selection.tsv"
+def transpose(root, how):
+    path = image_of(root, "PA1")
+    Image.open(path).transpose(how).save(path)
 
 
-def turn(root):  # the image by half, as a slide put in upside down
-    file = image_of(root, "PA1")
-    Image.open(file).transpose(Image.Transpose.ROTATE_180).save(file)
+def turn_image(root):  # as a slide put in upside down
+    transpose(root, Image.Transpose.ROTATE_180)
 
 
-def mirror(root):
-    file = image_of(root, "PA1")
-    Image.open(file).transpose(Image.Transpose.FLIP_LEFT_RIGHT).save(file)
+def mirror_image(root):
+    transpose(root, Image.Transpose.FLIP_LEFT_RIGHT)
 
 
-def blur(root):
-    file = image_of(root, "PB1")
-    image = Image.open(file)
-    image.resize([s // 8 for s in image.size]).resize(image.size).save(file)
+def blur_image(root):
+    path = image_of(root, "PB1")
+    image = Image.open(path)
+    image.resize([size // 8 for size in image.size]).resize(image.size).save(path)
 
 
-def glass(root):
-    file = image_of(root, "PA1")
-    Image.fromarray(np.full((*Image.open(file).size[::-1], 3), 243, np.uint8)).save(file)
+def empty_slide(root):
+    path = image_of(root, "PA1")
+    width, height = Image.open(path).size
+    Image.fromarray(np.full((height, width, 3), 243, np.uint8)).save(path)
 
 
-def twin(root):  # one section under two patients' names
-    for a in ("ST-cnts/{}.tsv.gz", "ST-spotfiles/{}_selection.tsv"):
-        shutil.copy(root / "data" / a.format("PA1"), root / "data" / a.format("ZZ1"))
+def two_names_of_one_section(root):
+    for file in ("ST-cnts/{}.tsv.gz", "ST-spotfiles/{}_selection.tsv"):
+        shutil.copy(root / "data" / file.format("PA1"), root / "data" / file.format("ZZ1"))
     shutil.copytree(image_of(root, "PA1").parent, root / "data/ST-imgs/ZZ/ZZ1")
 
 
-def shallow(root):
-    file = root / "data/ST-cnts/PA1.tsv.gz"
-    counts = pd.read_csv(file, sep="\t", index_col=0)
+def low_counts(root):
+    path = root / "data/ST-cnts/PA1.tsv.gz"
+    counts = pd.read_csv(path, sep="\t", index_col=0)
     scale = 250 / counts.sum(axis=1)
-    np.ceil(counts.mul(scale, axis=0) * 0.99).astype(int).to_csv(file, sep="\t")
+    scaled = np.ceil(counts.mul(scale, axis=0) * 0.99).astype(int)
+    scaled.to_csv(path, sep="\t")
 
 
 def one_patient(root):
     (root / "sections.tsv").write_text("section\tpatient\nPA1\tP\nPB1\tP\n")
 
 
-def unreadable(root):
+def unreadable_image(root):
     image_of(root, "PA1").write_bytes(b"\x89PNG")
 
 
 def mirrored_spots(root):
-    table = pd.read_csv(spots_of(root, "PA1"), sep="\t")
-    table.assign(pixel_x=table.pixel_x[::-1].to_numpy()).to_csv(
-        spots_of(root, "PA1"), sep="\t", index=False
-    )
+    path = root / "data/ST-spotfiles/PA1_selection.tsv"
+    table = pd.read_csv(path, sep="\t")
+    table["pixel_x"] = table["pixel_x"].to_numpy()[::-1]
+    table.to_csv(path, sep="\t", index=False)
 
 
 FAULTS = {
-    turn: ["PA1: counts follow the stain better turned by half"],
-    mirror: ["PA1: counts follow the stain better mirrored in x"],
-    blur: ["PB1: is 0."],
-    glass: ["PA1: 100% of its spots lie on bare glass"],
-    twin: ["sections PA1 and ZZ1 have the same counts"],
-    shallow: ["PA1: half of its spots have under"],
-    one_patient: ["all sections are of one patient"],
-    unreadable: ["cannot be decoded"],
-    mirrored_spots: ["PA1_selection.tsv: pixel_x does not grow with x"],
+    turn_image: "PA1: counts follow the stain better turned by half",
+    mirror_image: "PA1: counts follow the stain better mirrored in x",
+    blur_image: "PB1: is 0.",
+    empty_slide: "PA1: 100% of its spots lie on bare glass",
+    two_names_of_one_section: "sections PA1 and ZZ1 have the same counts",
+    low_counts: "PA1: half of its spots have under",
+    one_patient: "all sections are of one patient",
+    unreadable_image: "cannot be decoded",
+    mirrored_spots: "PA1_selection.tsv: pixel_x does not grow with x",
 }
 
 
-def test_nothing_is_said_of_data_that_is_right(root):
-    said, found = check_sections(root, SIZE)
-    assert said == [] and list(found) == ["PA1", "PB1"]
+def test_right_data_raise_no_doubt(root):
+    messages, checks = check(root)
+    assert messages == []
+    assert [section_check.section.name for section_check in checks] == ["PA1", "PB1"]
 
 
-@pytest.mark.parametrize("fault", FAULTS, ids=lambda f: f.__name__)
-def test_what_was_done_to_the_data_is_said(root, fault):
+@pytest.mark.parametrize("fault", FAULTS, ids=lambda fault: fault.__name__)
+def test_what_was_done_to_the_data_is_named(root, fault):
     fault(root)
-    said, _ = check_sections(root, SIZE)
-    for wanted in FAULTS[fault]:
-        assert any(wanted in text for text in said), said
+    messages, _ = check(root)
+    assert any(FAULTS[fault] in message for message in messages), messages
 
 
-def test_the_page_holds_sentences_table_and_pictures(root, sections):
-    """One file that needs no other; a missing gene of a run's panel is said."""
+def test_a_slide_whose_own_scale_is_another_is_named(tmp_path, truth):
+    """The image's metadata say 2 um per px, sections.tsv says 1."""
+    from made import UM, make_h5ad, write_pyramid
+
+    make_h5ad(truth).write_h5ad(tmp_path / "S1.h5ad")
+    write_pyramid(tmp_path / "S1.tif", truth.image, um_per_px=UM)
+    (tmp_path / "sections.tsv").write_text(f"section\tum_per_px\nS1\t{UM / 2}\n")
+    messages, _ = check(tmp_path)
+    assert "S1: its image says 2.000 um per px, its spots 1.000; which is right?" in messages
+
+
+def test_the_page_holds_messages_table_and_images_in_one_file(root, sections):
+    from seal_lite.data.report import check_page
+
     panel = GenePanel.from_config(sections, Config(n_genes=8))
     other = dataclasses.replace(panel, genes=("NOSUCHGENE", *panel.genes[1:]))
-    said, found = check_sections(root, SIZE, names=["PA1"], panel=other)
-    assert any("PA1: lacks 1 of the panel's 8 genes, as NOSUCHGENE" in text for text in said)
-    page = check_page(said, found, SIZE, title="Check of <mine>")
-    assert "Check of &lt;mine&gt;" in page and "as NOSUCHGENE" in page
-    assert page.count('<img src="data:image/jpeg;base64,') == 3 == page.count(" alt=")
-    assert 'src="http' not in page and "$" not in page
-    assert f"<td>{len(found['PA1'][0].rows)}</td>" in page
+    messages, checks = check(root, names=["PA1"], panel=other)
+    missing = "PA1: lacks 1 of the panel's 8 genes, as NOSUCHGENE"
+    assert any(missing in message for message in messages)
+    page = check_page(messages, checks, patch_um=CONFIG.patch_um, title="Check of <mine>")
+    assert "Check of &lt;mine&gt;" in page
+    assert "as NOSUCHGENE" in page
+    assert page.count('<img src="data:image/jpeg;base64,') == 3
+    assert page.count(" alt=") == 3
+    assert 'src="http' not in page
+    assert "$" not in page
+    assert f"<td>{len(checks[0].section.rows)}</td>" in page

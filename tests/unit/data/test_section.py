@@ -7,7 +7,7 @@ import shutil
 import numpy as np
 import pandas as pd
 import pytest
-from conftest import make_adata, square
+from helpers import make_adata, square
 from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image

@@ -1,0 +1,95 @@
+"""Pairs on disk are those in memory; shards of different data never mix."""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from helpers import TINY
+
+from seal_lite.errors import InputError
+
+
+@pytest.fixture(scope="module")
+def panel(sections):
+    from seal_lite.data.genes import GenePanel
+
+    return GenePanel.fit([section.adata for section in sections], n_genes=TINY.n_genes)
+
+
+@pytest.fixture(scope="module")
+def folder(sections, panel, tmp_path_factory):
+    from seal_lite.data.shards import write_shards
+
+    folder = tmp_path_factory.mktemp("shards")
+    write_shards(iter(sections), folder, panel=panel, config=TINY)
+    return folder
+
+
+def test_shards_hold_what_sections_hold(sections, panel, folder):
+    from seal_lite.data.shards import read_shards
+
+    shards, stored_panel = read_shards(folder, TINY)
+    assert stored_panel.genes == panel.genes
+    assert [shard.name for shard in shards] == [section.name for section in sections]
+    for shard, section in zip(shards, sections, strict=True):
+        assert shard.digest == section.digest
+        assert [shard.key(i) for i in shard.rows] == section.keys
+        np.testing.assert_array_equal(shard.patches[:], section.patches)
+        rows = shard.expression(panel)
+        expected = section.expression(panel)
+        np.testing.assert_array_equal([rows[i] for i in shard.rows], expected)  # to the bit
+        n_above_lowest = (expected > expected.min(0)).sum()
+        assert len(rows.data) == n_above_lowest < expected.size  # stored sparsely
+
+
+def test_sections_are_sharded_as_they_are_loaded(sections, tmp_path):
+    """From counts alone: panel and patches are those that training makes in memory."""
+    from seal_lite.data.genes import GenePanel
+    from seal_lite.data.shards import read_shards, shard_sections
+
+    adatas = [section.adata for section in sections]
+    shard_sections(adatas, TINY, tmp_path, include=["ACTB"])
+    shards, stored_panel = read_shards(tmp_path, TINY, names=["PB1"])
+    expected = GenePanel.from_config(sections, TINY, include=["ACTB"])
+    assert stored_panel.genes == expected.genes
+    assert stored_panel.genes[0] == "ACTB"
+    assert [shard.digest for shard in shards] == [sections[1].digest]
+
+
+def test_shards_that_are_there_stay(sections, panel, folder):
+    from seal_lite.data.shards import write_shards
+
+    before = {path: (path.stat().st_mtime_ns, path.read_bytes()) for path in folder.iterdir()}
+    assert len(write_shards(sections, folder, panel=panel, config=TINY)) == 2
+    after = {path: (path.stat().st_mtime_ns, path.read_bytes()) for path in folder.iterdir()}
+    assert after == before
+
+
+def test_shards_of_other_data_are_never_mixed(sections, panel, folder):
+    from seal_lite.data.genes import GenePanel
+    from seal_lite.data.shards import write_shards
+
+    other_panel = GenePanel.fit([section.adata for section in sections], n_genes=9)
+    with pytest.raises(InputError, match="another gene panel"):
+        write_shards(sections, folder, panel=other_panel, config=TINY)
+    other_config = replace(TINY, smooth=0.5)
+    with pytest.raises(InputError, match="smooth=0.2, not smooth=0.5"):
+        write_shards(sections, folder, panel=panel, config=other_config)
+    patches = sections[0].patches.copy()
+    patches[0, 0, 0, 0] ^= 1
+    other_section = replace(sections[0], patches=patches)
+    with pytest.raises(InputError, match="PA1.h5: holds other data"):
+        write_shards([other_section], folder, panel=panel, config=TINY)
+
+
+def test_what_is_no_shard_is_named(folder, tmp_path):
+    from seal_lite.data.shards import Shard, read_shards
+
+    with pytest.raises(InputError, match="no shard of section 'PZ9'"):
+        read_shards(folder, TINY, names=["PZ9"])
+    with pytest.raises(InputError, match="holds no shards"):
+        read_shards(tmp_path, TINY)
+    cut_off = tmp_path / "X1.h5"
+    cut_off.write_bytes((folder / "PA1.h5").read_bytes()[:5000])
+    with pytest.raises(InputError, match="X1.h5: is no shard"):
+        Shard(cut_off)
