@@ -6,11 +6,12 @@ import copy
 import importlib.resources
 from contextlib import ExitStack
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import torch
 from huggingface_hub import HfApi, ModelCard, ModelCardData
+from peft import PeftModel
 from torch import nn
 from torchvision.transforms import v2
 
@@ -19,76 +20,134 @@ from seal_lite.encoders.registry import Backbone, backbone_row
 from seal_lite.encoders.vision import VisionEncoder
 from seal_lite.errors import InputError, reading
 from seal_lite.io import read_json
-from seal_lite.model.seal import PARTS, SEAL
+from seal_lite.model.seal import SEAL
+from seal_lite.model.storage import SHARED_FILES
+
+if TYPE_CHECKING:
+    from anndata import AnnData
+
+    from seal_lite.data.section import Section
 
 
-def load_encoder(run, *, precision: torch.dtype = torch.float32):
-    """A run folder, or "hf-hub:OWNER/NAME", as (module, transform, precision).
+def load_encoder(
+    run: str | Path, *, precision: torch.dtype = torch.float32
+) -> tuple[nn.Module, v2.Compose, torch.dtype]:
+    """Return a run's encoder as (module, transform, precision).
 
-    `module` maps normalised images (b, 3, px, px) to embeddings (b, dim) in one forward pass: the
-    adapter is merged into the weights, and what lies behind the tap is gone. `transform` makes such
-    an image of a PIL one, which should show the run's `patch_um`. This is what HEST-bench's
-    `benchmark(encoder, transform, precision)` takes. Raises `InputError` as `SEAL.from_pretrained`.
+    This is what HEST-bench's ``benchmark(encoder, transform, precision)`` takes.
+
+    Parameters
+    ----------
+    run
+        A run folder, or "hf-hub:OWNER/NAME".
+    precision
+        The type of the module's weights.
+
+    Returns
+    -------
+    module : Module
+        Maps normalised images (b, 3, px, px) to embeddings (b, dim) in one forward pass, without
+        adapter and unused layers; see `merge_adapter`.
+    transform : Compose
+        Makes such an image, (3, px, px), of a PIL image. That should show the run's ``patch_um``.
+    precision : dtype
+        As given.
+
+    Raises
+    ------
+    InputError
+        The run cannot be loaded, as for `SEAL.from_pretrained`.
     """
     model = SEAL.from_pretrained(run)
-    px, row = model.config.patch_px, model.encoder.row
-    steps = (
-        v2.ToImage(),
-        v2.Resize((px, px), antialias=True),
-        v2.ToDtype(torch.float32, scale=True),
-        v2.Normalize(row.mean, row.std),
+    px = model.config.patch_px
+    row = model.encoder.row
+    transform = v2.Compose(
+        [
+            v2.ToImage(),
+            v2.Resize((px, px), antialias=True),
+            v2.ToDtype(torch.float32, scale=True),
+            v2.Normalize(row.mean, row.std),
+        ]
     )
-    return merged(model.encoder).to(precision), v2.Compose(steps), precision
+    module = merge_adapter(model.encoder).to(precision)
+    return module, transform, precision
 
 
-def merged(encoder: VisionEncoder) -> VisionEncoder:
-    """A copy of the encoder for normalised images, without adapter, hooks and unused layers.
+def merge_adapter(encoder: VisionEncoder) -> VisionEncoder:
+    """Return a copy of an encoder without adapter, hooks, normalisation and unused layers.
 
-    Normalised: (b, 3, h, w), less the row's mean, over its standard deviation. Gives the embeddings
-    (b, dim) that `encoder` gives of the same images in [0, 1].
+    Parameters
+    ----------
+    encoder
+        The encoder, which stays as it is.
+
+    Returns
+    -------
+    VisionEncoder
+        Maps normalised images (b, 3, h, w), less the row's mean and over its standard deviation, to
+        the embeddings (b, dim) that `encoder` gives of the same images in [0, 1].
     """
-    net, row = copy.deepcopy(encoder.net), encoder.row
-    if encoder.adapted:
+    net = copy.deepcopy(encoder.net)
+    row = encoder.row
+    if isinstance(net, PeftModel):
         net = net.merge_and_unload()
-    if row.tap:
-        _cut_behind(net, row)
-    row = replace(row, tap="", mean=(0.0,) * 3, std=(1.0,) * 3)
+    if row.feature_layer:
+        _remove_unused_layers(net, row)
+    row = replace(row, feature_layer="", mean=(0.0, 0.0, 0.0), std=(1.0, 1.0, 1.0))
     return VisionEncoder(net, row).eval().requires_grad_(False)
 
 
-def _cut_behind(net: nn.Module, row: Backbone):
-    """Put identities in the place of all modules that run behind the row's tap."""
-    reached, late = [], []
+def _remove_unused_layers(net: nn.Module, row: Backbone) -> None:
+    """Replace all modules that run behind the row's feature layer by identities."""
+    started: set[nn.Module] = set()
+    used: set[nn.Module] = set()
 
-    def begin(name, module, args):
-        if reached and not f"{name}.".startswith(tuple(f"{n}." for n in late)):
-            late.append(name)
+    def record_start(module: nn.Module, args: tuple) -> None:
+        started.add(module)
 
-    with ExitStack() as undo, torch.inference_mode():
-        tap = net.get_submodule(row.tap)
-        undo.enter_context(tap.register_forward_hook(lambda *_: reached.append(True)))
-        for name, module in net.named_modules():
-            undo.enter_context(module.register_forward_pre_hook(partial(begin, name)))
-        blank = torch.zeros(1, 3, row.px, row.px, device=next(net.parameters()).device)
-        getattr(net, row.call)(blank, **row.call_args)
-    for name in late:
-        parent, _, child = name.rpartition(".")
-        setattr(net.get_submodule(parent), child, nn.Identity())
+    def record_used(module: nn.Module, args: tuple, output: Any) -> None:
+        used.update(started)
+
+    blank = torch.zeros(1, 3, row.px, row.px, device=next(net.parameters()).device)
+    with ExitStack() as stack, torch.inference_mode():
+        feature_layer = net.get_submodule(row.feature_layer)
+        stack.enter_context(feature_layer.register_forward_hook(record_used))
+        for module in net.modules():
+            stack.enter_context(module.register_forward_pre_hook(record_start))
+        call = getattr(net, row.call)
+        call(blank, **row.call_args)
+    unused = started - used
+    removed: list[str] = []
+    for name, module in list(net.named_modules()):
+        inside_removed = name.startswith(tuple(f"{parent}." for parent in removed))
+        if module in unused and not inside_removed:
+            parent, _, child = name.rpartition(".")
+            setattr(net.get_submodule(parent), child, nn.Identity())
+            removed.append(name)
 
 
-def model_card(run, *, scores=None) -> ModelCard:
-    """The README of a finished run: what it was tuned from and on, its licence, and its scores.
+def model_card(run: str | Path, *, scores: str | Path | None = None) -> ModelCard:
+    """Return the README of a finished run.
 
-    `scores` is a metrics.json of `crossval` or `probe`, whose differences are quoted with their 95%
-    intervals. Raises `InputError` for a file that is no such thing, and for a folder that is not a
-    run.
+    It states what the encoder was tuned from and on, its licence, and its scores.
+
+    Parameters
+    ----------
+    run
+        A run folder.
+    scores
+        A metrics.json of ``crossval`` or ``probe``. The card quotes its differences, with their 95%
+        intervals.
+
+    Raises
+    ------
+    InputError
+        The folder is not a run, or the file holds no differences.
     """
-    record, settings = (read_json(Path(run) / f"{name}.json") for name in ("provenance", "config"))
+    provenance = read_json(Path(run) / "provenance.json")
+    settings = read_json(Path(run) / "config.json")
     row = backbone_row(settings["backbone"])
-    found = read_json(scores, remedy="give a metrics.json") if scores else {"delta": []}
-    if "delta" not in found:
-        raise InputError(f"{scores}: holds no differences; give a metrics.json of `crossval`")
-    about = ModelCardData(
+    metadata = ModelCardData(
         library_name="seal_lite",
         base_model=row.source.partition("hub:")[2] or None,
         license="other",
@@ -96,36 +155,93 @@ def model_card(run, *, scores=None) -> ModelCard:
         license_link=row.card or None,
         tags=["pathology", "spatial transcriptomics", "lora"],
     )
-    text = importlib.resources.files(__package__).joinpath("card.md").read_text()
+    template = importlib.resources.files(__package__).joinpath("card.md").read_text()
     return ModelCard.from_template(
-        about, template_str=text, row=row, settings=settings, record=record, delta=found["delta"]
+        metadata,
+        template_str=template,
+        row=row,
+        settings=settings,
+        provenance=provenance,
+        differences=_read_differences(scores),
     )
 
 
-def push_to_hub(run, repo: str, *, scores=None, private: bool = True, token=None) -> str:
-    """Upload a finished run, with its `model_card`, as OWNER/NAME; returns its address.
+def _read_differences(scores: str | Path | None) -> list[dict[str, Any]]:
+    """Read the differences of a metrics.json; without a file there are none."""
+    if scores is None:
+        return []
+    metrics = read_json(scores, remedy="give a metrics.json")
+    if "delta" not in metrics:
+        raise InputError(f"{scores}: holds no differences; give a metrics.json of `crossval`")
+    return metrics["delta"]
 
-    The card is also written into the run's folder, as README.md. `token` is by default the one that
-    `hf auth login` has stored. Raises `InputError` where the run cannot be loaded again, as for
-    `model_card`, and where the hub cannot be written to.
+
+def push_to_hub(
+    run: str | Path,
+    repo: str,
+    *,
+    scores: str | Path | None = None,
+    private: bool = True,
+    token: str | None = None,
+) -> str:
+    """Upload a finished run, with its `model_card`, to the Hugging Face hub.
+
+    The card is also written into the run's folder, as README.md.
+
+    Parameters
+    ----------
+    run
+        A run folder.
+    repo
+        OWNER/NAME on the hub.
+    scores
+        As in `model_card`.
+    private
+        Make the repository private, if it is new.
+    token
+        None takes the token that ``hf auth login`` has stored.
+
+    Returns
+    -------
+    str
+        The address of the repository.
+
+    Raises
+    ------
+    InputError
+        The run cannot be loaded, the card cannot be written, or the hub refuses the upload.
     """
-    SEAL.from_pretrained(run)  # nothing that cannot be loaded again is uploaded
+    SEAL.from_pretrained(run)  # a run that cannot be loaded is not uploaded
     card = model_card(run, scores=scores)
     remedy = "go online, or `hf auth login` with a token that may write"
     with reading(repo, fault="cannot be written", remedy=remedy):
         hub = HfApi(token=token)
         hub.create_repo(repo, private=private, exist_ok=True)
         card.save(Path(run) / "README.md")
-        hub.upload_folder(repo_id=repo, folder_path=str(run), allow_patterns=PARTS)
+        hub.upload_folder(repo_id=repo, folder_path=str(run), allow_patterns=SHARED_FILES)
     return f"https://huggingface.co/{repo}"
 
 
-def add_embedding(section, encoder, *, key_added: str = "X_seal"):
-    """The section's spots that have a patch, as AnnData with their embeddings (n, dim) float32 in
-    `obsm[key_added]`: what scanpy's and squidpy's neighbours, clusters and plots take.
+def add_embedding(
+    section: Section, encoder: VisionEncoder, *, key_added: str = "X_seal"
+) -> AnnData:
+    """Return a section's spots as AnnData with the embeddings of their patches.
 
-    section: a `Section`, whose patches should have the scale that `encoder`, a `VisionEncoder`, was
-    tuned at. The section itself is not changed.
+    scanpy and squidpy take it for neighbours, clusters and plots.
+
+    Parameters
+    ----------
+    section
+        Its patches should have the scale that `encoder` was tuned at. It is not changed.
+    encoder
+        The vision encoder.
+    key_added
+        Name of the embeddings in ``obsm``.
+
+    Returns
+    -------
+    AnnData
+        The n spots that have a patch. Written to it: ``obsm[key_added]``, (n, dim) float32.
     """
     adata = section.adata[section.rows].copy()
     adata.obsm[key_added] = embed_patches(encoder, section.patches)

@@ -1,1 +1,32 @@
-"""Pretrained vision encoders, their tuned blocks, and their embeddings."""
+"""Pretrained vision encoders: loading, cutting, LoRA, augmented views and embeddings.
+
+Nothing heavy is imported until it is used.
+"""
+
+import ctypes
+from contextlib import suppress
+
+import lazy_loader
+
+__getattr__, __dir__, __all__ = lazy_loader.attach(
+    __name__,
+    submod_attrs={
+        "embedding": ["embed_feature_layers", "embed_patches", "image_batches"],
+        "prefix_cache": ["PrefixCache"],
+        "registry": ["BACKBONES", "Backbone", "backbone_row", "load_backbone"],
+        "views": ["make_views", "view_parameters"],
+        "vision": ["VisionEncoder", "build_encoder", "find_blocks", "fingerprint"],
+    },
+)
+
+M_TRIM_THRESHOLD = -1
+M_MMAP_THRESHOLD = -3
+LARGE_BUFFER = 1 << 30  # bytes
+
+# By default glibc returns buffers above 128 KiB to the system at every free, and the next step
+# faults them in again. Keeping them makes a forward pass on a CPU 2 to 3 times faster. Other C
+# libraries have no such setting.
+with suppress(OSError, AttributeError):
+    libc = ctypes.CDLL("libc.so.6")
+    libc.mallopt(M_TRIM_THRESHOLD, LARGE_BUFFER)
+    libc.mallopt(M_MMAP_THRESHOLD, LARGE_BUFFER)

@@ -1,6 +1,10 @@
-"""Embeddings of patches, at the output or at every feature layer."""
+"""Embeddings of patches, at the feature layer or behind every block from the prefix on."""
 
 from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -9,41 +13,101 @@ from seal_lite.encoders.prefix_cache import PrefixCache
 from seal_lite.encoders.views import make_views
 from seal_lite.encoders.vision import VisionEncoder
 
+if TYPE_CHECKING:
+    from seal_lite.data.section import Section
 
-def image_batches(patches: np.ndarray, *, batch_size: int = 16):
-    """Yield uint8 patches (n, h, w, 3), as they are, in batches (b, 3, h, w) in [0, 1]."""
-    for i in range(0, len(patches), batch_size):
-        part = patches[i : i + batch_size]
-        yield make_views(part, [""] * len(part), np.zeros(len(part), int), jitter=0.0)
+CACHED_BATCH = 64  # activations from the prefix cache that go through the tail at once
+
+
+def image_batches(patches: np.ndarray, *, batch_size: int = 16) -> Iterator[torch.Tensor]:
+    """Yield patches as batches of images.
+
+    Parameters
+    ----------
+    patches : array (n, h, w, 3) uint8
+    batch_size
+        Number of images in a batch.
+
+    Yields
+    ------
+    Tensor (b, 3, h, w)
+        In [0, 1], in the order of the patches.
+    """
+    for start in range(0, len(patches), batch_size):
+        batch = patches[start : start + batch_size]
+        unchanged = [0] * len(batch)
+        yield make_views(batch, [""] * len(batch), unchanged, jitter=0.0)
 
 
 @torch.inference_mode()
 def embed_patches(
     encoder: VisionEncoder, patches: np.ndarray, *, batch_size: int = 16
 ) -> np.ndarray:
-    """Embeddings (n, dim) float32 of uint8 patches (n, h, w, 3), deterministic, in their order."""
-    device = next(encoder.parameters()).device
+    """Return the embeddings of patches, in their order.
+
+    Parameters
+    ----------
+    encoder
+        It is set to eval mode.
+    patches : array (n, px, px, 3) uint8
+    batch_size
+        Number of patches that are embedded at once.
+
+    Returns
+    -------
+    array (n, dim) float32
+    """
+    device = encoder.mean.device
     encoder.eval()
     batches = image_batches(patches, batch_size=batch_size)
-    return torch.cat([encoder(x.to(device)).float().cpu() for x in batches]).numpy()
+    embeddings = [encoder(images.to(device)).float().cpu() for images in batches]  # each (b, dim)
+    return torch.cat(embeddings).numpy()
 
 
 @torch.inference_mode()
-def embed_stages(encoder, sections, caches=None) -> dict[str, list[np.ndarray]]:
-    """Embeddings (n, width) per section of the patches as they are, at every stage from the end of
-    the prefix to the tap; `caches` is the folder of the prefix cache, if there is one."""
-    device, found = next(encoder.parameters()).device, {}
-    cache = caches and PrefixCache(encoder, n_views=1, jitter=0.0, folder=caches)
+def embed_feature_layers(
+    encoder: VisionEncoder, sections: Sequence[Section], *, cache_dir: str | Path | None = None
+) -> dict[str, list[np.ndarray]]:
+    """Return the embeddings of patches at every stage from the end of the prefix on.
+
+    Parameters
+    ----------
+    encoder
+        It is set to eval mode.
+    sections
+        Their patches are embedded as they are, without augmentation.
+    cache_dir
+        Folder of the prefix cache; None computes the prefix.
+
+    Returns
+    -------
+    dict
+        {stage: arrays (n, width) float32, one for each section}. The feature layer comes last.
+    """
     encoder.eval()
-    for s in sections:
-        if cache is None:
-            hidden = (encoder.prefix(x.to(device)) for x in image_batches(s.patches))
-        else:
-            (stored,) = cache.activations(s)
-            parts = (stored[i : i + 64].copy() for i in range(0, len(stored), 64))
-            hidden = (torch.from_numpy(part).to(device) for part in parts)
-        taps = [encoder.taps(h) for h in hidden]
-        for stage in taps[0]:
-            joined = torch.cat([t[stage] for t in taps]).float().cpu().numpy()
-            found.setdefault(stage, []).append(joined)
-    return found
+    cache = None
+    if cache_dir is not None:
+        cache = PrefixCache(encoder, n_views=1, jitter=0.0, folder=cache_dir)
+    embeddings: dict[str, list[np.ndarray]] = {}
+    for section in sections:
+        hidden_batches = _run_prefix_on(section, encoder, cache)
+        batches = [encoder.feature_layers(hidden) for hidden in hidden_batches]
+        for stage in batches[0]:
+            joined = torch.cat([batch[stage] for batch in batches])  # (n, width)
+            embeddings.setdefault(stage, []).append(joined.float().cpu().numpy())
+    return embeddings
+
+
+def _run_prefix_on(
+    section: Section, encoder: VisionEncoder, cache: PrefixCache | None
+) -> Iterator[torch.Tensor]:
+    """Yield the prefix activations (b, ...) of a section's patches in batches."""
+    device = encoder.mean.device
+    if cache is None:
+        for images in image_batches(section.patches):
+            yield encoder.prefix(images.to(device))
+        return
+    (stored,) = cache.activations(section)  # (n, ...), of view 0
+    for start in range(0, len(stored), CACHED_BATCH):
+        batch = stored[start : start + CACHED_BATCH].copy()
+        yield torch.from_numpy(batch).to(device)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from types import MethodType
+from typing import Any
 
 import torch
 from peft import LoraConfig, get_peft_model
@@ -15,60 +16,104 @@ from seal_lite.encoders.registry import Backbone
 from seal_lite.errors import InputError
 
 
-def _adapted(net: nn.Module, row: Backbone, tuned: list[str], rank, alpha, dropout):
-    """The network with LoRA in the tuned blocks, and the names of the layers that have it."""
-    matrices = [n for n in _inside(net, tuned, row.lora) if _is_matrix(net, n)]
+def adapt_blocks(
+    net: nn.Module,
+    row: Backbone,
+    blocks: list[str],
+    *,
+    rank: int,
+    alpha: float,
+    dropout: float,
+) -> tuple[nn.Module, list[str]]:
+    """Return the network with LoRA in some of its blocks.
+
+    Parameters
+    ----------
+    net
+        The frozen network, which is changed in place.
+    row
+        Its patterns ``lora`` and ``whole`` name the layers, inside a block, that LoRA adapts and
+        that are tuned whole.
+    blocks
+        Names of the blocks.
+    rank, alpha, dropout
+        As in `VisionEncoder`.
+
+    Returns
+    -------
+    net : Module
+        The ``peft`` model around the network.
+    matrices : list of str
+        Names of the layers that LoRA adapts.
+
+    Raises
+    ------
+    InputError
+        LoRA finds no layer in the blocks.
+    """
+    candidates = _modules_inside(net, blocks, row.lora)
+    matrices = [name for name in candidates if _is_matrix(net, name)]
     if not matrices:
         remedy = f"install {row.extra}" if row.extra else "tune more blocks"
-        raise InputError(f"backbone {row.name}: LoRA finds no layer in {tuned}; {remedy}")
+        raise InputError(f"backbone {row.name}: LoRA finds no layer in {blocks}; {remedy}")
     config = LoraConfig(
         r=rank,
-        lora_alpha=alpha,
+        lora_alpha=alpha,  # type: ignore[arg-type]  # peft takes any float
         lora_dropout=dropout,
-        modules_to_save=_inside(net, tuned, row.whole),
-        target_modules="|".join(map(re.escape, matrices)),
+        modules_to_save=_modules_inside(net, blocks, row.whole),
+        target_modules="|".join(re.escape(name) for name in matrices),
     )
-    net = get_peft_model(net, config)
-    layers = [m for m in net.modules() if isinstance(m, LoraLayer)]
+    adapted = get_peft_model(net, config)
+    layers = [module for module in adapted.modules() if isinstance(module, LoraLayer)]
     if len(layers) != len(matrices):
         raise RuntimeError(f"LoRA hit {len(layers)} modules, expected {len(matrices)}")
-    for layer in (m for m in layers if isinstance(m, lora_layer.Conv2d)):
-        if dropout:
-            # Drop whole channels: single positions would average out in the pooled tap, and
-            # drawing their masks cost more than the rest of the step.
-            layer.lora_dropout["default"] = nn.Dropout2d(dropout)
-        else:  # one pass over the feature map instead of three: a third off the step
-            layer.forward = MethodType(_merged_forward, layer)
-    return net, matrices
+    for layer in layers:
+        if isinstance(layer, lora_layer.Conv2d):
+            _speed_up_convolution(layer, dropout)
+    return adapted, matrices
 
 
-def _inside(net: nn.Module, blocks: list[str], pattern: str) -> list[str]:
-    """Names of the modules in these blocks whose name there matches `pattern`."""
-    names = [
-        (name, block)
-        for block in blocks
-        for name, _ in net.named_modules()
-        if name.startswith(f"{block}.")
-    ]
-    return [name for name, block in names if re.fullmatch(pattern, name[len(block) + 1 :])]
+def _modules_inside(net: nn.Module, blocks: list[str], pattern: str) -> list[str]:
+    """List the modules of these blocks whose name inside the block matches `pattern`."""
+    matching = []
+    for block in blocks:
+        for name, _ in net.get_submodule(block).named_modules():
+            if name and re.fullmatch(pattern, name):
+                matching.append(f"{block}.{name}")
+    return matching
 
 
 def _is_matrix(net: nn.Module, name: str) -> bool:
-    """Has the module one matrix that LoRA can adapt? (A MultiheadAttention hides its own.)"""
-    parent, module = net.get_submodule(name.rpartition(".")[0]), net.get_submodule(name)
-    return (
-        isinstance(module, nn.Linear | nn.Conv2d)
-        and getattr(module, "groups", 1) == 1
-        and not isinstance(parent, nn.MultiheadAttention)
-    )
+    """Return whether a module has one matrix that LoRA can adapt.
+
+    A depthwise filter is none, and an ``nn.MultiheadAttention`` does not call its own.
+    """
+    module = net.get_submodule(name)
+    parent = net.get_submodule(name.rpartition(".")[0])
+    if isinstance(parent, nn.MultiheadAttention):
+        return False
+    if isinstance(module, nn.Conv2d):
+        return module.groups == 1
+    return isinstance(module, nn.Linear)
 
 
-def _merged_forward(layer, x: torch.Tensor) -> torch.Tensor:
-    """A LoRA convolution as one convolution with W + (alpha / r) B A; the same up to rounding."""
+def _speed_up_convolution(layer: lora_layer.Conv2d, dropout: float) -> None:
+    """Make an adapted convolution cheaper than ``peft`` does."""
+    if dropout:
+        # Whole channels are dropped. Single positions would average out in the pooled feature
+        # layer, and to draw their masks took longer than the rest of the step.
+        layer.lora_dropout["default"] = nn.Dropout2d(dropout)
+    else:
+        # One pass over the feature map instead of three takes a third off the step.
+        layer.forward = MethodType(_merged_forward, layer)  # type: ignore[method-assign]
+
+
+def _merged_forward(layer: lora_layer.Conv2d, x: torch.Tensor) -> torch.Tensor:
+    """Run an adapted convolution as one with W + (alpha / rank) B A; equal up to rounding."""
     if layer.disable_adapters or layer.merged:
         return lora_layer.Conv2d.forward(layer, x)
-    base = layer.base_layer
-    weight = base.weight + layer.get_delta_weight("default")
+    base: Any = layer.base_layer
+    weight = base.weight + layer.get_delta_weight("default")  # (out, in, kh, kw)
     return nn.functional.conv2d(
         x, weight, base.bias, base.stride, base.padding, base.dilation, base.groups
     )

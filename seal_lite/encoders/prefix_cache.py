@@ -1,18 +1,21 @@
-"""The frozen-prefix cache: what no step can change is computed once per view.
+"""The prefix cache: activations that no training step changes are computed once per view.
 
-Only the last blocks adapt, so the activations before them are a fixed function of weights, pixels
-and view. They are stored per section as one array (views, spots, ...) named by a hash of all three,
-so a stale file cannot be picked up, and by a checksum of the file, so a damaged one cannot either.
+Only the last blocks are tuned, so the activations before them are a fixed function of weights,
+pixels and view. The cache stores them as one array (views, n, ...) for each section. The file's
+name holds a hash of all three, so that no activations of another encoder are read, and a checksum
+of its content, so that a damaged file is noticed.
 """
 
 from __future__ import annotations
 
-import hashlib
 import logging
 import os
 import shutil
+from collections.abc import Callable, Sequence
 from functools import partial
+from hashlib import sha256 as new_sha256
 from pathlib import Path
+from typing import TYPE_CHECKING, cast
 
 import numpy as np
 import psutil
@@ -20,20 +23,35 @@ import torch
 from tqdm import tqdm
 
 from seal_lite.encoders.views import make_views
-from seal_lite.encoders.vision import VisionEncoder
+from seal_lite.encoders.vision import VisionEncoder, hash_tensors
 from seal_lite.io import lock, sha256
 
+if TYPE_CHECKING:
+    from seal_lite.data.section import Section
+    from seal_lite.data.shards import Shard
+
 log = logging.getLogger(__name__)
-ROOM = 0.8  # of what is free, on disk or in memory, may be taken
+ROOM = 0.8  # the share of free disk or memory that the cache may take
 
 
 class PrefixCache:
     """Activations before the first tuned block, of all views of a section's patches.
 
-    encoder: the `VisionEncoder` whose prefix is run, as it is now. Views 0 to `n_views` - 1 are
-    those of `make_views`, with `jitter` the sd of each stain's log-scale; `batch_size` images are
-    computed at once. With a `folder` they are memory-mapped from (or first written to)
-    `<hash>-<checksum>.npy`, which appears only when complete; a damaged one is made anew.
+    Parameters
+    ----------
+    encoder
+        Its prefix is run, with the weights that it has now.
+    n_views
+        Views 0 to ``n_views - 1`` of `make_views` are stored.
+    jitter
+        Standard deviation of each stain's log-scale, as in `make_views`.
+    folder
+        Arrays are memory-mapped from files ``<key>-<checksum>.npy`` there, and written first where
+        they are absent. A file appears only when it is complete. None keeps arrays in memory.
+    batch_size
+        Number of images whose prefix is computed at once.
+    progress
+        Show a progress bar.
     """
 
     def __init__(
@@ -42,91 +60,133 @@ class PrefixCache:
         *,
         n_views: int,
         jitter: float,
-        folder=None,
+        folder: str | Path | None = None,
         batch_size: int = 16,
         progress: bool = True,
-    ):
-        self.encoder, self.n_views, self.jitter = encoder, n_views, jitter
+    ) -> None:
+        self.encoder = encoder
+        self.n_views = n_views
+        self.jitter = jitter
         self.folder = None if folder is None else Path(folder)
-        self.batch_size, self.progress = batch_size, progress
-        h = hashlib.sha256(repr((encoder.prefix_stages, n_views, jitter)).encode())
-        # LoRA wraps only tail modules; they are left out so that every run shares the cache.
-        tail = tuple(f"{s}." for s in encoder.tail_stages)
-        scale = {"mean": encoder.mean, "std": encoder.std}
-        for name, tensor in (encoder.base.state_dict() | scale).items():
-            if not name.startswith(tail):
-                h.update(name.encode() + tensor.cpu().contiguous().numpy().tobytes())
-        self.weights = h.hexdigest()
+        self.batch_size = batch_size
+        self.progress = progress
+        self.weights = self._hash_prefix()
 
-    def key(self, section) -> str:
-        """SHA-256 over prefix weights, normalisation, views and the section (names, counts,
-        pixels): its first 32 hex digits."""
-        return hashlib.sha256((self.weights + section.digest).encode()).hexdigest()[:32]
+    def key(self, section: Section | Shard) -> str:
+        """Return what names a section's activations, as 32 hex digits.
 
-    def _files(self, section) -> list[Path]:
-        return [] if self.folder is None else [*self.folder.glob(f"{self.key(section)}-*.npy")]
+        It is a hash of the prefix's weights, the normalisation, the views, and the section's
+        names, counts and pixels.
+        """
+        return new_sha256((self.weights + section.digest).encode()).hexdigest()[:32]
 
-    def _prefix(self, section, rows: range, view: int) -> np.ndarray:
+    def fits(self, sections: Sequence[Section | Shard]) -> bool:
+        """Return whether there is room for the sections, and log the size of their activations.
+
+        Nothing is written. Sections that are in the folder already need no room.
+        """
+        absent = [section for section in sections if not self._files(section)]
+        n_images = sum(len(section.rows) for section in absent) * self.n_views
+        image_bytes = self._run_prefix(sections[0], range(1), 0).nbytes
+        size = n_images * image_bytes
+        if self.folder is None:
+            place = "memory"
+            free = psutil.virtual_memory().available
+        else:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            place = str(self.folder)
+            free = shutil.disk_usage(self.folder).free
+        fits = size <= ROOM * free
+        message = f"prefix cache: {size / 1e9:.3g} GB in {place} with {free / 1e9:.3g} GB free"
+        if not fits:
+            message += ": too large, so the prefix runs in every step"
+        log.info(message)
+        return fits
+
+    def activations(self, section: Section | Shard) -> np.ndarray:
+        """Return the activations of a section of n patches.
+
+        Returns
+        -------
+        array (n_views, n, ...) float32
+        """
+        if self.folder is None:
+            return self._compute(section, np.empty)
+        path = self.folder / self.key(section)
+        with lock(path):  # one of several processes computes, the others wait
+            stored = self._intact_file(section)
+            if stored is None:
+                stored = self._write(section, self.folder)
+            return np.load(stored, mmap_mode="r")
+
+    def _hash_prefix(self) -> str:
+        """Hash the views, the prefix's weights and the normalisation.
+
+        LoRA wraps modules of the tail only. The tail is left out, so that all runs share the cache.
+        """
+        encoder = self.encoder
+        tail = tuple(f"{stage}." for stage in encoder.tail_stages)
+        tensors = {**encoder.base.state_dict(), "mean": encoder.mean, "std": encoder.std}
+        fixed = {name: tensor for name, tensor in tensors.items() if not name.startswith(tail)}
+        return hash_tensors(fixed, salt=repr((encoder.prefix_stages, self.n_views, self.jitter)))
+
+    def _files(self, section: Section | Shard) -> list[Path]:
+        """List the section's files in the folder, intact or not."""
+        if self.folder is None:
+            return []
+        return list(self.folder.glob(f"{self.key(section)}-*.npy"))
+
+    def _intact_file(self, section: Section | Shard) -> Path | None:
+        """Return the section's file, if there is one; remove files that lack their checksum."""
+        for path in self._files(section):
+            if path.stem.endswith(_checksum(path)):
+                return path
+            log.warning("%s: is damaged; it is computed again", path)
+            path.unlink()
+        return None
+
+    def _write(self, section: Section | Shard, folder: Path) -> Path:
+        """Compute the section's activations into a file that appears when it is complete."""
+        part = folder / f".{self.key(section)}.part"
+        try:
+            allocate = partial(np.lib.format.open_memmap, part, "w+")
+            array = cast(np.memmap, self._compute(section, allocate))
+            array.flush()
+            path = folder / f"{self.key(section)}-{_checksum(part)}.npy"
+            os.replace(part, path)
+        finally:  # the disk may be full
+            part.unlink(missing_ok=True)
+        return path
+
+    def _compute(self, section: Section | Shard, allocate: Callable[..., np.ndarray]) -> np.ndarray:
+        """Compute the activations of all views in an array from ``allocate(dtype=, shape=)``."""
+        n = len(section.rows)
+        starts = range(0, n, self.batch_size)
+        batches = [(view, start) for view in range(self.n_views) for start in starts]
+        title = f"cache {section.name}"
+        array = None
+        for view, start in tqdm(batches, title, disable=not self.progress, leave=False):
+            rows = range(start, min(start + self.batch_size, n))
+            hidden = self._run_prefix(section, rows, view)  # (b, ...)
+            if array is None:
+                array = allocate(dtype=np.float32, shape=(self.n_views, n, *hidden.shape[1:]))
+            array[view, rows.start : rows.stop] = hidden
+        assert array is not None, "a section has patches"
+        return array
+
+    def _run_prefix(self, section: Section | Shard, rows: range, view: int) -> np.ndarray:
+        """Return the activations (b, ...) float32 of one view of b neighbouring patches."""
         images = make_views(
             section.patches[rows.start : rows.stop],
             [section.key(i) for i in rows],
             [view] * len(rows),
             jitter=self.jitter,
-            device=next(self.encoder.parameters()).device,
-        )
+            device=self.encoder.mean.device,
+        )  # (b, 3, px, px)
         with torch.inference_mode():
             return self.encoder.prefix(images).float().cpu().numpy()
 
-    def fits(self, sections) -> bool:
-        """Is there room for these sections? Says the size, before anything is written.
 
-        What is in the folder already needs no more.
-        """
-        absent = [s for s in sections if not self._files(s)]
-        size = sum(len(s.rows) for s in absent) * self.n_views
-        size *= self._prefix(sections[0], range(1), 0).nbytes
-        if self.folder is None:
-            where, free = "memory", psutil.virtual_memory().available
-        else:
-            self.folder.mkdir(parents=True, exist_ok=True)
-            where, free = self.folder, shutil.disk_usage(self.folder).free
-        room = size <= ROOM * free
-        log.info(
-            "prefix cache: %.3g GB in %s with %.3g GB free%s",
-            size / 1e9,
-            where,
-            free / 1e9,
-            "" if room else ": too large, so the prefix runs in every step",
-        )
-        return room
-
-    def activations(self, section) -> np.ndarray:
-        """Activations (n_views, n, ...) float32 of a `Section` or `Shard` of n patches."""
-        if self.folder is None:
-            return self._computed(section, np.empty)
-        with lock(self.folder / self.key(section)):  # of several processes one computes
-            for path in self._files(section):
-                if path.stem.endswith(sha256(path)[:16]):
-                    return np.load(path, mmap_mode="r")
-                log.warning("%s: is damaged; it is made anew", path)
-                path.unlink()
-            part = self.folder / f".{self.key(section)}.part"
-            try:
-                self._computed(section, partial(np.lib.format.open_memmap, part, "w+")).flush()
-                path = self.folder / f"{self.key(section)}-{sha256(part)[:16]}.npy"
-                os.replace(part, path)
-            finally:  # above all on a full disk
-                part.unlink(missing_ok=True)
-            return np.load(path, mmap_mode="r")
-
-    def _computed(self, section, empty):
-        """All activations, written into an array that `empty(dtype=, shape=)` has made."""
-        n, out = len(section.rows), None
-        jobs = [(v, i) for v in range(self.n_views) for i in range(0, n, self.batch_size)]
-        for v, i in tqdm(jobs, f"cache {section.name}", disable=not self.progress, leave=False):
-            rows = range(i, min(i + self.batch_size, n))
-            hidden = self._prefix(section, rows, v)
-            if out is None:
-                out = empty(dtype=np.float32, shape=(self.n_views, n, *hidden.shape[1:]))
-            out[v, rows.start : rows.stop] = hidden
-        return out
+def _checksum(path: Path) -> str:
+    """Return 16 hex digits of a file's SHA-256."""
+    return sha256(path)[:16]

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import contextlib
+import importlib
 import importlib.resources
 import pydoc
 import tomllib
+from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from operator import attrgetter
 from pathlib import Path
+from typing import Any
 
 import timm
 import torch
@@ -23,147 +26,266 @@ TIMM = {"pretrained": True, "num_classes": 0}
 
 @dataclass(frozen=True)
 class Backbone:
-    """A row of backbones.toml: where a network comes from, and how an embedding is read from it.
+    """A row of backbones.toml: where a network comes from, and how its embedding is read.
 
-    `loader`, any function by its dotted name, is called with `source` and `args`. An embedding is
-    what `call` returns, pooled by `embedding`: "class" token, "mean" of the tokens behind the first
-    `prefix_tokens` or of a feature map, both as "class+mean", or "output" where it is pooled
-    already. With a `tap` that is the output of this block, and what lies behind it never runs.
-    `lora` matches the names, inside a block, of the layers that LoRA adapts, `whole` of those that
-    are tuned whole beside them. `blocks` names the list of blocks where it is not the largest.
-
-    An embedding is (b, `dim`). The network reads images (b, 3, h, w) in [0, 1], less `mean` (3,),
-    over `std` (3,); h = w = `px` pixels where `fixed`, else `px` is what is usual. `um_per_px` is
-    the scale of its training, in um per pixel, or None. `licence`, `gated`, `card` (a page) and
-    `extra` (what to install) are for whoever uses it. `arch` builds the same network without
-    weights, `part` is the image tower in what the loader returns, `state` and `fill` are other ways
-    to the weights, `fingerprint` is what `encoders.fingerprint` should find. `tuple_blocks`: a
-    block returns a tuple, hidden states first.
+    Attributes
+    ----------
+    name
+        The name by which `backbone_row` finds it.
+    loader
+        Dotted name of the function that builds the network with its weights. It is called with
+        `source`, where that is given, and `args`.
+    source
+        The loader's positional argument, such as a name on the hub.
+    dim
+        Width of the embedding, (b, dim).
+    args
+        The loader's keyword arguments. Dotted names of classes stand for the classes.
+    arch, arch_args
+        A `timm` name, and what the hub's own configuration adds to `args`. They build the same
+        network without its weights, for the random control.
+    part
+        The image tower inside what the loader returns, a dotted name; empty for the whole.
+    state
+        ``PACKAGE:FILE`` of weights in the network's own order, under other names.
+    fill, fill_args
+        A vendor's function that loads the weights into its argument ``model``, and its other
+        arguments.
+    call, call_args
+        The network's method that returns what is embedded, and its arguments.
+    embedding
+        How that is pooled: the "class" token; the "mean" of the tokens behind the first
+        `prefix_tokens`, or of a feature map; both as "class+mean"; or "output" where the network
+        has pooled already.
+    prefix_tokens
+        Number of tokens before those of the patches: class token and registers.
+    px
+        Edge of the images that it reads, in pixels; the usual one where not `fixed`.
+    fixed
+        The network reads images of `px` pixels only.
+    um_per_px
+        Scale of its training images, in um per pixel; None where it has none.
+    mean, std
+        Normalisation (3,) of images in [0, 1].
+    feature_layer
+        The block whose output is pooled; what lies behind it never runs. Empty for the result of
+        `call`.
+    blocks
+        Dotted name of the module that holds the blocks, where `find_blocks` needs it.
+    tuple_blocks
+        A block returns a tuple, hidden states first.
+    lora, whole
+        Patterns for the names, inside a block, of the layers that LoRA adapts, and of those that
+        are tuned whole.
+    fingerprint
+        The `fingerprint` of the network with the right weights; None is not checked.
+    licence, gated, card, extra
+        Licence of the weights, whether the hub asks to accept its terms, the page that states
+        them, and what must be installed beside this package.
     """
 
     name: str
     loader: str
     source: str
     dim: int
-    args: dict = field(default_factory=dict)
-    arch: str = ""  # of timm: builds the same network without weights, for the random-init control
-    arch_args: dict = field(default_factory=dict)  # what the hub's own config adds to `args`
-    part: str = ""  # of what the loader returns: the image tower
-    state: str = ""  # PACKAGE:FILE of weights in the network's own order, under other names
-    fill: str = ""  # a vendor's function that loads the weights into `model`, if it is another
-    fill_args: dict = field(default_factory=dict)
+    args: dict[str, Any] = field(default_factory=dict)
+    arch: str = ""
+    arch_args: dict[str, Any] = field(default_factory=dict)
+    part: str = ""
+    state: str = ""
+    fill: str = ""
+    fill_args: dict[str, Any] = field(default_factory=dict)
     call: str = "forward"
-    call_args: dict = field(default_factory=dict)
+    call_args: dict[str, Any] = field(default_factory=dict)
     embedding: str = "output"
     prefix_tokens: int = 1
     px: int = 224
-    fixed: bool = True  # reads images of `px` pixels only
-    um_per_px: float | None = None  # of its training
+    fixed: bool = True
+    um_per_px: float | None = None
     mean: tuple[float, ...] = HALF
     std: tuple[float, ...] = HALF
-    tap: str = ""
+    feature_layer: str = ""
     blocks: str = ""
-    tuple_blocks: bool = False  # a block returns a tuple, hidden states first
+    tuple_blocks: bool = False
     lora: str = ".*"
     whole: str = ""
-    fingerprint: str | None = None  # of the embedding of a fixed input, see `encoders.fingerprint`
+    fingerprint: str | None = None
     licence: str = "unknown"
     gated: bool = False
-    extra: str = ""  # what to install beside this package
+    extra: str = ""
     card: str = ""
 
 
-_ROWS = importlib.resources.files(__package__).joinpath("backbones.toml").read_text()
-BACKBONES = {k: Backbone(name=k, **row) for k, row in tomllib.loads(_ROWS).items()}
+def _read_table() -> dict[str, Backbone]:
+    """Read every row of backbones.toml, by name."""
+    text = importlib.resources.files(__package__).joinpath("backbones.toml").read_text()
+    return {name: Backbone(name=name, **row) for name, row in tomllib.loads(text).items()}
+
+
+BACKBONES = _read_table()
 
 
 def backbone_row(name: str) -> Backbone:
-    """The table's row; for any other timm, hf-hub: or local-dir: model one from its own config.
+    """Return the row of an encoder.
 
-    Its embedding is then timm's own pooled features. Raises `InputError` for an unknown name.
+    A `timm` model without a row gets one from its own configuration; its embedding is then timm's
+    pooled features.
+
+    Parameters
+    ----------
+    name
+        A row of backbones.toml, or any name that `timm.create_model` takes, also with
+        ``hf-hub:`` or ``local-dir:``.
+
+    Raises
+    ------
+    InputError
+        No such encoder is known.
     """
     if name in BACKBONES:
         return BACKBONES[name]
-    row = Backbone(name, "timm.create_model", name, 0, TIMM, name)
-    with _explained(row), torch.device("meta"):
-        net = timm.create_model(name, num_classes=0)
-    cfg = net.pretrained_cfg
+    row = Backbone(name=name, loader="timm.create_model", source=name, dim=0, args=TIMM, arch=name)
+    with _loading_errors(row), torch.device("meta"):
+        net: Any = timm.create_model(name, num_classes=0)
+    config = net.pretrained_cfg
     return replace(
         row,
         dim=getattr(net, "head_hidden_size", net.num_features),
-        px=cfg["input_size"][-1],
+        px=config["input_size"][-1],
         prefix_tokens=getattr(net, "num_prefix_tokens", 0),
         fixed=hasattr(net, "patch_embed"),
-        mean=tuple(cfg["mean"]),
-        std=tuple(cfg["std"]),
-        licence=cfg.get("license") or "unknown",
+        mean=tuple(config["mean"]),
+        std=tuple(config["std"]),
+        licence=config.get("license") or "unknown",
     )
 
 
 def load_backbone(row: Backbone, *, pretrained: bool = True, seed: int = 0) -> nn.Module:
-    """The row's network in eval mode, its weights loaded strictly, nothing trainable.
+    """Return a row's network in eval mode, with nothing trainable.
 
-    `pretrained=False` draws its weights from `seed`. Raises `InputError` where it cannot be had.
+    Parameters
+    ----------
+    row
+        The network's row.
+    pretrained
+        Load the weights, strictly; False draws them at random.
+    seed
+        Of the random weights.
+
+    Raises
+    ------
+    InputError
+        The network cannot be built, or its weights cannot be loaded. The message names the cause
+        and the remedy.
     """
-    args = {k: pydoc.locate(v) or v if isinstance(v, str) else v for k, v in row.args.items()}
-    with torch.random.fork_rng(devices=[]), _explained(row):
+    with torch.random.fork_rng(devices=[]), _loading_errors(row):
         torch.manual_seed(seed)
         if row.arch and not pretrained:
-            args = {**row.arch_args, **TIMM, **args, "pretrained": False}
-            net = timm.create_model(row.arch, **args)
+            net = _build_architecture(row)
         else:
-            net = _function(row.loader)(*[row.source] * bool(row.source), **args)
-            net = net[0] if isinstance(net, tuple) else net  # some give their transform, too
-            net = net.get_submodule(row.part)
-            if row.state:
-                _load_in_order(net, row.state)
-            if row.fill:
-                _function(row.fill)(model=net, **row.fill_args)
-            for module in () if pretrained else net.modules():
-                if hasattr(module, "reset_parameters"):
-                    module.reset_parameters()
+            net = _call_loader(row)
+            _fill_weights(net, row)
+            if not pretrained:
+                _reset_weights(net)
     return net.eval().requires_grad_(False)
 
 
-def _function(name: str):
-    """A function, or a method of a class, by its dotted name."""
-    package = importlib.import_module(name.partition(".")[0])  # says itself what is not installed
-    return pydoc.locate(name) or attrgetter(name.partition(".")[2])(package)
+def _build_architecture(row: Backbone) -> nn.Module:
+    """Build the row's network by timm, with random weights."""
+    options = {**row.arch_args, **TIMM, **_resolved(row.args), "pretrained": False}
+    return timm.create_model(row.arch, **options)
 
 
-def _load_in_order(net: nn.Module, place: str):
+def _call_loader(row: Backbone) -> nn.Module:
+    """Call the row's loader; return the image tower of its network."""
+    load = _find_function(row.loader)
+    options = _resolved(row.args)
+    loaded = load(row.source, **options) if row.source else load(**options)
+    net = loaded[0] if isinstance(loaded, tuple) else loaded  # some return a transform, too
+    return net.get_submodule(row.part)
+
+
+def _fill_weights(net: nn.Module, row: Backbone) -> None:
+    """Load the weights that the loader itself does not."""
+    if row.state:
+        _load_in_order(net, row.state)
+    if row.fill:
+        fill = _find_function(row.fill)
+        fill(model=net, **row.fill_args)
+
+
+def _reset_weights(net: nn.Module) -> None:
+    """Draw all weights at random."""
+    for module in net.modules():
+        reset = getattr(module, "reset_parameters", None)
+        if callable(reset):
+            reset()
+
+
+def _resolved(options: dict[str, Any]) -> dict[str, Any]:
+    """Return options in which the dotted name of an object is replaced by the object."""
+    resolved = dict(options)
+    for key, value in options.items():
+        located = pydoc.locate(value) if isinstance(value, str) else None
+        if located:
+            resolved[key] = located
+    return resolved
+
+
+def _find_function(name: str) -> Any:
+    """Return a function, or a method of a class, by its dotted name."""
+    package_name, _, rest = name.partition(".")
+    package = importlib.import_module(package_name)  # its ImportError names what is not installed
+    return pydoc.locate(name) or attrgetter(rest)(package)
+
+
+def _load_in_order(net: nn.Module, place: str) -> None:
+    """Load the tensors of ``PACKAGE:FILE`` into the network by their order."""
     package, _, file = place.partition(":")
     path = Path(str(importlib.resources.files(package) / file))
-    theirs = list(torch.load(path, map_location="cpu", weights_only=True).values())
-    ours = net.state_dict()
-    if [tuple(t.shape) for t in theirs] != [tuple(t.shape) for t in ours.values()]:
+    stored = list(torch.load(path, map_location="cpu", weights_only=True).values())
+    names = list(net.state_dict())
+    stored_shapes = [tensor.shape for tensor in stored]
+    expected_shapes = [tensor.shape for tensor in net.state_dict().values()]
+    if stored_shapes != expected_shapes:
         raise InputError(f"{path}: its tensors do not have the network's order and shapes")
-    net.load_state_dict(dict(zip(ours, theirs, strict=True)), strict=True)
+    net.load_state_dict(dict(zip(names, stored, strict=True)), strict=True)
 
 
 @contextlib.contextmanager
-def _explained(row: Backbone):
-    """Whatever keeps a network from being loaded, as one sentence with the remedy."""
+def _loading_errors(row: Backbone) -> Iterator[None]:
+    """Turn what keeps a network from being loaded into an `InputError` with the remedy."""
     try:
         yield
-    except ImportError as error:
-        remedy = row.extra or (error.name or "").split(".")[0].replace("_", "-")
-        said = f"backbone {row.name}: {error.name} is not installed; pip install {remedy}"
-        raise InputError(said) from error
-    except (OSError, RuntimeError, ValueError) as error:
-        causes = [error]
-        while cause := causes[-1].__cause__ or causes[-1].__context__:
-            causes.append(cause)
-        if any(isinstance(c, GatedRepoError) for c in causes):
-            text = f"is gated; accept its terms at {row.card}, then `hf auth login`"
-        elif any(isinstance(c, RepositoryNotFoundError) for c in causes):
-            text = "the hub has no such model, or hides it; check the name, or `hf auth login`"
-        elif any(isinstance(c, OSError) for c in causes):
-            text = (
-                f"its weights cannot be fetched ({type(error).__name__}); go online, or use "
-                "the offline default tf_efficientnet_lite0"
-            )
-        else:
-            reason = str(error).splitlines()[0]
-            text = f"cannot be built ({reason}); see `seal-lite encoders` and timm.list_models()"
-        raise InputError(f"backbone {row.name}: {text}") from error
+    except (ImportError, OSError, RuntimeError, ValueError) as error:
+        raise InputError(f"backbone {row.name}: {_explain(error, row)}") from error
+
+
+def _explain(error: Exception, row: Backbone) -> str:
+    """Return the cause of a loading error and the remedy."""
+    if isinstance(error, ImportError):
+        missing = error.name or str(error)
+        package = row.extra or missing.split(".")[0].replace("_", "-")
+        return f"{missing} is not installed; pip install {package}"
+    causes = _chain_of_causes(error)
+    if any(isinstance(cause, GatedRepoError) for cause in causes):
+        return f"is gated; accept its terms at {row.card}, then `hf auth login`"
+    if any(isinstance(cause, RepositoryNotFoundError) for cause in causes):
+        return "the hub has no such model, or hides it; check the name, or `hf auth login`"
+    if any(isinstance(cause, OSError) for cause in causes):
+        return (
+            f"its weights cannot be fetched ({type(error).__name__}); go online, or use the "
+            "offline default tf_efficientnet_lite0"
+        )
+    reason = str(error).splitlines()[0]
+    return f"cannot be built ({reason}); see `seal-lite encoders` and timm.list_models()"
+
+
+def _chain_of_causes(error: BaseException) -> list[BaseException]:
+    """Return an error, and those that led to it, the first last."""
+    chain = [error]
+    cause = error.__cause__ or error.__context__
+    while cause is not None:
+        chain.append(cause)
+        cause = cause.__cause__ or cause.__context__
+    return chain

@@ -1,13 +1,14 @@
-"""Augmented views of a patch, each a fixed function of (patch name, view number).
+"""Augmented views of a patch, each a fixed function of the patch's name and the view's number.
 
-View 0 is the patch itself. Any other view is one of the 8 dihedral transforms with its stains
-rescaled in optical density. Because a view depends on nothing else, a cached activation, a resumed
-run and the plain training loop all see the same pixels.
+View 0 is the patch itself. Any other view is one of the 8 dihedral transforms of the patch, with
+its stains rescaled in optical density. A view depends on nothing else, so that a cached activation,
+a resumed run and the plain training loop all see the same pixels.
 """
 
 from __future__ import annotations
 
 import zlib
+from collections.abc import Sequence
 
 import numpy as np
 import torch
@@ -16,50 +17,105 @@ import torch
 STAINS = torch.tensor([[0.65, 0.70, 0.29], [0.07, 0.99, 0.11], [0.27, 0.57, 0.78]])
 
 
-def view_parameters(keys: list[str], views, *, jitter: float) -> tuple[np.ndarray, np.ndarray]:
-    """Dihedral element (n,) in 0..7 and stain log-scales (n, 3) for patch `keys[i]`, `views[i]`.
+def make_views(
+    patches: np.ndarray,
+    keys: Sequence[str],
+    views: Sequence[int] | np.ndarray,
+    *,
+    jitter: float,
+    device: torch.device | str | None = None,
+) -> torch.Tensor:
+    """Return one augmented view of each patch.
 
-    Arguments as in `make_views`.
+    Parameters
+    ----------
+    patches : array (n, h, w, 3) uint8
+    keys : (n,)
+        Names of the patches, such as `Section.keys`.
+    views : (n,)
+        The number of each patch's view; 0 leaves a patch as it is.
+    jitter
+        Standard deviation of the logarithm of the factor on each stain's optical density.
+    device
+        Where the views are computed.
+
+    Returns
+    -------
+    Tensor (n, 3, h, w) float32
+        In [0, 1].
     """
-    turn, scale = np.zeros(len(keys), int), np.zeros((len(keys), 3), np.float32)
+    # Bytes go to the device: they are a quarter of the floats.
+    images = torch.from_numpy(np.ascontiguousarray(patches)).to(device)  # (n, h, w, 3)
+    images = images.permute(0, 3, 1, 2).float() / 255  # (n, 3, h, w)
+    elements, log_scales = view_parameters(keys, views, jitter=jitter)
+    augmented = np.flatnonzero(np.asarray(views))
+    if len(augmented):
+        scales = torch.from_numpy(log_scales[augmented])
+        images[augmented] = jitter_stains(images[augmented], scales)
+        for i in augmented:
+            images[i] = dihedral(images[i], int(elements[i]))
+    return images
+
+
+def view_parameters(
+    keys: Sequence[str], views: Sequence[int] | np.ndarray, *, jitter: float
+) -> tuple[np.ndarray, np.ndarray]:
+    """Return what each view does to its patch.
+
+    Parameters
+    ----------
+    keys, views, jitter
+        As in `make_views`.
+
+    Returns
+    -------
+    elements : array (n,) int
+        Elements of the dihedral group, 0 to 7, as in `dihedral`.
+    log_scales : array (n, 3) float32
+        As in `jitter_stains`.
+    """
+    elements = np.zeros(len(keys), int)
+    log_scales = np.zeros((len(keys), 3), np.float32)
     for i, (key, view) in enumerate(zip(keys, views, strict=True)):
         if view:
             rng = np.random.default_rng([zlib.crc32(key.encode()), int(view)])
-            turn[i], scale[i] = rng.integers(8), jitter * rng.standard_normal(3)
-    return turn, scale
+            elements[i] = rng.integers(8)
+            log_scales[i] = jitter * rng.standard_normal(3)
+    return elements, log_scales
 
 
 def dihedral(images: torch.Tensor, element: int) -> torch.Tensor:
-    """One of the 8 symmetries of the square on (..., h, w): quarter turns 0..3, then mirrored."""
-    images = torch.rot90(images, element % 4, dims=(-2, -1))
-    return images.flip(-1) if element >= 4 else images
+    """Return images (..., h, w) under one of the 8 symmetries of the square.
+
+    Elements 0 to 3 are quarter turns, 4 to 7 the same, then mirrored.
+    """
+    turned = torch.rot90(images, element % 4, dims=(-2, -1))
+    return turned.flip(-1) if element >= 4 else turned
 
 
 def jitter_stains(images: torch.Tensor, log_scale: torch.Tensor) -> torch.Tensor:
-    """Multiply each stain's optical density by exp(log_scale): (n, 3, h, w) in [0, 1] and (n, 3).
+    """Multiply the optical density of each stain by ``exp(log_scale)``.
 
-    Unmixing, scaling and mixing is one 3 x 3 matrix an image: od' = od @ S^-1 diag(s) S, with the
-    stains of Ruifrok & Johnston (2001).
+    Parameters
+    ----------
+    images : Tensor (n, 3, h, w)
+        In [0, 1].
+    log_scale : Tensor (n, 3)
+        For haematoxylin, eosin and the residual.
+
+    Returns
+    -------
+    Tensor (n, 3, h, w)
+        In [0, 1].
+
+    Notes
+    -----
+    Unmixing, scaling and mixing is one matrix an image, od' = od @ S^-1 diag(s) S, with the stain
+    vectors S of Ruifrok & Johnston (2001).
     """
-    stains = (STAINS / STAINS.norm(dim=1, keepdim=True)).to(images)
-    mix = torch.linalg.inv(stains) @ torch.diag_embed(log_scale.to(images).exp()) @ stains
-    density = -torch.log(images.clamp(min=1 / 256))
-    return torch.exp(-torch.einsum("nchw,ncd->ndhw", density, mix)).clamp(0, 1)
-
-
-def make_views(patches, keys: list[str], views, *, jitter: float, device=None) -> torch.Tensor:
-    """uint8 patches (n, h, w, 3) -> augmented float images (n, 3, h, w) in [0, 1].
-
-    keys (n,): the patches' names (`Section.keys`). views (n,): the number of the view of each, 0
-    the patch as it is. jitter: the sd of the log of what each stain's optical density is multiplied
-    by (normally distributed, mean 0). device: where all but reading is done.
-    """
-    images = torch.from_numpy(np.ascontiguousarray(patches)).to(device)  # as bytes: a quarter
-    images = images.permute(0, 3, 1, 2).float() / 255
-    turn, scale = view_parameters(keys, views, jitter=jitter)
-    changed = np.flatnonzero(np.asarray(views))
-    if len(changed):
-        images[changed] = jitter_stains(images[changed], torch.from_numpy(scale[changed]))
-        for i in changed:
-            images[i] = dihedral(images[i], int(turn[i]))
-    return images
+    stains = (STAINS / STAINS.norm(dim=1, keepdim=True)).to(images)  # (3 stains, 3 channels)
+    scale = torch.diag_embed(log_scale.to(images).exp())  # (n, 3, 3)
+    mix = torch.linalg.inv(stains) @ scale @ stains  # (n, 3, 3)
+    density = -torch.log(images.clamp(min=1 / 256))  # (n, 3, h, w)
+    scaled = torch.einsum("nchw,ncd->ndhw", density, mix)  # (n, 3, h, w)
+    return torch.exp(-scaled).clamp(0, 1)

@@ -1,62 +1,75 @@
-"""A vision encoder cut in two: a frozen prefix, and last blocks that LoRA adapts, read at a tap.
+"""A vision encoder in two halves: frozen blocks, then tuned blocks, read at a feature layer.
 
-The cut works on any network whose blocks follow one another: its own forward pass runs, and hooks
-stop it, or feed it, at a block. No class and no branch per encoder.
+`VisionEncoder.prefix` runs everything before the first tuned block, and `VisionEncoder.tail` runs
+the rest. Both use the forward pass of the network itself. Hooks end that pass at a block, or start
+it there. So any network whose blocks follow one another can be cut without code of its own.
 """
 
 from __future__ import annotations
 
 import hashlib
 import re
-from contextlib import ExitStack, contextmanager, suppress
-from functools import partial
+from collections.abc import Mapping
+from contextlib import ExitStack, suppress
+from typing import Any
 
 import numpy as np
 import torch
+from peft import PeftModel
 from peft.tuners.lora import LoraLayer
 from torch import nn
 
-from seal_lite.encoders.lora import _adapted
+from seal_lite.encoders import hooks
+from seal_lite.encoders.lora import adapt_blocks
 from seal_lite.encoders.registry import BACKBONES, Backbone, backbone_row, load_backbone
 from seal_lite.errors import InputError, reading
 
-
-class _Reached(Exception):
-    """Ends a forward pass at the block where its result is known."""
-
-
-def find_blocks(net: nn.Module) -> list[str]:
-    """Names of the transformer blocks or convolution stages, in order.
-
-    Those are the siblings of one class, in a list or numbered alike (`layer1`, `layer2`), that hold
-    most of the network's weights. Returns an empty list where there are none.
-    """
-    best, most = [], 0
-    for name, module in net.named_modules():
-        alike: dict[tuple, list[str]] = {}
-        for child, block in module.named_children():
-            if any(True for _ in block.parameters()):
-                alike.setdefault((child.rstrip("0123456789"), type(block)), []).append(child)
-        for found in (v for v in alike.values() if len(v) > 1 and v[0][-1:].isdigit()):
-            blocks = [f"{name}.{child}".lstrip(".") for child in found]
-            weights = sum(p.numel() for b in blocks for p in net.get_submodule(b).parameters())
-            if weights > most:
-                best, most = blocks, weights
-    return best
+OUTPUT = "output"  # the stage behind all blocks: what the network returns
+ADDED_BY_PEFT = re.compile(r"\.(lora_|modules_to_save\.)")
+WRAPPED_BY_PEFT = re.compile(r"\.(base_layer|original_module)\.")
 
 
 class VisionEncoder(nn.Module):
-    """A frozen prefix, a tail that LoRA may adapt, and a pooled tap.
+    """Frozen blocks (the prefix), tuned blocks (the tail), and a pooled feature layer.
 
-    `prefix` then `tail` is what `forward` does, in two halves; everything before the first tuned
-    block is in the prefix. net: the network that `row`, a `Backbone`, describes. The last
-    `tune_blocks` blocks up to the tap are tuned: by LoRA (Hu et al., 2021; peft's) of this `rank`,
-    scaled by `alpha` / `rank`, with `dropout`; with rank 0 all their weights are.
+    `forward` is `prefix`, then `tail`. Everything before the first tuned block is frozen.
 
-    Attributes: `row`; `tap`, `prefix_stages`, `tail_stages`, names of stages; `adapted`, names of
-    the layers that have LoRA. Raises `InputError` where there are fewer blocks, or LoRA finds no
-    layer in them.
+    Parameters
+    ----------
+    net
+        The network that `row` describes, frozen.
+    row
+        Its row of ``backbones.toml``.
+    tune_blocks
+        The last so many blocks up to the feature layer are tuned.
+    rank
+        Rank of LoRA in the tuned blocks. With 0 there is no LoRA: all their weights are tuned.
+    alpha
+        LoRA's update is scaled by ``alpha / rank``.
+    dropout
+        Dropout on the input of LoRA, in training.
+
+    Attributes
+    ----------
+    feature_layer : str
+        Name of the stage at which the embedding is read.
+    prefix_stages, tail_stages : list of str
+        Names of the blocks or stages in the two halves, in order.
+    adapted : list of str
+        Names of the layers that LoRA adapts.
+
+    Raises
+    ------
+    InputError
+        The network has fewer than `tune_blocks` blocks, or LoRA finds no layer in them.
+
+    Notes
+    -----
+    LoRA is that of Hu et al. (2021), as implemented in ``peft``.
     """
+
+    mean: torch.Tensor
+    std: torch.Tensor
 
     def __init__(
         self,
@@ -67,46 +80,123 @@ class VisionEncoder(nn.Module):
         rank: int = 8,
         alpha: float = 16.0,
         dropout: float = 0.15,
-    ):
+    ) -> None:
         super().__init__()
-        stages = find_blocks(net.get_submodule(row.blocks))
-        stages = [f"{row.blocks}.{s}".lstrip(".") for s in stages]
-        stages = stages[: stages.index(row.tap) + 1] if row.tap else [*stages, "output"]
-        self.tap, n = stages[-1], len(stages) - (not row.tap)
-        if tune_blocks > n:
-            raise InputError(f"tune_blocks={tune_blocks}: {row.name} has {n} blocks up to its tap")
-        split = n - tune_blocks if tune_blocks else len(stages)
-        self.row, self.prefix_stages, self.tail_stages = row, stages[:split], stages[split:]
-        self.net, self.adapted = net, []
-        tuned = [s for s in self.tail_stages if s != "output"]
-        if rank and tuned:
-            self.net, self.adapted = _adapted(net, row, tuned, rank, alpha, dropout)
-        for stage in tuned if not rank else ():  # no LoRA: every weight of the tuned blocks
-            net.get_submodule(stage).requires_grad_(True)
-        self.register_buffer("mean", torch.tensor(row.mean).view(3, 1, 1), persistent=False)
-        self.register_buffer("std", torch.tensor(row.std).view(3, 1, 1), persistent=False)
+        prefix_stages, tail_stages = _split_stages(net, row, tune_blocks)
+        self.row = row
+        self.prefix_stages = prefix_stages
+        self.tail_stages = tail_stages
+        self.feature_layer = [*prefix_stages, *tail_stages][-1]
+        self.net = net
+        self.adapted: list[str] = []
+        tuned = self._tuned_blocks()
+        if tuned and rank:
+            self.net, self.adapted = adapt_blocks(
+                net, row, tuned, rank=rank, alpha=alpha, dropout=dropout
+            )
+        elif tuned:
+            for block in tuned:
+                net.get_submodule(block).requires_grad_(True)
+        mean = torch.tensor(row.mean).view(3, 1, 1)
+        std = torch.tensor(row.std).view(3, 1, 1)
+        self.register_buffer("mean", mean, persistent=False)
+        self.register_buffer("std", std, persistent=False)
 
-    @property
-    def base(self) -> nn.Module:
-        """The network itself (with LoRA layers in place where it was adapted)."""
-        return self.net.get_base_model() if self.adapted else self.net
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        """Return the embeddings of images: `prefix`, then `tail`.
 
-    def base_digest(self) -> str:
-        """SHA-256 of the weights that finetuning does not change: those of the network as loaded.
+        Parameters
+        ----------
+        images : Tensor (b, 3, h, w)
+            In [0, 1]. The height and width are the row's ``px`` where that is ``fixed``.
 
-        In 64 hex digits. Without LoRA the tuned blocks are left out, for theirs are gone.
+        Returns
+        -------
+        Tensor (b, dim)
         """
-        weights = {}
-        for name, tensor in self.base.state_dict().items():
-            if not re.search(r"\.(lora_|modules_to_save\.)", name):
-                weights[re.sub(r"\.(base_layer|original_module)\.", ".", name)] = tensor
-        gone, digest = () if self.adapted else self.tail_stages, hashlib.sha256()
-        for name in sorted(n for n in weights if not n.startswith(tuple(f"{s}." for s in gone))):
-            digest.update(name.encode() + weights[name].cpu().contiguous().numpy().tobytes())
-        return digest.hexdigest()
+        hidden = self.prefix(images)  # (b, ...)
+        return self.tail(hidden)  # (b, dim)
 
-    def train(self, mode: bool = True):
-        """BatchNorm and every other frozen layer stay in eval; only LoRA's dropout follows."""
+    def prefix(self, images: torch.Tensor) -> torch.Tensor:
+        """Return the activations that enter the first tuned block.
+
+        Where no block is tuned, they are the output of the feature layer, not yet pooled.
+
+        Parameters
+        ----------
+        images : Tensor (b, 3, h, w)
+            In [0, 1].
+
+        Returns
+        -------
+        Tensor (b, ...)
+            Tokens (b, tokens, width), a feature map in the network's layout, or (b, width).
+        """
+        normalised = (images - self.mean) / self.std  # (b, 3, h, w)
+        if self.tail_stages:
+            first_tuned = self._stage(self.tail_stages[0])
+            stop = first_tuned.register_forward_pre_hook(hooks.stop_before)
+        elif self.feature_layer != OUTPUT:
+            stop = self._stage(self.feature_layer).register_forward_hook(hooks.stop_after)
+        else:
+            return self._run_network(normalised)  # (b, ...)
+        with stop:
+            try:
+                return self._run_network(normalised)
+            except hooks.Stopped as stopped:
+                return stopped.activations  # (b, ...)
+
+    def tail(self, hidden: torch.Tensor) -> torch.Tensor:
+        """Return the pooled embedding (b, dim) of what `prefix` returned, (b, ...)."""
+        outputs = self._run_tail(hidden)
+        return self.pool(outputs[self.feature_layer])  # (b, dim)
+
+    def feature_layers(self, hidden: torch.Tensor) -> dict[str, torch.Tensor]:
+        """Return the pooled output of the prefix and of every stage of the tail.
+
+        Parameters
+        ----------
+        hidden : Tensor (b, ...)
+            What `prefix` returned.
+
+        Returns
+        -------
+        dict
+            {stage: Tensor (b, width of that stage)}. The feature layer comes last.
+        """
+        outputs = self._run_tail(hidden)
+        return {stage: self.pool(output) for stage, output in outputs.items()}
+
+    def pool(self, x: torch.Tensor) -> torch.Tensor:
+        """Return a stage's output as one vector an image, by the row's ``embedding``.
+
+        Parameters
+        ----------
+        x : Tensor
+            Tokens (b, tokens, width), a feature map in the network's layout, or vectors
+            (b, width), which are returned as they are.
+
+        Returns
+        -------
+        Tensor (b, width)
+            (b, 2 * width) for tokens where the embedding is "class+mean".
+        """
+        if x.ndim == 2:
+            return x  # (b, width)
+        if x.ndim == 4:
+            channels_last = getattr(self.base, "output_fmt", "") == "NHWC"
+            return x.mean((1, 2)) if channels_last else x.mean((2, 3))  # (b, width)
+        n_prefix = self.row.prefix_tokens
+        class_token = x[:, 0]  # (b, width)
+        patch_tokens = x[:, n_prefix:]  # (b, patches, width)
+        if self.row.embedding == "mean" or not n_prefix:
+            return patch_tokens.mean(1)  # (b, width)
+        if self.row.embedding == "class+mean":
+            return torch.cat([class_token, patch_tokens.mean(1)], 1)  # (b, 2 * width)
+        return class_token
+
+    def train(self, mode: bool = True) -> VisionEncoder:
+        """Set the training mode of LoRA's dropout alone; frozen layers stay in eval mode."""
         super().train(False)
         for module in self.modules():
             if isinstance(module, LoraLayer):
@@ -114,147 +204,220 @@ class VisionEncoder(nn.Module):
         self.training = mode
         return self
 
-    def prefix(self, images: torch.Tensor) -> torch.Tensor:
-        """Images (b, 3, h, w) in [0, 1] -> activations (b, ...) before the first tuned block.
+    @property
+    def base(self) -> nn.Module:
+        """The network itself, with LoRA's layers in place where it was adapted."""
+        return self.net.get_base_model() if isinstance(self.net, PeftModel) else self.net
 
-        Where no block is tuned, they are the tap's output, as `pool` takes it.
+    def base_digest(self) -> str:
+        """Return the SHA-256 of the weights that finetuning leaves as they were loaded.
+
+        Without LoRA, the tuned blocks are left out, because their loaded weights are gone.
+
+        Returns
+        -------
+        str
+            64 hex digits.
         """
-        found = []
+        overwritten = () if self.adapted else tuple(f"{stage}." for stage in self.tail_stages)
+        weights = {}
+        for name, tensor in self.base.state_dict().items():
+            original_name = WRAPPED_BY_PEFT.sub(".", name)
+            added = ADDED_BY_PEFT.search(name)
+            if not added and not original_name.startswith(overwritten):
+                weights[original_name] = tensor
+        return hash_tensors(dict(sorted(weights.items())))
 
-        def stop(module, args, output=None):
-            found.append(args[0] if output is None else output)
-            raise _Reached
+    def _run_network(self, images: torch.Tensor) -> torch.Tensor:
+        """Run the row's ``call`` on normalised images (b, 3, h, w); return (b, ...)."""
+        call = getattr(self.base, self.row.call)
+        output = call(channels_last(images), **self.row.call_args)
+        output = getattr(output, "last_hidden_state", output)  # as transformers returns it
+        return hooks.hidden_states(output)
 
-        with ExitStack() as undo:
-            if self.tail_stages:
-                first = self._stage(self.tail_stages[0])
-                undo.enter_context(first.register_forward_pre_hook(stop))
-            elif self.row.tap:
-                undo.enter_context(self._stage(self.row.tap).register_forward_hook(stop))
-            with suppress(_Reached):
-                found.append(self._call((images - self.mean) / self.std))
-        return found[0]
+    def _run_tail(self, hidden: torch.Tensor) -> dict[str, torch.Tensor]:
+        """Return {stage: its output} for the last stage of the prefix and all of the tail.
 
-    def tail(self, x: torch.Tensor) -> torch.Tensor:
-        """Activations (b, ...) that `prefix` returned -> pooled embedding (b, dim)."""
-        return self.pool(list(self._outputs(x).values())[-1])
-
-    def taps(self, x: torch.Tensor) -> dict[str, torch.Tensor]:
-        """The pooled embedding behind the prefix and behind every block of the tail, by stage.
-
-        x (b, ...) as for `tail`. Returns {stage: (b, its width)}, the tap last.
+        The network runs on a blank image. Its frozen blocks return their input, and the first tuned
+        block is fed with `hidden` (b, ...).
         """
-        return {stage: self.pool(out) for stage, out in self._outputs(x).items()}
-
-    def _outputs(self, x: torch.Tensor) -> dict[str, torch.Tensor]:
-        """Activations -> {stage: its output}, by the network's own forward pass on a blank image,
-        in which the blocks of the prefix pass on what they get and the first tuned one gets `x`."""
-        found = {(self.prefix_stages or ["stem"])[-1]: x}
+        start = self.prefix_stages[-1] if self.prefix_stages else "stem"
+        outputs = {start: hidden}
         if not self.tail_stages:
-            return found
-        blocks = [s for s in self.tail_stages if s != "output"]
+            return outputs
+        tuned = self._tuned_blocks()
+        blank = torch.zeros(1, 3, self.row.px, self.row.px, device=hidden.device)
+        with ExitStack() as stack:
+            for name in self.prefix_stages:
+                block = self._stage(name)
+                stack.enter_context(hooks.skipped(block, returns_tuple=self.row.tuple_blocks))
+            feed = hooks.Feed(channels_last(hidden))
+            stack.enter_context(self._stage(tuned[0]).register_forward_pre_hook(feed))
+            for name in tuned:
+                keep = hooks.Keep(name, outputs, stop=name == self.feature_layer)
+                stack.enter_context(self._stage(name).register_forward_hook(keep))
+            with suppress(hooks.Stopped):
+                outputs[OUTPUT] = self._run_network(blank)
+        return outputs
 
-        def feed(module, args):
-            return (_channels_last(x), *args[1:])
-
-        def keep(stage, module, args, output):
-            found[stage] = output[0] if self.row.tuple_blocks else output
-            if stage == self.row.tap:
-                raise _Reached
-
-        with ExitStack() as undo:
-            for stage in self.prefix_stages:
-                undo.enter_context(_passing_on(self._stage(stage), self.row.tuple_blocks))
-            undo.enter_context(self._stage(blocks[0]).register_forward_pre_hook(feed))
-            for stage in blocks:
-                hook = self._stage(stage).register_forward_hook
-                undo.enter_context(hook(partial(keep, stage)))
-            with suppress(_Reached):
-                blank = torch.zeros(1, 3, self.row.px, self.row.px, device=x.device)
-                found["output"] = self._call(blank)
-        return found
+    def _tuned_blocks(self) -> list[str]:
+        """List the names of the tuned blocks, in order."""
+        return [stage for stage in self.tail_stages if stage != OUTPUT]
 
     def _stage(self, name: str) -> nn.Module:
+        """Return the block or stage of this name."""
         return self.base.get_submodule(name)
 
-    def _call(self, images: torch.Tensor) -> torch.Tensor:
-        """What the row's `call` returns for normalised images."""
-        out = getattr(self.base, self.row.call)(_channels_last(images), **self.row.call_args)
-        out = getattr(out, "last_hidden_state", out)
-        return out[0] if isinstance(out, tuple) else out
 
-    def pool(self, x: torch.Tensor) -> torch.Tensor:
-        """A stage's output -> (b, its width), as the row's `embedding` says.
+def find_blocks(net: nn.Module) -> list[str]:
+    """Return the names of a network's transformer blocks or convolution stages, in order.
 
-        x: (b, tokens, width), a feature map in the network's layout, or (b, width), which is
-        returned.
-        """
-        if x.ndim == 2:
-            return x
-        if x.ndim == 4:  # a feature map
-            return x.mean((1, 2) if getattr(self.base, "output_fmt", "") == "NHWC" else (2, 3))
-        k, rule = self.row.prefix_tokens, self.row.embedding  # (b, tokens, width)
-        if rule == "mean" or not k:
-            return x[:, k:].mean(1)
-        return torch.cat([x[:, 0], x[:, k:].mean(1)], 1) if rule == "class+mean" else x[:, 0]
+    These are siblings of one class, in a list or numbered alike (``layer1``, ``layer2``). Of
+    several such groups, the one with the most weights is taken.
 
-    def forward(self, images: torch.Tensor) -> torch.Tensor:
-        """Images (b, 3, h, w) in [0, 1] -> embeddings (b, dim): `prefix`, then `tail`.
-
-        h and w are the row's `px` where it is `fixed`.
-        """
-        return self.tail(self.prefix(images))
+    Returns
+    -------
+    list of str
+        Empty where a network has no such siblings.
+    """
+    best: list[str] = []
+    most_weights = 0
+    for parent, module in net.named_modules():
+        for siblings in _numbered_siblings(module):
+            blocks = [_join(parent, child) for child in siblings]
+            n_weights = sum(_count_weights(net.get_submodule(block)) for block in blocks)
+            if n_weights > most_weights:
+                best = blocks
+                most_weights = n_weights
+    return best
 
 
-def _channels_last(x: torch.Tensor) -> torch.Tensor:
-    """The layout in which depthwise convolutions are fast on a CPU."""
+def _numbered_siblings(module: nn.Module) -> list[list[str]]:
+    """Group the children with weights and numbered names by class; keep groups of two or more."""
+    groups: dict[tuple[str, type], list[str]] = {}
+    for name, child in module.named_children():
+        if _count_weights(child):
+            key = (name.rstrip("0123456789"), type(child))
+            groups.setdefault(key, []).append(name)
+    return [names for names in groups.values() if len(names) > 1 and names[0][-1].isdigit()]
+
+
+def _count_weights(module: nn.Module) -> int:
+    """Count the entries of all weight tensors."""
+    return sum(parameter.numel() for parameter in module.parameters())
+
+
+def _join(parent: str, child: str) -> str:
+    """Return the dotted name of a child of a module; the root's name is empty."""
+    return f"{parent}.{child}" if parent else child
+
+
+def _stages_up_to_feature_layer(net: nn.Module, row: Backbone) -> list[str]:
+    """List the blocks up to the row's feature layer; without one, all and `OUTPUT`."""
+    blocks = find_blocks(net.get_submodule(row.blocks))
+    stages = [_join(row.blocks, block) for block in blocks]
+    if not row.feature_layer:
+        return [*stages, OUTPUT]
+    return stages[: stages.index(row.feature_layer) + 1]
+
+
+def _split_stages(net: nn.Module, row: Backbone, tune_blocks: int) -> tuple[list[str], list[str]]:
+    """Return the stages before the first tuned block, and those from there on."""
+    stages = _stages_up_to_feature_layer(net, row)
+    n_blocks = len(stages) - stages.count(OUTPUT)
+    if tune_blocks > n_blocks:
+        raise InputError(
+            f"tune_blocks={tune_blocks}: {row.name} has {n_blocks} blocks up to its feature layer; "
+            "tune fewer"
+        )
+    n_frozen = n_blocks - tune_blocks if tune_blocks else len(stages)
+    return stages[:n_frozen], stages[n_frozen:]
+
+
+def channels_last(x: torch.Tensor) -> torch.Tensor:
+    """Lay out a batch (b, c, h, w) so that depthwise convolutions are fast on a CPU."""
     return x.contiguous(memory_format=torch.channels_last) if x.ndim == 4 else x
 
 
-@contextmanager
-def _passing_on(block: nn.Module, as_tuple: bool):
-    """The block returns its input for as long as this lasts."""
-    block.forward = lambda x, *_, **__: (x, None) if as_tuple else x
-    try:
-        yield
-    finally:
-        del block.forward
+def hash_tensors(tensors: Mapping[str, torch.Tensor], *, salt: str = "") -> str:
+    """Return the SHA-256 of `salt`, names and values in their order, as 64 hex digits."""
+    digest = hashlib.sha256(salt.encode())
+    for name, tensor in tensors.items():
+        digest.update(name.encode() + tensor.cpu().contiguous().numpy().tobytes())
+    return digest.hexdigest()
 
 
 def fingerprint(encoder: VisionEncoder) -> str:
-    """A short checksum of the embedding of a fixed image, rounded so that machines agree.
+    """Return a short checksum of the embedding of a fixed image.
 
-    16 hex digits of SHA-256. The encoder must be on the CPU.
+    The embedding is rounded, so that different machines agree. The encoder must be on the CPU.
+
+    Returns
+    -------
+    str
+        16 hex digits.
     """
     px = encoder.row.px if encoder.row.fixed else 64
     ramp = torch.linspace(0, 1, px * px * 3).reshape(1, px, px, 3).permute(0, 3, 1, 2)
+    image = torch.sin(9 * ramp) ** 2  # (1, 3, px, px)
     with torch.inference_mode():
-        out = encoder(torch.sin(9 * ramp) ** 2)[0]
-    digits = np.round(out.double().numpy() / out.abs().mean().item(), 2) + 0.0
-    return hashlib.sha256(" ".join(f"{d:.2f}" for d in digits).encode()).hexdigest()[:16]
+        embedding = encoder(image)[0]  # (dim,)
+    scale = embedding.abs().mean().item()
+    rounded = np.round(embedding.double().numpy() / scale, 2) + 0.0  # + 0.0: no negative zero
+    text = " ".join(f"{value:.2f}" for value in rounded)
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
-def build_encoder(name: str, *, pretrained: bool = True, seed: int = 0, **lora) -> VisionEncoder:
-    """A ready encoder by name, in eval mode; `pretrained=False` gives the random-init control.
+def build_encoder(
+    name: str, *, pretrained: bool = True, seed: int = 0, **tuning: Any
+) -> VisionEncoder:
+    """Return an encoder by name, in eval mode.
 
-    `seed` draws LoRA's first weights, and the control's. `lora` takes tune_blocks, rank, alpha,
-    dropout of `VisionEncoder`. Raises `InputError` as that does, where the weights cannot be had or
-    give the row's fixed image another embedding than they should, and for a network without a row
-    whose blocks do not follow one another.
+    Parameters
+    ----------
+    name
+        A row of ``backbones.toml``, or a name that `timm.create_model` takes.
+    pretrained
+        False draws random weights: the control without pretraining.
+    seed
+        Draws LoRA's initial weights, and the random weights of the control.
+    **tuning
+        `tune_blocks`, `rank`, `alpha` and `dropout` of `VisionEncoder`.
+
+    Raises
+    ------
+    InputError
+        The weights cannot be loaded, or the loaded network embeds a fixed image otherwise than its
+        row states. Also where a network without a row has blocks that do not follow one another,
+        and as `VisionEncoder` does.
     """
     row = backbone_row(name)
     net = load_backbone(row, pretrained=pretrained, seed=seed)
     if pretrained and row.fingerprint:
-        found = fingerprint(VisionEncoder(net, row))
-        if found != row.fingerprint:
-            said = f"its embedding of the fixed input is {found}, not {row.fingerprint}"
-            raise InputError(f"backbone {name}: {said}; reinstall its weights")
+        _check_fingerprint(VisionEncoder(net, row))
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)  # LoRA's A matrices
-        encoder = VisionEncoder(net, row, **lora).eval()
-    if name not in BACKBONES:  # is it a network that can be cut at all?
-        fault = f"its stages {encoder.prefix_stages} do not follow one another"
-        remedy = "use another, or name its blocks in a row of backbones.toml"
-        with reading(f"backbone {name}", fault=fault, remedy=remedy), torch.inference_mode():
-            encoder(torch.zeros(1, 3, row.px, row.px))
+        encoder = VisionEncoder(net, row, **tuning).eval()
+    if name not in BACKBONES:
+        _check_cut(encoder)
     return encoder
+
+
+def _check_fingerprint(encoder: VisionEncoder) -> None:
+    """Raise an `InputError` where the weights are not those that the row was written for."""
+    row = encoder.row
+    measured = fingerprint(encoder)
+    if measured != row.fingerprint:
+        raise InputError(
+            f"backbone {row.name}: its embedding of the fixed image has fingerprint {measured}, "
+            f"not {row.fingerprint}; reinstall its weights"
+        )
+
+
+def _check_cut(encoder: VisionEncoder) -> None:
+    """Raise an `InputError` where the network cannot be cut at its first tuned block."""
+    row = encoder.row
+    fault = f"its stages {encoder.prefix_stages} do not follow one another"
+    remedy = "use another, or name its blocks in a row of backbones.toml"
+    with reading(f"backbone {row.name}", fault=fault, remedy=remedy), torch.inference_mode():
+        encoder(torch.zeros(1, 3, row.px, row.px))

@@ -1,6 +1,12 @@
-"""What the chapters of the book use: how one begins, its charts, figures under a slider."""
+"""What the chapters of the book use: how one begins, its charts, figures under a slider.
 
-from seal_lite.tutorial import charts, frames
-from seal_lite.tutorial.begin import begin
+Nothing heavy is imported until it is used.
+"""
 
-__all__ = ["begin", "charts", "frames"]
+import lazy_loader
+
+__getattr__, __dir__, __all__ = lazy_loader.attach(
+    __name__,
+    submodules=["charts", "frames"],
+    submod_attrs={"start": ["Beginning", "begin"]},
+)

@@ -2,20 +2,29 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
 import matplotlib.pyplot as plt
 import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
 from seal_lite.evaluation.targets import pearson
 from seal_lite.plots import COLOURS, GREY, INK, aspect, colour_bar, discs, styled, tissue
 
+if TYPE_CHECKING:
+    from seal_lite.data.section import Section
+
+# The names of features, probes and targets in figures and tables, in the order of their rows.
 LABELS = {
     "tuned": "finetuned",
     "shuffled": "finetuned on\nshuffled pairs",
     "frozen": "frozen ImageNet",
     "frozen_best": "frozen, best stage",
     "random_init": "random weights",
-    "colour": "colour (6 numbers)",
+    "colour": "colour statistics",
     "log_depth": "log depth",
     "neighbours": "8 neighbours' mean",
     "ceiling": "noise ceiling",
@@ -29,66 +38,73 @@ LABELS = {
     "log1p_raw": "log1p raw counts",
     "hest_bench": "HEST-bench's",
 }
+LOSS_TERMS = {
+    "loss": "weighted sum",
+    "clip": "contrast",
+    "image": "image to gene",
+    "gene": "gene to gene",
+}
 
 
 @styled
-def prediction_maps(section, measured, predicted, genes):
-    """A row per gene: tissue, measured, predicted, error; r within the section in the title.
+def prediction_maps(
+    section: Section, measured: np.ndarray, predicted: np.ndarray, *, genes: Sequence[str]
+) -> Figure:
+    """Draw a row for each gene: tissue, measured, predicted, error.
 
-    measured, predicted: (n, g) aligned with the patches. Both are shown in standard deviations,
-    because r is what is scored; the error is the difference of the two.
+    Values are in standard deviations, because the score is a correlation; the title gives r within
+    the section. The error is the difference of the two maps.
+
+    Parameters
+    ----------
+    section
+        A section with n patches.
+    measured, predicted : array (n, g)
+        Aligned with the patches.
+    genes : (g,)
+        Names of the rows.
     """
-    figure, axes = plt.subplots(
-        len(genes),
-        4,
-        squeeze=False,
-        figsize=(8.4, len(genes) * (2.1 * aspect(section) + 0.4) + 0.7),
-    )
-    both = [np.asarray(v, float) for v in (measured, predicted)]
-    r = pearson(*both)
-    m, p = ((v - v.mean(0)) / np.maximum(v.std(0), 1e-12) for v in both)
+    size = (8.4, len(genes) * (2.1 * aspect(section) + 0.4) + 0.7)
+    figure, axes = plt.subplots(len(genes), 4, squeeze=False, figsize=size)
+    r = pearson(np.asarray(measured, float), np.asarray(predicted, float))
+    measured_sd = _standardise(measured)
+    predicted_sd = _standardise(predicted)
+    error_sd = predicted_sd - measured_sd
     for i, (row, gene) in enumerate(zip(axes, genes, strict=True)):
         tissue(row[0], section, title=gene)
-        shown = discs(row[1], section, m[:, i], limits=(-2, 2), title="measured")
-        discs(row[2], section, p[:, i], limits=(-2, 2), title=f"predicted, r = {r[i]:.2f}")
-        error = discs(
-            row[3], section, p[:, i] - m[:, i], cmap="PuOr_r", limits=(-3, 3), title="error"
+        value_map = discs(row[1], section, measured_sd[:, i], limits=(-2, 2), title="measured")
+        title = f"predicted, r = {r[i]:.2f}"
+        discs(row[2], section, predicted_sd[:, i], limits=(-2, 2), title=title)
+        error_map = discs(
+            row[3], section, error_sd[:, i], cmap="PuOr_r", limits=(-3, 3), title="error"
         )
     bar = {"location": "bottom", "shrink": 0.8, "aspect": 30, "pad": 0.01}
-    colour_bar(figure, shown, axes[:, 1:3], "expression (sd)", **bar)
-    colour_bar(figure, error, axes[:, 3], "predicted - measured (sd)", **bar)
+    colour_bar(figure, value_map, axes[:, 1:3], label="expression (sd)", **bar)
+    colour_bar(figure, error_map, axes[:, 3], label="predicted - measured (sd)", **bar)
     return figure
 
 
-@styled
-def loss_curves(history):
-    """The loss and its terms by epoch; the gene encoder's own epochs are shaded.
+def _standardise(values: np.ndarray) -> np.ndarray:
+    """Return the columns of values (n, g) with mean 0 and standard deviation 1."""
+    values = np.asarray(values, float)
+    return (values - values.mean(0)) / np.maximum(values.std(0), 1e-12)
 
-    `history` is what `finetune` returns. KL is left out: by default it carries no weight.
+
+@styled
+def loss_curves(history: Sequence[Mapping[str, Any]]) -> Figure:
+    """Draw the loss and its terms by epoch; the gene encoder's own epochs are shaded.
+
+    Parameters
+    ----------
+    history
+        What `finetune` returns. The KL term is left out, because its default weight is 0.
     """
     figure, ax = plt.subplots(figsize=(7.5, 3.6))
-    names = {
-        "loss": "weighted sum",
-        "clip": "contrast",
-        "image": "image to gene",
-        "gene": "gene to gene",
-    }
-    for (key, name), colour in zip(names.items(), (INK, *COLOURS), strict=False):
-        # The sum means something else in the warm-up; gene to gene is the same in both.
-        shown = [h for h in history if key in h and (key == "gene" or h["phase"] == "joint")]
-        if shown:
-            ax.plot(
-                [h["epoch"] + 1 for h in shown],
-                [h[key] for h in shown],
-                "o-",
-                ms=3,
-                color=colour,
-                lw=2 if key == "loss" else 1.4,
-                label=f"{name}: {shown[0][key]:.2f} to {shown[-1][key]:.2f}",
-            )
-    warm = sum(h["phase"] == "genes" for h in history)
-    if warm:
-        ax.axvspan(0.5, warm + 0.5, color="#eeeeee", lw=0)
+    for (term, name), colour in zip(LOSS_TERMS.items(), (INK, *COLOURS), strict=False):
+        _draw_term(ax, history, term, name=name, colour=colour)
+    n_warmup = sum(epoch["phase"] == "genes" for epoch in history)
+    if n_warmup:
+        ax.axvspan(0.5, n_warmup + 0.5, color="#eeeeee", lw=0)
         ax.text(
             0.6,
             0.02,
@@ -99,54 +115,110 @@ def loss_curves(history):
             color=GREY,
         )
     ax.set(xlabel="epoch", ylabel="training loss", xlim=(0.5, len(history) + 0.5), ylim=(0, None))
-    ax.xaxis.get_major_locator().set_params(integer=True)
+    ax.locator_params(axis="x", integer=True)
     ax.legend(loc="center left", bbox_to_anchor=(1, 0.5))
     return figure
 
 
-def named_rows(ax, names, *, label):
-    """Named rows from the top down, a zero line, and a legend above."""
-    ax.set_yticks(range(len(names)), [LABELS.get(n, n) for n in names])
+def _draw_term(
+    ax: Axes, history: Sequence[Mapping[str, Any]], term: str, *, name: str, colour: str
+) -> None:
+    """Draw one term of the loss over the epochs in which it means the same.
+
+    The weighted sum means something else in the warm-up; gene to gene does not.
+    """
+    epochs = [
+        epoch
+        for epoch in history
+        if term in epoch and (term == "gene" or epoch["phase"] == "joint")
+    ]
+    if not epochs:
+        return
+    values = [epoch[term] for epoch in epochs]
+    ax.plot(
+        [epoch["epoch"] + 1 for epoch in epochs],
+        values,
+        "o-",
+        ms=3,
+        color=colour,
+        lw=2 if term == "loss" else 1.4,
+        label=f"{name}: {values[0]:.2f} to {values[-1]:.2f}",
+    )
+
+
+@styled
+def strips(groups: Mapping[str, Mapping[str, Sequence[float]]], *, label: str) -> Figure:
+    """Draw rows of values: each value a dot, their mean a bar.
+
+    Parameters
+    ----------
+    groups
+        {row: {series: values}}. Names in `LABELS` are replaced.
+    label
+        Of the axis of values.
+    """
+    series = list(dict.fromkeys(name for group in groups.values() for name in group))
+    n_lines = sum(max(len(group), 1.5) for group in groups.values())
+    figure, ax = plt.subplots(figsize=(8, 1.0 + 0.2 * n_lines))
+    for row, group in enumerate(groups.values()):
+        for i, (name, values) in enumerate(group.items()):
+            y = row + 0.25 * (i - (len(group) - 1) / 2)
+            colour = COLOURS[series.index(name)]
+            spread = 0.07 if len(values) > 1 else 0.0
+            jitter = spread * np.sin(np.arange(len(values)) * 2.4)
+            mean = np.mean(values)
+            ax.plot(values, y + jitter, "o", ms=3.5, mew=0, alpha=0.4, color=colour)
+            ax.plot([mean, mean], [y - 0.11, y + 0.11], color=colour, lw=3.5)
+    _name_rows(ax, list(groups), label=label)
+    if len(series) > 1:
+        legend(figure, series)
+    return figure
+
+
+def _name_rows(ax: Axes, names: Sequence[str], *, label: str) -> None:
+    """Name the rows of a chart from the top down, and draw a line at zero.
+
+    Parameters
+    ----------
+    ax
+        Where row i lies at y = i.
+    names
+        Of the rows. Names in `LABELS` are replaced.
+    label
+        Of the axis of values.
+    """
+    ax.set_yticks(range(len(names)), [LABELS.get(name, name) for name in names])
     ax.set(xlabel=label, ylim=(len(names) - 0.4, -0.6))
     ax.axvline(0, color=GREY, lw=0.8, zorder=0)
     ax.tick_params(axis="y", length=0)
     ax.spines["left"].set_visible(False)
 
 
-def legend(figure, series):
-    """The names of the series above the axes, in the order of `COLOURS`."""
-    marks = [Line2D([], [], marker="o", color=c) for c in COLOURS[: len(series)]]
-    figure.legend(
-        marks, [LABELS.get(n, n) for n in series], loc="outside upper right", ncols=len(series)
-    )
+def legend(figure: Figure, series: Sequence[str]) -> None:
+    """Draw the names of the series above the axes, in the order of `COLOURS`."""
+    marks = [Line2D([], [], marker="o", color=colour) for colour in COLOURS[: len(series)]]
+    labels = [LABELS.get(name, name) for name in series]
+    figure.legend(marks, labels, loc="outside upper right", ncols=len(series))
 
 
-@styled
-def strips(groups, *, label):
-    """Rows of values, each a dot, and their mean, a bar: {row: {series: values}}."""
-    series = list(dict.fromkeys(name for g in groups.values() for name in g))
-    rows = sum(max(len(g), 1.5) for g in groups.values())
-    figure, ax = plt.subplots(figsize=(8, 1.0 + 0.2 * rows))
-    for y, group in enumerate(groups.values()):
-        for i, (name, values) in enumerate(group.items()):
-            at, colour = y + 0.25 * (i - (len(group) - 1) / 2), COLOURS[series.index(name)]
-            jitter = 0.07 * np.sin(np.arange(len(values)) * 2.4) * (len(values) > 1)
-            ax.plot(values, at + jitter, "o", ms=3.5, mew=0, alpha=0.4, color=colour)
-            ax.plot([np.mean(values)] * 2, [at - 0.11, at + 0.11], color=colour, lw=3.5)
-    named_rows(ax, list(groups), label=label)
-    if len(series) > 1:
-        legend(figure, series)
-    return figure
+def scores(result: Mapping[str, Any], *, target: str = "pearson_residuals") -> Figure:
+    """Draw the mean r of all features: a dot for each fold and seed.
 
+    Neighbours, noise ceiling and oracle come last.
 
-def scores(result, *, target="pearson_residuals"):
-    """Mean r of all features: a dot per fold and seed; ceiling, oracle and neighbours at the end.
-
-    `result` is `crossval`'s dictionary (metrics.json).
+    Parameters
+    ----------
+    result
+        What `crossval` returns and writes as metrics.json.
+    target
+        The target whose scores are drawn.
     """
-    rows: dict = {}
-    for s in (s for f in result["folds"] for s in f["scores"] if s["target"] == target):
-        probe = "no probe" if s["probe"] == "none" else s["probe"]
-        rows.setdefault(s["features"], {}).setdefault(probe, []).append(s["pcc"])
-    order = [k for k in LABELS if k in rows]
-    return strips({k: rows[k] for k in order}, label=f"mean r over genes, {LABELS[target]}")
+    rows: dict[str, dict[str, list[float]]] = {}
+    for fold in result["folds"]:
+        for score in fold["scores"]:
+            if score["target"] == target:
+                probe = "no probe" if score["probe"] == "none" else score["probe"]
+                row = rows.setdefault(score["features"], {})
+                row.setdefault(probe, []).append(score["pcc"])
+    ordered = {name: rows[name] for name in LABELS if name in rows}
+    return strips(ordered, label=f"mean r over genes, {LABELS[target]}")

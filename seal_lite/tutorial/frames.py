@@ -1,42 +1,40 @@
-"""Pictures that change under a slider, without a server: a page keeps them when it is saved."""
+"""Figures that change under a slider, without a server: a page keeps them when it is saved."""
 
 from __future__ import annotations
 
 import base64
 import html
 import io
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
+from matplotlib.figure import Figure
 from PIL import Image
 
 PAGE = """<figure class="frames">
-<label>{label} <input type="range" min="0" max="{last}" value="{last}" aria-valuetext="{shown}">
-<output>{shown}</output></label>
+<label>{label} <input type="range" min="0" max="{last}" value="{last}" aria-valuetext="{value}">
+<output>{value}</output></label>
 {images}
 </figure>
 <script>
 (() => {{
   const box = document.currentScript.previousElementSibling;
-  const [range, said] = [box.querySelector("input"), box.querySelector("output")];
+  const [range, output] = [box.querySelector("input"), box.querySelector("output")];
   const images = [...box.querySelectorAll("img")];
   range.addEventListener("input", () => {{
     images.forEach((image, i) => {{ image.hidden = i !== +range.value; }});
-    said.textContent = images[range.value].dataset.value;
-    range.setAttribute("aria-valuetext", said.textContent);
+    output.textContent = images[range.value].dataset.value;
+    range.setAttribute("aria-valuetext", output.textContent);
   }});
 }})();
 </script>"""
-
-
-def _drawn(figure) -> Image.Image:
-    png = io.BytesIO()
-    figure.savefig(png, dpi=110, bbox_inches="tight", pad_inches=0.05)
-    return Image.open(png).convert("RGB")
+IMAGE = '<img src="data:image/webp;base64,{source}" alt="{alt}" data-value="{value}"{hidden}>'
 
 
 @dataclass(frozen=True)
 class Page:
-    """Text in HTML that a notebook shows."""
+    """HTML that a notebook shows."""
 
     data: str
 
@@ -44,26 +42,55 @@ class Page:
         return self.data
 
 
-def slider(figures: dict, *, label: str, alt: str) -> Page:
-    """Figures by the value that the slider, called `label`, then shows; the last is shown first.
+def slider(figures: Mapping[Any, Figure], *, label: str, alt: str) -> Page:
+    """Return figures under a slider, of which the last is shown first.
 
-    `alt` describes all of them. All get the size of the largest, so that the page does not jump.
+    Parameters
+    ----------
+    figures
+        By the value of the slider. All get the size of the largest, so that the page does not jump.
+    label
+        Name of the slider.
+    alt
+        Describes all figures, for readers who cannot see them.
     """
-    pictures, images = [_drawn(figure) for figure in figures.values()], []
-    size = tuple(map(max, zip(*(p.size for p in pictures), strict=True)))
-    for i, (value, picture) in enumerate(zip(figures, pictures, strict=True)):
-        small = io.BytesIO()
-        page = Image.new("RGB", size, "white")
-        page.paste(picture, ((size[0] - picture.width) // 2, 0))
-        page.save(small, "webp", quality=85)
-        source = base64.b64encode(small.getvalue()).decode()
-        hidden = "" if i == len(figures) - 1 else " hidden"
-        said = html.escape(f"{alt} {label}: {value}.")
-        images.append(
-            f'<img src="data:image/webp;base64,{source}" alt="{said}" '
-            f'data-value="{html.escape(str(value))}"{hidden}>'
+    images = [_render(figure) for figure in figures.values()]
+    size = (max(image.width for image in images), max(image.height for image in images))
+    values = [str(value) for value in figures]
+    tags = [
+        IMAGE.format(
+            source=_encode(_pad(image, size)),
+            alt=html.escape(f"{alt} {label}: {value}."),
+            value=html.escape(value),
+            hidden="" if image is images[-1] else " hidden",
         )
-    last, shown = len(figures) - 1, html.escape(str(list(figures)[-1]))
-    return Page(
-        PAGE.format(label=html.escape(label), last=last, shown=shown, images="\n".join(images))
+        for value, image in zip(values, images, strict=True)
+    ]
+    page = PAGE.format(
+        label=html.escape(label),
+        last=len(images) - 1,
+        value=html.escape(values[-1]),
+        images="\n".join(tags),
     )
+    return Page(page)
+
+
+def _render(figure: Figure) -> Image.Image:
+    """Draw a figure as an RGB image."""
+    png = io.BytesIO()
+    figure.savefig(png, dpi=110, bbox_inches="tight", pad_inches=0.05)
+    return Image.open(png).convert("RGB")
+
+
+def _pad(image: Image.Image, size: tuple[int, int]) -> Image.Image:
+    """Put an image on a white page of a size (width, height), at the top and centred."""
+    page = Image.new("RGB", size, "white")
+    page.paste(image, ((size[0] - image.width) // 2, 0))
+    return page
+
+
+def _encode(image: Image.Image) -> str:
+    """Return an image as WebP in base64."""
+    buffer = io.BytesIO()
+    image.save(buffer, "webp", quality=85)
+    return base64.b64encode(buffer.getvalue()).decode()

@@ -1,204 +1,178 @@
-"""The finetuned encoder elsewhere: one plain module, in other people's software, and on the hub."""
+"""A finetuned encoder for other software: one plain module, a model card, an upload."""
 
 import json
-from dataclasses import replace
 
 import numpy as np
 import pytest
-import torch
 from PIL import Image
-from torch import nn
 
-import seal_lite
-from seal_lite import InputError, hub
-from seal_lite.data.phantom import write_pyramid
-from seal_lite.encoders.embedding import embed_patches
-from seal_lite.encoders.vision import build_encoder
-from seal_lite.model.seal import SEAL
+from seal_lite import InputError
 
-KINDS = {"tf_efficientnet_lite0": 96, "test_vit": 160}
+PX = {"tf_efficientnet_lite0": 96, "test_vit": 160}
 
 
-def stirred(name):
-    """An encoder whose adapter does something."""
-    encoder = build_encoder(name, tune_blocks=2, rank=4, dropout=0.0)
+@pytest.fixture(scope="module")
+def torch():
+    import torch
+
+    return torch
+
+
+@pytest.fixture(scope="module")
+def hub():
+    from seal_lite import hub
+
+    return hub
+
+
+def perturb_tuned(encoder, torch):
+    """Change all trainable weights, so that LoRA, which starts as a no-op, has an effect."""
     torch.manual_seed(0)
     with torch.no_grad():
-        for p in encoder.parameters():
-            if p.requires_grad:
-                p.add_(0.02 * torch.randn_like(p))
+        for parameter in encoder.parameters():
+            if parameter.requires_grad:
+                parameter.add_(0.02 * torch.randn_like(parameter))
+
+
+@pytest.fixture(scope="module", params=PX)
+def encoder(request, torch):
+    from seal_lite.encoders.vision import build_encoder
+
+    encoder = build_encoder(request.param, tune_blocks=2, rank=4, dropout=0.0)
+    perturb_tuned(encoder, torch)
     return encoder
 
 
-@pytest.fixture(scope="module", params=KINDS)
-def pair(request):
-    """(encoder, its plain module, images in [0, 1], normalised ones)."""
-    encoder = stirred(request.param)
-    x = torch.rand(3, 3, KINDS[request.param], KINDS[request.param])
-    return encoder, hub.merged(encoder), x, (x - encoder.mean) / encoder.std
+@pytest.fixture(scope="module")
+def module(encoder, hub):
+    return hub.merge_adapter(encoder)
 
 
-@torch.inference_mode()
-def test_merging_changes_nothing_but_the_module(pair):
-    encoder, module, x, normal = pair
-    torch.testing.assert_close(module(normal), encoder(x), rtol=1e-5, atol=1e-5)
-    torch.testing.assert_close(encoder(x), encoder(x.clone()), rtol=0, atol=0)  # itself unchanged
-    frozen = build_encoder(encoder.row.name)
-    assert module(normal).shape == frozen(x).shape
-    assert (module(normal) - frozen(x)).abs().max() > 1e-3
+@pytest.fixture(scope="module")
+def images(encoder, torch):
+    """Images (3, 3, px, px) in [0, 1]."""
+    px = PX[encoder.row.name]
+    return torch.rand(3, 3, px, px, generator=torch.Generator().manual_seed(0))
+
+
+@pytest.fixture(scope="module")
+def normalised(encoder, images):
+    return (images - encoder.mean) / encoder.std
+
+
+@pytest.fixture(scope="module")
+def frozen(encoder):
+    """The encoder before it was tuned."""
+    from seal_lite.encoders.vision import build_encoder
+
+    return build_encoder(encoder.row.name)
+
+
+def test_the_merged_module_gives_the_encoders_embeddings(
+    torch, encoder, module, frozen, images, normalised
+):
+    with torch.inference_mode():
+        embedding = module(normalised)
+        torch.testing.assert_close(embedding, encoder(images), rtol=1e-5, atol=1e-5)
+        assert (embedding - frozen(images)).abs().max() > 1e-3
+
+
+def test_merging_leaves_the_encoder_itself_as_it_was(torch, hub, encoder, images):
+    with torch.inference_mode():
+        before = encoder(images)
+        hub.merge_adapter(encoder)
+        assert torch.equal(encoder(images), before)
+    assert encoder.adapted
+
+
+def test_the_merged_module_has_no_adapter_hooks_or_unused_layers(torch, encoder, module, frozen):
     names = [name for name, _ in module.named_parameters()]
     assert not any("lora_" in name or "original_module" in name for name in names)
-    assert not any(m._forward_hooks or m._forward_pre_hooks for m in module.modules())
-    size = sum(p.numel() for p in module.parameters())
-    assert size <= sum(p.numel() for p in frozen.parameters())
-    if encoder.row.tap:  # what lies behind it is gone
-        assert size < 0.7 * sum(p.numel() for p in frozen.parameters())
-        assert isinstance(module.net.conv_head, nn.Identity)
+    assert not any(part._forward_hooks or part._forward_pre_hooks for part in module.modules())
+    assert not any("forward" in vars(part) for part in module.modules())
+    size = sum(parameter.numel() for parameter in module.parameters())
+    frozen_size = sum(parameter.numel() for parameter in frozen.parameters())
+    if encoder.row.feature_layer:
+        assert size < 0.7 * frozen_size
+        assert isinstance(module.net.conv_head, torch.nn.Identity)
+    else:
+        assert size == frozen_size
 
 
-@torch.inference_mode()
-def test_the_module_works_in_bfloat16(pair):
-    _, module, _, normal = pair
-    full = module(normal)
-    half = hub.merged(pair[0]).to(torch.bfloat16)(normal.to(torch.bfloat16)).float()
-    assert nn.functional.cosine_similarity(half, full).min() > 0.995
-
-
-@torch.inference_mode()
-def test_the_module_is_compiled_and_exported(pair, tmp_path):
-    """As one graph, for any batch size, without a line of Python left to run."""
-    _, module, _, normal = pair
-    expected, two = module(normal), module(normal[:2])
-    compiled = torch.compile(module, backend="aot_eager", fullgraph=True)
-    torch.testing.assert_close(compiled(normal), expected, rtol=1e-4, atol=1e-4)
-    shapes = ({0: torch.export.Dim("batch")},)
-    program = torch.export.export(module, (normal,), dynamic_shapes=shapes)
-    torch.testing.assert_close(program.module()(normal[:2]), two, rtol=1e-4, atol=1e-4)
-    onnxruntime = pytest.importorskip("onnxruntime")
-    pytest.importorskip("onnxscript")
-    file = tmp_path / "module.onnx"
-    torch.onnx.export(module, (normal,), file, dynamo=True, dynamic_shapes=shapes, verbose=False)
-    session = onnxruntime.InferenceSession(file)
-    (found,) = session.run(None, {session.get_inputs()[0].name: normal[:2].numpy()})
-    np.testing.assert_allclose(found, two.numpy(), rtol=1e-4, atol=1e-4)
-
-
-def test_a_run_becomes_module_transform_and_precision(trained, sections):
-    """What the run's own encoder says of its patches, the module says of the same as PIL images."""
-    run, model, _ = trained
-    module, transform, precision = seal_lite.load_encoder(run)
-    assert isinstance(module, nn.Module) and precision is torch.float32
-    patches = sections[1].patches[:6]
-    x = torch.stack([transform(Image.fromarray(p)) for p in patches])
+def test_the_merged_module_works_in_bfloat16(torch, hub, encoder, module, normalised):
+    half_module = hub.merge_adapter(encoder).to(torch.bfloat16)
     with torch.inference_mode():
-        found = module(x).numpy()
-    np.testing.assert_allclose(found, embed_patches(model.encoder, patches), rtol=1e-3, atol=1e-4)
+        full = module(normalised)
+        half = half_module(normalised.to(torch.bfloat16)).float()
+    assert torch.nn.functional.cosine_similarity(half, full).min() > 0.995
+
+
+def test_tuned_blocks_without_lora_stay_tuned_in_the_module(torch, hub):
+    from seal_lite.encoders.vision import build_encoder
+
+    encoder = build_encoder("tf_efficientnet_lite0", tune_blocks=1, rank=0)
+    perturb_tuned(encoder, torch)
+    images = torch.rand(2, 3, 64, 64)
+    with torch.inference_mode():
+        embedding = hub.merge_adapter(encoder)((images - encoder.mean) / encoder.std)
+        torch.testing.assert_close(embedding, encoder(images), rtol=1e-5, atol=1e-5)
+
+
+def test_a_run_becomes_module_transform_and_precision(torch, hub, trained, sections):
+    """Of PIL images, the module gives the embeddings that the run's encoder gives of patches."""
+    from seal_lite.encoders.embedding import embed_patches
+
+    run, model, _ = trained
+    module, transform, precision = hub.load_encoder(run)
+    assert precision is torch.float32
+    patches = sections[1].patches[:6]
+    images = torch.stack([transform(Image.fromarray(patch)) for patch in patches])
+    with torch.inference_mode():
+        embeddings = module(images).numpy()
+    own = embed_patches(model.encoder, patches)
+    np.testing.assert_allclose(embeddings, own, rtol=1e-3, atol=1e-4)
     larger = transform(Image.fromarray(patches[0]).resize((200, 200)))
     assert larger.shape == (3, model.config.patch_px, model.config.patch_px)
+
+
+def test_a_folder_that_is_no_run_is_an_input_error(hub, tmp_path):
     with pytest.raises(InputError, match="config.json: cannot be read"):
-        seal_lite.load_encoder(run.parent)
-    with pytest.raises(AttributeError, match="No seal_lite attribute load_decoder"):
-        seal_lite.load_decoder  # noqa: B018
+        hub.load_encoder(tmp_path)
 
 
-class HestDataset(torch.utils.data.Dataset):
-    """HEST-bench's contract: `benchmark(encoder, transform, precision)` hands the transform PIL
-    images of a sample, and the encoder their batches under autocast at that precision."""
+def test_hest_bench_takes_module_transform_and_precision_as_they_are(torch, hub, trained, sections):
+    """``benchmark(encoder, transform, precision)`` transforms PIL images in a data set and runs the
+    encoder on their batches under autocast at that precision."""
+    from seal_lite.encoders.embedding import embed_patches
 
-    def __init__(self, images, transform):
-        self.images, self.transform = images, transform
-
-    def __len__(self):
-        return len(self.images)
-
-    def __getitem__(self, i):
-        return self.transform(Image.fromarray(self.images[i]))
-
-
-class CustomInferenceEncoder(nn.Module):
-    """TRIDENT's contract for an encoder of one's own: its documented constructor and attributes."""
-
-    def __init__(self, enc_name, model, transforms, precision):
-        super().__init__()
-        self.enc_name, self.model, self.eval_transforms = enc_name, model, transforms
-        self.precision = precision
-
-    def forward(self, x):
-        return self.model(x)
-
-
-@pytest.mark.parametrize("precision", [torch.float32, torch.bfloat16])
-def test_hest_bench_and_trident_take_it_as_it_is(trained, sections, precision):
     run, model, _ = trained
-    module, transform, given = seal_lite.load_encoder(run, precision=precision)
-    encoder = CustomInferenceEncoder("seal", module, transform, given)
-    loader = torch.utils.data.DataLoader(
-        HestDataset(sections[1].patches[:9], encoder.eval_transforms), batch_size=4
-    )
-    with (
-        torch.inference_mode(),
-        torch.autocast("cpu", encoder.precision, enabled=precision != torch.float32),
-    ):
-        found = torch.cat([encoder(x.to(encoder.precision)) for x in loader]).float()
-    assert found.shape == (9, model.encoder.row.dim)
-    own = torch.from_numpy(embed_patches(model.encoder, sections[1].patches[:9]))
-    assert nn.functional.cosine_similarity(found, own).min() > 0.99
+    module, transform, precision = hub.load_encoder(run, precision=torch.bfloat16)
+    patches = sections[1].patches[:9]
+    samples = [transform(Image.fromarray(patch)) for patch in patches]
+    loader = torch.utils.data.DataLoader(samples, batch_size=4)
+    with torch.inference_mode(), torch.autocast("cpu", precision):
+        embeddings = torch.cat([module(batch.to(precision)) for batch in loader]).float()
+    assert embeddings.shape == (9, model.encoder.row.dim)
+    own = torch.from_numpy(embed_patches(model.encoder, patches))
+    assert torch.nn.functional.cosine_similarity(embeddings, own).min() > 0.99
 
 
-def test_scanpy_and_squidpy_take_the_embedding(trained, sections):
-    sc, sq = pytest.importorskip("scanpy"), pytest.importorskip("squidpy")
+def test_embeddings_are_added_to_a_copy_of_the_spots_with_a_patch(hub, trained, sections):
+    from seal_lite.encoders.embedding import embed_patches
+
     _, model, _ = trained
-    adata = hub.add_embedding(sections[1], model.encoder)
-    assert adata.obsm["X_seal"].shape == (len(sections[1].rows), model.encoder.row.dim)
-    assert "X_seal" not in sections[1].adata.obsm
-    sc.pp.neighbors(adata, use_rep="X_seal", n_neighbors=8)
-    sc.tl.leiden(adata, flavor="igraph", n_iterations=2, resolution=0.5)
-    assert 1 < adata.obs.leiden.nunique() < 20
-    sq.gr.spatial_neighbors(adata, coord_type="grid", n_neighs=4)
-    sq.gr.nhood_enrichment(adata, cluster_key="leiden", show_progress_bar=False, n_perms=20)
-    import matplotlib.pyplot as plt
-
-    sq.pl.spatial_scatter(adata, shape=None, color="leiden", size=5)
-    assert plt.gcf().axes and plt.gcf().axes[0].collections
-    plt.close("all")
-
-
-def slide(side=2048):
-    """Pink tissue with nuclei on white glass."""
-    rng = np.random.default_rng(0)
-    image = np.full((side, side, 3), 245, np.uint8)
-    image[side // 4 : -side // 4, side // 4 : -side // 4] = (225, 160, 190)
-    for y, x in rng.integers(side // 4 + 8, 3 * side // 4 - 8, (1500, 2)):
-        image[y - 4 : y + 4, x - 4 : x + 4] = (90, 60, 130)
-    return image
-
-
-def test_lazyslide_extracts_features_with_it(trained, tmp_path):
-    """Their tissue, tiles and loop, our module and transform: the same numbers as our own."""
-    zs = pytest.importorskip("lazyslide")
-    wsidata = pytest.importorskip("wsidata")
-    run, model, _ = trained
-    module, transform, _ = seal_lite.load_encoder(run)
-    image = slide()
-    write_pyramid(tmp_path / "slide.tif", image, um_per_px=0.5)
-    wsi = wsidata.open_wsi(str(tmp_path / "slide.tif"), store=str(tmp_path / "slide.zarr"))
-    zs.pp.find_tissues(wsi)
-    zs.pp.tile_tissues(wsi, 128, mpp=0.5, slide_mpp=0.5)
-    zs.tl.feature_extraction(wsi, module, transform=transform, model_name="seal", pbar=False)
-    table = wsi.tables["seal_tiles"]
-    found = np.asarray(table.X)
-    assert found.shape == (len(wsi.shapes["tiles"]), model.encoder.row.dim) and len(found) > 20
-    for tile, row in zip(wsi.shapes["tiles"].geometry[:5], found, strict=False):
-        x, y = (round(v) for v in tile.bounds[:2])
-        patch = Image.fromarray(image[y : y + 128, x : x + 128])
-        with torch.inference_mode():
-            own = module(transform(patch)[None])[0].numpy()
-        np.testing.assert_allclose(row, own, rtol=1e-3, atol=1e-3)
+    section = sections[1]
+    adata = hub.add_embedding(section, model.encoder, key_added="X_tuned")
+    assert list(adata.obs_names) == list(section.adata.obs_names[section.rows])
+    own = embed_patches(model.encoder, section.patches)
+    np.testing.assert_array_equal(adata.obsm["X_tuned"], own)
+    assert "X_tuned" not in section.adata.obsm
 
 
 @pytest.fixture
-def scores(tmp_path):
-    delta = {
+def metrics(tmp_path):
+    """A metrics.json with one difference."""
+    difference = {
         "of": "tuned",
         "minus": "shuffled",
         "probe": "tuned_ridge",
@@ -206,61 +180,80 @@ def scores(tmp_path):
         "mean": 0.0712,
         "ci95": [0.05, 0.09],
     }
-    (tmp_path / "metrics.json").write_text(json.dumps({"delta": [delta]}))
-    return tmp_path / "metrics.json"
+    path = tmp_path / "metrics.json"
+    path.write_text(json.dumps({"delta": [difference]}))
+    return path
 
 
-def test_the_model_card_says_what_a_user_must_know(trained, scores):
-    run, model, _ = trained
-    card = hub.model_card(run, scores=scores)
-    record = json.loads((run / "provenance.json").read_text())
-    assert card.data.license_name == "Apache-2.0" and card.data.library_name == "seal_lite"
-    for said in (
-        "PA1",
-        record["data_sha256"],
-        record["commit"],
-        "224 µm",
-        "+0.071 [+0.050, +0.090]",
-        "tf_efficientnet_lite0",
-    ):
-        assert said in card.text, said
-    assert "None were given" in hub.model_card(run).text
-    other = scores.with_name("hest.json")
-    other.write_text("[]")
-    with pytest.raises(InputError, match="hest.json: holds no differences"):
-        hub.model_card(run, scores=other)
-    with pytest.raises(InputError, match="none.json: cannot be read"):
-        hub.model_card(run, scores=scores.with_name("none.json"))
-
-
-def test_a_gated_encoders_licence_goes_with_its_run(trained, tmp_path, monkeypatch):
-    run, model, _ = trained
-    settings = json.loads((run / "config.json").read_text())
-    (tmp_path / "config.json").write_text(json.dumps(settings | {"backbone": "uni"}))
-    (tmp_path / "provenance.json").write_text((run / "provenance.json").read_text())
-    data = hub.model_card(tmp_path).data
-    assert data.license_name == "CC-BY-NC-ND-4.0" and data.base_model == "MahmoodLab/uni"
-
-
-def test_a_run_is_uploaded_whole_and_small(trained, monkeypatch):
+@pytest.mark.parametrize(
+    "fact",
+    ["PA1", "224 µm", "+0.071 [+0.050, +0.090]", "tf_efficientnet_lite0", "Apache-2.0"],
+)
+def test_the_model_card_states_data_scale_scores_encoder_and_licence(hub, trained, metrics, fact):
     run, _, _ = trained
-    said = {}
+    card = hub.model_card(run, scores=metrics)
+    assert fact in card.text
+    assert card.data.library_name == "seal_lite"
 
-    class Hub:
-        def __init__(self, token=None):
-            said["token"] = token
 
-        def create_repo(self, repo, *, private, exist_ok):
-            said.update(repo=repo, private=private)
+def test_the_model_card_states_the_provenance(hub, trained):
+    run, _, _ = trained
+    card = hub.model_card(run)
+    provenance = json.loads((run / "provenance.json").read_text())
+    for key in ("data_sha256", "config_sha256", "commit", "package"):
+        assert provenance[key] in card.text, key
+    assert "No scores were given" in card.text
 
-        def upload_folder(self, *, repo_id, folder_path, allow_patterns):
-            from huggingface_hub.utils import filter_repo_objects
 
-            files = [str(p.relative_to(folder_path)) for p in run.rglob("*") if p.is_file()]
-            said["files"] = sorted(filter_repo_objects(files, allow_patterns=allow_patterns))
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [("[]", "holds no differences"), (None, "cannot be read")],
+)
+def test_a_card_of_other_scores_is_an_input_error(hub, trained, tmp_path, content, message):
+    run, _, _ = trained
+    path = tmp_path / "hest.json"
+    if content is not None:
+        path.write_text(content)
+    with pytest.raises(InputError, match=f"hest.json: {message}"):
+        hub.model_card(run, scores=path)
 
-    monkeypatch.setattr(share, "HfApi", Hub)
+
+def test_the_card_of_a_gated_encoder_has_its_licence(hub, trained, tmp_path):
+    run, _, _ = trained
+    settings = json.loads((run / "config.json").read_text())
+    (tmp_path / "config.json").write_text(json.dumps({**settings, "backbone": "uni"}))
+    (tmp_path / "provenance.json").write_text((run / "provenance.json").read_text())
+    metadata = hub.model_card(tmp_path).data
+    assert metadata.license_name == "CC-BY-NC-ND-4.0"
+    assert metadata.base_model == "MahmoodLab/uni"
+
+
+class FakeHub:
+    """Stands in for `huggingface_hub.HfApi`; keeps what it is asked to do."""
+
+    requests: dict = {}
+
+    def __init__(self, token=None):
+        pass
+
+    def create_repo(self, repo, *, private, exist_ok):
+        self.requests.update(repo=repo, private=private)
+
+    def upload_folder(self, *, repo_id, folder_path, allow_patterns):
+        self.requests.update(folder=folder_path, patterns=allow_patterns)
+
+
+def test_a_run_is_uploaded_whole_small_and_privately(hub, trained, monkeypatch):
+    from huggingface_hub.utils import filter_repo_objects
+
+    run, _, _ = trained
+    monkeypatch.setattr(FakeHub, "requests", {})
+    monkeypatch.setattr(hub, "HfApi", FakeHub)
     assert hub.push_to_hub(run, "me/tuned") == "https://huggingface.co/me/tuned"
+    requests = FakeHub.requests
+    assert (requests["repo"], requests["private"]) == ("me/tuned", True)
+    files = [str(path.relative_to(run)) for path in run.rglob("*") if path.is_file()]
+    uploaded = set(filter_repo_objects(files, allow_patterns=requests["patterns"]))
     needed = {
         "config.json",
         "panel.json",
@@ -270,25 +263,27 @@ def test_a_run_is_uploaded_whole_and_small(trained, monkeypatch):
         "adapter/adapter_config.json",
         "adapter/adapter_model.safetensors",
     }
-    assert needed <= set(said["files"]) and said["private"] and said["repo"] == "me/tuned"
-    assert sum((run / f).stat().st_size for f in said["files"]) < 8e6
+    assert needed <= uploaded
+    assert sum((run / file).stat().st_size for file in uploaded) < 8e6
 
+
+def test_a_refused_upload_is_an_input_error_with_the_remedy(hub, trained, monkeypatch):
     def refuse(*_, **__):
         raise OSError("401")
 
-    monkeypatch.setattr(Hub, "create_repo", refuse)
+    run, _, _ = trained
+    monkeypatch.setattr(hub, "HfApi", FakeHub)
+    monkeypatch.setattr(FakeHub, "create_repo", refuse)
     with pytest.raises(InputError, match="me/tuned: cannot be written .OSError.*; .*`hf auth"):
         hub.push_to_hub(run, "me/tuned")
 
 
-def test_full_finetuning_is_merged_too(sections, tiny):
-    """Without LoRA there is no adapter to merge: the module is the tuned network itself."""
-    from seal_lite.data.genes import GenePanel
+def test_a_damaged_run_is_not_uploaded(hub, trained, tmp_path, monkeypatch):
+    import shutil
 
-    panel = GenePanel.fit([s.adata for s in sections], n_genes=tiny.n_genes)
-    model = SEAL.build(panel, replace(tiny, lora_rank=0)).eval()
-    x = torch.rand(2, 3, 64, 64)
-    encoder = model.encoder
-    with torch.inference_mode():
-        found = hub.merged(encoder)((x - encoder.mean) / encoder.std)
-        torch.testing.assert_close(found, encoder(x), rtol=1e-5, atol=1e-5)
+    run, _, _ = trained
+    shutil.copytree(run, tmp_path / "run")
+    (tmp_path / "run/heads.safetensors").unlink()
+    monkeypatch.setattr(hub, "HfApi", lambda **_: pytest.fail("the hub was asked"))
+    with pytest.raises(InputError, match="heads.safetensors"):
+        hub.push_to_hub(tmp_path / "run", "me/tuned")

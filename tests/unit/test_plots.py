@@ -1,176 +1,176 @@
-"""Figures say where things are, how large, and how good: positions, lengths and numbers in them."""
+"""Figures state places, lengths and scores: the tests read positions, sizes and text in them."""
 
-import anndata as ad
-import matplotlib.pyplot as plt
 import numpy as np
-import pandas as pd
 import pytest
-import scipy.sparse as sp
 from matplotlib.collections import EllipseCollection
+from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
+from matplotlib.text import Text
 from PIL import Image
 
-from seal_lite import plots
-from seal_lite.data.genes import GenePanel
-from seal_lite.data.section import Section
-from seal_lite.evaluation.statistics import deltas
-from seal_lite.evaluation.targets import pearson
-from seal_lite.tutorial import charts
-
 UM_PER_PX = 2.0
+N_PATCHES = 23  # of 25 spots
+
+
+@pytest.fixture(scope="module")
+def plots():
+    from seal_lite import plots
+
+    return plots
+
+
+@pytest.fixture(scope="module")
+def charts():
+    from seal_lite.tutorial import charts
+
+    return charts
 
 
 @pytest.fixture(scope="module")
 def section(tmp_path_factory):
     """A 5 x 5 array of spots, 100 px apart, on a 600 px image; two spots have no patch."""
+    import anndata as ad
+    import pandas as pd
+    import scipy.sparse as sp
+
+    from seal_lite.data.section import Section
+
     rng = np.random.default_rng(0)
     path = tmp_path_factory.mktemp("plots") / "image.png"
     Image.fromarray(rng.integers(0, 255, (600, 600, 3), np.uint8)).save(path)
-    col, row = (a.ravel() for a in np.meshgrid(np.arange(1, 6), np.arange(1, 6)))
+    column, row = np.meshgrid(np.arange(1, 6), np.arange(1, 6))
+    array = pd.DataFrame({"array_col": column.ravel(), "array_row": row.ravel()})
+    array.index = [f"s{i}" for i in range(25)]
     counts = sp.csr_matrix(rng.poisson(3, (25, 4)).astype(np.float32))
     adata = ad.AnnData(
         counts,
-        obs=pd.DataFrame({"array_col": col, "array_row": row}, index=[f"s{i}" for i in range(25)]),
+        obs=array,
         var=pd.DataFrame(index=list("ABCD")),
         layers={"counts": counts},
-        obsm={"spatial": 100.0 * np.c_[col, row]},
+        obsm={"spatial": 100.0 * array.to_numpy()},
+        uns={
+            "section_id": "T1",
+            "patient_id": "T",
+            "um_per_px": UM_PER_PX,
+            "grid": "square",
+            "pitch_um": 200.0,
+            "spot_um": 100.0,
+            "image_path": str(path),
+        },
     )
-    adata.uns = {
-        "section_id": "T1",
-        "patient_id": "T",
-        "um_per_px": UM_PER_PX,
-        "grid": "square",
-        "pitch_um": 200.0,
-        "spot_um": 100.0,
-    }
-    adata.uns["image_path"] = str(path)
-    return Section(adata, np.arange(23), rng.integers(0, 255, (23, 8, 8, 3), np.uint8))
+    patches = rng.integers(0, 255, (N_PATCHES, 8, 8, 3), np.uint8)
+    return Section(adata, np.arange(N_PATCHES), patches)
 
 
-@pytest.fixture(scope="module")
-def result():
-    """Two folds in which tuned beats frozen by exactly 0.1, and shuffled by nothing on average."""
-    rng = np.random.default_rng(0)
-    folds = []
-    for test in "AB":
-        base, noise = rng.normal(0.3, 0.05, 6), rng.normal(0, 0.1, 6)
-        values = {"tuned": base, "frozen": base - 0.1, "shuffled": base + noise - noise.mean()}
-        scores = [
-            {
-                "features": f,
-                "probe": p,
-                "target": t,
-                "pcc": v.mean(),
-                "per_gene": {f"g{i}": x for i, x in enumerate(v)},
-            }
-            for f, v in {**values, "ceiling": base + 0.4}.items()
-            for p in (["none"] if f == "ceiling" else ["hest", "tuned_ridge"])
-            for t in ("pearson_residuals", "log1p_raw")
-        ]
-        folds.append({"test": test, "seed": 0, "scores": scores})
-    classes = {f"g{i}": ("visible", "invisible")[i % 2] for i in range(6)}
-    return {"folds": folds, "classes": classes, "delta": deltas(folds, classes)}
+def text_of(figure):
+    return "\n".join(text.get_text() for text in figure.findobj(Text))
 
 
-def texts(figure) -> str:
-    return "\n".join(t.get_text() for t in figure.findobj(plt.Text))
+def centres_um(section):
+    return section.adata.obsm["spatial"] * UM_PER_PX
 
 
-def test_nothing_stays_in_pyplot(section):
+def test_a_figure_is_closed_in_pyplot(plots, section):
+    import matplotlib.pyplot as plt
+
     before = plt.get_fignums()
     figure = plots.overview(section)
-    assert isinstance(figure, plt.Figure) and plt.get_fignums() == before
+    assert isinstance(figure, Figure)
+    assert plt.get_fignums() == before
 
 
-def test_spots_are_drawn_to_scale_and_those_without_a_patch_stand_out(section):
+def test_spots_have_their_true_size_and_stand_out_without_a_patch(plots, section):
     figure = plots.overview(section)
     (rings,) = figure.findobj(EllipseCollection)
-    np.testing.assert_allclose(rings.get_offsets(), section.adata.obsm["spatial"] * UM_PER_PX)
+    np.testing.assert_allclose(rings.get_offsets(), centres_um(section))
     np.testing.assert_allclose(rings.get_widths(), 100.0)
-    widths = np.asarray(rings.get_linewidths())
-    assert (widths[23:] > widths[:23].max()).all()
-    assert "25 spots" in texts(figure) and "23 with a patch" in texts(figure)
+    line_widths = np.asarray(rings.get_linewidths())
+    assert (line_widths[N_PATCHES:] > line_widths[:N_PATCHES].max()).all()
+    assert "25 spots" in text_of(figure)
+    assert "23 with a patch" in text_of(figure)
 
 
-def test_a_scale_bar_is_as_long_as_it_says(section):
+def test_a_scale_bar_has_the_length_of_its_label(plots, section):
     ax = plots.overview(section).axes[0]
-    (bar,) = [line for line in ax.lines if len(line.get_xdata()) == 2]
+    (bar,) = ax.lines
+    (label,) = ax.texts
     length = np.ptp(bar.get_xdata())
-    written = [t.get_text() for t in ax.texts]
-    assert written == [f"{length / 1000:g} mm" if length >= 1000 else f"{length:g} µm"]
+    assert label.get_text() == (f"{length / 1000:g} mm" if length >= 1000 else f"{length:g} µm")
     assert 0.1 < length / np.ptp(ax.get_xlim()) < 0.5
 
 
-def test_a_map_holds_its_values_at_their_place(section):
-    values = np.arange(46.0).reshape(23, 2)
+def test_a_map_shows_values_at_the_places_of_their_patches(plots, section):
+    values = np.arange(2.0 * N_PATCHES).reshape(N_PATCHES, 2)
     figure = plots.gene_maps(section, values, ["A", "B"], label="counts")
-    first, second = (c for c in figure.findobj(EllipseCollection))
+    first, second = figure.findobj(EllipseCollection)
     np.testing.assert_allclose(first.get_array(), values[:, 0])
     np.testing.assert_allclose(second.get_array(), values[:, 1])
-    np.testing.assert_allclose(
-        first.get_offsets(),
-        100 * UM_PER_PX * np.c_[section.adata.obs.array_col, section.adata.obs.array_row][:23],
-    )
-    assert "counts" in texts(figure)
+    np.testing.assert_allclose(first.get_offsets(), centres_um(section)[:N_PATCHES])
+    assert "counts" in text_of(figure)
 
 
-def test_prediction_maps_give_r_and_the_difference(section):
-    rng = np.random.default_rng(1)
-    measured, predicted = rng.normal(size=(2, 23, 1))
-    figure = charts.prediction_maps(section, measured, 7 * predicted + 3, ["A"])
-    m, p, error = (c.get_array() for c in figure.findobj(EllipseCollection))
-    np.testing.assert_allclose(error, p - m)
-    assert f"r = {pearson(measured, predicted)[0]:.2f}" in texts(figure)
-
-
-def test_patches_are_shown_in_order_with_a_length(section):
+def test_patches_are_in_order_and_have_a_scale_bar(plots, section):
     figure = plots.patches(section.patches[:5], list("vwxyz"), patch_um=112, columns=3)
     assert "".join(ax.get_title() for ax in figure.axes) == "vwxyz"
-    assert "20 µm" in texts(figure) or "50 µm" in texts(figure)
+    assert "20 µm" in text_of(figure)
 
 
-def test_loss_curves_shade_the_warm_up_alone():
-    genes = [{"epoch": i, "phase": "genes", "gene": 1.0 - i / 10, "kl": 1.0} for i in range(3)]
+def test_retrieved_patches_are_marked_at_their_places(plots, section):
+    from seal_lite.data.genes import GenePanel
+
+    panel = GenePanel.fit([section.adata], n_genes=4)
+    hits = np.array([7, 3])
+    cosines = np.array([0.9, 0.5])
+    figure = plots.retrieval(section, hits, cosines, genes=["B"], panel=panel, patch_um=112)
+    squares = [patch for patch in figure.axes[0].patches if isinstance(patch, Rectangle)]
+    centres = [np.add(square.get_xy(), square.get_width() / 2) for square in squares]
+    np.testing.assert_allclose(centres, centres_um(section)[hits])
+    z = panel.transform(section.adata)[7, panel.genes.index("B")]
+    assert f"1: cosine 0.90, z {z:+.1f}" in text_of(figure)
+
+
+def test_prediction_maps_give_r_and_the_difference_in_standard_deviations(charts, section):
+    rng = np.random.default_rng(1)
+    measured, predicted = rng.normal(size=(2, N_PATCHES, 1))
+    figure = charts.prediction_maps(section, measured, 7 * predicted + 3, genes=["A"])
+    maps = [collection.get_array() for collection in figure.findobj(EllipseCollection)]
+    shown_measured, shown_predicted, error = maps
+    np.testing.assert_allclose(error, shown_predicted - shown_measured)
+    np.testing.assert_allclose([shown_predicted.mean(), shown_predicted.std()], [0, 1], atol=1e-9)
+    r = np.corrcoef(measured[:, 0], predicted[:, 0])[0, 1]
+    assert f"r = {r:.2f}" in text_of(figure)
+
+
+def test_loss_curves_shade_the_warm_up_alone(charts):
+    warmup = [{"epoch": i, "phase": "genes", "gene": 1.0 - i / 10, "kl": 1.0} for i in range(3)]
     joint = [
         {"epoch": 3 + i, "phase": "joint", "clip": 4.0, "gene": 0.5, "image": 0.9, "loss": 3.4 - i}
         for i in range(2)
     ]
-    ax = charts.loss_curves(genes + joint).axes[0]
-    (span,) = ax.patches
-    assert span.get_x() + span.get_width() == 3.5
-    by_name = {line.get_label().split(":")[0]: line for line in ax.lines}
-    assert list(by_name["weighted sum"].get_xdata()) == [4, 5]
-    assert list(by_name["gene to gene"].get_xdata()) == [1, 2, 3, 4, 5]
-    assert len(charts.loss_curves(genes).axes[0].lines) == 1
+    ax = charts.loss_curves(warmup + joint).axes[0]
+    (shaded,) = ax.patches
+    assert shaded.get_x() + shaded.get_width() == 3.5
+    line_of = {line.get_label().split(":")[0]: line for line in ax.lines}
+    assert list(line_of["weighted sum"].get_xdata()) == [4, 5]
+    assert list(line_of["gene to gene"].get_xdata()) == [1, 2, 3, 4, 5]
+    assert len(charts.loss_curves(warmup).axes[0].lines) == 1
 
 
-def test_scores_show_each_fold_and_the_mean(result):
-    ax = charts.scores(result).axes[0]
-    rows = [t.get_text() for t in ax.get_yticklabels()]
-    assert rows == [charts.LABELS[k] for k in ("tuned", "shuffled", "frozen", "ceiling")]
-    dots, mean = ax.lines[0], ax.lines[1]
-    assert len(dots.get_xdata()) == len(result["folds"])
-    assert mean.get_xdata()[0] == pytest.approx(np.mean(dots.get_xdata()))
-
-
-def test_an_interval_over_zero_has_an_open_mark(result, book):
-    figure = book("forest").deltas(result)
-    sure, unsure = figure.axes
-    fills = [
-        [line.get_markerfacecolor() for line in ax.lines if line.get_marker() == "o"]
-        for ax in (sure, unsure)
+def test_scores_show_each_fold_and_the_mean_in_the_order_of_the_labels(charts):
+    pcc = {"ceiling": [0.7, 0.8], "frozen": [0.1, 0.3], "tuned": [0.2, 0.6]}
+    folds = [
+        {
+            "scores": [
+                {"features": features, "probe": "hest", "target": target, "pcc": values[fold]}
+                for features, values in pcc.items()
+                for target in ("pearson_residuals", "log1p_raw")
+            ]
+        }
+        for fold in range(2)
     ]
-    assert "white" not in fills[0] and "white" in fills[1]
-    assert "frozen" in sure.get_title() and "shuffled" in unsure.get_title()
-    assert "visible genes" in texts(figure)
-
-
-def test_retrieval_marks_the_hits_where_they_are(section):
-    panel = GenePanel.fit([section.adata], n_genes=4)
-    hits, cosines = np.array([7, 3]), np.array([0.9, 0.5])
-    figure = plots.retrieval(section, panel, ["B"], hits, cosines, patch_um=112)
-    squares = [r for r in figure.axes[0].patches if isinstance(r, Rectangle)]
-    centres = [np.add(r.get_xy(), r.get_width() / 2) for r in squares]
-    np.testing.assert_allclose(centres, section.adata.obsm["spatial"][hits] * UM_PER_PX)
-    z = panel.transform(section.adata)[7, panel.genes.index("B")]
-    assert f"1: cosine 0.90, z {z:+.1f}" in texts(figure)
+    ax = charts.scores({"folds": folds}).axes[0]
+    rows = [label.get_text() for label in ax.get_yticklabels()]
+    assert rows == [charts.LABELS[name] for name in ("tuned", "frozen", "ceiling")]
+    dots, mean = ax.lines[:2]
+    assert list(dots.get_xdata()) == [0.2, 0.6]
+    assert mean.get_xdata()[0] == pytest.approx(0.4)

