@@ -1,4 +1,4 @@
-"""Every default in one place: a flat, frozen `Config` and the released SEAL settings beside it."""
+"""Every default in one place: a flat, frozen `Config`, and the released SEAL settings beside it."""
 
 from __future__ import annotations
 
@@ -7,11 +7,17 @@ import json
 import math
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from seal_lite.errors import InputError, reading
 from seal_lite.io import read_json
 
-ABOVE_0 = (
+CHOICES: dict[str, tuple[str, ...]] = {
+    "hvg": ("pearson_residuals", "seurat"),
+    "zscore": ("section", "train"),
+    "precision": ("no", "bf16", "fp16"),
+}
+ABOVE_ZERO = {  # every other number may be 0, none may be negative
     "patch_um",
     "patch_px",
     "n_views",
@@ -20,20 +26,24 @@ ABOVE_0 = (
     "temperature",
     "epochs",
     "grad_clip",
-)
-SHARES = ("smooth", "lora_dropout", "head_dropout", "soft_targets", "warmup")
+}
+SHARES = {"smooth", "lora_dropout", "head_dropout", "soft_targets", "warmup"}  # within 0 to 1
+LEAST = {"batch_size": 2}  # the contrast needs negatives
 
 
 @dataclass(frozen=True)
 class Config:
     """Settings of one finetuning run. Physical quantities carry their unit in the name.
 
-    Raises `InputError` for a value that is not among a setting's choices, or not above 0 where it
-    must be, and for a batch of fewer than 2.
+    Raises
+    ------
+    InputError
+        Where a value has another type than its default, is none of a setting's `CHOICES`, or lies
+        outside the setting's range (`ABOVE_ZERO`, `SHARES`, `LEAST`).
     """
 
-    # pairs: a region of H&E around a spot
-    patch_um: float = 224.0  # edge of the region: the spot and what lies around it
+    # pairs: a patch of H&E around a spot
+    patch_um: float = 224.0  # edge of the patch: the spot and what lies around it
     patch_px: int = 160  # what the encoder sees
     n_views: int = 8  # one clean + (n_views - 1) augmented views of each patch
     stain_jitter: float = 0.15  # sd of the log-scale of each stain's optical density
@@ -47,7 +57,7 @@ class Config:
 
     # vision encoder
     backbone: str = "tf_efficientnet_lite0"  # a name of `seal-lite encoders`, or any timm model
-    tune_blocks: int = 3  # LoRA on the last k blocks at or below the tap
+    tune_blocks: int = 3  # LoRA on the last k blocks up to the feature layer
     lora_rank: int = 32  # 0: no LoRA, all weights of the tuned blocks
     lora_alpha: float = 64.0
     lora_dropout: float = 0.0
@@ -81,78 +91,110 @@ class Config:
     precision: str = "no"  # accelerate's mixed precision: no, bf16, fp16
     seed: int = 0
 
-    def __post_init__(self):
-        choices = {
-            "hvg": ("pearson_residuals", "seurat"),
-            "zscore": ("section", "train"),
-            "precision": ("no", "bf16", "fp16"),
-        }
-        for key, kind in self.kinds().items():
-            value, most = getattr(self, key), 1 if key in SHARES else math.inf
-            if value not in (allowed := choices.get(key, (value,))):
-                raise InputError(f"config: {key}={value!r} is unknown; use one of {allowed}")
-            if not isinstance(value, int | float if kind is float else kind):
-                raise InputError(f"config: {key}={value!r} is no {kind.__name__}; correct it")
-            if kind in (int, float) and not (value > 0 if key in ABOVE_0 else 0 <= value <= most):
-                least = "above 0" if key in ABOVE_0 else f"in 0 to {most}"
-                raise InputError(f"config: {key}={value} must be {least}; correct it")
-        if not min(self.hidden, default=0) > 0:
+    def __post_init__(self) -> None:
+        for name, kind in self.setting_types().items():
+            value = getattr(self, name)
+            _check_choice(name, value)
+            _check_type(name, value, kind)
+            if kind in (int, float):
+                _check_range(name, value)
+        if not self.hidden or min(self.hidden) <= 0:
             raise InputError(f"config: hidden={self.hidden} must be widths above 0; correct it")
-        if self.batch_size < 2:
-            raise InputError("config: batch_size must be at least 2; the contrast needs negatives")
 
     @classmethod
-    def kinds(cls) -> dict[str, type]:
-        """The type of each setting, by name."""
-        return {f.name: type(f.default) for f in dataclasses.fields(cls)}
+    def setting_types(cls) -> dict[str, type]:
+        """Return the type of every setting by name, in the order of the class."""
+        return {field.name: type(field.default) for field in dataclasses.fields(cls)}
 
     def override(self, assignments: list[str]) -> Config:
-        """Return a copy with `key=value` strings applied, parsed to each field's type.
+        """Return a copy with settings changed.
 
-        Raises `InputError` for an unknown key or a value of the wrong type.
+        Parameters
+        ----------
+        assignments
+            "name=value" each; the value is parsed to the setting's type, lists as "1024,512".
+
+        Raises
+        ------
+        InputError
+            For an unknown name, and a value of another type or out of range.
         """
-        kinds, changes = self.kinds(), {}
-        parse = {
-            tuple: lambda v: tuple(map(int, v.split(","))),
-            bool: lambda v: {"true": True, "false": False}[v],
-        }
-        for text in assignments:
-            key, _, value = text.partition("=")
-            if key not in kinds:
-                raise InputError(f"--set {text}: no setting '{key}'; known: {', '.join(kinds)}")
-            fault = f"'{value}' is not a {kinds[key].__name__}"
-            with reading(f"--set {text}", fault=fault, remedy="correct it"):
-                changes[key] = parse.get(kinds[key], kinds[key])(value)
+        types = self.setting_types()
+        changes = {}
+        for assignment in assignments:
+            name, _, text = assignment.partition("=")
+            if name not in types:
+                settings = ", ".join(types)
+                raise InputError(f"--set {assignment}: no setting '{name}'; use one of {settings}")
+            fault = f"'{text}' is not a {types[name].__name__}"
+            with reading(f"--set {assignment}", fault=fault, remedy="correct it"):
+                changes[name] = _parse(text, types[name])
         return dataclasses.replace(self, **changes)
 
     def to_json(self) -> str:
-        """All settings as the text of a run's `config.json`, which `from_json` reads."""
-        return json.dumps(dataclasses.asdict(self), indent=1)
+        """Return all settings as JSON text, which `from_json` reads; an infinite value is null."""
+        settings = dataclasses.asdict(self)
+        for name, value in settings.items():
+            if value == math.inf:
+                settings[name] = None
+        return json.dumps(settings, indent=1, allow_nan=False)
 
     @classmethod
-    def from_json(cls, path: Path) -> Config:
-        """Read a run's `config.json`; damage, and unknown or missing keys, are an `InputError`."""
-        raw = read_json(path, "backbone")
-        if odd := ", ".join(sorted(raw.keys() ^ cls.kinds())):
-            raise InputError(f"{path}: keys {odd} differ from this version's; finetune again")
-        return cls(**{**raw, "hidden": tuple(raw["hidden"])})
+    def from_json(cls, path: str | Path) -> Config:
+        """Read a run's `config.json`.
+
+        A run of an older version may lack a setting: it takes its default. The backbone must be
+        named.
+
+        Raises
+        ------
+        InputError
+            Where the file is damaged, holds a setting that this version does not have, or a value
+            that a `Config` does not take.
+        """
+        settings = read_json(path, "backbone")
+        types = cls.setting_types()
+        unknown = [name for name in settings if name not in types]
+        if unknown:
+            remedy = "use the version of seal_lite that wrote it"
+            raise InputError(f"{path}: unknown setting {', '.join(unknown)}; {remedy}")
+        for name, value in settings.items():
+            if types[name] is tuple and isinstance(value, list):
+                settings[name] = tuple(value)
+            elif types[name] is float and value is None:
+                settings[name] = math.inf
+        try:
+            return cls(**settings)
+        except InputError as error:
+            raise InputError(f"{path}: {error}") from None
 
 
 def preset(name: str) -> Config:
-    """`default`, or `paper`: the released SEAL settings (mahmoodlab/SEAL v0.0.1).
+    """Return the `default` settings, or those of the `paper`.
 
-    The released gene loss is 0.1 * (0.05 * sum_g (1 - c_gg)^2 + 5 * mse); with 2,000 genes and our
-    mean over genes that is 0.5 * mse + 10 * mean_g (1 - c_gg)^2. Raises `InputError` for another
-    name.
+    Raises
+    ------
+    InputError
+        For any other name.
+
+    Notes
+    -----
+    `paper` has the settings of mahmoodlab/SEAL v0.0.1. The released gene loss is
+    0.1 * (0.05 * sum_g (1 - c_gg)^2 + 5 * mse); with 2,000 genes and our mean over genes that is
+    0.5 * mse + 10 * mean_g (1 - c_gg)^2.
     """
-    paper = Config(
+    if name == "default":
+        return Config()
+    if name != "paper":
+        raise InputError(f"--preset {name}: unknown; use default or paper")
+    return Config(
         patch_um=112.0,
         patch_px=224,
         n_genes=2000,
         hvg="seurat",
         smooth=0.5,
         zscore="train",
-        clip=float("inf"),
+        clip=math.inf,
         tune_blocks=1,
         lora_rank=8,
         lora_alpha=8.0,
@@ -171,9 +213,53 @@ def preset(name: str) -> Config:
         lr_heads=1e-4,
         weight_decay=0.2,
         warmup=0.0,
-        grad_clip=float("inf"),
+        grad_clip=math.inf,
         seed=42,
     )
-    if name not in ("default", "paper"):
-        raise InputError(f"--preset {name}: unknown; use default or paper")
-    return paper if name == "paper" else Config()
+
+
+def _check_choice(name: str, value: Any) -> None:
+    """Raise an `InputError` where the setting has choices and the value is none of them."""
+    choices = CHOICES.get(name)
+    if choices and value not in choices:
+        raise InputError(f"config: {name}={value!r} is unknown; use one of {choices}")
+
+
+def _check_type(name: str, value: Any, kind: type) -> None:
+    """Raise an `InputError` where the value has another type; an int may stand for a float."""
+    is_flag = isinstance(value, bool)
+    if kind is bool:
+        fits = is_flag
+    elif kind is float:
+        fits = isinstance(value, int | float) and not is_flag
+    elif kind is tuple:
+        fits = isinstance(value, tuple) and all(isinstance(width, int) for width in value)
+    else:
+        fits = isinstance(value, kind) and not is_flag
+    if not fits:
+        raise InputError(f"config: {name}={value!r} is no {kind.__name__}; correct it")
+
+
+def _check_range(name: str, value: float) -> None:
+    """Raise an `InputError` where a number lies outside the setting's range."""
+    if name in ABOVE_ZERO:
+        fits = value > 0
+        expected = "above 0"
+    elif name in SHARES:
+        fits = 0 <= value <= 1
+        expected = "in 0 to 1"
+    else:
+        least = LEAST.get(name, 0)
+        fits = value >= least
+        expected = f"at least {least}"
+    if not fits:
+        raise InputError(f"config: {name}={value} must be {expected}; correct it")
+
+
+def _parse(text: str, kind: type) -> Any:
+    """Return the value that a setting of this type has in an assignment."""
+    if kind is bool:
+        return {"true": True, "false": False}[text]
+    if kind is tuple:
+        return tuple(int(width) for width in text.split(","))
+    return kind(text)

@@ -1,29 +1,54 @@
-"""The one error a user is meant to read."""
+"""The one exception whose message a user reads."""
 
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
+
+MESSAGE_LENGTH = 200  # characters of another package's error that a message quotes
 
 
 class InputError(ValueError):
-    """Bad input: one sentence that names the file, the field and the remedy.
+    """Invalid input: one sentence that names the file, the field and the remedy.
 
-    The command line prints it on stderr and exits with code 2; nothing has been written by then.
+    The command line prints it on stderr and exits with code 2. Nothing has been written by then.
     """
 
 
 @contextmanager
-def reading(path, *, fault: str = "cannot be read", remedy: str = "fetch it again"):
-    """Whatever goes wrong inside is an `InputError` about `path`.
+def reading(
+    path: str | Path, *, fault: str = "cannot be read", remedy: str = "fetch it again"
+) -> Iterator[None]:
+    """Turn any exception of the `with` block into an `InputError` about `path`.
 
-    Readers of damaged files raise what they please, and no two packages agree. What already is an
-    `InputError`, and a package that is not installed, are passed on.
+    Readers of damaged files raise exceptions of many kinds, and no two packages agree.
+
+    Parameters
+    ----------
+    path
+        The file, folder or name that the message begins with.
+    fault, remedy
+        What is wrong with it, and what the user can do.
+
+    Raises
+    ------
+    InputError
+        Where the block raises anything but an `InputError` or a missing package; those two pass
+        through unchanged.
     """
     try:
         yield
     except (InputError, ModuleNotFoundError):
         raise
     except Exception as error:
-        why = re.sub(r"\bhf_\w+", "hf_...", f"{type(error).__name__}: {error}").split()  # no token
-        raise InputError(f"{path}: {fault} ({' '.join(why)[:200]}); {remedy}") from error
+        raise InputError(f"{path}: {fault} ({_summary(error)}); {remedy}") from error
+
+
+def _summary(error: Exception) -> str:
+    """Return the error's kind and message on one line, without any access token in it."""
+    text = f"{type(error).__name__}: {error}"
+    without_token = re.sub(r"\bhf_\w+", "hf_...", text)
+    one_line = " ".join(without_token.split())
+    return one_line[:MESSAGE_LENGTH]

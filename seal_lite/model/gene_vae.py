@@ -1,80 +1,111 @@
-"""The gene encoder: a variational autoencoder, with planar flows if asked."""
+"""The gene encoder: a variational autoencoder, optionally with planar flows."""
 
 from __future__ import annotations
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
-from seal_lite.model import losses
+from seal_lite.model.losses import kl_loss
 
 
 class PlanarFlow(nn.Module):
-    """f(z) = z + u tanh(w.z + b), invertible for u.w >= -1 (Rezende & Mohamed, 2015, eq. 10).
+    """The map f(z) = z + u tanh(w.z + b), always invertible.
 
-    `dim` is d, the width of z. `forward` moves u so that this holds (their appendix A.1).
+    Parameters
+    ----------
+    dim
+        d, the width of z.
+
+    Notes
+    -----
+    Rezende & Mohamed, 2015, eq. 10. The map is invertible for u.w >= -1; `forward` moves u along w
+    so that this holds (their appendix A.1).
     """
 
-    def __init__(self, dim: int):
+    def __init__(self, dim: int) -> None:
         super().__init__()
         self.w = nn.Parameter(torch.randn(dim) * 0.01)
         self.u = nn.Parameter(torch.randn(dim) * 0.01)
         self.b = nn.Parameter(torch.zeros(()))
 
-    def forward(self, z):
-        """z (b, d) -> f(z) (b, d) and log |det df/dz| (b,)."""
-        wu = self.w @ self.u
-        u = self.u + (nn.functional.softplus(wu) - 1 - wu) * self.w / (self.w @ self.w + 1e-12)
-        t = torch.tanh(z @ self.w + self.b)
-        slope = (1 - t.square())[:, None] * self.w
-        return z + t[:, None] * u, torch.log((1 + slope @ u).abs() + 1e-12)
+    def forward(self, z: Tensor) -> tuple[Tensor, Tensor]:
+        """Return f(z) (b, d) and log abs det df/dz (b,) for z (b, d)."""
+        wu = self.w @ self.u  # ()
+        target = nn.functional.softplus(wu) - 1  # (), what u.w becomes: above -1
+        u = self.u + (target - wu) * self.w / (self.w @ self.w + 1e-12)  # (d,)
+        t = torch.tanh(z @ self.w + self.b)  # (b,)
+        slope = (1 - t.square())[:, None] * self.w  # (b, d), dt/dz
+        log_det = torch.log((1 + slope @ u).abs() + 1e-12)  # (b,)
+        return z + t[:, None] * u, log_det
 
 
 class GeneVAE(nn.Module):
-    """Expression (b, genes) -> mean, log-variance, sample, and back.
+    """A variational autoencoder of expression (SEAL's gene encoder).
 
-    Linear, BatchNorm, ReLU per hidden layer, decoder mirrored (SEAL's gene encoder). Outside
-    training the sample is the mean: the same profile always has the same embedding.
+    In training the embedding is a sample. Otherwise it is the mean: one profile always has one
+    embedding.
 
-    genes: how many. latent: the width of the embedding. hidden: widths of the encoder's layers, the
-    decoder has them in reverse, without BatchNorm. n_flows: `PlanarFlow`s behind the sample.
-    dropout: before the decoder's last layer.
+    Parameters
+    ----------
+    genes
+        Number of genes.
+    latent
+        Width d of the embedding.
+    hidden
+        Widths of the encoder's layers (Linear, BatchNorm, ReLU). The decoder has them in reverse,
+        without BatchNorm.
+    n_flows
+        Number of flows (`PlanarFlow`) behind the sample.
+    dropout
+        Share of units that are dropped before the decoder's last layer.
     """
 
-    def __init__(self, genes: int, latent: int, *, hidden=(1024, 512), n_flows=0, dropout=0.0):
+    def __init__(
+        self,
+        genes: int,
+        latent: int,
+        *,
+        hidden: tuple[int, ...] = (1024, 512),
+        n_flows: int = 0,
+        dropout: float = 0.0,
+    ) -> None:
         super().__init__()
-        self.trunk = nn.Sequential(
-            *(
-                layer
-                for i, o in zip((genes, *hidden), hidden, strict=False)
-                for layer in (nn.Linear(i, o), nn.BatchNorm1d(o), nn.ReLU())
-            )
-        )
-        self.mu, self.logvar = nn.Linear(hidden[-1], latent), nn.Linear(hidden[-1], latent)
+        encoder: list[nn.Module] = []
+        width = genes
+        for next_width in hidden:
+            encoder += [nn.Linear(width, next_width), nn.BatchNorm1d(next_width), nn.ReLU()]
+            width = next_width
+        self.trunk = nn.Sequential(*encoder)
+        self.mu = nn.Linear(width, latent)
+        self.logvar = nn.Linear(width, latent)
         self.flows = nn.ModuleList(PlanarFlow(latent) for _ in range(n_flows))
-        widths = (latent, *reversed(hidden))
-        self.decoder = nn.Sequential(
-            *(
-                layer
-                for i, o in zip(widths, widths[1:], strict=False)
-                for layer in (nn.Linear(i, o), nn.ReLU())
-            ),
-            nn.Dropout(dropout),
-            nn.Linear(hidden[0], genes),
-        )
 
-    def encode(self, x):
-        """x (b, genes) -> z (b, latent) the embedding, KL to the standard normal ()."""
-        h = self.trunk(x)
-        mu, logvar = self.mu(h), self.logvar(h).clamp(-10, 10)
-        base = mu + torch.randn_like(mu) * (0.5 * logvar).exp() if self.training else mu
-        z, kl = base, losses.kl_loss(mu, logvar)
+        decoder: list[nn.Module] = []
+        width = latent
+        for next_width in reversed(hidden):
+            decoder += [nn.Linear(width, next_width), nn.ReLU()]
+            width = next_width
+        decoder += [nn.Dropout(dropout), nn.Linear(width, genes)]
+        self.decoder = nn.Sequential(*decoder)
+
+    def encode(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the embedding z (b, latent) of expression x (b, genes), and its KL ()."""
+        h = self.trunk(x)  # (b, hidden[-1])
+        mu = self.mu(h)  # (b, latent)
+        logvar = self.logvar(h).clamp(-10, 10)  # (b, latent)
+        sample = mu
+        if self.training:
+            sample = mu + torch.randn_like(mu) * (0.5 * logvar).exp()
+        z = sample  # (b, latent)
+        kl = kl_loss(mu, logvar)  # ()
         for flow in self.flows:
-            z, logdet = flow(z)
-            kl = kl - logdet.mean()
-        # Behind the flows the prior is met by f(z), not z: log p(z) - log p(f(z)), one sample.
-        return z, kl + 0.5 * (z.square() - base.square()).sum(1).mean()
+            z, log_det = flow(z)
+            kl = kl - log_det.mean()
+        # The prior is on f(z), behind the flows: one sample of log p(z) - log p(f(z)) joins.
+        moved = 0.5 * (z.square() - sample.square())  # (b, latent), 0 without flows
+        return z, kl + moved.sum(1).mean()
 
-    def forward(self, x):
-        """x (b, genes) -> embedding z (b, latent), reconstruction (b, genes), KL ()."""
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Return embedding z (b, latent), reconstruction (b, genes) and KL () of x (b, genes)."""
         z, kl = self.encode(x)
         return z, self.decoder(z), kl

@@ -2,24 +2,34 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 import torch.distributed as dist
+from torch import Tensor
 from torch.distributed.nn.functional import all_gather
 from torch.utils.checkpoint import checkpoint
 
 
-def gather_batch(x: torch.Tensor) -> torch.Tensor:
-    """x (b, ...) of every process, one below another, with gradients; of one process x itself.
+def gather_batch(x: Tensor) -> Tensor:
+    """Return the rows x (b, ...) of all processes, one below another, with gradients.
 
-    All that is cheap is then done on the whole batch by each process alike, BatchNorm's statistics
-    and the contrast's negatives included; only the vision encoder's work is shared out.
+    A single process gets x itself. Everything cheap is then computed on the whole batch by each
+    process alike, BatchNorm's statistics and the contrast's negatives included. The processes share
+    only the vision encoder's work.
     """
-    return torch.cat(all_gather(x)) if dist.is_available() and dist.is_initialized() else x
+    if dist.is_available() and dist.is_initialized():
+        return torch.cat(all_gather(x))
+    return x
 
 
-def map_chunks(function, x: torch.Tensor, size: int) -> torch.Tensor:
-    """function(x) for x (b, ...), `size` rows at a time (0: all), of which the backward pass holds
-    one part's activations at a time: it computes them again (Chen et al., 2016)."""
+def map_chunks(function: Callable[[Tensor], Tensor], x: Tensor, size: int) -> Tensor:
+    """Return function(x) for x (b, ...), computed `size` rows at a time; 0 means all at once.
+
+    The backward pass computes the activations of each chunk again, and so holds those of one chunk
+    at a time (Chen et al., 2016).
+    """
     if not size or size >= len(x):
         return function(x)
-    return torch.cat([checkpoint(function, part, use_reentrant=False) for part in x.split(size)])
+    chunks = [checkpoint(function, chunk, use_reentrant=False) for chunk in x.split(size)]
+    return torch.cat(chunks)

@@ -1,78 +1,94 @@
 """The model: a vision encoder and a gene encoder that meet in a shared space, and two decoders.
 
-image --prefix--> h --tail(LoRA)--> e --project--> shared space <-- mu <--encoder-- expression
-                                    |                               z
-                                    +--decoder--> expression        +--decoder--> expression
+::
+
+    image --prefix--> hidden --LoRA blocks--> e --project--> space <-- z <--encoder-- expression
+                                              |                        |
+                                              +--decoder--> expression +--decoder--> expression
 """
 
 from __future__ import annotations
 
-import json
 import math
-import shutil
 from pathlib import Path
 
+import numpy as np
 import torch
-from huggingface_hub import snapshot_download
-from peft.utils import get_peft_model_state_dict, set_peft_model_state_dict
-from safetensors.torch import load_file, save_file
-from torch import nn
+from torch import Tensor, nn
+from torch.nn.functional import normalize
 
 from seal_lite.config import Config
 from seal_lite.data.genes import GenePanel
 from seal_lite.encoders.registry import backbone_row
 from seal_lite.encoders.vision import VisionEncoder, build_encoder
-from seal_lite.errors import InputError, reading
-from seal_lite.io import RUN, read_json, write_atomic
-from seal_lite.model import losses
+from seal_lite.errors import InputError
+from seal_lite.model import storage
 from seal_lite.model.gene_vae import GeneVAE
+from seal_lite.model.losses import GeneOutputs, PairOutputs
 from seal_lite.model.parallel import gather_batch, map_chunks
 
-PARTS = ["*.json", "*.safetensors", "adapter/*", "README.md"]  # what is shared of a run folder
-HUB = "hf-hub:"
-ADAPTER, BLOCKS = "adapter/adapter_model.safetensors", "blocks.safetensors"
-
-
-def _fetched(run: str) -> Path:
-    remedy = "check the name, go online, or `hf auth login`"
-    with reading(run, fault="cannot be fetched", remedy=remedy):
-        return Path(snapshot_download(run.removeprefix(HUB), allow_patterns=PARTS))
+LOWEST_TEMPERATURE = 0.01  # CLIP's bound
 
 
 class SEAL(nn.Module):
-    """Vision encoder, gene encoder, projection and image -> gene decoder, with their loss.
+    """Vision encoder, gene encoder, projection into the shared space, and image -> gene decoder.
 
-    After Hemker et al., 2026. encoder: a `VisionEncoder`. panel: the `GenePanel` that says which
-    genes. config: the `Config`, of which `hidden`, `project`, `n_flows`, `head_dropout` and the
-    losses' settings are used here. The heads get random weights: `build` and `from_pretrained` are
-    the usual ways in. Its parts: `encoder`, `project`, `genes` (a `GeneVAE`), `image_decoder`.
+    `build` and `from_pretrained` are the usual ways to a model; here the heads get random weights.
+
+    Parameters
+    ----------
+    encoder
+        The vision encoder; its embedding has `dim` dimensions.
+    panel
+        The genes, in order.
+    config
+        The settings; `hidden`, `project`, `n_flows`, `head_dropout` and the temperature are used.
+
+    Attributes
+    ----------
+    encoder, project, genes, image_decoder
+        The four parts; `genes` is a `GeneVAE`.
+
+    Notes
+    -----
+    After Hemker et al., 2026 (arXiv 2602.14177).
     """
 
-    def __init__(self, encoder: VisionEncoder, panel: GenePanel, config: Config):
+    def __init__(self, encoder: VisionEncoder, panel: GenePanel, config: Config) -> None:
         super().__init__()
-        self.panel, self.config = panel, config
-        dim, genes = encoder.row.dim, len(panel.genes)
+        dim = encoder.row.dim
+        n_genes = len(panel.genes)
         latent = config.project or dim
+        width = config.hidden[-1]
+        self.panel = panel
+        self.config = config
         self.encoder = encoder
         self.project = nn.Linear(dim, latent) if config.project else nn.Identity()
         self.genes = GeneVAE(
-            genes, latent, hidden=config.hidden, n_flows=config.n_flows, dropout=config.head_dropout
+            n_genes,
+            latent,
+            hidden=config.hidden,
+            n_flows=config.n_flows,
+            dropout=config.head_dropout,
         )
         self.image_decoder = nn.Sequential(
-            nn.Linear(dim, config.hidden[-1]),
+            nn.Linear(dim, width),
             nn.ReLU(),
             nn.Dropout(config.head_dropout),
-            nn.Linear(config.hidden[-1], genes),
+            nn.Linear(width, n_genes),
         )
-        start = torch.tensor(math.log(config.temperature))
-        self.log_temperature = nn.Parameter(start, requires_grad=config.learn_temperature)
+        self.log_temperature = nn.Parameter(
+            torch.tensor(math.log(config.temperature)), requires_grad=config.learn_temperature
+        )
 
     @classmethod
     def build(cls, panel: GenePanel, config: Config) -> SEAL:
-        """A fresh model from the config's backbone; `config.seed` fixes every initial weight.
+        """Return a fresh model on the config's backbone; `config.seed` fixes every initial weight.
 
-        Raises `InputError` where a transformer's patches would not have its resolution, and as
-        `encoders.build_encoder` does.
+        Raises
+        ------
+        InputError
+            Where the backbone reads patches of another size, and as `build_encoder` does.
         """
         row = backbone_row(config.backbone)
         if row.fixed and row.px != config.patch_px:
@@ -89,126 +105,146 @@ class SEAL(nn.Module):
             torch.manual_seed(config.seed)
             return cls(encoder, panel, config)
 
-    def forward(self, hidden, x, *, chunk: int = 0):
-        """Loss terms of a batch, named: prefix activations `hidden` and expression x (b, genes).
+    def forward(self, hidden: Tensor, x: Tensor, *, chunk: int = 0) -> PairOutputs:
+        """Compute what the loss of a batch of b pairs needs.
 
-        hidden (b, ...) as `VisionEncoder.prefix` returns it, x z-scored. Returns scalars {"clip",
-        "gene", "image", "kl", "loss"}; "loss" is their weighted sum. With `chunk` the tail holds
-        the activations of so many images at a time and computes them again in the backward pass.
-        Of several processes each has its part of the batch, and all have the whole batch's loss.
+        Several processes each give their part of the batch, and all get the outputs of the whole.
+
+        Parameters
+        ----------
+        hidden
+            Activations (b, ...) before the first tuned block, as `VisionEncoder.prefix` has them.
+        x
+            z-scored expression (b, genes) in the panel's order.
+        chunk
+            Number of images whose activations are held at once; the backward pass computes them
+            again (Gao et al., 2021, GradCache). 0 holds those of all.
         """
-        c = self.config
-        e, x = gather_batch(map_chunks(self.encoder.tail, hidden, chunk)), gather_batch(x)
-        z, from_gene, kl = self.genes(x)
-        inside = {"w_mse": c.w_mse, "w_corr": c.w_corr}
-        temperature = self.log_temperature.exp().clamp(min=0.01)  # CLIP's bound
-        clip = losses.clip_loss(self.project(e), z, temperature=temperature, soft=c.soft_targets)
-        gene, image = (losses.gene_loss(y, x, **inside) for y in (from_gene, self.image_decoder(e)))
-        terms = {"clip": clip, "gene": gene, "image": image, "kl": kl}
-        weights = {"clip": c.w_clip, "gene": c.w_gene, "image": c.w_image, "kl": c.w_kl}
-        terms["loss"] = sum(weights[k] * terms[k] for k in weights)
-        return terms
+        e = gather_batch(map_chunks(self.encoder.tail, hidden, chunk))  # (b, dim)
+        x = gather_batch(x)  # (b, genes)
+        z, gene_reconstruction, kl = self.genes(x)  # (b, d), (b, genes), ()
+        return PairOutputs(
+            expression=x,
+            gene_embedding=z,
+            gene_reconstruction=gene_reconstruction,
+            kl=kl,
+            hidden=hidden,
+            image_embedding=e,
+            temperature=self.log_temperature.exp().clamp(min=LOWEST_TEMPERATURE),  # ()
+            image_projection=self.project(e),  # (b, d)
+            image_reconstruction=self.image_decoder(e),  # (b, genes)
+        )
 
-    def forward_genes(self, x):
-        """The terms that need no image, for the gene encoder's warm-up epochs.
+    def forward_genes(self, x: Tensor) -> GeneOutputs:
+        """Compute what needs no image, for the gene encoder's warm-up epochs.
 
-        x (b, genes), z-scored. Returns scalars {"gene", "kl", "loss"}.
+        x is z-scored expression (b, genes); processes share a batch as in `forward`.
         """
-        _, from_gene, kl = self.genes(x := gather_batch(x))
-        c = self.config
-        gene = losses.gene_loss(from_gene, x, w_mse=c.w_mse, w_corr=c.w_corr)
-        return {"gene": gene, "kl": kl, "loss": c.w_gene * gene + c.w_kl * kl}
-
-    def heads(self) -> dict[str, torch.Tensor]:
-        """Everything but the vision encoder, by name."""
-        return {k: v for k, v in self.state_dict().items() if not k.startswith("encoder.")}
-
-    def tuned(self) -> dict[str, torch.Tensor]:
-        """What training changes in the vision encoder: the adapter (peft's names), or without LoRA
-        the weights of the tuned blocks (the network's own names)."""
-        net = self.encoder.net
-        if self.encoder.adapted:
-            return get_peft_model_state_dict(net)
-        return {k: p.detach() for k, p in net.named_parameters() if p.requires_grad}
-
-    def trainable(self) -> dict[str, torch.Tensor]:
-        """What training changes: "tuned.*" of the vision encoder, and the heads."""
-        return {**{f"tuned.{k}": v for k, v in self.tuned().items()}, **self.heads()}
-
-    def load_trainable(self, state: dict[str, torch.Tensor], *, source):
-        """Strict inverse of `trainable`; a differing key is an `InputError` naming `source`."""
-        shapes, ours = ({k: v.shape for k, v in s.items()} for s in (state, self.trainable()))
-        odd = [k for k in shapes | ours if shapes.get(k) != ours.get(k)]
-        if odd:
-            remedy = "take the backbone, panel and config that it was made with"
-            raise InputError(f"{source}: tensor {min(odd)} does not fit this model; {remedy}")
-        tuned = {k[6:]: v for k, v in state.items() if k.startswith("tuned.")}
-        heads = {k: v for k, v in state.items() if not k.startswith("tuned.")}
-        if self.encoder.adapted:
-            set_peft_model_state_dict(self.encoder.net, tuned)
-        else:
-            heads |= {f"encoder.net.{k}": v for k, v in tuned.items()}
-        self.load_state_dict({**self.state_dict(), **heads}, strict=True)
-
-    def save_pretrained(self, out):
-        """Write config.json, panel.json, heads.safetensors, what was tuned: adapter/ (peft,
-        safetensors), or without LoRA blocks.safetensors; and in base.json what it was tuned from.
-        """
-        out = Path(out)
-        out.mkdir(parents=True, exist_ok=True)
-        write_atomic(out / "config.json", self.config.to_json())
-        self.panel.save(out / "panel.json")
-        base = {"backbone": self.config.backbone, "sha256": self.encoder.base_digest()}
-        write_atomic(out / "base.json", json.dumps(base, indent=1))
-        save_file({k: v.contiguous() for k, v in self.heads().items()}, out / "heads.safetensors")
-        if self.encoder.adapted:
-            shutil.rmtree(out / "adapter", ignore_errors=True)
-            self.encoder.net.save_pretrained(str(out / "adapter"))
-        else:
-            save_file({k: v.contiguous() for k, v in self.tuned().items()}, out / BLOCKS)
-
-    @classmethod
-    def from_pretrained(cls, run) -> SEAL:
-        """Load a run folder, or "hf-hub:OWNER/NAME", strictly, in eval mode; nothing is unpickled.
-
-        What is absent or does not fit, and a base that has other weights than it was tuned from, is
-        an `InputError`.
-        """
-        run = _fetched(run) if str(run).startswith(HUB) else Path(run)
-        config = Config.from_json(run / "config.json")
-        model = cls.build(GenePanel.load(run / "panel.json"), config)
-        if read_json(run / "base.json", "sha256")["sha256"] != model.encoder.base_digest():
-            said = f"{config.backbone} has other weights here than the run was tuned from"
-            raise InputError(f"{run / 'base.json'}: {said}; take the version that it names")
-        state, tuned = {}, ADAPTER if model.encoder.adapted else BLOCKS
-        for file, start in ((tuned, "tuned."), ("heads.safetensors", "")):
-            with reading(run / file, remedy=RUN):
-                state |= {f"{start}{k}": v for k, v in load_file(run / file).items()}
-        model.load_trainable(state, source=run)
-        return model.eval()
+        x = gather_batch(x)  # (b, genes)
+        z, gene_reconstruction, kl = self.genes(x)  # (b, d), (b, genes), ()
+        return GeneOutputs(
+            expression=x, gene_embedding=z, gene_reconstruction=gene_reconstruction, kl=kl
+        )
 
     @torch.inference_mode()
-    def _infer(self, function, x):
-        x = torch.as_tensor(x, device=self.log_temperature.device)
-        return function(self.eval(), x).cpu().numpy()
+    def encode_genes(self, x: np.ndarray) -> np.ndarray:
+        """Embed expression in the shared space.
 
-    def encode_genes(self, x):
-        """z-scored expression (n, genes) in the panel's order -> unit vectors (n, d).
+        Parameters
+        ----------
+        x : array (n, genes) float32
+            z-scored, in the panel's order.
 
-        In the shared space: d is `config.project`, or with 0 the image encoder's own dimension.
+        Returns
+        -------
+        array (n, d) float32
+            Unit vectors; d is `config.project`, or with 0 the image encoder's own dimension.
         """
-        return self._infer(lambda m, x: nn.functional.normalize(m.genes.encode(x)[0], dim=1), x)
+        self.eval()
+        z, _ = self.genes.encode(self._to_device(x))  # (n, d)
+        return normalize(z, dim=1).cpu().numpy()
 
-    def project_images(self, e):
-        """Image embeddings (n, dim) of `encoders.embed` -> unit vectors (n, d) in the shared space.
+    @torch.inference_mode()
+    def project_images(self, e: np.ndarray) -> np.ndarray:
+        """Project image embeddings (n, dim) of `embed_patches` to unit vectors (n, d) float32.
 
-        d as in `encode_genes`.
+        They lie in the shared space, as those of `encode_genes`.
         """
-        return self._infer(lambda m, e: nn.functional.normalize(m.project(e), dim=1), e)
+        self.eval()
+        projected = self.project(self._to_device(e))  # (n, d)
+        return normalize(projected, dim=1).cpu().numpy()
 
-    def predict_genes(self, e):
-        """Image embeddings (n, dim) -> z-scored expression (n, genes) by the model's decoder.
+    @torch.inference_mode()
+    def predict_genes(self, e: np.ndarray) -> np.ndarray:
+        """Predict z-scored expression (n, genes) float32 from image embeddings (n, dim).
 
-        Genes in the panel's order.
+        The genes are in the panel's order.
         """
-        return self._infer(lambda m, e: m.image_decoder(e), e)
+        self.eval()
+        return self.image_decoder(self._to_device(e)).cpu().numpy()
+
+    def _to_device(self, x: np.ndarray) -> Tensor:
+        """Return the array as a tensor on the model's device."""
+        return torch.as_tensor(x, device=self.log_temperature.device)
+
+    def heads(self) -> dict[str, Tensor]:
+        """Return everything but the vision encoder, by name."""
+        return {k: v for k, v in self.state_dict().items() if not k.startswith("encoder.")}
+
+    def trainable(self) -> dict[str, Tensor]:
+        """Return what training changes: "tuned.*" of the vision encoder, and the heads."""
+        tuned = storage.tuned_tensors(self.encoder)
+        return {storage.TUNED + name: tensor for name, tensor in tuned.items()} | self.heads()
+
+    def load_trainable(self, tensors: dict[str, Tensor], *, source: str | Path) -> None:
+        """Put back what `trainable` returned.
+
+        Raises
+        ------
+        InputError
+            Where a name or a shape differs; the message names `source`.
+        """
+        shapes = {name: tensor.shape for name, tensor in tensors.items()}
+        own_shapes = {name: tensor.shape for name, tensor in self.trainable().items()}
+        differing = [k for k in shapes | own_shapes if shapes.get(k) != own_shapes.get(k)]
+        if differing:
+            remedy = "take the backbone, panel and config that it was made with"
+            raise InputError(f"{source}: tensor {min(differing)} does not fit this model; {remedy}")
+        tuned = {}
+        heads = {}
+        for name, tensor in tensors.items():
+            if name.startswith(storage.TUNED):
+                tuned[name.removeprefix(storage.TUNED)] = tensor
+            else:
+                heads[name] = tensor
+        storage.load_tuned_tensors(self.encoder, tuned)
+        self.load_state_dict({**self.state_dict(), **heads}, strict=True)
+
+    def save_pretrained(self, out: str | Path) -> None:
+        """Write the model's files into the folder `out`; `seal_lite.model.storage` lists them."""
+        storage.write_model(
+            Path(out),
+            config=self.config,
+            panel=self.panel,
+            encoder=self.encoder,
+            heads=self.heads(),
+        )
+
+    @classmethod
+    def from_pretrained(cls, run: str | Path) -> SEAL:
+        """Load a run folder, or "hf-hub:OWNER/NAME", strictly and in eval mode.
+
+        Raises
+        ------
+        InputError
+            Where a file is absent, damaged or does not fit, and where the backbone has other
+            weights here than the run was tuned from.
+        """
+        run = storage.local_folder(run)
+        config = Config.from_json(run / "config.json")
+        panel = GenePanel.load(run / "panel.json")
+        model = cls.build(panel, config)
+        storage.check_base(run, model.encoder)
+        tensors = storage.read_tensors(run, adapted=bool(model.encoder.adapted))
+        model.load_trainable(tensors, source=run)
+        return model.eval()

@@ -1,15 +1,39 @@
-"""Several processes share a batch."""
+"""Several processes share every batch."""
 
 from __future__ import annotations
 
+import datetime
+
 import torch
+from accelerate import Accelerator, InitProcessGroupKwargs
+from torch import nn
+
+from seal_lite.config import Config
+
+PATIENCE = datetime.timedelta(days=1)  # the other processes wait while the first fills the cache
 
 
-def average_gradients(accelerator, model):
-    """The mean over processes of all gradients, in one message; LoRA's are few. Alone: nothing."""
+def make_accelerator(config: Config) -> Accelerator:
+    """Return accelerate's object for device, precision and processes of this run."""
+    patience = InitProcessGroupKwargs(timeout=PATIENCE)
+    return Accelerator(mixed_precision=config.precision, kwargs_handlers=[patience])
+
+
+def average_gradients(accelerator: Accelerator, model: nn.Module) -> None:
+    """Replace all gradients by their mean over processes, in one message.
+
+    A single process keeps its own. LoRA's gradients are few, so that nothing overlaps with the
+    backward pass.
+    """
     if accelerator.num_processes == 1:
         return
-    held = [p for p in model.parameters() if p.grad is not None]
-    mean = accelerator.reduce(torch.cat([p.grad.flatten() for p in held]), "mean")
-    for p, part in zip(held, mean.split([p.numel() for p in held]), strict=True):
-        p.grad = part.view_as(p)
+    trained = []
+    gradients = []
+    for parameter in model.parameters():
+        if parameter.grad is not None:
+            trained.append(parameter)
+            gradients.append(parameter.grad.flatten())
+    mean = accelerator.reduce(torch.cat(gradients), "mean")  # (all gradients,)
+    parts = mean.split([len(gradient) for gradient in gradients])
+    for parameter, part in zip(trained, parts, strict=True):
+        parameter.grad = part.view_as(parameter)

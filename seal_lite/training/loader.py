@@ -2,66 +2,98 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
 import numpy as np
 import torch
+from torch import Tensor
 
 from seal_lite.config import Config
 from seal_lite.data.genes import GenePanel
+from seal_lite.data.section import Section
+from seal_lite.data.shards import Shard
 from seal_lite.encoders.prefix_cache import PrefixCache
 from seal_lite.encoders.views import make_views
+from seal_lite.encoders.vision import VisionEncoder
 from seal_lite.errors import InputError
 
-
-def check_batch_size(sections, config: Config, *, processes: int = 1):
-    """An `InputError` where all pairs are fewer than a batch, or it cannot be shared equally."""
-    n, b = sum(len(s.rows) for s in sections), config.batch_size
-    if n < b:
-        raise InputError(f"{n} training pairs are fewer than batch_size={b}; add some or lower it")
-    if b % processes:
-        raise InputError(f"batch_size={b}: is no multiple of {processes} processes; set one")
+Sections = Sequence[Section] | Sequence[Shard]
 
 
-class Pairs:
-    """All training pairs, and their batches as (prefix activations, expression).
+def check_batch_size(sections: Sections, config: Config, *, processes: int = 1) -> None:
+    """Check that the sections' pairs fill a batch, and that the processes can share it equally.
 
-    With `cached=True` activations come from the frozen-prefix cache, if there is room for it
-    (`PrefixCache.fits`); otherwise pairs are streamed, and the prefix runs in every step. Both see
-    the same views and give the same losses. `shuffle_pairs` breaks the pairing within each
-    section: the control that every gain is measured against.
+    Raises
+    ------
+    InputError
+        Where they do not, or cannot.
+    """
+    n_pairs = sum(len(section.rows) for section in sections)
+    size = config.batch_size
+    if n_pairs < size:
+        remedy = "add some or lower it"
+        raise InputError(f"{n_pairs} training pairs are fewer than batch_size={size}; {remedy}")
+    if size % processes:
+        raise InputError(f"batch_size={size}: is no multiple of {processes} processes; set one")
 
-    sections: `Section`s or `Shard`s. encoder: the `VisionEncoder` whose prefix is run, `chunk`
-    images at a time (0: the whole batch). cache_dir: the cache's folder; with None it is in memory.
-    share: (which, of how many) equal parts of every batch is this process's. Of `config`, the batch
-    size, seed, views and jitter count. Raises `InputError` where pairs are fewer than a batch, and
-    where a batch has no such parts. Its length is the number of pairs; their order is that of the
-    sections.
+
+def check_extra_expression(extra_expression: np.ndarray | None, panel: GenePanel) -> None:
+    """Check that profiles without an image, if there are any, have the panel's genes.
+
+    Raises
+    ------
+    InputError
+        Where they are no array (m, genes).
+    """
+    if extra_expression is None:
+        return
+    n_genes = len(panel.genes)
+    if extra_expression.ndim != 2 or extra_expression.shape[1] != n_genes:
+        shape = f"extra_expression: has shape {extra_expression.shape}"
+        raise InputError(f"{shape}; give (m, {n_genes}), as `panel.transform` returns it")
+
+
+class Activations:
+    """Activations before the first tuned block, of any view of any patch.
+
+    They are read from the prefix cache where that has room for them (`PrefixCache.fits`), and
+    computed for every batch where not. Both give the same views and so the same losses.
+
+    Parameters
+    ----------
+    encoder
+        The encoder whose frozen blocks are run.
+    sections
+        The sections or shards with the patches.
+    config
+        Its `n_views` and `stain_jitter` decide the views.
+    cached
+        Whether to use the cache at all.
+    cache_dir
+        Folder of the cache; None keeps it in memory.
+    chunk
+        Number of images to compute at once; 0 means the batch size.
+    progress
+        Whether to show a progress bar while the cache fills.
     """
 
     def __init__(
         self,
-        sections,
-        panel: GenePanel,
+        encoder: VisionEncoder,
+        sections: Sections,
         config: Config,
-        encoder,
         *,
-        cached=True,
-        chunk=0,
-        cache_dir=None,
-        shuffle_pairs=False,
-        share=(0, 1),
-        progress=True,
-    ):
-        sizes = [len(s.rows) for s in sections]
-        check_batch_size(sections, config, processes=share[1])
-        self.sections, self.config, self.encoder = sections, config, encoder
-        self.chunk, self.share = chunk or config.batch_size, share
-        self.ends = np.cumsum(sizes)
-        rng = np.random.default_rng(config.seed)  # whose expression stands beside a patch
-        self.partner = np.concatenate(
-            [rng.permutation(n) if shuffle_pairs else np.arange(n) for n in sizes]
-        )
-        self.expression = [s.expression(panel) for s in sections]
-        self.cache = None
+        cached: bool = True,
+        cache_dir: str | Path | None = None,
+        chunk: int = 0,
+        progress: bool = True,
+    ) -> None:
+        self.encoder = encoder
+        self.sections = sections
+        self.jitter = config.stain_jitter
+        self.chunk = chunk or config.batch_size
+        self.stored: list[np.ndarray] | None = None  # of each section (n_views, n, ...)
         if cached:
             cache = PrefixCache(
                 encoder,
@@ -70,44 +102,155 @@ class Pairs:
                 folder=cache_dir,
                 progress=progress,
             )
-            self.cache = [cache.activations(s) for s in sections] if cache.fits(sections) else None
+            if cache.fits(sections):
+                self.stored = [cache.activations(section) for section in sections]
 
-    def __len__(self) -> int:
-        return int(self.ends[-1])
+    def read(self, sections: np.ndarray, rows: np.ndarray, views: np.ndarray) -> Tensor:
+        """Return activations (b, ...) of b patches.
 
-    def epoch(self, number: int):
-        """Yield batches in an order, and with views, that depend on (seed, epoch) alone.
-
-        A batch is (prefix activations (b, ...), expression (b, genes)), b this process's part of
-        the batch size. The order is a full shuffle, for a row of a shard is read as fast as its
-        neighbour; what is left over at the end is dropped.
+        Parameters
+        ----------
+        sections, rows : array (b,) int
+            Which section each patch is from, and its row there.
+        views : array (b,) int
+            Which view of it.
         """
-        rng = np.random.default_rng([self.config.seed, number])
-        order = rng.permutation(len(self))
-        views = rng.integers(self.config.n_views, size=len(order))
-        b, (part, parts) = self.config.batch_size, self.share
-        for i in range(0, len(order) - b + 1, b):  # the last, smaller batch is dropped
-            mine = slice(i + b // parts * part, i + b // parts * (part + 1))
-            yield self.batch(order[mine], views[mine])
-
-    def batch(self, index, views):
-        """Prefix activations (b, ...) of these views (b,) of pairs (b,), and their expression."""
-        of = np.searchsorted(self.ends, index, side="right")
-        rows = index - np.r_[0, self.ends][of]
-        x = [self.expression[s][j] for s, j in zip(of, self.partner[index], strict=True)]
-        return self._hidden(of, rows, views), torch.from_numpy(np.stack(x))
-
-    def _hidden(self, of, rows, views):
-        if self.cache is not None:
-            stored = [self.cache[s][v, j] for s, j, v in zip(of, rows, views, strict=True)]
-            return torch.from_numpy(np.stack(stored))
-        at = [(self.sections[s], j) for s, j in zip(of, rows, strict=True)]
-        images = make_views(
-            np.stack([s.patches[j] for s, j in at]),
-            [s.key(j) for s, j in at],
+        places = list(zip(sections, rows, strict=True))
+        if self.stored is not None:
+            read = [self.stored[s][v, row] for (s, row), v in zip(places, views, strict=True)]
+            return torch.from_numpy(np.stack(read))
+        images = make_views(  # (b, 3, h, w)
+            np.stack([self.sections[s].patches[row] for s, row in places]),
+            [self.sections[s].key(row) for s, row in places],
             views,
-            jitter=self.config.stain_jitter,
+            jitter=self.jitter,
             device=next(self.encoder.parameters()).device,
         )
         with torch.no_grad():
             return torch.cat([self.encoder.prefix(part) for part in images.split(self.chunk)])
+
+
+class Pairs:
+    """All training pairs of patch and expression, and the batches of an epoch.
+
+    `len(pairs)` is the number of pairs; their order is that of the sections.
+
+    Parameters
+    ----------
+    sections
+        The sections, or shards of them.
+    panel
+        The genes of the expression, and their scale.
+    config
+        Its batch size, seed and number of views are used.
+    activations
+        Where the patches' activations come from.
+    shuffle_pairs
+        Break the pairing within each section: the control that every gain is measured against.
+    extra_expression : array (m, genes) float32, optional
+        z-scored profiles without an image, which `expression_epoch` visits beside the pairs' own.
+    share
+        (index, number) of the equal parts of each batch that this process reads.
+
+    Raises
+    ------
+    InputError
+        As `check_batch_size` and `check_extra_expression`.
+    """
+
+    def __init__(
+        self,
+        sections: Sections,
+        panel: GenePanel,
+        config: Config,
+        activations: Activations,
+        *,
+        shuffle_pairs: bool = False,
+        extra_expression: np.ndarray | None = None,
+        share: tuple[int, int] = (0, 1),
+    ) -> None:
+        check_batch_size(sections, config, processes=share[1])
+        check_extra_expression(extra_expression, panel)
+        sizes = [len(section.rows) for section in sections]
+        self.config = config
+        self.activations = activations
+        self.share = share
+        self.expression = [section.expression(panel) for section in sections]
+        self.partner = [np.arange(n) for n in sizes]  # whose expression stands beside a patch
+        if shuffle_pairs:
+            rng = np.random.default_rng(config.seed)
+            self.partner = [rng.permutation(n) for n in sizes]
+        self.n_extra = 0
+        if extra_expression is not None:  # as if it were one more section, but for its patches
+            self.n_extra = len(extra_expression)
+            self.expression.append(extra_expression.astype(np.float32, copy=False))
+            self.partner.append(np.arange(self.n_extra))
+        self.starts = np.cumsum([0, *sizes])  # of each section's pairs, and behind the last
+
+    def __len__(self) -> int:
+        return int(self.starts[-1])
+
+    @property
+    def steps(self) -> int:
+        """Number of batches of an `epoch`."""
+        return len(self) // self.config.batch_size
+
+    @property
+    def expression_steps(self) -> int:
+        """Number of batches of an `expression_epoch`."""
+        return (len(self) + self.n_extra) // self.config.batch_size
+
+    def epoch(self, number: int) -> Iterator[tuple[Tensor, Tensor]]:
+        """Yield batches of (activations (b, ...), z-scored expression (b, genes)).
+
+        Order and views depend on (seed, `number`) alone. The order is a full shuffle, which shards
+        allow: any row of theirs is read equally fast. b is this process's part of the batch size;
+        an incomplete last batch is left out.
+        """
+        rng = np.random.default_rng([self.config.seed, number])
+        order = rng.permutation(len(self))
+        views = rng.integers(self.config.n_views, size=len(order))
+        for part in self._parts(len(order)):
+            yield self.batch(order[part], views[part])
+
+    def expression_epoch(self, number: int) -> Iterator[tuple[None, Tensor]]:
+        """Yield batches of (None, z-scored expression (b, genes)), with the extra profiles.
+
+        Without those the order is that of `epoch`.
+        """
+        rng = np.random.default_rng([self.config.seed, number])
+        order = rng.permutation(len(self) + self.n_extra)
+        for part in self._parts(len(order)):
+            sections, rows = self._places(order[part])
+            yield None, self._profiles(sections, rows)
+
+    def batch(self, index: np.ndarray, views: np.ndarray) -> tuple[Tensor, Tensor]:
+        """Return activations (b, ...) and expression (b, genes) of the pairs `index` (b,).
+
+        `views` (b,) says which view of each patch.
+        """
+        sections, rows = self._places(index)
+        hidden = self.activations.read(sections, rows, views)
+        return hidden, self._profiles(sections, rows)
+
+    def _parts(self, n: int) -> Iterator[slice]:
+        """Yield this process's part of every whole batch of n."""
+        size = self.config.batch_size
+        which, parts = self.share
+        part_size = size // parts
+        for first in range(0, n - size + 1, size):
+            start = first + which * part_size
+            yield slice(start, start + part_size)
+
+    def _places(self, index: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Return which section each pair is from (b,), and its row there (b,)."""
+        sections = np.searchsorted(self.starts[1:], index, side="right")
+        return sections, index - self.starts[sections]
+
+    def _profiles(self, sections: np.ndarray, rows: np.ndarray) -> Tensor:
+        """Return the expression (b, genes) that stands beside these patches."""
+        profiles = []
+        for section, row in zip(sections, rows, strict=True):
+            partner = self.partner[section][row]
+            profiles.append(self.expression[section][partner])
+        return torch.from_numpy(np.stack(profiles))

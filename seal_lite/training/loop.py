@@ -1,161 +1,300 @@
-"""Finetuning: one visible loop over pairs (prefix activations of a view, z-scored expression)."""
+"""Finetuning, from top to bottom: data, model, optimizer, schedule, the loop, checkpoints."""
 
 from __future__ import annotations
 
-import datetime
 import hashlib
-import json
 import math
 import time
-from contextlib import nullcontext
-from functools import partial
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import torch
-from accelerate import Accelerator, InitProcessGroupKwargs
+from accelerate import Accelerator
+from torch import Tensor
 from torch.optim.lr_scheduler import LambdaLR
 from tqdm import tqdm
 
 from seal_lite.config import Config
 from seal_lite.data.genes import GenePanel
-from seal_lite.errors import InputError, reading
-from seal_lite.io import exclusive_folder, write_atomic
+from seal_lite.errors import InputError
+from seal_lite.model.losses import PairOutputs, seal_loss, warmup_loss
 from seal_lite.model.seal import SEAL
-from seal_lite.training.distributed import average_gradients
-from seal_lite.training.loader import Pairs, check_batch_size
+from seal_lite.training.callbacks import Callback
+from seal_lite.training.distributed import average_gradients, make_accelerator
+from seal_lite.training.loader import (
+    Activations,
+    Pairs,
+    Sections,
+    check_batch_size,
+    check_extra_expression,
+)
 from seal_lite.training.provenance import provenance
-from seal_lite.training.run import AGAIN, _checkpoint, _resume, claim_folder
+from seal_lite.training.run import (
+    claim_folder,
+    finish_run,
+    load_checkpoint,
+    load_finished,
+    open_run,
+    save_checkpoint,
+)
+
+Loss = Callable[[PairOutputs, Config], dict[str, Tensor]]
+Batches = Iterator[tuple[Tensor | None, Tensor]]
+History = list[dict[str, Any]]
+# What decides a run beside data, settings and backbone.
+SAME_RUN = ("shuffle_pairs", "genes_sha256", "loss", "callbacks", "extra_expression_sha256")
 
 
-def learning_rate(step: int, *, steps: int, warmup: float) -> float:
-    """Factor on the base rate: linear rise over `warmup` of the steps, then a cosine to 0.
-
-    Steps below 0 belong to the gene encoder's own epochs, which run at the full rate.
-    """
-    rise = int(warmup * steps)
-    if step < 0:
-        return 1.0
-    if step < rise:
-        return (step + 1) / rise
-    return 0.5 * (1 + math.cos(math.pi * (step - rise) / max(1, steps - rise)))
-
-
-def finetune(
-    sections,
+def finetune(  # noqa: PLR0913
+    sections: Sections,
     config: Config,
     *,
-    panel=None,
-    out=None,
-    include=(),
-    shuffle_pairs=False,
-    cached=True,
-    cache_dir=None,
-    chunk=0,
-    progress=True,
-):
-    """Finetune the config's backbone on `sections` (list of `sections.Section`).
+    panel: GenePanel | None = None,
+    out: str | Path | None = None,
+    include: Sequence[str] = (),
+    shuffle_pairs: bool = False,
+    extra_expression: np.ndarray | None = None,
+    cached: bool = True,
+    cache_dir: str | Path | None = None,
+    chunk: int = 0,
+    loss: Loss = seal_loss,
+    callbacks: Sequence[Callback] = (),
+    progress: bool = True,
+) -> tuple[SEAL, History]:
+    """Finetune the config's backbone on pairs of patch and expression.
 
-    The `GenePanel` is fitted on these sections unless given. With `out`, the run folder holds
-    config, panel, adapter, heads, metrics.jsonl, provenance.json, and a checkpoint after every
-    epoch from which the same call resumes to the same result. `include` as in `GenePanel.fit`, the
-    other options as in `Pairs`: `chunk` also bounds the images whose activations a step holds, at
-    the cost of computing them twice, so that memory no longer limits the batch (Gao et al., 2021,
-    GradCache). Under `accelerate launch` the processes share every batch, and the contrast sees
-    all of it: the result is that of one process.
+    Under `accelerate launch` the processes share every batch, and the contrast sees all of it: the
+    result is that of one process.
 
-    Returns (model, list of per-epoch records {"epoch", "phase": "genes" or "joint", the mean of
-    each loss term, "lr_lora", "seconds", "pairs_per_s"}). Raises `InputError` before any work where
-    `out` holds a run of other settings or data, as `Pairs` does, and for a loss that is not finite.
+    Parameters
+    ----------
+    sections
+        Training sections, or shards of them.
+    config
+        All settings.
+    panel
+        The genes. None fits a panel on these sections; shards come with theirs.
+    out
+        Run folder: config, panel, adapter, heads, metrics.jsonl, provenance.json, and after every
+        epoch a checkpoint from which the same call resumes to the same result. A finished run is
+        loaded, not repeated. None writes nothing.
+    include
+        Genes that a fitted panel must hold.
+    shuffle_pairs
+        Break the pairing within each section: the control that every gain is measured against.
+    extra_expression : array (m, genes) float32, optional
+        z-scored profiles without an image, for the gene encoder's warm-up epochs; needs `panel`.
+    cached, cache_dir
+        Whether, and in which folder, the frozen blocks' activations are cached; None: in memory.
+    chunk
+        Number of images whose activations a step holds. The backward pass computes them again, so
+        that memory does not limit the batch (Gao et al., 2021, GradCache). 0 holds all.
+    loss
+        From a batch's outputs and the config to named terms, scalars, of which "loss" is minimised.
+        Warm-up epochs use `warmup_loss`.
+    callbacks
+        Objects whose methods run between steps and epochs.
+    progress
+        Whether to show progress bars.
+
+    Returns
+    -------
+    model
+        The finetuned model, in eval mode.
+    history
+        A dict for each epoch: "epoch", "phase" ("genes" in the warm-up, then "joint"), the mean of
+        each loss term, "lr_lora", "seconds" and "pairs_per_s".
+
+    Raises
+    ------
+    InputError
+        Before any work where `out` holds a run of other settings or data, where the pairs do not
+        fill a batch, and where `extra_expression` does not fit the panel; in training for a loss
+        that is not finite.
     """
-    out = None if out is None else Path(out)
+    # Data: the genes, and what this run is computed from.
     if panel is None:
-        panel = GenePanel.from_config(sections, config, include=include)
-    genes = hashlib.sha256(" ".join(panel.genes).encode()).hexdigest()
-    record = provenance(sections, config, shuffle_pairs=shuffle_pairs, genes_sha256=genes)
-    if out and claim_folder(out, record, same=("shuffle_pairs", "genes_sha256")).get("finished"):
-        (out / "checkpoint.pt").unlink(missing_ok=True)
-        lines = (out / "metrics.jsonl").read_text().splitlines()
-        return SEAL.from_pretrained(out), [json.loads(line) for line in lines]
-    patience = InitProcessGroupKwargs(timeout=datetime.timedelta(days=1))  # for the first's cache
-    accelerator = Accelerator(mixed_precision=config.precision, kwargs_handlers=[patience])
-    kept, progress = (out, progress) if accelerator.is_main_process else (None, False)
+        panel = GenePanel.from_config(sections, config, include=include)  # type: ignore[arg-type]
+    record = provenance(
+        sections, config, shuffle_pairs=shuffle_pairs, genes_sha256=_hash_genes(panel)
+    )
+    record |= _departures(loss, callbacks, extra_expression)
+    out = None if out is None else Path(out)
+    if out is not None:
+        claimed = claim_folder(out, record, same=SAME_RUN)
+        if claimed.get("finished"):
+            return load_finished(out)
+
+    # Model.
+    accelerator = make_accelerator(config)
     check_batch_size(sections, config, processes=accelerator.num_processes)
+    check_extra_expression(extra_expression, panel)
     model = SEAL.build(panel, config).to(accelerator.device)
-    with exclusive_folder(kept) if kept else nullcontext():  # only now: all input has proved good
-        if kept is not None:
-            write_atomic(kept / "provenance.json", json.dumps(record, indent=1))
+
+    # All input has proved good: only now is there a folder. One process writes, and shows progress.
+    is_main = accelerator.is_main_process
+    folder = out if is_main else None
+    with open_run(folder, record):
         with accelerator.main_process_first():  # the others find its cache
-            pairs = Pairs(
-                sections,
-                panel,
-                config,
+            activations = Activations(
                 model.encoder,
+                sections,
+                config,
                 cached=cached,
                 cache_dir=cache_dir,
                 chunk=chunk,
-                shuffle_pairs=shuffle_pairs,
-                progress=progress,
-                share=(accelerator.process_index, accelerator.num_processes),
+                progress=progress and is_main,
             )
-        history = _train(pairs, model, accelerator, out, kept, progress=progress)
+        pairs = Pairs(
+            sections,
+            panel,
+            config,
+            activations,
+            shuffle_pairs=shuffle_pairs,
+            extra_expression=extra_expression,
+            share=(accelerator.process_index, accelerator.num_processes),
+        )
+        history = train(
+            model,
+            pairs,
+            accelerator,
+            loss=loss,
+            callbacks=callbacks,
+            out=out,
+            progress=progress and is_main,
+        )
         model.eval()
-        if kept is not None:
-            with reading(kept, fault="cannot be written", remedy=AGAIN):
-                model.save_pretrained(kept)
-            write_atomic(kept / "metrics.jsonl", "".join(json.dumps(h) + "\n" for h in history))
-            ended = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
-            ended = json.dumps({**record, "finished": ended}, indent=1)
-            write_atomic(kept / "provenance.json", ended)
-            (kept / "checkpoint.pt").unlink(missing_ok=True)
+        finish_run(folder, model, history, record)
     return model, history
 
 
-def _train(pairs: Pairs, model: SEAL, accelerator, out, kept, *, progress=True) -> list[dict]:
-    """The loop: `model` is trained, the records of its epochs are returned.
+def train(
+    model: SEAL,
+    pairs: Pairs,
+    accelerator: Accelerator,
+    *,
+    loss: Loss = seal_loss,
+    callbacks: Sequence[Callback] = (),
+    out: Path | None = None,
+    progress: bool = True,
+) -> History:
+    """Train the model in place, from the checkpoint in `out` if there is one.
 
-    It goes on from the checkpoint in `out`, and leaves one in `kept` (None: nowhere).
+    Arguments and the returned history are those of `finetune`.
     """
     config = model.config
+    device = accelerator.device
+    folder = out if accelerator.is_main_process else None
+
+    # Optimizer: the encoder's adapter and the new heads each have their own learning rate.
     adapter = [p for p in model.encoder.parameters() if p.requires_grad]
-    heads = [p for n, p in model.named_parameters() if not n.startswith("encoder.")]
+    heads = [p for name, p in model.named_parameters() if not name.startswith("encoder.")]
     groups = [{"params": adapter, "lr": config.lr_lora}, {"params": heads, "lr": config.lr_heads}]
     optimizer = torch.optim.AdamW(groups, weight_decay=config.weight_decay)
-    warm, per_epoch = config.gene_warmup_epochs, len(pairs) // config.batch_size
-    rate = partial(learning_rate, steps=config.epochs * per_epoch, warmup=config.warmup)
-    scheduler = LambdaLR(optimizer, lambda step: rate(step - warm * per_epoch))
+
+    # Schedule: the gene encoder's warm-up epochs at the full rate, then a rise and a cosine.
+    warmup_steps = config.gene_warmup_epochs * pairs.expression_steps
+    joint_steps = config.epochs * pairs.steps
+
+    def rate(step: int) -> float:
+        return learning_rate(step - warmup_steps, steps=joint_steps, warmup=config.warmup)
+
+    scheduler = LambdaLR(optimizer, rate)
     optimizer = accelerator.prepare_optimizer(optimizer)  # unscales fp16 gradients
-    history = _resume(out, model, optimizer, scheduler)
-    bar = tqdm(range(len(history), warm + config.epochs), "finetune", disable=not progress)
+
+    history: History = load_checkpoint(out, model, optimizer, scheduler)
+    for callback in callbacks:
+        callback.on_fit_start(model)
+
+    epochs = range(len(history), config.gene_warmup_epochs + config.epochs)
+    bar = tqdm(epochs, "finetune", disable=not progress)
     for epoch in bar:
         torch.manual_seed(hash((config.seed, epoch)) % 2**63)  # dropout: resumes to the same bits
         model.train()
-        sums, started, seen, joint = {}, time.perf_counter(), 0, epoch >= warm
-        for hidden, x in pairs.epoch(epoch):
-            hidden, x = hidden.to(accelerator.device), x.to(accelerator.device)
+        joint = epoch >= config.gene_warmup_epochs
+        batches: Batches = pairs.epoch(epoch) if joint else pairs.expression_epoch(epoch)
+        totals: dict[str, float] = {}
+        steps = 0
+        started = time.perf_counter()
+
+        for hidden, x in batches:  # (b, ...), or None in the warm-up; (b, genes)
+            # Forward.
+            x = x.to(device)
             with accelerator.autocast():
-                terms = model(hidden, x, chunk=pairs.chunk) if joint else model.forward_genes(x)
+                if hidden is None:
+                    terms = warmup_loss(model.forward_genes(x), config)
+                else:
+                    outputs = model(hidden.to(device), x, chunk=pairs.activations.chunk)
+                    terms = loss(outputs, config)
+
+            # Backward.
             optimizer.zero_grad()
             accelerator.backward(terms["loss"])
-            if not math.isfinite(loss := terms["loss"].item()):
-                raise InputError(f"epoch {epoch}: the loss is {loss}; lower lr_lora or lr_heads")
+            values = {name: term.item() for name, term in terms.items()}
+            if not math.isfinite(values["loss"]):
+                remedy = "lower lr_lora or lr_heads"
+                raise InputError(f"epoch {epoch}: the loss is {values['loss']}; {remedy}")
             average_gradients(accelerator, model)
             accelerator.clip_grad_norm_(model.parameters(), config.grad_clip)
             optimizer.step()
             scheduler.step()
-            seen += config.batch_size
-            for k, v in terms.items():
-                sums[k] = sums.get(k, 0.0) + v.item() * config.batch_size
+
+            steps += 1
+            for name, value in values.items():
+                totals[name] = totals.get(name, 0.0) + value
+            for callback in callbacks:
+                callback.on_step_end(model, values)
+
         seconds = time.perf_counter() - started
         history.append(
             {
                 "epoch": epoch,
                 "phase": "joint" if joint else "genes",
-                **{k: v / seen for k, v in sums.items()},
+                **{name: total / steps for name, total in totals.items()},
                 "lr_lora": optimizer.param_groups[0]["lr"],
                 "seconds": seconds,
-                "pairs_per_s": seen / seconds,
+                "pairs_per_s": steps * config.batch_size / seconds,
             }
         )
         bar.set_postfix(loss=f"{history[-1]['loss']:.3f}")
-        _checkpoint(kept, model, optimizer, scheduler, history)
+        for callback in callbacks:
+            callback.on_epoch_end(model, history)
+        save_checkpoint(folder, model, optimizer, scheduler, history)
     return history
+
+
+def learning_rate(step: int, *, steps: int, warmup: float) -> float:
+    """Return the factor on the base rate at a step of the joint epochs.
+
+    It rises linearly over the share `warmup` of all `steps`, then falls along a cosine to 0. Steps
+    below 0 belong to the gene encoder's warm-up epochs, which run at the full rate.
+    """
+    if step < 0:
+        return 1.0
+    rise = int(warmup * steps)
+    if step < rise:
+        return (step + 1) / rise
+    fall = max(1, steps - rise)
+    return 0.5 * (1 + math.cos(math.pi * (step - rise) / fall))
+
+
+def _hash_genes(panel: GenePanel) -> str:
+    """Return the SHA-256 of the panel's genes, 64 hex digits."""
+    return hashlib.sha256(" ".join(panel.genes).encode()).hexdigest()
+
+
+def _departures(
+    loss: Loss, callbacks: Sequence[Callback], extra_expression: np.ndarray | None
+) -> dict[str, Any]:
+    """Return how a run departs from the method, for its provenance; {} where it does not."""
+    departures: dict[str, Any] = {}
+    if loss is not seal_loss:
+        departures["loss"] = getattr(loss, "__qualname__", type(loss).__qualname__)
+    if callbacks:
+        departures["callbacks"] = [type(callback).__qualname__ for callback in callbacks]
+    if extra_expression is not None:
+        profiles = np.ascontiguousarray(extra_expression)
+        departures["extra_expression_sha256"] = hashlib.sha256(profiles.data).hexdigest()
+    return departures

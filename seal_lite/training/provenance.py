@@ -1,51 +1,92 @@
-"""What a result was computed from."""
+"""What a result was computed from, and by which version."""
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
+import json
 import platform
 import subprocess
+from collections.abc import Iterable
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import timm
 import torch
 
 from seal_lite import __version__
 from seal_lite.config import Config
-from seal_lite.encoders.registry import backbone_row
+from seal_lite.encoders.registry import Backbone, backbone_row
+
+if TYPE_CHECKING:
+    from seal_lite.data.section import Section
+    from seal_lite.data.shards import Shard
 
 
-def provenance(sections, config: Config, **extra) -> dict:
-    """What a result was computed from: data hash, seed, settings, commit, versions, device; and the
-    version of this package.
+def provenance(sections: Iterable[Section | Shard], config: Config, **extra: Any) -> dict[str, Any]:
+    """Return what a result is computed from, ready for JSON.
 
-    {"sections": names, "data_sha256", "config_sha256", "backbone_sha256", "seed", "commit",
-    "package", "versions", "device"} and `extra`, as JSON has it.
+    Parameters
+    ----------
+    sections
+        The sections or shards that are read.
+    config
+        The settings.
+    **extra
+        Further entries.
+
+    Returns
+    -------
+    dict
+        "sections" (names), "data_sha256", "config_sha256", "backbone_sha256", "seed", "package"
+        (this package's version), "commit" (of its git checkout, or "unknown"), "versions" (of
+        Python and libraries), "device", and the entries of `extra`.
     """
-    import timm
-
-    data = hashlib.sha256("".join(s.digest for s in sections).encode()).hexdigest()
-    git = subprocess.run(
-        "git describe --always --dirty --abbrev=12".split(),
-        text=True,
-        cwd=Path(__file__).parent,
-        capture_output=True,
-    )
-    device = torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu"
+    sections = list(sections)
     return {
-        "sections": [s.name for s in sections],
-        "data_sha256": data,
+        "sections": [section.name for section in sections],
+        "data_sha256": _sha256("".join(section.digest for section in sections)),
         "seed": config.seed,
-        "config_sha256": hashlib.sha256(config.to_json().encode()).hexdigest(),
-        "backbone_sha256": hashlib.sha256(repr(backbone_row(config.backbone)).encode()).hexdigest(),
+        "config_sha256": _sha256(config.to_json()),
+        "backbone_sha256": _backbone_sha256(backbone_row(config.backbone)),
         "package": __version__,
-        "commit": git.stdout.strip() or "unknown",
+        "commit": _commit(),
         "versions": {
             "python": platform.python_version(),
             "torch": torch.__version__,
             "timm": timm.__version__,
             "numpy": np.__version__,
         },
-        "device": f"{device} ({platform.machine()}, {torch.get_num_threads()} threads)",
+        "device": _device(),
         **extra,
     }
+
+
+def _sha256(text: str) -> str:
+    """Return the SHA-256 of a text, 64 hex digits."""
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def _backbone_sha256(row: Backbone) -> str:
+    """Return a hash of what the row sets; a field that a later version adds does not change it."""
+    defaults = type(row)(name="", loader="", source="", dim=0)
+    settings = {
+        field.name: getattr(row, field.name)
+        for field in dataclasses.fields(row)
+        if getattr(row, field.name) != getattr(defaults, field.name)
+    }
+    return _sha256(json.dumps(settings, sort_keys=True))
+
+
+def _commit() -> str:
+    """Return the commit of the git checkout that holds this package, or "unknown"."""
+    command = ["git", "describe", "--always", "--dirty", "--abbrev=12"]
+    git = subprocess.run(command, text=True, cwd=Path(__file__).parent, capture_output=True)
+    return git.stdout.strip() or "unknown"
+
+
+def _device() -> str:
+    """Return the name of the GPU or "cpu", the machine's architecture and the threads in use."""
+    device = torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu"
+    return f"{device} ({platform.machine()}, {torch.get_num_threads()} threads)"

@@ -1,36 +1,105 @@
-"""A run folder: whose it is, its checkpoints, and how a run resumes."""
+"""The folder of a run: whose it is, its checkpoints, and its end."""
 
 from __future__ import annotations
 
+import datetime
+import json
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import torch
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LRScheduler
 
 from seal_lite.errors import InputError, reading
-from seal_lite.io import HIDDEN, atomic_file, read_json
+from seal_lite.io import TEMPORARY_SUFFIXES, atomic_file, exclusive_folder, read_json, write_atomic
+from seal_lite.model.seal import SEAL
 
-AGAIN = "free some space and run it again: it goes on"
+SAME_WORK = ("sections", "data_sha256", "config_sha256", "backbone_sha256")
+CHECKPOINT = "checkpoint.pt"
+HISTORY = "metrics.jsonl"
+PROVENANCE = "provenance.json"
+RESUME_REMEDY = "free some space and run it again: it resumes"
 
 
-def claim_folder(out: Path, record: dict, *, same) -> dict:
-    """The provenance that is in `out`, if that is of the same work, or {} where nothing is there.
+def claim_folder(out: Path, record: dict[str, Any], *, same: Sequence[str] = ()) -> dict[str, Any]:
+    """Check that a folder is free for this work, or holds this very work.
 
-    The same are data, settings and encoder, and what is under the keys `same` of `record`. Raises
-    `InputError` for a folder of other work, and one of none.
+    Package version, commit, library versions and device do not matter.
+
+    Parameters
+    ----------
+    out
+        The folder; it need not exist.
+    record
+        The `provenance` of the work.
+    same
+        Keys of it that must be the same, beside data, settings and backbone.
+
+    Returns
+    -------
+    dict
+        The provenance in the folder; {} where there is none.
+
+    Raises
+    ------
+    InputError
+        Where the folder holds other work, or other files.
     """
-    path = out / "provenance.json"
+    path = out / PROVENANCE
     if not path.exists():
-        if out.is_dir() and [p for p in out.iterdir() if p.suffix not in HIDDEN]:
+        if out.is_dir() and any(file.suffix not in TEMPORARY_SUFFIXES for file in out.iterdir()):
             raise InputError(f"{out}: exists and is not of this work; choose another --out")
         return {}
-    old = read_json(path, remedy="remove that folder")
-    keys = ("sections", "data_sha256", "config_sha256", "backbone_sha256", *same)
-    if odd := [k for k in keys if old.get(k) != record[k]]:
-        raise InputError(f"{out}: holds other work ({odd[0]}); choose another --out or remove it")
-    return old
+    claimed = read_json(path, remedy="remove that folder")
+    for key in (*SAME_WORK, *same):
+        if claimed.get(key) != record.get(key):
+            raise InputError(f"{out}: holds other work ({key}); choose another --out or remove it")
+    return claimed
 
 
-def _checkpoint(out, model, optimizer, scheduler, history):
+def load_finished(out: Path) -> tuple[SEAL, list[dict[str, Any]]]:
+    """Return the model and the history of a finished run."""
+    (out / CHECKPOINT).unlink(missing_ok=True)
+    lines = (out / HISTORY).read_text().splitlines()
+    return SEAL.from_pretrained(out), [json.loads(line) for line in lines]
+
+
+@contextmanager
+def open_run(out: Path | None, record: dict[str, Any]) -> Iterator[None]:
+    """Make the run's folder and keep others out of it; None writes nothing."""
+    if out is None:
+        yield
+        return
+    with exclusive_folder(out):
+        write_atomic(out / PROVENANCE, json.dumps(record, indent=1))
+        yield
+
+
+def finish_run(
+    out: Path | None, model: SEAL, history: list[dict[str, Any]], record: dict[str, Any]
+) -> None:
+    """Write the model, the history and the time of the end; None writes nothing."""
+    if out is None:
+        return
+    with reading(out, fault="cannot be written", remedy=RESUME_REMEDY):
+        model.save_pretrained(out)
+    write_atomic(out / HISTORY, "".join(json.dumps(epoch) + "\n" for epoch in history))
+    finished = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
+    write_atomic(out / PROVENANCE, json.dumps({**record, "finished": finished}, indent=1))
+    (out / CHECKPOINT).unlink(missing_ok=True)
+
+
+def save_checkpoint(
+    out: Path | None,
+    model: SEAL,
+    optimizer: Optimizer,
+    scheduler: LRScheduler,
+    history: list[dict[str, Any]],
+) -> None:
+    """Write what a run needs to resume; None writes nothing."""
     if out is None:
         return
     state = {
@@ -40,18 +109,22 @@ def _checkpoint(out, model, optimizer, scheduler, history):
         "history": history,
     }
     with (
-        reading(out, fault="cannot be written", remedy=AGAIN),
-        atomic_file(out / "checkpoint.pt") as part,
+        reading(out, fault="cannot be written", remedy=RESUME_REMEDY),
+        atomic_file(out / CHECKPOINT) as part,
     ):
         torch.save(state, part)
 
 
-def _resume(out, model, optimizer, scheduler) -> list[dict]:
-    if out is None or not (out / "checkpoint.pt").exists():
+def load_checkpoint(
+    out: Path | None, model: SEAL, optimizer: Optimizer, scheduler: LRScheduler
+) -> list[dict[str, Any]]:
+    """Restore the state of an interrupted run and return its history; [] where there is none."""
+    if out is None or not (out / CHECKPOINT).exists():
         return []
-    with reading(out / "checkpoint.pt", remedy="remove it: the run starts again"):
-        state = torch.load(out / "checkpoint.pt", weights_only=True)
-    model.load_trainable(state["model"], source=out / "checkpoint.pt")
+    path = out / CHECKPOINT
+    with reading(path, remedy="remove it: the run starts again"):
+        state = torch.load(path, weights_only=True)
+    model.load_trainable(state["model"], source=path)
     optimizer.load_state_dict(state["optimizer"])
     scheduler.load_state_dict(state["scheduler"])
     return state["history"]

@@ -1,0 +1,152 @@
+"""A run's folder: all that a result needs, one run's alone, whatever version wrote it."""
+
+import json
+import re
+import shutil
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from helpers import TINY
+
+from seal_lite import Config, InputError, finetune
+from seal_lite.model.losses import seal_loss
+from seal_lite.training.callbacks import Callback
+
+
+def contents(folder):
+    return {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+@pytest.fixture
+def run(trained, tmp_path):
+    """A copy of a finished run's folder."""
+    return shutil.copytree(trained[0], tmp_path / "run")
+
+
+def edit_provenance(run, **changes):
+    path = run / "provenance.json"
+    record = {**json.loads(path.read_text()), **changes}
+    path.write_text(json.dumps(record))
+
+
+def test_run_folder_holds_all_that_a_result_needs(trained):
+    from safetensors.torch import load_file
+
+    run, _, history = trained
+    files = {str(path.relative_to(run)) for path in contents(run)}
+    needed = {
+        "config.json",
+        "panel.json",
+        "base.json",
+        "heads.safetensors",
+        "metrics.jsonl",
+        "provenance.json",
+        "adapter/adapter_config.json",
+        "adapter/adapter_model.safetensors",
+    }
+    assert needed <= files
+    assert not any(name.endswith((".pt", ".part", ".bin", ".pkl")) for name in files)
+    assert Config.from_json(run / "config.json") == TINY
+    adapter = json.loads((run / "adapter/adapter_config.json").read_text())
+    assert (adapter["peft_type"], adapter["r"], adapter["lora_alpha"]) == ("LORA", 32, 64.0)
+    tensors = load_file(run / "adapter/adapter_model.safetensors")
+    assert sum("lora_" in name for name in tensors) == 12  # A and B of six layers
+    assert all(re.search(r"lora_|\.conv_dw\.|\.bn\d\.", name) for name in tensors)
+    epochs = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    assert epochs == history
+
+
+def test_provenance_says_what_a_result_was_computed_from(trained):
+    import torch
+
+    import seal_lite
+
+    record = json.loads((trained[0] / "provenance.json").read_text())
+    assert record["sections"] == ["PA1"]
+    assert record["seed"] == 0
+    assert record["package"] == seal_lite.__version__
+    assert record["versions"]["torch"] == torch.__version__
+    for key in ("data_sha256", "config_sha256", "backbone_sha256", "genes_sha256"):
+        assert re.fullmatch("[0-9a-f]{64}", record[key]), key
+    for key in ("commit", "device", "finished"):
+        assert record[key], key
+    assert "loss" not in record  # the method's own
+
+
+def test_a_folder_is_claimed_by_any_version_of_the_package(run, sections):
+    """Version, commit, libraries and machine say where a result is from, not what it is."""
+    edit_provenance(run, package="0.0.1", commit="abc", versions={"torch": "2.4"}, device="cpu")
+    before = contents(run)
+    finetune(sections[:1], TINY, out=run, progress=False)
+    assert contents(run) == before
+
+
+def own_loss(outputs, config):
+    return seal_loss(outputs, config)
+
+
+@pytest.mark.parametrize(
+    ("key", "change"),
+    [
+        ("config_sha256", {"config": replace(TINY, lr_lora=1e-3)}),
+        ("shuffle_pairs", {"shuffle_pairs": True}),
+        ("loss", {"loss": own_loss}),
+        ("callbacks", {"callbacks": [Callback()]}),
+        ("extra_expression_sha256", {"extra_expression": np.zeros((3, 40), np.float32)}),
+    ],
+)
+def test_a_folder_of_another_run_is_refused_and_left_alone(trained, sections, key, change):
+    run, model, _ = trained
+    before = contents(run)
+    options = {"config": TINY, "panel": model.panel, "progress": False, **change}
+    with pytest.raises(InputError, match=rf"{run}: holds other work \({key}\)"):
+        finetune(sections[:1], out=run, **options)
+    assert contents(run) == before
+
+
+def test_a_folder_of_other_data_or_genes_is_refused(trained, sections):
+    run, model, _ = trained
+    with pytest.raises(InputError, match=r"other work \(sections\)"):
+        finetune(sections[1:], TINY, out=run, progress=False)
+    absent = next(g for g in sections[0].adata.var_names if g not in model.panel.genes)
+    with pytest.raises(InputError, match=r"other work \(genes_sha256\)"):
+        finetune(sections[:1], TINY, include=[absent], out=run, progress=False)
+
+
+def test_a_folder_with_other_files_is_refused_and_left_alone(sections, tmp_path):
+    (tmp_path / "notes.txt").write_text("mine")
+    with pytest.raises(InputError, match="not of this work"):
+        finetune(sections[:1], TINY, out=tmp_path, progress=False)
+    assert [path.name for path in tmp_path.iterdir()] == ["notes.txt"]
+
+
+def test_a_damaged_checkpoint_is_an_error_that_names_it(sections, tmp_path):
+    class Stop(Callback):
+        def on_fit_start(self, model):
+            raise KeyboardInterrupt
+
+    out = tmp_path / "run"
+    with pytest.raises(KeyboardInterrupt):
+        finetune(sections[:1], TINY, out=out, callbacks=[Stop()], progress=False)
+    (out / "checkpoint.pt").write_bytes(b"no checkpoint")
+    with pytest.raises(InputError, match="checkpoint.pt: cannot be read .+ remove it"):
+        finetune(sections[:1], TINY, out=out, callbacks=[Stop()], progress=False)
+
+
+def test_the_backbones_hash_is_that_of_what_its_row_sets():
+    """A field that a later version adds, and leaves at its default, changes nothing."""
+    from dataclasses import dataclass
+
+    from seal_lite.encoders.registry import Backbone
+    from seal_lite.training import provenance
+
+    @dataclass(frozen=True)
+    class Later(Backbone):
+        polish: bool = False
+
+    row = Backbone(name="a", loader="b", source="c", dim=3, px=160)
+    settings = {"name": "a", "loader": "b", "source": "c", "dim": 3, "px": 160}
+    hash_of = provenance._backbone_sha256
+    assert hash_of(Later(**settings)) == hash_of(row)
+    assert hash_of(replace(row, px=161)) != hash_of(row)
