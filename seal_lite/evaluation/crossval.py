@@ -11,9 +11,10 @@ import json
 import logging
 import math
 import shutil
+from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING, TypeAlias
 
-from seal_lite.config import Config
 from seal_lite.data.genes import GenePanel
 from seal_lite.errors import InputError
 from seal_lite.evaluation.features import fold_features
@@ -25,7 +26,7 @@ from seal_lite.evaluation.scores import (
     score_rows,
     tidy,
 )
-from seal_lite.evaluation.statistics import deltas
+from seal_lite.evaluation.statistics import IN_PREFIX, deltas, shifted
 from seal_lite.io import exclusive_folder, read_json, write_atomic
 from seal_lite.model.seal import SEAL
 from seal_lite.training.loader import check_batch_size
@@ -33,142 +34,249 @@ from seal_lite.training.loop import finetune
 from seal_lite.training.provenance import provenance
 from seal_lite.training.run import claim_folder
 
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+
+    from seal_lite.config import Config
+    from seal_lite.data.phantom.truth import GroundTruth
+    from seal_lite.data.section import Section
+
+    # Training sections, and the held-out sections by group.
+    Split: TypeAlias = tuple[list[Section], dict[str, list[Section]]]
+
 log = logging.getLogger(__name__)
-IN = "not "  # "not B": held out beside group B, from the distribution that trains
 
 
-def groups_of(sections, by: str) -> list[str]:
-    """The held-out unit of each section: itself, its patient, or a column of sections.tsv.
+@dataclass(frozen=True)
+class Fold:
+    """What one fold trains on and scores.
 
-    Raises `InputError` where it is not known of one, and where there is only one group.
+    Parameters
+    ----------
+    train
+        The sections that train.
+    tests
+        The held-out sections by group; each group is scored by itself.
+    genes
+        The genes to score, chosen without the held-out sections.
     """
-    groups = [s.label(by) for s in sections]
-    if None in groups:
-        name = sections[groups.index(None)].name
-        remedy = f"fill a column {by} in sections.tsv, or use section or patient"
-        raise InputError(f"--groups {by}: not known of section {name}; {remedy}")
+
+    train: list[Section]
+    tests: dict[str, list[Section]]
+    genes: list[str]
+
+    @property
+    def name(self) -> str:
+        """The held-out groups, joined."""
+        return "+".join(self.tests)
+
+    @property
+    def held_out(self) -> list[Section]:
+        """The held-out sections of all groups, one group after another."""
+        return [section for sections in self.tests.values() for section in sections]
+
+
+def groups_of(sections: Sequence[Section], by: str) -> list[str]:
+    """Return the group of each section that is held out together.
+
+    Parameters
+    ----------
+    sections
+        The sections.
+    by
+        "section", "patient", or a column of sections.tsv.
+
+    Raises
+    ------
+    InputError
+        Where a section has no such label, and where there is only one group.
+    """
+    groups = []
+    for section in sections:
+        group = section.label(by)
+        if group is None:
+            message = f"--groups {by}: section {section.name} has no {by}"
+            remedy = f"fill a column {by} in sections.tsv, or use section or patient"
+            raise InputError(f"{message}; {remedy}")
+        groups.append(group)
     if len(set(groups)) < 2:
-        said = f"--groups {by}: all sections belong to '{groups[0]}', so nothing can be held out"
-        raise InputError(f"{said}; add data or group otherwise")
+        message = f"--groups {by}: all sections belong to '{groups[0]}', so none can be held out"
+        raise InputError(f"{message}; add data or group otherwise")
     return groups
 
 
-def folds_of(sections, groups: list[str], train_groups: int | None = None):
-    """Yield each fold: its training sections, and {group held out: its sections}.
+def folds_of(
+    sections: Sequence[Section], groups: Sequence[str], train_groups: int | None = None
+) -> Iterator[Split]:
+    """Yield each fold of leaving one group out.
 
-    sections: `Section`s. groups: of each the group that is held out together. Every group is held
-    out once. With `train_groups` there is one fold: the first so many groups train, and each of the
-    others is scored by itself, which costs no training. Raises `InputError` where none is left.
+    Parameters
+    ----------
+    sections
+        The sections.
+    groups
+        The group of each section that is held out together.
+    train_groups
+        None holds every group out once. A number gives a single fold: the first so many groups
+        train, and each of the others is scored by itself, which costs no training.
+
+    Yields
+    ------
+    tuple
+        The training sections, and the held-out sections by group.
+
+    Raises
+    ------
+    InputError
+        Where ``train_groups`` leaves no group to train or none to test.
     """
-    members: dict[str, list] = {}
+    members: dict[str, list[Section]] = {}
     for section, group in zip(sections, groups, strict=True):
         members.setdefault(group, []).append(section)
     names = list(members)
-    if train_groups is not None and not 1 <= train_groups < len(names):
-        said = f"--train-groups {train_groups}: there are {len(names)} groups"
-        raise InputError(f"{said}; leave some to test")
-    for held in [[n] for n in names] if train_groups is None else [names[train_groups:]]:
-        train = [s for n in names if n not in held for s in members[n]]
-        yield train, {n: members[n] for n in held}
+    if train_groups is None:
+        held_out_groups = [[name] for name in names]
+    elif 1 <= train_groups < len(names):
+        held_out_groups = [names[train_groups:]]
+    else:
+        message = f"--train-groups {train_groups}: there are {len(names)} groups"
+        raise InputError(f"{message}; train on at least one and leave some to test")
+    for held_out in held_out_groups:
+        train = [s for name in names if name not in held_out for s in members[name]]
+        yield train, {name: members[name] for name in held_out}
 
 
-def shift_folds(sections, groups: list[str]):
-    """Yield the folds of a shift: train, {"B": out of distribution, "not B": in distribution}.
+def shift_folds(sections: Sequence[Section], groups: Sequence[str]) -> Iterator[Split]:
+    """Yield the folds of a shift: each group is out of distribution once.
 
-    Each group (organ, technology, stain, ...) is out of distribution once. So that there is a score
-    in distribution beside it, a quarter of the patients of every other group, rounded up, is held
-    out too. Arguments as in `folds_of`. Raises `InputError` where such a group has one patient.
+    So that there is a score in distribution beside it, a quarter of the patients of every other
+    group, rounded up, is held out too.
+
+    Parameters
+    ----------
+    sections
+        The sections.
+    groups
+        The group of each section: its organ, technology, stain and so on.
+
+    Yields
+    ------
+    tuple
+        The training sections, and {"B": the sections of group B, "not B": those held out in
+        distribution}.
+
+    Raises
+    ------
+    InputError
+        Where a group in distribution has one patient only.
     """
-    of = list(zip(sections, groups, strict=True))
-    for out in dict.fromkeys(groups):
-        inside = set()
-        for group in dict.fromkeys(g for g in groups if g != out):
-            patients = list(dict.fromkeys(s.patient for s, g in of if g == group))
+    labelled = list(zip(sections, groups, strict=True))
+    for out_group in dict.fromkeys(groups):
+        out_of_distribution = [s for s, group in labelled if group == out_group]
+        others = [(s, group) for s, group in labelled if group != out_group]
+        held_out_patients: set[str] = set()
+        for group in dict.fromkeys(group for _, group in others):
+            patients = list(dict.fromkeys(s.patient for s, g in others if g == group))
             if len(patients) < 2:
-                said = f"group {group}: has one patient, so none can be held out in distribution"
-                raise InputError(f"{said}; add patients, or leave its sections out")
-            inside |= set(patients[-math.ceil(len(patients) / 4) :])
-        rest = [s for s, g in of if g != out]
-        test = {
-            out: [s for s, g in of if g == out],
-            IN + out: [s for s in rest if s.patient in inside],
-        }
-        yield [s for s in rest if s.patient not in inside], test
+                message = f"group {group}: has one patient, so none can be held out in distribution"
+                raise InputError(f"{message}; add patients, or leave its sections out")
+            held_out_patients.update(patients[-math.ceil(len(patients) / 4) :])
+        train = [s for s, _ in others if s.patient not in held_out_patients]
+        in_distribution = [s for s, _ in others if s.patient in held_out_patients]
+        yield train, {out_group: out_of_distribution, IN_PREFIX + out_group: in_distribution}
 
 
-def crossval(
-    sections,
+def crossval(  # noqa: PLR0913 (an entry point)
+    sections: Sequence[Section],
     config: Config,
     *,
     data: str,
-    truth=None,
-    by="section",
-    train_groups=None,
-    seeds=3,
-    out,
-    leakage=(),
-    progress=True,
+    out: str | Path,
+    truth: GroundTruth | None = None,
+    by: str = "section",
+    train_groups: int | None = None,
+    seeds: int = 3,
+    leakage: Sequence[str] = (),
+    progress: bool = True,
 ) -> dict:
-    """Run every fold and seed; returns and writes `out/metrics.json`, and `out/per_gene.csv`.
+    """Run every fold and seed, and write ``out/metrics.json`` and ``out/per_gene.csv``.
 
-    Each group `by` "section" or "patient" is held out in turn (or see `folds_of`); by a column of
-    sections.tsv, it is also compared with its like in distribution (`shift_folds`, `shifted`). A
-    finished fold is kept in `out/folds/` and not run again; its encoders stay in `out/runs/`. A
-    folder with other data or settings is refused (`InputError`). The prefix cache is shared by all
-    folds: it holds nothing fitted. What `leakage.found` says and was allowed marks the result.
+    A finished fold is kept in ``out/folds/`` and not run again; its encoders stay in ``out/runs/``.
+    All folds share one prefix cache: it holds nothing fitted.
 
-    data: the data's name. truth: the phantom's. Returns {"data", "backbone",
-    "provenance": `train.provenance`, "classes": {gene: class} or None, "folds": what `run_fold`
-    returned for all, "delta": `deltas`}; of a shift "delta_in", "delta_out" and "delta_gap" instead
-    of "delta"; where there is any, "leakage".
+    Parameters
+    ----------
+    sections
+        All sections.
+    config
+        Settings of the finetuning. Its seed is replaced by 0, 1, ... ``seeds`` - 1.
+    data
+        Name of the data, for the result.
+    out
+        Folder of the results.
+    truth
+        The phantom's ground truth; None for real data.
+    by
+        "section" or "patient" holds out each group in turn (`folds_of`). A column of sections.tsv
+        also compares each group with held-out sections in distribution (`shift_folds`).
+    train_groups
+        As in `folds_of`.
+    seeds
+        Number of finetunings of each fold.
+    leakage
+        Findings of `leakage.check_leakage` that were allowed; they mark the result.
+    progress
+        Show progress bars.
+
+    Returns
+    -------
+    dict
+        "data", "backbone", "provenance", "classes" ({gene: class} or None), "folds" (what
+        `run_fold` returned for all) and "delta" (`statistics.deltas`). A shift has "delta_in",
+        "delta_out" and "delta_gap" (`statistics.shifted`) instead of "delta". "leakage" where
+        there is any.
+
+    Raises
+    ------
+    InputError
+        Where the groups cannot be held out, a held-out section lacks a gene, the settings do not
+        fit, or ``out`` holds results of other data or settings. All input is checked before
+        anything is written.
     """
-    out, groups, shift = Path(out), groups_of(sections, by), by not in ("section", "patient")
-    if shift and train_groups is not None:
+    out = Path(out)
+    groups = groups_of(sections, by)
+    is_shift = by not in ("section", "patient")
+    if is_shift and train_groups is not None:
         raise InputError(f"--train-groups: does not go with --groups {by}; leave it out")
-    record = provenance(sections, config, groups=by, train_groups=train_groups, seeds=seeds)
-    classes, caches, folds = truth and truth.classes, out / "cache", []
-    split = shift_folds(sections, groups) if shift else folds_of(sections, groups, train_groups)
-    split = [
-        (train, tests, genes_to_score([s.adata for s in train], truth)) for train, tests in split
-    ]
-    for train, tests, genes in split:  # all input has proved good before anything is written
-        check_batch_size(train, config)
-        check_genes_present(sum(tests.values(), []), genes)
-    SEAL.build(GenePanel.from_config(split[0][0], config, include=split[0][2]), config)
-    claim_folder(out, record, same=("groups", "train_groups"))
+    origin = provenance(sections, config, groups=by, train_groups=train_groups, seeds=seeds)
+    splits = shift_folds(sections, groups) if is_shift else folds_of(sections, groups, train_groups)
+    folds = []
+    for train, tests in splits:
+        genes = genes_to_score([s.adata for s in train], truth)
+        folds.append(Fold(train, tests, genes))
+    _check_folds(folds, config)
+    claim_folder(out, origin, same=("groups", "train_groups"))
     with exclusive_folder(out):
-        write_atomic(out / "provenance.json", json.dumps(record, indent=1))
-        for train, tests, genes in split:
-            name = "+".join(tests)
+        write_atomic(out / "provenance.json", json.dumps(origin, indent=1))
+        results = []
+        for fold in folds:
             for seed in range(seeds):
-                path = out / f"folds/{name}-{seed}.json"
-                if not path.exists():
-                    log.info("fold: test %s, seed %d", name, seed)
-                    c = dataclasses.replace(config, seed=seed)
-                    found = run_fold(
-                        train,
-                        tests,
-                        genes,
-                        c,
-                        caches,
-                        truth=truth,
-                        progress=progress,
-                        runs=out / f"runs/{name}-{seed}",
-                    )
-                    write_atomic(path, json.dumps(found))
-                folds += read_json(path, remedy="remove it: the fold runs again")
-        shutil.rmtree(caches, ignore_errors=True)  # gigabytes that the results no longer need
-        result = {
+                seeded = dataclasses.replace(config, seed=seed)
+                results += _resume_fold(fold, seeded, out, truth=truth, progress=progress)
+        shutil.rmtree(out / "cache", ignore_errors=True)  # gigabytes that no result needs
+        classes = None if truth is None else truth.classes
+        result: dict = {
             "data": data,
             "backbone": config.backbone,
-            "provenance": record,
+            "provenance": origin,
             "classes": classes,
-            "folds": folds,
+            "folds": results,
         }
-        if shift:
-            result |= {f"delta_{k}": deltas(part, classes) for k, part in shifted(folds).items()}
+        if is_shift:
+            for kind, part in shifted(results).items():
+                result[f"delta_{kind}"] = deltas(part, classes)
         else:
-            result["delta"] = deltas(folds, classes)
+            result["delta"] = deltas(results, classes)
         if leakage:
             result["leakage"] = list(leakage)
         write_atomic(out / "metrics.json", json.dumps(result))
@@ -176,65 +284,102 @@ def crossval(
     return result
 
 
-def shifted(folds: list[dict]) -> dict[str, list[dict]]:
-    """The folds of a shift in distribution ("in"), out of it ("out"), and their "gap": in - out.
+def _check_folds(folds: Sequence[Fold], config: Config) -> None:
+    """Raise `InputError` where a fold cannot be run, before any work is done."""
+    for fold in folds:
+        check_batch_size(fold.train, config)
+        check_genes_present(fold.held_out, fold.genes)
+    first = folds[0]
+    panel = GenePanel.from_config(first.train, config, include=first.genes)
+    SEAL.build(panel, config)
 
-    All three are named after the group that was out of distribution, so that each is a list of
-    folds like any other, and a difference of gaps is a paired difference too.
-    """
-    out = {(f["test"], f["seed"]): f for f in folds if not f["test"].startswith(IN)}
-    inside = {(f["test"].removeprefix(IN), f["seed"]): f for f in folds if f["test"].startswith(IN)}
-    gap = [
-        {
-            "test": test,
-            "seed": seed,
-            "scores": [
-                {**a, "per_gene": {g: a["per_gene"][g] - b["per_gene"][g] for g in a["per_gene"]}}
-                for a, b in zip(inside[test, seed]["scores"], f["scores"], strict=True)
-            ],
-        }
-        for (test, seed), f in out.items()
-    ]
-    named = [{**f, "test": test} for (test, _), f in inside.items()]
-    return {"in": named, "out": list(out.values()), "gap": gap}
+
+def _resume_fold(
+    fold: Fold, config: Config, out: Path, *, truth: GroundTruth | None, progress: bool
+) -> list[dict]:
+    """Read the results of a fold with the config's seed; run it first where it is not finished."""
+    name = f"{fold.name}-{config.seed}"
+    path = out / f"folds/{name}.json"
+    if not path.exists():
+        log.info("fold: test %s, seed %d", fold.name, config.seed)
+        results = run_fold(
+            fold,
+            config,
+            cache_dir=out / "cache",
+            runs=out / f"runs/{name}",
+            truth=truth,
+            progress=progress,
+        )
+        write_atomic(path, json.dumps(results))
+    return read_json(path, remedy="remove it: the fold runs again")
 
 
 def run_fold(
-    train, tests: dict, genes, config: Config, caches, *, truth=None, runs=None, progress=True
-):
+    fold: Fold,
+    config: Config,
+    *,
+    cache_dir: str | Path | None = None,
+    runs: Path | None = None,
+    truth: GroundTruth | None = None,
+    progress: bool = True,
+) -> list[dict]:
     """Finetune on true and on shuffled pairs, then score everything on the held-out sections.
 
-    `train` and the lists in `tests`, by group, are `Section`s; `genes` are those to score, `caches`
-    is the folder of the prefix cache. With `runs` both encoders are kept, in runs/tuned and
-    runs/shuffled, and not finetuned again. Returns for each group {"test": its name, "seed",
-    "scores": `score_rows`, "morphology": `morphology.morphology`}.
+    Parameters
+    ----------
+    fold
+        What trains, what is held out, and the genes to score.
+    config
+        Settings of the finetuning.
+    cache_dir
+        Folder of the prefix cache; None runs without one on disk.
+    runs
+        Folder that keeps both encoders, in "tuned" and "shuffled"; finished ones are not finetuned
+        again. None keeps none.
+    truth
+        The phantom's ground truth; None for real data.
+    progress
+        Show progress bars.
+
+    Returns
+    -------
+    list of dict
+        For each held-out group {"test": its name, "seed", "scores": `scores.score_rows`,
+        "morphology": `morphology.morphology`}.
     """
-    models = {
-        name: finetune(
-            train,
+    models = {}
+    for name, shuffle_pairs in (("tuned", False), ("shuffled", True)):
+        models[name], _ = finetune(
+            fold.train,
             config,
-            include=genes,
-            shuffle_pairs=shuffle,
-            cache_dir=caches,
-            out=runs and runs / name,
+            include=fold.genes,
+            shuffle_pairs=shuffle_pairs,
+            cache_dir=cache_dir,
+            out=None if runs is None else runs / name,
             progress=progress,
-        )[0]
-        for name, shuffle in (("tuned", False), ("shuffled", True))
-    }
-    held = [s for test in tests.values() for s in test]
-    features = fold_features(train, held, genes, models, config, caches=caches)
-    scores = score_models(train, held, genes, models, features, truth=truth, seed=config.seed)
-    found, start = [], 0
-    for name, test in tests.items():
-        part, start = slice(start, start + len(test)), start + len(test)
-        mine = {f: [*x[: len(train)], *x[len(train) :][part]] for f, x in features.items()}
-        rows = score_rows({place: r[part] for place, r in scores.items()}, genes)
-        found.append(
+        )
+    train, held_out, genes = fold.train, fold.held_out, fold.genes
+    features = fold_features(
+        train, held_out, genes, models=models, config=config, cache_dir=cache_dir
+    )
+    scores = score_models(
+        train, held_out, genes, models=models, features=features, truth=truth, seed=config.seed
+    )
+    results = []
+    start = 0
+    for group, test in fold.tests.items():
+        stop = start + len(test)
+        group_scores = {key: r[start:stop] for key, r in scores.items()}
+        group_features = {
+            name: x[: len(train)] + x[len(train) :][start:stop] for name, x in features.items()
+        }
+        results.append(
             {
-                "test": name,
+                "test": group,
                 "seed": config.seed,
-                "scores": rows,
-                "morphology": morphology(train, test, mine, truth=truth),
+                "scores": score_rows(group_scores, genes),
+                "morphology": morphology(train, test, group_features, truth=truth),
             }
         )
-    return found
+        start = stop
+    return results

@@ -2,65 +2,150 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING, TypeAlias
+
 import numpy as np
 
-from seal_lite.config import Config
 from seal_lite.data.genes import depth
-from seal_lite.encoders.embedding import embed_patches, embed_stages
+from seal_lite.encoders.embedding import embed_feature_layers, embed_patches
 from seal_lite.encoders.vision import build_encoder
-from seal_lite.evaluation import targets as tg
 from seal_lite.evaluation.probes import inner_scores
+from seal_lite.evaluation.targets import patch_targets
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Mapping, Sequence
+    from pathlib import Path
+
+    from seal_lite.config import Config
+    from seal_lite.data.section import Section
+    from seal_lite.model.seal import SEAL
+
+# By name of the features (or of a feature layer), a matrix (n_i, d) for each section.
+Features: TypeAlias = dict[str, list[np.ndarray]]
 
 
 def colour_statistics(patches: np.ndarray) -> np.ndarray:
-    """Mean and standard deviation of R, G, B of each patch (n, 6): what stain alone tells."""
-    flat = patches.reshape(len(patches), -1, 3).astype(np.float32)
-    return np.concatenate([flat.mean(1), flat.std(1)], axis=1)
+    """Return mean and standard deviation of R, G, B of each patch: what stain alone predicts.
 
+    Parameters
+    ----------
+    patches
+        Patches (n, px, px, 3) uint8.
 
-def embed_all(sections, models: dict, config: Config, *, caches=None) -> tuple[dict, dict]:
-    """All embeddings that an evaluation compares: {features: list of (n, d) by section}.
-
-    `models` are finetuned `SEAL`s by name ("tuned", "shuffled"), or none. Beside them stand the
-    frozen encoder at the same tap, a random-init one, colour statistics and log depth: "frozen",
-    "random_init", "colour" (d = 6), "log_depth" (d = 1). Also returns {stage: the same of the
-    frozen encoder}, for `best_stage`. `caches` is the folder of the prefix cache, if there is one.
+    Returns
+    -------
+    np.ndarray
+        Three means, then three standard deviations, (n, 6) float32.
     """
-    found = {
-        name: embed_stages(m.encoder, sections, caches)[m.encoder.tap] for name, m in models.items()
-    }
-    # LoRA starts as a no-op; the seed matters to random weights only.
+    pixels = patches.reshape(len(patches), -1, 3).astype(np.float32)
+    return np.concatenate([pixels.mean(1), pixels.std(1)], axis=1)
+
+
+def embed_all(
+    sections: Iterable[Section],
+    models: Mapping[str, SEAL],
+    config: Config,
+    *,
+    cache_dir: str | Path | None = None,
+) -> tuple[Features, Features]:
+    """Return all embeddings that an evaluation compares.
+
+    Parameters
+    ----------
+    sections
+        The sections to embed.
+    models
+        Finetuned models by name ("tuned", "shuffled"); may be empty.
+    config
+        Its backbone is the frozen encoder, its seed draws the random weights.
+    cache_dir
+        Folder of the prefix cache; None runs without one.
+
+    Returns
+    -------
+    features : dict
+        By name, (n_i, d) of each section: those of ``models``; "frozen", the frozen encoder at the
+        same feature layer; "random_init", the network with random weights; "colour" (d = 6);
+        "log_depth" (d = 1).
+    layers : dict
+        By feature layer of the frozen encoder, (n_i, d) of each section, for `best_feature_layer`.
+    """
+    sections = list(sections)
+    features: Features = {}
+    for name, model in models.items():
+        tuned_layers = embed_feature_layers(model.encoder, sections, cache_dir=cache_dir)
+        features[name] = tuned_layers[model.encoder.feature_layer]
+    # LoRA starts as a no-op, so the seed matters to random weights only.
     frozen = build_encoder(config.backbone, tune_blocks=config.tune_blocks, seed=config.seed)
-    stages = embed_stages(frozen, sections, caches)
-    found["frozen"] = stages[frozen.tap]
+    layers = embed_feature_layers(frozen, sections, cache_dir=cache_dir)
+    features["frozen"] = layers[frozen.feature_layer]
     random = build_encoder(config.backbone, pretrained=False, seed=config.seed)
-    found["random_init"] = [embed_patches(random, s.patches) for s in sections]
-    found["colour"] = [colour_statistics(s.patches) for s in sections]
-    found["log_depth"] = [np.log(depth(s.adata)[s.rows])[:, None] for s in sections]
-    return found, stages
+    features["random_init"] = [embed_patches(random, s.patches) for s in sections]
+    features["colour"] = [colour_statistics(s.patches) for s in sections]
+    features["log_depth"] = [np.log(depth(s.adata)[s.rows])[:, None] for s in sections]
+    return features, layers
 
 
-def fold_features(train, test, genes, models: dict, config: Config, *, caches=None) -> dict:
-    """`features` of a fold, training sections first, with the frozen encoder's `best_stage`.
+def fold_features(
+    train: Sequence[Section],
+    test: Sequence[Section],
+    genes: Sequence[str],
+    *,
+    models: Mapping[str, SEAL],
+    config: Config,
+    cache_dir: str | Path | None = None,
+) -> Features:
+    """Return the features of a fold: those of `embed_all`, and "frozen_best".
 
-    Returns {features: list of (n_i, d) by section}; that stage is "frozen_best".
+    Parameters
+    ----------
+    train, test
+        The sections that train and those held out.
+    genes
+        The genes to score; "frozen_best" is the `best_feature_layer` for them.
+    models, config, cache_dir
+        As in `embed_all`.
+
+    Returns
+    -------
+    dict
+        By name, (n_i, d) of each section, training sections first.
     """
-    found, stages = embed_all([*train, *test], models, config, caches=caches)
-    return found | {"frozen_best": stages[best_stage(stages, train, genes)]}
+    features, layers = embed_all([*train, *test], models, config, cache_dir=cache_dir)
+    features["frozen_best"] = layers[best_feature_layer(layers, train, genes)]
+    return features
 
 
-def best_stage(stages: dict, train, genes) -> str:
-    """The stage whose frozen embedding predicts Pearson residuals best inside `train`.
+def best_feature_layer(layers: Features, train: Sequence[Section], genes: Sequence[str]) -> str:
+    """Return the layer whose frozen embedding predicts Pearson residuals best inside training.
 
-    `stages`: {stage: list of (n_i, d), training sections first}. Best is the highest of
-    `inner_scores`. Shallow stages often tell more about tissue than the one where finetuning pays,
-    so a gain must also be one over these.
+    Shallow layers often tell more about tissue than the one that finetuning reads. So a gain over
+    the frozen encoder must also be a gain over its best layer.
+
+    Parameters
+    ----------
+    layers
+        By feature layer, (n_i, d) of each section, training sections first.
+    train
+        The training sections.
+    genes
+        The genes to predict.
+
+    Returns
+    -------
+    str
+        The layer with the highest of `probes.inner_scores`.
     """
-    y = [tg.section_targets(s.adata, genes)["pearson_residuals"][s.rows] for s in train]
-    groups = np.concatenate([[s.name] * len(s.rows) for s in train])
+    residuals = [patch_targets(s, genes)["pearson_residuals"] for s in train]
+    y = np.concatenate(residuals)
+    groups = section_names(train)
+    scores = {}
+    for layer, embeddings in layers.items():
+        x = np.concatenate(embeddings[: len(train)]).astype(float)
+        scores[layer] = inner_scores(x, y, groups).max()
+    return max(scores, key=lambda layer: scores[layer])
 
-    def inner(stage):
-        x = np.concatenate(stages[stage][: len(train)]).astype(float)
-        return inner_scores(x, np.concatenate(y), groups).max()
 
-    return max(stages, key=inner)
+def section_names(sections: Sequence[Section]) -> np.ndarray:
+    """Return the name of each patch's section, (n,), one section after another."""
+    return np.concatenate([[s.name] * len(s.rows) for s in sections])

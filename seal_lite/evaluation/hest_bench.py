@@ -5,7 +5,7 @@
     ROOT/<TASK>/splits/train_<i>.csv     sample_id, patches_path, expr_path; test_<i>.csv beside it
     ROOT/<TASK>/var_50genes.json         {"genes": [...]}
 
-A sample becomes a `Section`, so the probes and controls of every other evaluation read it too.
+A sample becomes a `Section`, so the probes and controls of every other evaluation apply to it too.
 """
 
 from __future__ import annotations
@@ -14,27 +14,35 @@ import logging
 from dataclasses import dataclass
 from itertools import count
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 from PIL import Image
 from tqdm import tqdm
 
-from seal_lite.config import Config
 from seal_lite.data.genes import depth
 from seal_lite.data.images import resized
-from seal_lite.data.patches import HEST_UM as PATCH_UM
-from seal_lite.data.patches import read_patches
+from seal_lite.data.patches import HEST_UM, read_patches
 from seal_lite.data.readers.common import raw_counts, read_h5ad, read_table
 from seal_lite.data.readers.hest import GENES_FILE, SPLIT_COLUMNS
 from seal_lite.data.section import Section
 from seal_lite.errors import InputError, reading
-from seal_lite.evaluation import targets as tg
-from seal_lite.evaluation.features import best_stage
+from seal_lite.evaluation.features import best_feature_layer
 from seal_lite.evaluation.probes import hest_probe
 from seal_lite.evaluation.ridge import Sums, hest_bench_ridge
-from seal_lite.evaluation.scores import probe_scores, score_rows
+from seal_lite.evaluation.scores import ScoreKey, probe_scores, score_rows
 from seal_lite.evaluation.statistics import deltas
+from seal_lite.evaluation.targets import pearson, section_targets
 from seal_lite.io import read_json
+
+if TYPE_CHECKING:
+    from collections.abc import Collection, Mapping, Sequence
+
+    import pandas as pd
+
+    from seal_lite.config import Config
+    from seal_lite.encoders.registry import Backbone
+    from seal_lite.evaluation.features import Features
 
 log = logging.getLogger(__name__)
 SEED = 1  # of the benchmark's own PCA
@@ -42,10 +50,18 @@ SEED = 1  # of the benchmark's own PCA
 
 @dataclass(frozen=True)
 class HestTask:
-    """A benchmark task of HEST-bench (Jaume et al., 2024), as `read_task` finds it.
+    """A task of HEST-bench (Jaume et al., 2024), as `read_hest_task` reads it.
 
-    genes: those to predict (g,). folds: (training, test) sample names of each. files: {sample: (its
-    patches, .h5, and its counts, .h5ad)}.
+    Parameters
+    ----------
+    name
+        Name of the task.
+    genes
+        The genes to predict (g,).
+    folds
+        Names of the training and of the test samples of each fold.
+    files
+        By sample, its patches (.h5) and its counts (.h5ad).
     """
 
     name: str
@@ -54,66 +70,114 @@ class HestTask:
     files: dict[str, tuple[Path, Path]]
 
     def load(self, *, px: int = 224) -> dict[str, Section]:
-        """All samples, {name: `Section`}, with patches (n, px, px, 3) resampled to `px` pixels.
+        """Read all samples.
 
-        Raises `InputError` for a file that is damaged or does not fit the others.
+        Parameters
+        ----------
+        px
+            Width to which the patches are resampled: (n, px, px, 3).
+
+        Raises
+        ------
+        InputError
+            For a file that is damaged or does not fit the others.
         """
-        bar = tqdm(self.files.items(), f"read {self.name}", leave=False)
-        return {name: read_sample(name, *files, self.genes, px=px) for name, files in bar}
+        samples = {}
+        for name in tqdm(self.files, f"read {self.name}", leave=False):
+            patches, expression = self.files[name]
+            samples[name] = read_sample(name, patches, expression, genes=self.genes, px=px)
+        return samples
 
 
-def read_hest_task(root, name: str) -> HestTask:
-    """Read what a task is, and that its files are there.
+def read_hest_task(root: str | Path, name: str) -> HestTask:
+    """Read what a task is, and check that its files exist.
 
-    `root`/`name` holds splits/, patches/, adata/ and var_50genes.json, as HEST-bench publishes
-    them. Raises `InputError` for anything missing or inconsistent, and for a sample in both halves
-    of a fold.
+    Parameters
+    ----------
+    root
+        Folder of the tasks.
+    name
+        Name of the task: its folder under ``root``, with splits/, patches/, adata/ and
+        var_50genes.json, as HEST-bench publishes them.
+
+    Raises
+    ------
+    InputError
+        For anything missing or inconsistent, and for a sample in both halves of a fold.
     """
     folder = Path(root) / name
-    if not (folder / "splits").is_dir():
+    splits = folder / "splits"
+    if not splits.is_dir():
         raise InputError(f"{folder}: has no folder splits; give the folder that holds the tasks")
     genes = read_json(folder / GENES_FILE, "genes", remedy="restore its list 'genes'")["genes"]
-    folds, files = [], {}
+    folds = []
+    files: dict[str, tuple[Path, Path]] = {}
     for i in count():
-        halves = [folder / f"splits/{half}_{i}.csv" for half in ("train", "test")]
+        halves = [splits / f"{half}_{i}.csv" for half in ("train", "test")]
         if not any(half.exists() for half in halves):
             break
-        how = {"needs": SPLIT_COLUMNS, "sep": ",", "dtype": str, "keep_default_na": False}
-        tables = [read_table(half, **how)[SPLIT_COLUMNS] for half in halves]
+        tables = [_read_split(half) for half in halves]
         for table in tables:
-            files |= {s: (folder / p, folder / e) for s, p, e in table.itertuples(index=False)}
+            for sample, patches, expression in table.itertuples(index=False):
+                files[sample] = (folder / patches, folder / expression)
         train, test = (list(table.sample_id) for table in tables)
-        if shared := sorted(set(train) & set(test)):
+        shared = sorted(set(train) & set(test))
+        if shared:
             raise InputError(f"{halves[1]}: sample {shared[0]} also trains; take it out of a half")
         folds.append((train, test))
     if not folds:
-        raise InputError(f"{folder / 'splits'}: has no train_0.csv and test_0.csv; restore them")
-    if lost := [path for pair in files.values() for path in pair if not path.is_file()]:
-        raise InputError(f"{lost[0]}: is missing, and {folder / 'splits'} names it; fetch it again")
+        raise InputError(f"{splits}: has no train_0.csv and test_0.csv; restore them")
+    _check_files(files, splits)
     return HestTask(name, genes, folds, files)
 
 
-def read_sample(name: str, patches: Path, expression: Path, genes, *, px: int = 224) -> Section:
-    """A sample's patches, in their order, with the counts of the same barcodes, matched by name.
+def _check_files(files: Mapping[str, tuple[Path, Path]], splits: Path) -> None:
+    """Raise `InputError` where a file that the splits name is missing."""
+    for paths in files.values():
+        for path in paths:
+            if not path.is_file():
+                raise InputError(f"{path}: is missing, and {splits} names it; fetch it again")
 
-    Patches without any count are dropped and reported: they have no expression to predict. Raises
-    `InputError` for a file that is damaged or does not fit the other.
+
+def _read_split(path: Path) -> pd.DataFrame:
+    """Read the samples of half a fold."""
+    table = read_table(path, needs=SPLIT_COLUMNS, sep=",", dtype=str, keep_default_na=False)
+    return table[SPLIT_COLUMNS]
+
+
+def read_sample(
+    name: str, patches: Path, expression: Path, *, genes: Sequence[str], px: int = 224
+) -> Section:
+    """Read a sample's patches, in their order, with the counts of the same barcodes.
+
+    Barcodes and genes are matched by name. Patches without any count are dropped and reported: they
+    have no expression to predict.
+
+    Parameters
+    ----------
+    name
+        Name of the sample.
+    patches, expression
+        Its files.
+    genes
+        The genes that its counts must have.
+    px
+        Width to which the patches are resampled: (n, px, px, 3).
+
+    Raises
+    ------
+    InputError
+        For a file that is damaged or does not fit the other.
     """
     images, barcodes, coords = read_patches(patches)
     with reading(expression):
         adata = read_h5ad(expression)
-    for wanted, known, what in (
-        (barcodes, adata.obs_names, "barcode"),
-        (genes, adata.var_names, "gene"),
-    ):
-        if lacking := [w for w in wanted if w not in known]:
-            raise InputError(f"{expression}: {what} {lacking[0]} is missing; pair the right files")
-        if not known.is_unique:
-            raise InputError(f"{expression}: a {what} stands there twice; keep one")
+    _check_names(expression, barcodes, adata.obs_names, kind="barcode")
+    _check_names(expression, genes, adata.var_names, kind="gene")
     adata = adata[barcodes].copy()
     adata.layers["counts"] = raw_counts(expression, adata)
     adata.obsm["spatial"] = coords.astype(float)
-    adata.uns = {"section_id": name, "patient_id": name, "um_per_px": PATCH_UM / images.shape[1]}
+    adata.uns = {"section_id": name, "patient_id": name, "um_per_px": HEST_UM / images.shape[1]}
     rows = np.flatnonzero(depth(adata) > 0)
     if len(rows) < len(barcodes):
         log.info("%s: %d patches without counts: dropped", name, len(barcodes) - len(rows))
@@ -121,85 +185,172 @@ def read_sample(name: str, patches: Path, expression: Path, genes, *, px: int = 
     return Section(adata, np.arange(len(rows)), resample(images[rows], px))
 
 
+def _check_names(path: Path, needed: Sequence[str], names: pd.Index, *, kind: str) -> None:
+    """Raise `InputError` where a needed name is missing, or any name is there twice."""
+    missing = [name for name in needed if name not in names]
+    if missing:
+        raise InputError(f"{path}: {kind} {missing[0]} is missing; pair the right files")
+    if not names.is_unique:
+        raise InputError(f"{path}: a {kind} is there twice; keep one")
+
+
 def resample(images: np.ndarray, px: int) -> np.ndarray:
-    """Images (n, h, w, 3) uint8 at `px` x `px` pixels, low-pass filtered where that is fewer."""
+    """Return images (n, h, w, 3) uint8 at (n, px, px, 3), low-pass filtered where that is fewer."""
     if images.shape[1:3] == (px, px):
         return images
     return np.stack([resized(Image.fromarray(image), px) for image in images])
 
 
-def hest_px(config: Config, row) -> int:
-    """Pixels at which a run sees the benchmark's region as large as it saw its own in training.
+def hest_px(config: Config, backbone: Backbone) -> int:
+    """Return the width at which a run sees the benchmark's patches at its own scale.
 
-    A transformer has one input size; `InputError` where that would be another scale.
+    Parameters
+    ----------
+    config
+        The run's settings, with the size of its patches in um and px.
+    backbone
+        The run's backbone.
+
+    Returns
+    -------
+    int
+        Pixels across HEST-bench's 112 um.
+
+    Raises
+    ------
+    InputError
+        Where the backbone has one input size, and that would be another scale.
     """
-    px = round(PATCH_UM * config.patch_px / config.patch_um)
-    if row.fixed and px != config.patch_px:
-        said = f"{row.name}: reads {config.patch_px} px, and HEST-bench's {PATCH_UM:g} um would be"
-        raise InputError(f"{said} {px} px; finetune with --set patch_um={PATCH_UM:g}")
+    px = round(HEST_UM * config.patch_px / config.patch_um)
+    if backbone.fixed and px != config.patch_px:
+        message = (
+            f"{backbone.name}: reads {config.patch_px} px, but at the run's scale HEST-bench's "
+            f"{HEST_UM:g} um are {px} px"
+        )
+        raise InputError(f"{message}; finetune with --set patch_um={HEST_UM:g}")
     return px
 
 
-def pooled_scores(train, test, train_x, test_x, genes) -> tuple[np.ndarray, float]:
-    """HEST-bench's own number: r (g,) of log1p raw counts over all test patches together.
+def pooled_scores(
+    train: Sequence[Section],
+    test: Sequence[Section],
+    genes: Sequence[str],
+    *,
+    train_x: Sequence[np.ndarray],
+    test_x: Sequence[np.ndarray],
+) -> tuple[np.ndarray, float]:
+    """Return HEST-bench's own score: over all test patches together.
 
-    train, test: `Section`s. train_x, test_x: features (n_i, d) of each. The probe is that of Jaume
-    et al. (2024). Also the mean R^2 over genes, of the same probe with an intercept. (Without one,
-    as published, predictions lie around 0 and counts do not: that R^2 says how far from 0 they
-    are.)
+    Parameters
+    ----------
+    train, test
+        Training and test samples.
+    genes
+        Names of g genes.
+    train_x, test_x
+        Features (n_i, d) of each of these samples.
+
+    Returns
+    -------
+    r : np.ndarray
+        Correlation (g,) with log1p raw counts.
+    r2 : float
+        Mean R^2 over the genes that vary.
+
+    Notes
+    -----
+    The probe is that of Jaume et al. (2024), with an intercept. r does not depend on it. Without
+    one, as published, predictions lie around 0 and counts do not, so R^2 would only measure how far
+    counts are from 0.
     """
-    y = [[tg.section_targets(s.adata, genes)["log1p_raw"] for s in part] for part in (train, test)]
-    x, z = np.concatenate(test_x), np.concatenate(y[0])
-    if len(z) < x.shape[1]:  # fewer patches than features: small, and sums do not know its rows
-        predicted = hest_probe(np.concatenate(train_x), z, None, x, seed=SEED) + z.mean(0)
+    train_y = [section_targets(s.adata, genes)["log1p_raw"] for s in train]
+    measured = np.concatenate([section_targets(s.adata, genes)["log1p_raw"] for s in test])
+    x = np.concatenate(test_x)
+    y = np.concatenate(train_y)
+    if len(y) < x.shape[1]:  # PCA of fewer patches than features needs the rows, not the sums
+        predicted = hest_probe(np.concatenate(train_x), y, x, seed=SEED) + y.mean(0)
     else:
-        sums = sum(Sums.of(a, b) for a, b in zip(train_x, y[0], strict=True))
-        predicted = hest_bench_ridge(sums, x, seed=SEED)
-    measured = np.concatenate(y[1])
-    left = ((measured - predicted) ** 2).sum(0)
+        sums = [
+            Sums.of(features, targets) for features, targets in zip(train_x, train_y, strict=True)
+        ]
+        predicted = hest_bench_ridge(Sums.total(sums), x, seed=SEED)
+    residual = ((measured - predicted) ** 2).sum(0)
     spread = ((measured - measured.mean(0)) ** 2).sum(0)
-    r2 = 1 - left[spread > 0] / spread[spread > 0]
-    return tg.pearson(predicted, measured), float(r2.mean())
+    varies = spread > 0
+    r2 = 1 - residual[varies] / spread[varies]
+    return pearson(predicted, measured), float(r2.mean())
 
 
-def seen_test_samples(task: HestTask, seen, *, allow: bool = False) -> list[str]:
-    """The task's test samples among those that a run has `seen` (names) in training, sorted.
+def seen_test_samples(task: HestTask, seen: Collection[str], *, allow: bool = False) -> list[str]:
+    """Return the task's test samples that a run has seen in training.
 
-    Raises `InputError` where there are any, unless that is allowed.
+    Parameters
+    ----------
+    task
+        The task.
+    seen
+        Names of the sections that the run was finetuned on.
+    allow
+        Return such samples instead of raising.
+
+    Returns
+    -------
+    list of str
+        Their names, sorted.
+
+    Raises
+    ------
+    InputError
+        Where there are any and ``allow`` is False.
     """
-    found = sorted({s for _, test in task.folds for s in test} & set(seen))
-    if found and not allow:
-        said = f"{task.name}: the run was finetuned on test sample {found[0]}"
-        raise InputError(f"{said}; leave it out, or say --allow-leakage, which marks the result")
-    return found
+    test_samples = {sample for _, test in task.folds for sample in test}
+    leaked = sorted(test_samples & set(seen))
+    if leaked and not allow:
+        message = f"{task.name}: the run was finetuned on test sample {leaked[0]}"
+        raise InputError(f"{message}; leave it out, or set --allow-leakage, which marks the result")
+    return leaked
 
 
 def run_hest_bench(
-    task: HestTask, samples: dict, config: Config, found: dict, stages: dict
+    task: HestTask,
+    samples: Mapping[str, Section],
+    config: Config,
+    *,
+    features: Features,
+    layers: Features,
 ) -> dict:
-    """Score a task on its loaded samples: a result like `crossval`'s, one fold for each of its own.
+    """Score a task with its own folds.
 
-    `found` and `stages` are what `evaluate.features` gives for the samples, in their order. Per
-    fold and features: HEST-bench's number under target "hest_bench" (`pooled_scores`), its R^2, and
-    both probes on all targets, within each test sample. Returns {"data", "backbone", "classes":
-    None, "folds": [{"test": TASK/0 and so on, "seed", "r2": {features: R^2}, "scores"}], "delta"}.
+    Parameters
+    ----------
+    task
+        The task.
+    samples
+        Its loaded samples by name.
+    config
+        Settings of the run; its seed is that of the probes.
+    features, layers
+        As `features.embed_all` returns them for the samples, in their order.
+
+    Returns
+    -------
+    dict
+        A result like that of `crossval.crossval`: "data", "backbone", "classes" (None), "folds"
+        (each {"test": TASK/0 and so on, "seed", "r2": {features: R^2}, "scores"}) and "delta". Per
+        fold and features, "scores" has HEST-bench's own score under the target "hest_bench"
+        (`pooled_scores`), and both probes on all targets within each test sample.
     """
-    names, folds = list(samples), []
-    for i, halves in enumerate(task.folds):
-        train, test = ([samples[s] for s in half] for half in halves)
-
-        def halved(x, halves=halves):
-            return [[x[names.index(s)] for s in half] for half in halves]
-
-        split = {stage: halved(x) for stage, x in stages.items()}
-        best = best_stage({k: a + b for k, (a, b) in split.items()}, train, task.genes)
-        every = {k: halved(x) for k, x in found.items()} | {"frozen_best": split[best]}
-        scores, r2 = {}, {}
-        for name, (train_x, test_x) in every.items():
-            r, r2[name] = pooled_scores(train, test, train_x, test_x, task.genes)
-            scores[name, "hest", "hest_bench"] = r[None]
-            part = probe_scores(train, test, train_x, test_x, task.genes, seed=config.seed)
-            scores |= {(name, probe, t): v for (probe, t), v in part.items()}
+    row_of = {name: i for i, name in enumerate(samples)}
+    folds = []
+    for i, (train_names, test_names) in enumerate(task.folds):
+        train = [samples[name] for name in train_names]
+        test = [samples[name] for name in test_names]
+        order = [row_of[name] for name in (*train_names, *test_names)]
+        fold_layers = _reorder(layers, order)
+        fold_features = _reorder(features, order)
+        best_layer = best_feature_layer(fold_layers, train, task.genes)
+        fold_features["frozen_best"] = fold_layers[best_layer]
+        scores, r2 = _score_fold(train, test, task.genes, features=fold_features, seed=config.seed)
         folds.append(
             {
                 "test": f"{task.name}/{i}",
@@ -215,3 +366,30 @@ def run_hest_bench(
         "folds": folds,
         "delta": deltas(folds),
     }
+
+
+def _reorder(features: Features, order: Sequence[int]) -> Features:
+    """Return the features of the sections with these indices, in this order."""
+    return {name: [x[i] for i in order] for name, x in features.items()}
+
+
+def _score_fold(
+    train: Sequence[Section],
+    test: Sequence[Section],
+    genes: Sequence[str],
+    *,
+    features: Features,
+    seed: int,
+) -> tuple[dict[ScoreKey, np.ndarray], dict[str, float]]:
+    """Scores of every kind of features, and the R^2 of HEST-bench's own probe."""
+    n_train = len(train)
+    scores = {}
+    r2 = {}
+    for name, x in features.items():
+        train_x, test_x = x[:n_train], x[n_train:]
+        r, r2[name] = pooled_scores(train, test, genes, train_x=train_x, test_x=test_x)
+        scores[ScoreKey(name, "hest", "hest_bench")] = r[None]
+        within = probe_scores(train, test, genes, train_x=train_x, test_x=test_x, seed=seed)
+        for (probe, target), section_r in within.items():
+            scores[ScoreKey(name, probe, target)] = section_r
+    return scores, r2

@@ -2,77 +2,178 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import numpy as np
 from sklearn.linear_model import LogisticRegression
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
+if TYPE_CHECKING:
+    from collections.abc import Sequence
 
-def effective_rank(x) -> float:
-    """How many directions an embedding (n, d) uses: exp of the entropy of its singular values, as
-    shares of their sum (Roy & Vetterli, 2007), after centring."""
+    from seal_lite.data.phantom.truth import GroundTruth
+    from seal_lite.data.section import Section
+    from seal_lite.evaluation.features import Features
+
+
+def effective_rank(x: np.ndarray) -> float:
+    """Return how many directions an embedding uses.
+
+    Parameters
+    ----------
+    x
+        Embeddings (n, d).
+
+    Returns
+    -------
+    float
+        Between 1 and min(n, d).
+
+    Notes
+    -----
+    Roy & Vetterli, 2007: exp of the entropy of the singular values of the centred embedding, each
+    divided by their sum.
+    """
     values = np.linalg.svd(x - x.mean(0), compute_uv=False)
     share = values[values > 0] / values.sum()
     return float(np.exp(-(share * np.log(share)).sum()))
 
 
-def region_accuracy(x, regions, x_test, regions_test) -> float:
-    """Balanced accuracy (mean over the test spots' regions of the share named right) of a logistic
-    regression on standardised embeddings (n, d) and (m, d).
+def region_accuracy(
+    train_x: np.ndarray,
+    train_regions: np.ndarray,
+    *,
+    test_x: np.ndarray,
+    test_regions: np.ndarray,
+) -> float:
+    """Return the balanced accuracy of the tissue region, read from the embedding.
 
-    Its penalty (C = 0.1) is the same for all features: nothing is chosen. `regions` (n,) and
-    `regions_test` (m,) are names.
+    A logistic regression on standardised embeddings predicts the region. Its penalty (C = 0.1) is
+    the same for all features: nothing is chosen.
+
+    Parameters
+    ----------
+    train_x, test_x
+        Embeddings (n, d) and (m, d).
+    train_regions, test_regions
+        Names of the regions, (n,) and (m,).
+
+    Returns
+    -------
+    float
+        Mean over the test spots' regions of the accuracy in that region.
     """
     model = make_pipeline(StandardScaler(), LogisticRegression(C=0.1, max_iter=2000))
-    right = model.fit(x, regions).predict(x_test) == regions_test
-    return float(np.mean([right[regions_test == r].mean() for r in np.unique(regions_test)]))
+    predicted = model.fit(train_x, train_regions).predict(test_x)
+    correct = predicted == test_regions
+    accuracies = [correct[test_regions == region].mean() for region in np.unique(test_regions)]
+    return float(np.mean(accuracies))
 
 
-def robustness_index(x, biology, source, *, k: int = 20) -> float:
-    """Do neighbours share biology or share the slide? 1: biology alone, 0: the source alone.
+def robustness_index(
+    x: np.ndarray, biology: np.ndarray, source: np.ndarray, *, k: int = 20
+) -> float:
+    """Return whether neighbours in the embedding share biology (1) or only their source (0).
 
-    Of each row's `k` nearest by cosine, SO has the same biology from another source and OS another
-    biology from the same source: the index is SO / (SO + OS) (Kömen et al., 2026, PathoROB). Rows
-    are drawn so that every (biology, source) counts alike, without which the index would tell how
-    common they are. x (n, d), biology and source (n,); nan where nothing is to be told apart.
+    Parameters
+    ----------
+    x
+        Embeddings (n, d).
+    biology, source
+        What each row shows and where it comes from, both (n,).
+    k
+        Number of nearest neighbours, by cosine.
+
+    Returns
+    -------
+    float
+        The index; nan where fewer than two kinds of biology come from more than one source.
+
+    Notes
+    -----
+    Kömen et al., 2026 (PathoROB): of each row's k nearest neighbours, SO have the same biology from
+    another source and OS another biology from the same source. The index is SO / (SO + OS). The
+    same number of rows is drawn from every (biology, source). Otherwise the index would measure how
+    common they are.
     """
-    cells = [
-        [c for f in np.unique(source) if len(c := np.flatnonzero(kind & (source == f))) > k // 2]
-        for kind in (biology == b for b in np.unique(biology))
-    ]
-    cells = [c for c in cells if len(c) > 1]  # what one source alone has cannot be matched
-    if len(cells) < 2:
+    cells = _comparable_cells(biology, source, more_than=k // 2)
+    if not cells:
         return float("nan")
-    rng, cells = np.random.default_rng(0), sum(cells, [])
-    n = min(map(len, cells))
-    pick = np.concatenate([rng.choice(c, n, replace=False) for c in cells])
-    x = x[pick] / np.maximum(np.linalg.norm(x[pick], axis=1, keepdims=True), 1e-12)
-    similar = x @ x.T
-    np.fill_diagonal(similar, -np.inf)
-    near = pick[np.argsort(-similar, axis=1)[:, :k]]
-    same, own = biology[near] == biology[pick, None], source[near] == source[pick, None]
-    so, os = (same & ~own).sum(), (~same & own).sum()
-    return float(so / (so + os)) if so + os else float("nan")
+    rng = np.random.default_rng(0)
+    size = min(len(rows) for rows in cells)
+    drawn = np.concatenate([rng.choice(rows, size, replace=False) for rows in cells])
+    unit = x[drawn] / np.maximum(np.linalg.norm(x[drawn], axis=1, keepdims=True), 1e-12)
+    cosines = unit @ unit.T
+    np.fill_diagonal(cosines, -np.inf)
+    neighbours = drawn[np.argsort(-cosines, axis=1)[:, :k]]  # (rows drawn, k)
+    same_biology = biology[neighbours] == biology[drawn, None]
+    same_source = source[neighbours] == source[drawn, None]
+    same_biology_only = (same_biology & ~same_source).sum()
+    same_source_only = (~same_biology & same_source).sum()
+    total = same_biology_only + same_source_only
+    return float(same_biology_only / total) if total else float("nan")
 
 
-def morphology(train, test, features: dict, *, truth=None) -> dict[str, dict[str, float]]:
-    """{features: {"effective_rank", on the phantom "region_accuracy"}} on the test sections.
+def _comparable_cells(
+    biology: np.ndarray, source: np.ndarray, *, more_than: int
+) -> list[np.ndarray]:
+    """Rows of each (biology, source) that has enough; empty where nothing can be compared."""
+    comparable: list[list[np.ndarray]] = []
+    for kind in np.unique(biology):
+        cells = []
+        for origin in np.unique(source):
+            rows = np.flatnonzero((biology == kind) & (source == origin))
+            if len(rows) > more_than:
+                cells.append(rows)
+        if len(cells) > 1:  # what one source alone has cannot be matched
+            comparable.append(cells)
+    if len(comparable) < 2:
+        return []
+    return [rows for cells in comparable for rows in cells]
 
-    Where those are several patients' of the phantom, also "robustness_index" by region and patient.
-    train, test: `Section`s. `features` as `evaluate.fold_features` gives them. See the functions of
-    these names.
+
+def morphology(
+    train: Sequence[Section],
+    test: Sequence[Section],
+    features: Features,
+    *,
+    truth: GroundTruth | None = None,
+) -> dict[str, dict[str, float]]:
+    """Return what each kind of features keeps of the tissue of the test sections.
+
+    Parameters
+    ----------
+    train, test
+        The sections that train and those held out.
+    features
+        As `features.fold_features` returns them, training sections first.
+    truth
+        The phantom's ground truth; None for real data.
+
+    Returns
+    -------
+    dict
+        By name of the features: "effective_rank"; with ``truth`` also "region_accuracy"; and where
+        several patients of the phantom can be compared "robustness_index", by region and patient.
     """
-    n = len(train)
-    patient = np.concatenate([[s.patient] * len(s.rows) for s in test])
-    found = {}
+    n_train = len(train)
+    kept = {
+        name: {"effective_rank": effective_rank(np.concatenate(x[n_train:]))}
+        for name, x in features.items()
+    }
+    if truth is None:
+        return kept
+    train_regions = np.concatenate([truth.regions(s) for s in train])
+    test_regions = np.concatenate([truth.regions(s) for s in test])
+    patients = np.concatenate([[s.patient] * len(s.rows) for s in test])
     for name, x in features.items():
-        found[name] = {"effective_rank": effective_rank(np.concatenate(x[n:]))}
-        if truth is not None:
-            regions = [truth.regions(s) for s in (*train, *test)]
-            x, y, x_test, y_test = (
-                np.concatenate(p) for p in (x[:n], regions[:n], x[n:], regions[n:])
-            )
-            found[name]["region_accuracy"] = region_accuracy(x, y, x_test, y_test)
-            if np.isfinite(index := robustness_index(x_test, y_test, patient)):
-                found[name]["robustness_index"] = index
-    return found
+        train_x = np.concatenate(x[:n_train])
+        test_x = np.concatenate(x[n_train:])
+        kept[name]["region_accuracy"] = region_accuracy(
+            train_x, train_regions, test_x=test_x, test_regions=test_regions
+        )
+        index = robustness_index(test_x, test_regions, patients)
+        if np.isfinite(index):
+            kept[name]["robustness_index"] = index
+    return kept

@@ -1,6 +1,8 @@
-"""Linear probes on frozen embeddings: one as HEST-bench does it, one properly regularised."""
+"""Linear probes on frozen embeddings: one as HEST-bench has it, one properly regularised."""
 
 from __future__ import annotations
+
+from typing import Protocol
 
 import numpy as np
 from sklearn import linear_model
@@ -11,50 +13,128 @@ from sklearn.preprocessing import StandardScaler
 from seal_lite.evaluation.ridge import Ridge, Sums
 from seal_lite.evaluation.targets import pearson
 
-ALPHAS = 10.0 ** np.arange(-2, 6.01, 0.5)
+ALPHAS = 10.0 ** np.arange(-2, 6.01, 0.5)  # penalties among which probe B chooses, (17,)
+BLOCKS = 5  # stand in for groups where the training data have one group only
 
 
-def hest_probe(x, y, groups, x_test, *, seed: int = 0):
-    """Probe A, HEST-bench's (Jaume et al., 2024): StandardScaler, PCA(256), ridge with alpha =
-    100 / (components x genes), lsqr, no intercept (Pearson does not see it).
+class Probe(Protocol):
+    """Fits on training features and predicts the targets of test features."""
 
-    With few spots this is badly under-regularised and flatters features with few directions.
-    x (n, d), y (n, g), x_test (m, d) -> predictions (m, g). `groups` is not used.
+    def __call__(
+        self,
+        train_x: np.ndarray,
+        train_y: np.ndarray,
+        test_x: np.ndarray,
+        *,
+        groups: np.ndarray,
+        seed: int = 0,
+    ) -> np.ndarray:
+        """Return predictions (m, g)."""
+
+
+def hest_probe(
+    train_x: np.ndarray,
+    train_y: np.ndarray,
+    test_x: np.ndarray,
+    *,
+    groups: np.ndarray | None = None,
+    seed: int = 0,
+) -> np.ndarray:
+    """Return the predictions of probe A, HEST-bench's.
+
+    With few spots it is badly under-regularised and flatters features with few directions.
+
+    Parameters
+    ----------
+    train_x, train_y
+        Features (n, d) and targets (n, g) of the training spots.
+    test_x
+        Features (m, d) to predict from.
+    groups
+        Not used. It is here because `tuned_probe` takes it.
+    seed
+        Of the PCA.
+
+    Returns
+    -------
+    np.ndarray
+        Predictions (m, g).
+
+    Notes
+    -----
+    Jaume et al., 2024: StandardScaler, PCA(256), ridge with alpha = 100 / (components x genes),
+    LSQR, no intercept (the correlation does not see it).
     """
-    components = min(256, *x.shape)
-    alpha = 100 / (components * y.shape[1])
+    components = min(256, *train_x.shape)
+    alpha = 100 / (components * train_y.shape[1])
     ridge = linear_model.Ridge(alpha=alpha, fit_intercept=False, solver="lsqr")
     model = make_pipeline(StandardScaler(), PCA(components, random_state=seed), ridge)
-    return model.fit(x, y).predict(x_test).reshape(len(x_test), -1)
+    predicted = model.fit(train_x, train_y).predict(test_x)
+    return predicted.reshape(len(test_x), -1)
 
 
-def tuned_probe(x, y, groups, x_test, *, seed: int = 0):
-    """Probe B: StandardScaler, ridge with alpha chosen by leave-one-group-out inside training.
+def tuned_probe(
+    train_x: np.ndarray,
+    train_y: np.ndarray,
+    test_x: np.ndarray,
+    *,
+    groups: np.ndarray,
+    seed: int = 0,
+) -> np.ndarray:
+    """Return the predictions of probe B: a ridge whose penalty is chosen inside training.
 
-    The alpha of `ALPHAS` with the best of `inner_scores` wins. `groups` (n,) names the group of
-    each row. Shapes as in `hest_probe`.
+    StandardScaler, then a ridge with the alpha of `ALPHAS` that has the best `inner_scores`.
+
+    Parameters
+    ----------
+    train_x, train_y
+        Features (n, d) and targets (n, g) of the training spots.
+    test_x
+        Features (m, d) to predict from.
+    groups
+        The group (n,) of each training spot; a group is left out as a whole.
+    seed
+        Not used. It is here because `hest_probe` takes it.
+
+    Returns
+    -------
+    np.ndarray
+        Predictions (m, g).
     """
-    best = ALPHAS[inner_scores(x, y, groups).argmax()]
-    return Ridge.fit(Sums.of(x, y)).predict(x_test, alpha=best)
+    best = ALPHAS[inner_scores(train_x, train_y, groups).argmax()]
+    return Ridge.fit(Sums.of(train_x, train_y)).predict(test_x, alpha=best)
 
 
-def inner_scores(x, y, groups) -> np.ndarray:
-    """Mean r over genes for each of `ALPHAS`, leaving one group of the training data out at a time.
+def inner_scores(x: np.ndarray, y: np.ndarray, groups: np.ndarray) -> np.ndarray:
+    """Return the mean r over genes of each penalty, leaving one training group out at a time.
 
-    With a single group, five contiguous blocks of spots stand in for groups. Returns (17,), one for
-    each alpha from 1e-2 to 1e6. Shapes as in `tuned_probe`.
+    With a single group, `BLOCKS` contiguous blocks of spots stand in for groups.
+
+    Parameters
+    ----------
+    x, y
+        Features (n, d) and targets (n, g) of the training spots.
+    groups
+        The group (n,) of each spot.
+
+    Returns
+    -------
+    np.ndarray
+        Mean r (17,), one for each of `ALPHAS`.
     """
-    if len(names := np.unique(groups)) > 1:
+    names = np.unique(groups)
+    if len(names) > 1:
         parts = [np.flatnonzero(groups == name) for name in names]
     else:
-        parts = np.array_split(np.arange(len(x)), 5)
-    sums = [Sums.of(x[part], y[part]) for part in parts]
-    found = []
-    for i, part in enumerate(parts):
-        fitted = Ridge.fit(sum(sums[:i] + sums[i + 1 :]))
-        predicted = (fitted.predict(x[part], alpha=alpha) for alpha in ALPHAS)
-        found.append([pearson(p, y[part]).mean() for p in predicted])
-    return np.mean(found, axis=0)
+        parts = np.array_split(np.arange(len(x)), BLOCKS)
+    sums = [Sums.of(x[rows], y[rows]) for rows in parts]
+    scores = []
+    for i, rows in enumerate(parts):
+        others = Sums.total(sums[:i] + sums[i + 1 :])
+        fitted = Ridge.fit(others)
+        predictions = (fitted.predict(x[rows], alpha=alpha) for alpha in ALPHAS)
+        scores.append([pearson(predicted, y[rows]).mean() for predicted in predictions])
+    return np.mean(scores, axis=0)
 
 
-PROBES = {"hest": hest_probe, "tuned_ridge": tuned_probe}
+PROBES: dict[str, Probe] = {"hest": hest_probe, "tuned_ridge": tuned_probe}

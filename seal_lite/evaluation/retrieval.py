@@ -2,154 +2,318 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import numpy as np
 import torch
 
 from seal_lite.errors import InputError
 
-Z_QUERY = 3.0  # a gene set is asked for at three standard deviations above its mean
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    from seal_lite.data.genes import GenePanel
+    from seal_lite.data.section import Section
+    from seal_lite.model.seal import SEAL
+
+Z_QUERY = 3.0  # a gene set queries at three standard deviations above its mean
 CHUNK = 65536  # gallery rows compared at once: any gallery fits, also a memory-mapped one
+RANKS = (1, 5, 10)  # recall within so many
+# Which embeddings query which.
+DIRECTIONS = {"genes to images": ("genes", "images"), "images to genes": ("images", "genes")}
 
 
-def gene_set_profile(panel, genes, *, z: float = Z_QUERY) -> np.ndarray:
-    """A z-scored profile (1, panel) with `genes` raised and every other gene at its mean.
+def gene_set_profile(panel: GenePanel, genes: Sequence[str], *, z: float = Z_QUERY) -> np.ndarray:
+    """Return a z-scored profile with a gene set raised and every other gene at its mean.
 
-    Raises `InputError` for a gene outside the panel.
+    Parameters
+    ----------
+    panel
+        The model's genes.
+    genes
+        The gene set.
+    z
+        Expression of these genes, in standard deviations above the mean.
+
+    Returns
+    -------
+    np.ndarray
+        Profile (1, panel genes) float32.
+
+    Raises
+    ------
+    InputError
+        For a gene outside the panel.
     """
-    if lost := [g for g in genes if g not in panel.genes]:
-        said = f"--genes: {', '.join(lost)} not among the run's {len(panel.genes)} genes"
-        raise InputError(f"{said}; finetune with it in --include, or ask for others")
+    outside = [gene for gene in genes if gene not in panel.genes]
+    if outside:
+        message = f"--genes: {', '.join(outside)} not among the run's {len(panel.genes)} genes"
+        raise InputError(f"{message}; finetune with it in --include, or query with other genes")
     profile = np.zeros((1, len(panel.genes)), np.float32)
-    profile[0, [panel.genes.index(g) for g in genes]] = z
+    profile[0, [panel.genes.index(gene) for gene in genes]] = z
     return profile
 
 
-def search(queries: np.ndarray, gallery: np.ndarray, *, top: int = 10):
-    """The `top` most similar rows of `gallery` for each query, best first.
+def search(
+    queries: np.ndarray, gallery: np.ndarray, *, top: int = 10
+) -> tuple[np.ndarray, np.ndarray]:
+    """Return the most similar rows of the gallery for each query, best first.
 
-    queries (q, d) and gallery (n, d) are unit vectors; returns indices and cosines, (q, top).
+    Parameters
+    ----------
+    queries, gallery
+        Unit vectors (q, d) and (n, d).
+    top
+        How many rows.
+
+    Returns
+    -------
+    rows : np.ndarray
+        Indices into the gallery, (q, min(top, n)). Equal rows keep the gallery's order.
+    cosines : np.ndarray
+        Their cosines, (q, min(top, n)).
     """
-    queries, best, at = torch.as_tensor(queries), None, None
+    query = torch.as_tensor(queries)
+    best_cosines = torch.empty((len(query), 0), dtype=query.dtype)
+    best_rows = torch.empty((len(query), 0), dtype=torch.long)
     for start in range(0, len(gallery), CHUNK):
         part = torch.from_numpy(np.array(gallery[start : start + CHUNK]))
-        found, where = (queries @ part.T).topk(min(top, len(part)), dim=1)
-        if best is not None:
-            found, where = torch.cat([best, found], 1), torch.cat([at, where + start], 1)
-        where, order = where.sort(dim=1)  # the stable sort below then keeps equal ones in order
-        found, order = found.gather(1, order).sort(dim=1, descending=True, stable=True)
-        best, at = found[:, :top], where.gather(1, order)[:, :top]
-    return at.numpy(), best.numpy()
+        part_cosines, part_rows = (query @ part.T).topk(min(top, len(part)), dim=1)
+        cosines = torch.cat([best_cosines, part_cosines], dim=1)
+        rows = torch.cat([best_rows, part_rows + start], dim=1)
+        rows, order = rows.sort(dim=1)  # the stable sort below then keeps equal rows in order
+        cosines, order = cosines.gather(1, order).sort(dim=1, descending=True, stable=True)
+        best_cosines = cosines[:, :top]
+        best_rows = rows.gather(1, order)[:, :top]
+    return best_rows.numpy(), best_cosines.numpy()
 
 
-def recall(similarity: np.ndarray, own, *, at=(1, 5, 10)) -> dict[str, float]:
-    """Share of queries whose own region is among the k nearest, and by chance.
+def recall(
+    similarity: np.ndarray, own: np.ndarray | Sequence[int], *, ranks: Sequence[int] = RANKS
+) -> dict[str, float]:
+    """Return how often a query finds its own pair among the k nearest.
 
-    Also the median rank (1 is best). similarity (q, n), own (q,) the column of a query's own pair.
-    Returns {"recall@k" and "chance@k" for each k of `at`, "median_rank", "n": regions searched}.
+    Parameters
+    ----------
+    similarity
+        Similarity (q, n) of each query to each row of the gallery.
+    own
+        The column (q,) of each query's own pair.
+    ranks
+        The values of k.
+
+    Returns
+    -------
+    dict
+        "recall@k", the share of queries, and "chance@k", that of random order, for each k;
+        "median_rank" (1 is best); "n", the size of the gallery.
     """
-    mine = np.take_along_axis(similarity, np.asarray(own)[:, None], axis=1)
-    rank = 1 + (similarity > mine).sum(1) + ((similarity == mine).sum(1) - 1) / 2  # ties: middle
+    own_similarity = np.take_along_axis(similarity, np.asarray(own)[:, None], axis=1)
+    better = (similarity > own_similarity).sum(1)
+    equal = (similarity == own_similarity).sum(1) - 1
+    rank = 1 + better + equal / 2  # ties share the middle rank
     n = similarity.shape[1]
-    out = {f"recall@{k}": float((rank <= k).mean()) for k in at}
-    out |= {f"chance@{k}": min(1.0, k / n) for k in at}
-    return out | {"median_rank": float(np.median(rank)), "n": n}
+    scores = {f"recall@{k}": float((rank <= k).mean()) for k in ranks}
+    for k in ranks:
+        scores[f"chance@{k}"] = min(1.0, k / n)
+    scores["median_rank"] = float(np.median(rank))
+    scores["n"] = n
+    return scores
 
 
-def shared_space(model, sections, embeddings) -> dict[str, np.ndarray]:
-    """What `cross_modal` compares, of a `SEAL` and sections' image embeddings (lists of (n, dim)).
+def shared_space(
+    model: SEAL, sections: Sequence[Section], embeddings: Sequence[np.ndarray]
+) -> dict[str, np.ndarray]:
+    """Return what `cross_modal` compares: all patches of the sections in the shared space.
 
-    {"genes", "images": unit vectors (n, d), "expression": z-scored (n, panel), "slide", "patient":
-    names (n,)}, where n counts the patches of all sections.
+    Parameters
+    ----------
+    model
+        A finetuned model.
+    sections
+        Sections with n patches together.
+    embeddings
+        The model's image embeddings (n_i, dim) of each section.
+
+    Returns
+    -------
+    dict
+        "genes" and "images": unit vectors (n, d). "expression": z-scored (n, panel genes). "slide"
+        and "patient": names (n,).
     """
-    z = np.concatenate([model.panel.transform(s.adata)[s.rows] for s in sections])
-    sizes = [len(s.rows) for s in sections]
+    z = np.concatenate([section.expression(model.panel) for section in sections])
+    sizes = [len(section.rows) for section in sections]
     return {
         "genes": model.encode_genes(z),
         "expression": z,
         "images": model.project_images(np.concatenate(embeddings)),
-        "slide": np.repeat([s.name for s in sections], sizes),
-        "patient": np.repeat([s.patient for s in sections], sizes),
+        "slide": np.repeat([section.name for section in sections], sizes),
+        "patient": np.repeat([section.patient for section in sections], sizes),
     }
 
 
-def cross_modal(space: dict, *, top: int = 10, at=(1, 5, 10)) -> list[dict]:
-    """Retrieval in both directions and every scope, a row for each slide that asks.
+def cross_modal(
+    space: Mapping[str, np.ndarray], *, top: int = 10, ranks: Sequence[int] = RANKS
+) -> list[dict]:
+    """Return retrieval in both directions and every scope, for each slide that queries.
 
-    `space` as `shared_space` gives it. A row: {"slide", "direction", "scope", "found", "random",
-    "oracle"}, all r, and `recall`'s keys. Directions: a gene profile asks for images, an image for
-    profiles. Scopes: the own "slide", "other slides" of the patient, "other patients", or "all".
-    Where the own pair can be found there are `recall`'s numbers. Near-duplicate spots make those
-    harsh, so beside them stands "found": the mean correlation of the query's expression with that
-    of the `top` retrieved, itself left out; between "random", the gallery's mean, and "oracle", the
-    `top` that correlate best.
+    Parameters
+    ----------
+    space
+        As `shared_space` returns it.
+    top
+        How many retrieved rows "found" and "oracle" average over.
+    ranks
+        As in `recall`.
+
+    Returns
+    -------
+    list of dict
+        A row for each slide, direction and scope with a gallery: {"slide", "direction", "scope",
+        "found", "random", "oracle"}, and the keys of `recall` where the own pair is in the gallery.
+
+    Notes
+    -----
+    Directions: a gene profile queries images, an image queries profiles. Scopes: the own "slide",
+    "other slides" of the patient, "other patients", or "all". Near-duplicate spots make recall
+    harsh. So beside it stands "found": the mean correlation of the query's expression with that of
+    the ``top`` retrieved, the query itself left out. "random" is the mean of the whole gallery, and
+    "oracle" that of the ``top`` that correlate best.
     """
-    slide, patient = space["slide"], space["patient"]
-    z = space["expression"] - space["expression"].mean(1, keepdims=True)
-    z = z / np.maximum(np.linalg.norm(z, axis=1, keepdims=True), 1e-12)
+    profiles = _unit_profiles(space["expression"])
+    n = len(profiles)
     rows = []
-    for name in dict.fromkeys(slide):
-        mine = np.flatnonzero(slide == name)
-        whose = patient[mine[0]]
-        scopes = {
-            "slide": slide == name,
-            "other slides": (patient == whose) & (slide != name),
-            "other patients": patient != whose,
-            "all": np.ones(len(slide), bool),
-        }
-        for direction, asks, answers in (
-            ("genes to images", "genes", "images"),
-            ("images to genes", "images", "genes"),
-        ):
-            similarity, alike = space[asks][mine] @ space[answers].T, z[mine] @ z.T
+    for slide in dict.fromkeys(space["slide"]):
+        queries = np.flatnonzero(space["slide"] == slide)
+        correlation = profiles[queries] @ profiles.T  # (queries, n)
+        scopes = _scopes(space["slide"], space["patient"], slide)
+        for direction, (source, target) in DIRECTIONS.items():
+            similarity = space[source][queries] @ space[target].T  # (queries, n)
             for scope, gallery in scopes.items():
-                if not gallery.any() or (scope == "all" and scopes["slide"].all()):
-                    continue
-                row = {"slide": name, "direction": direction, "scope": scope}
+                row = {"slide": slide, "direction": direction, "scope": scope}
                 if scope in ("slide", "all"):
-                    own = np.searchsorted(np.flatnonzero(gallery), mine)
-                    row |= recall(similarity[:, gallery], own, at=at)
-                others = gallery & (np.arange(len(slide)) != mine[:, None])  # (queries, n)
-                s, a = (np.where(others, v, -np.inf) for v in (similarity, alike))
-                near, best = (np.argsort(-v, axis=1, kind="stable")[:, :top] for v in (s, a))
-                row |= {
-                    "found": float(np.take_along_axis(alike, near, 1).mean()),
-                    "random": float((alike * others).sum() / others.sum()),
-                    "oracle": float(np.take_along_axis(alike, best, 1).mean()),
-                }
+                    own = np.searchsorted(np.flatnonzero(gallery), queries)
+                    row |= recall(similarity[:, gallery], own, ranks=ranks)
+                others = gallery & (np.arange(n) != queries[:, None])  # (queries, n)
+                row |= _profile_match(similarity, correlation, others, top=top)
                 rows.append(row)
     return rows
 
 
-def retrieval_scores(model, section, embeddings, *, at=(1, 5, 10)) -> dict[str, float]:
-    """Gene -> image recall within a section: every spot's measured profile asks for its region.
+def _unit_profiles(expression: np.ndarray) -> np.ndarray:
+    """Centred profiles (n, genes) of norm 1, whose products are correlations."""
+    centred = expression - expression.mean(1, keepdims=True)
+    return centred / np.maximum(np.linalg.norm(centred, axis=1, keepdims=True), 1e-12)
 
-    model: a `SEAL`. embeddings (n, dim) of the section's patches. Returns `recall`'s keys.
+
+def _scopes(slides: np.ndarray, patients: np.ndarray, slide: str) -> dict[str, np.ndarray]:
+    """Return the galleries that a slide queries, as masks (n,); empty ones are left out."""
+    own_slide = slides == slide
+    own_patient = patients == patients[np.argmax(own_slide)]
+    scopes = {
+        "slide": own_slide,
+        "other slides": own_patient & ~own_slide,
+        "other patients": ~own_patient,
+    }
+    if not own_slide.all():
+        scopes["all"] = np.ones(len(slides), bool)
+    return {scope: gallery for scope, gallery in scopes.items() if gallery.any()}
+
+
+def _profile_match(
+    similarity: np.ndarray, correlation: np.ndarray, others: np.ndarray, *, top: int
+) -> dict[str, float]:
+    """Mean correlation of expression with the retrieved, the gallery's, and the best profiles.
+
+    All three arrays are (queries, n); ``others`` is the mask of each query's gallery.
+    """
+    retrieved = _highest(np.where(others, similarity, -np.inf), top)
+    best = _highest(np.where(others, correlation, -np.inf), top)
+    return {
+        "found": float(np.take_along_axis(correlation, retrieved, 1).mean()),
+        "random": float((correlation * others).sum() / others.sum()),
+        "oracle": float(np.take_along_axis(correlation, best, 1).mean()),
+    }
+
+
+def _highest(values: np.ndarray, top: int) -> np.ndarray:
+    """Columns (rows, top) of the highest values of each row, the first of equal ones first."""
+    return np.argsort(-values, axis=1, kind="stable")[:, :top]
+
+
+def retrieval_scores(
+    model: SEAL, section: Section, embeddings: np.ndarray, *, ranks: Sequence[int] = RANKS
+) -> dict[str, float]:
+    """Return gene -> image recall within a section: each spot's profile queries for its patch.
+
+    Parameters
+    ----------
+    model
+        A finetuned model.
+    section
+        The section.
+    embeddings
+        The model's image embeddings (n, dim) of its patches.
+    ranks
+        As in `recall`.
+
+    Returns
+    -------
+    dict
+        As `recall` returns it.
     """
     space = shared_space(model, [section], [embeddings])
-    return recall(space["genes"] @ space["images"].T, np.arange(len(embeddings)), at=at)
+    similarity = space["genes"] @ space["images"].T
+    return recall(similarity, np.arange(len(embeddings)), ranks=ranks)
 
 
-def gene_set_scores(model, space: dict, sets: dict, *, top: int = 10) -> list[dict]:
-    """A gene set asks each slide for its regions: {set: genes} -> a row per set and slide.
+def gene_set_scores(
+    model: SEAL,
+    space: Mapping[str, np.ndarray],
+    sets: Mapping[str, Sequence[str]],
+    *,
+    top: int = 10,
+) -> list[dict]:
+    """Return what each gene set finds on each slide.
 
-    "found" is the set's mean z over the `top` retrieved, between "random" (the slide's mean) and
-    "oracle" (the highest `top`); "set" and "slide" name the row. `space` as `shared_space` gives
-    it. Raises `InputError` for a gene outside the panel.
+    Parameters
+    ----------
+    model
+        A finetuned model.
+    space
+        As `shared_space` returns it.
+    sets
+        The genes of each set.
+    top
+        How many patches are retrieved.
+
+    Returns
+    -------
+    list of dict
+        A row for each set and slide: {"set", "slide", "found", "random", "oracle"}. "found" is the
+        set's mean z over the ``top`` retrieved patches, "random" over the slide, "oracle" over the
+        ``top`` highest.
+
+    Raises
+    ------
+    InputError
+        For a gene outside the panel.
     """
     rows = []
     for name, genes in sets.items():
         query = model.encode_genes(gene_set_profile(model.panel, genes))
-        score = space["expression"][:, [model.panel.genes.index(g) for g in genes]].mean(1)
+        columns = [model.panel.genes.index(gene) for gene in genes]
+        set_score = space["expression"][:, columns].mean(1)  # (n,)
         for slide in dict.fromkeys(space["slide"]):
-            here = np.flatnonzero(space["slide"] == slide)
-            (hits,), _ = search(query, space["images"][here], top=top)
-            rows.append(
-                {
-                    "set": name,
-                    "slide": slide,
-                    "found": float(score[here[hits]].mean()),
-                    "random": float(score[here].mean()),
-                    "oracle": float(np.sort(score[here])[-top:].mean()),
-                }
-            )
+            patches = np.flatnonzero(space["slide"] == slide)
+            hits, _ = search(query, space["images"][patches], top=top)
+            slide_score = set_score[patches]
+            row = {
+                "set": name,
+                "slide": slide,
+                "found": float(slide_score[hits[0]].mean()),
+                "random": float(slide_score.mean()),
+                "oracle": float(np.sort(slide_score)[-top:].mean()),
+            }
+            rows.append(row)
     return rows

@@ -7,15 +7,39 @@ training samples, and one decomposition of them serves all targets and penalties
 
 from __future__ import annotations
 
+import functools
+import operator
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
 from scipy.sparse.linalg import LinearOperator, lsqr
 
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+OVERSAMPLES = 10  # random directions beyond the wanted ones, as in sklearn's `randomized_svd`
+
 
 @dataclass(frozen=True)
 class Sums:
-    """n, sum of x (d,), of y (g,), of y^2 (g,), x'x (d, d), x'y (d, g) over some samples."""
+    """Sums over n samples of d features and g targets.
+
+    Parameters
+    ----------
+    n
+        Number of samples.
+    x
+        Sum of the features (d,).
+    y
+        Sum of the targets (g,).
+    yy
+        Sum of the squared targets (g,).
+    xx
+        x'x (d, d).
+    xy
+        x'y (d, g).
+    """
 
     n: int
     x: np.ndarray
@@ -25,106 +49,178 @@ class Sums:
     xy: np.ndarray
 
     @classmethod
-    def of(cls, x, y) -> Sums:
-        """The sums of features (n, d) and targets (n, g)."""
-        x, y = np.asarray(x, float), np.asarray(y, float)
+    def of(cls, x: np.ndarray, y: np.ndarray) -> Sums:
+        """Return the sums of features (n, d) and targets (n, g)."""
+        x = np.asarray(x, float)
+        y = np.asarray(y, float)
         return cls(len(x), x.sum(0), y.sum(0), (y**2).sum(0), x.T @ x, x.T @ y)
 
-    def __add__(self, other: Sums) -> Sums:
-        both = zip(vars(self).values(), vars(other).values(), strict=True)
-        return Sums(*(a + b for a, b in both))
+    @staticmethod
+    def total(parts: Iterable[Sums]) -> Sums:
+        """Return the sums over the samples of all parts together."""
+        return functools.reduce(operator.add, parts)
 
-    def __radd__(self, zero) -> Sums:
-        """`sum(parts)` starts from 0."""
-        return self
+    def __add__(self, other: Sums) -> Sums:
+        return Sums(
+            n=self.n + other.n,
+            x=self.x + other.x,
+            y=self.y + other.y,
+            yy=self.yy + other.yy,
+            xx=self.xx + other.xx,
+            xy=self.xy + other.xy,
+        )
 
 
 @dataclass(frozen=True)
 class Ridge:
-    """The decomposition that answers for every penalty: principal axes of standardised features.
+    """A ridge regression decomposed along the principal axes of the standardised features.
 
-    mean, scale (d,): as StandardScaler has them. spread (k,), axes (d, k): singular values and
-    directions, largest first. seen (k, g): the targets along the left singular vectors. target
-    (g,): the intercept.
+    One decomposition gives the predictions of every penalty.
+
+    Parameters
+    ----------
+    mean, scale
+        Mean and standard deviation (d,) of the features, as sklearn's StandardScaler has them.
+    spread
+        Singular values (k,), largest first.
+    axes
+        Right singular vectors (d, k).
+    projected
+        The targets along the left singular vectors, (k, g).
+    intercept
+        Mean of the targets (g,).
     """
 
     mean: np.ndarray
     scale: np.ndarray
     spread: np.ndarray
     axes: np.ndarray
-    seen: np.ndarray
-    target: np.ndarray
+    projected: np.ndarray
+    intercept: np.ndarray
 
     @classmethod
     def fit(cls, sums: Sums, *, components: int | None = None, seed: int = 0) -> Ridge:
-        """Standardise and decompose: all axes, or the `components` that sklearn's PCA gives with
-        this seed, which for many features are approximate (see `_randomised`)."""
-        mean, target = sums.x / sums.n, sums.y / sums.n
+        """Standardise and decompose the features.
+
+        Parameters
+        ----------
+        sums
+            Sums over the training samples.
+        components
+            Keep this many axes; None keeps all. They are those of sklearn's PCA, which
+            approximates them where there are many features.
+        seed
+            Draws the random start of the approximation, as PCA's ``random_state``.
+
+        Returns
+        -------
+        Ridge
+            The fitted regression.
+        """
+        mean = sums.x / sums.n
+        intercept = sums.y / sums.n
         variance = np.maximum(np.diag(sums.xx) / sums.n - mean**2, 0)
         constant = variance <= 1e-12 * np.maximum(mean**2, 1e-12)
         scale = np.where(constant, 1.0, np.sqrt(variance))  # a constant feature stays 0
-        gram = (sums.xx - sums.n * np.outer(mean, mean)) / np.outer(scale, scale)
-        cross = (sums.xy - sums.n * np.outer(mean, target)) / scale[:, None]
-        gram[constant], gram[:, constant], cross[constant] = 0, 0, 0
-        n, d = sums.n, len(gram)
-        few = components is not None and components < 0.8 * min(n, d)
-        if few and n >= d and max(n, d) > 500 and not (d <= 1000 and n >= 10 * d):
-            found = _randomised(gram, cross, components, seed)
+        gram = (sums.xx - sums.n * np.outer(mean, mean)) / np.outer(scale, scale)  # (d, d)
+        cross = (sums.xy - sums.n * np.outer(mean, intercept)) / scale[:, None]  # (d, g)
+        gram[constant] = 0
+        gram[:, constant] = 0
+        cross[constant] = 0
+        if components is not None and _pca_is_randomised(sums.n, len(gram), components):
+            spread, axes, projected = _randomised_axes(gram, cross, components, seed)
         else:
-            values, axes = np.linalg.eigh(gram)
-            spread, axes = np.sqrt(np.maximum(values[::-1], 0)), axes[:, ::-1]
-            found = spread, axes, axes.T @ cross / np.maximum(spread, 1e-12)[:, None]
-        k = slice(components)
-        return cls(mean, scale, found[0][k], found[1][:, k], found[2][k], target)
+            spread, axes, projected = _exact_axes(gram, cross)
+        kept = slice(components)
+        return cls(mean, scale, spread[kept], axes[:, kept], projected[kept], intercept)
 
-    def predict(self, x, *, alpha: float) -> np.ndarray:
-        """Predictions (m, g) for features (m, d) with penalty `alpha`."""
-        return self.combine(x, (self.spread / (self.spread**2 + alpha))[:, None] * self.seen)
+    def predict(self, x: np.ndarray, *, alpha: float) -> np.ndarray:
+        """Return predictions (m, g) for features (m, d) with penalty ``alpha``."""
+        shrinkage = self.spread / (self.spread**2 + alpha)
+        return self.combine(x, shrinkage[:, None] * self.projected)
 
-    def combine(self, x, weights) -> np.ndarray:
-        """Predictions (m, g) for features (m, d) from weights (k, g) of the axes."""
-        weights = self.axes @ weights / self.scale[:, None]
-        return np.asarray(x) @ weights + (self.target - self.mean @ weights)
+    def combine(self, x: np.ndarray, weights: np.ndarray) -> np.ndarray:
+        """Return predictions (m, g) for features (m, d) from weights (k, g) of the axes."""
+        coefficients = self.axes @ weights / self.scale[:, None]
+        return np.asarray(x) @ coefficients + (self.intercept - self.mean @ coefficients)
 
 
-def _randomised(gram, cross, components: int, seed: int):
-    """sklearn's `randomized_svd` of x (Halko et al., 2011) from x'x (d, d) and x'y (d, g) alone.
+def _pca_is_randomised(n: int, d: int, components: int) -> bool:
+    """Whether sklearn's PCA (svd_solver="auto") approximates the axes of (n, d) features."""
+    few = components < 0.8 * min(n, d)
+    by_covariance = d <= 1000 and n >= 10 * d
+    return few and n >= d and max(n, d) > 500 and not by_covariance
 
-    The same random start and number of power iterations span the same subspace, and the singular
-    vectors inside it are the same, so HEST-bench's number is found with its seed. Returns singular
-    values (k,), right vectors (d, k), and y along the left ones (k, g).
+
+def _exact_axes(gram: np.ndarray, cross: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Singular values (d,), right vectors (d, d), and y along the left vectors (d, g)."""
+    values, vectors = np.linalg.eigh(gram)
+    spread = np.sqrt(np.maximum(values[::-1], 0))
+    axes = vectors[:, ::-1]
+    return spread, axes, axes.T @ cross / np.maximum(spread, 1e-12)[:, None]
+
+
+def _randomised_axes(
+    gram: np.ndarray, cross: np.ndarray, components: int, seed: int
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """As `_exact_axes`, approximately, for the first components + `OVERSAMPLES` axes.
+
+    This is sklearn's `randomized_svd` of x (Halko et al., 2011) from x'x (d, d) and x'y (d, g)
+    alone. The same random start and number of power iterations span the same subspace, and the
+    singular vectors inside it are the same. So HEST-bench's score is found with its seed.
     """
-    start = np.random.RandomState(seed).normal(size=(len(gram), components + 10))
-    for _ in range(7 if components < 0.1 * len(gram) else 4):
+    start = np.random.RandomState(seed).normal(size=(len(gram), components + OVERSAMPLES))
+    iterations = 7 if components < 0.1 * len(gram) else 4
+    for _ in range(iterations):
         start, _ = np.linalg.qr(gram @ start)
     values, vectors = np.linalg.eigh(start.T @ gram @ start)
     basis = start @ (vectors / np.sqrt(np.maximum(values, 1e-12)))  # x @ basis is orthonormal
-    small = basis.T @ gram  # its singular values from its own square: gram is one already
-    values, left = (v[..., ::-1] for v in np.linalg.eigh(small @ small.T))
-    spread = np.sqrt(np.maximum(values, 1e-12))
+    small = basis.T @ gram
+    small_values, small_vectors = np.linalg.eigh(small @ small.T)
+    spread = np.sqrt(np.maximum(small_values[::-1], 1e-12))
+    left = small_vectors[:, ::-1]
     return spread, small.T @ (left / spread), left.T @ (basis.T @ cross)
 
 
-def hest_bench_ridge(sums: Sums, x, *, seed: int = 1) -> np.ndarray:
-    """Predictions (m, g) of HEST-bench's probe (Jaume et al., 2024), with the intercept that it
-    leaves out: StandardScaler, PCA(256), ridge with alpha = 100 / (components x genes) by LSQR.
+def hest_bench_ridge(sums: Sums, x: np.ndarray, *, seed: int = 1) -> np.ndarray:
+    """Return the predictions of HEST-bench's probe, with the intercept that it leaves out.
 
-    Its penalty is next to nothing; what regularises it is that LSQR stops at a tolerance of 1e-4.
-    So that is kept. LSQR's steps and its rule to stop do not see a rotation, so it runs on the
-    axes, with all that no axis explains as one more row: for 256 numbers a gene, not n. Rounding
-    may move the stop by a step, as it does upstream when training rows change places; a gene's r
-    then differs by 0.001 on thousands of spots, and by up to 0.005 on hundreds. sums: `Sums` of the
-    training spots. x (m, d): features to predict from.
+    Parameters
+    ----------
+    sums
+        Sums over the training spots.
+    x
+        Features (m, d) to predict from.
+    seed
+        Of the probe's PCA.
+
+    Returns
+    -------
+    np.ndarray
+        Predictions (m, g).
+
+    Notes
+    -----
+    Jaume et al., 2024: StandardScaler, PCA(256), ridge with alpha = 100 / (components x genes) by
+    LSQR (Paige & Saunders, 1982). That penalty is next to nothing. What regularises the probe is
+    that LSQR stops at a tolerance of 1e-4, so the tolerance is kept.
+
+    LSQR's steps and its rule to stop do not see a rotation. So it runs on the axes, with all that
+    no axis explains as one more row: on 257 values a gene instead of n. Rounding may move the stop
+    by a step, as it does upstream when training rows change places. A gene's r then differs by
+    0.001 on thousands of spots, and by up to 0.005 on hundreds.
     """
     k = min(256, sums.n - 1, len(sums.x))
     fitted = Ridge.fit(sums, components=k, seed=seed)
-    unseen = np.sqrt(np.maximum(sums.yy - (fitted.seen**2).sum(0), 0))
+    unexplained = np.sqrt(np.maximum(sums.yy - (fitted.projected**2).sum(0), 0))
     system = LinearOperator(
         (k + 1, k),
-        lambda w: np.append(fitted.spread * w.ravel(), 0),
-        lambda b: fitted.spread * b.ravel()[:k],
+        matvec=lambda weights: np.append(fitted.spread * weights.ravel(), 0),
+        rmatvec=lambda target: fitted.spread * target.ravel()[:k],
     )
     damp = np.sqrt(100 / (k * len(sums.y)))
-    options = {"damp": damp, "atol": 1e-4, "btol": 1e-4, "iter_lim": 1000}
-    weights = [lsqr(system, b, **options)[0] for b in np.vstack([fitted.seen, unseen]).T]
+    weights = []
+    for target in np.vstack([fitted.projected, unexplained]).T:  # (k + 1,) of each gene
+        solution, *_ = lsqr(system, target, damp=damp, atol=1e-4, btol=1e-4, iter_lim=1000)
+        weights.append(solution)
     return fitted.combine(x, np.stack(weights, 1))

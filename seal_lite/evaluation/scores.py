@@ -1,165 +1,350 @@
-"""Scores of features and models on held-out sections."""
+"""Scores of features and models on held-out sections.
+
+Every score is a correlation within a test section, never across sections.
+"""
 
 from __future__ import annotations
+
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 import pandas as pd
 
 from seal_lite.data.genes import depth
-from seal_lite.data.phantom.truth import GroundTruth
 from seal_lite.errors import InputError
-from seal_lite.evaluation import targets as tg
+from seal_lite.evaluation.features import section_names
 from seal_lite.evaluation.probes import PROBES
+from seal_lite.evaluation.targets import (
+    PARTIAL,
+    TARGETS,
+    neighbour_prediction,
+    noise_ceiling,
+    oracle_prediction,
+    patch_targets,
+    rows_of,
+    score,
+    stack_targets,
+    target_genes,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    from anndata import AnnData
+
+    from seal_lite.data.phantom.truth import GroundTruth
+    from seal_lite.data.section import Section
+    from seal_lite.evaluation.features import Features
+    from seal_lite.model.seal import SEAL
 
 
-def genes_to_score(adatas, truth: GroundTruth | None = None) -> list[str]:
-    """The phantom's declared genes; on real data 50 chosen on the training sections.
+class ScoreKey(NamedTuple):
+    """What a score is of: which features, which probe, which target."""
 
-    adatas: those of the training sections. truth: the phantom's. Returns names (g,).
+    features: str
+    probe: str
+    target: str
+
+
+def genes_to_score(adatas: Sequence[AnnData], truth: GroundTruth | None = None) -> list[str]:
+    """Return the genes to score: the phantom's declared ones, or 50 chosen on training sections.
+
+    Parameters
+    ----------
+    adatas
+        The training sections.
+    truth
+        The phantom's ground truth; None for real data.
+
+    Returns
+    -------
+    list of str
+        Names of the genes (g,).
     """
-    return tg.target_genes(adatas) if truth is None else list(truth.classes)
+    if truth is not None:
+        return list(truth.classes)
+    return target_genes(adatas)
 
 
-def check_genes_present(test, genes):
-    """An `InputError` where a test `Section` lacks a gene that is to be scored: r would be 0."""
-    for s in test:
-        if lost := [g for g in genes if g not in s.adata.var_names]:
-            raise InputError(f"section {s.name}: lacks {lost[0]}, to score; add its counts")
+def check_genes_present(test: Sequence[Section], genes: Sequence[str]) -> None:
+    """Raise `InputError` where a test section lacks a gene to score, whose r would be 0."""
+    for section in test:
+        missing = [gene for gene in genes if gene not in section.adata.var_names]
+        if missing:
+            message = f"section {section.name}: gene {missing[0]}, to be scored, is missing"
+            raise InputError(f"{message}; add its counts")
 
 
-def probe_scores(train, test, train_x, test_x, genes, *, seed=0) -> dict[tuple, np.ndarray]:
-    """r {(probe, target): (test sections, g)} of features, fitted on `train`, scored on `test`.
+def probe_scores(
+    train: Sequence[Section],
+    test: Sequence[Section],
+    genes: Sequence[str],
+    *,
+    train_x: Sequence[np.ndarray],
+    test_x: Sequence[np.ndarray],
+    seed: int = 0,
+) -> dict[tuple[str, str], np.ndarray]:
+    """Return the scores of features under every probe, fitted on ``train``.
 
-    `train`, `test` are `Section`s, `train_x`, `test_x` lists of (n_i, d) aligned with their
-    patches. Probes are "hest" (`probe.hest_probe`) and "tuned_ridge" (`probe.tuned_probe`), targets
-    those of `targets.score`.
+    Parameters
+    ----------
+    train, test
+        The sections that train and those held out.
+    genes
+        Names of g genes.
+    train_x, test_x
+        Features (n_i, d) of the patches of each of these sections.
+    seed
+        Of the probes.
+
+    Returns
+    -------
+    dict
+        By (probe, target), r (test sections, g). Probes are those of `probes.PROBES`, targets those
+        of `targets.score`.
     """
-    y = [{k: v[s.rows] for k, v in tg.section_targets(s.adata, genes).items()} for s in train]
-    groups = np.concatenate([[s.name] * len(s.rows) for s in train])
     x = np.concatenate(train_x).astype(float)
-    joined = {t: np.concatenate([part[t] for part in y]) for t in tg.TARGETS}
-    out = {}
+    held_out_x = np.concatenate(test_x)
+    y = stack_targets([patch_targets(s, genes) for s in train])
+    groups = section_names(train)
+    scores = {}
     for name, probe in PROBES.items():
         predicted = {
-            t: probe(x, joined[t], groups, np.concatenate(test_x), seed=seed) for t in tg.TARGETS
+            target: probe(x, y[target], held_out_x, groups=groups, seed=seed) for target in TARGETS
         }
-        out |= {(name, t): r for t, r in score_sections(predicted, test, genes).items()}
-    return out
+        for target, r in score_sections(predicted, test, genes).items():
+            scores[name, target] = r
+    return scores
 
 
-def score_sections(predicted: dict, test, genes) -> dict[str, np.ndarray]:
-    """r {target: (test sections, g)}: correlation within a section, never across.
+def score_sections(
+    predicted: Mapping[str, np.ndarray], test: Sequence[Section], genes: Sequence[str]
+) -> dict[str, np.ndarray]:
+    """Return the correlation of predictions with measurements within each test section.
 
-    predicted: {target: (n, g)} of all patches of `test` (`Section`s), one section below another.
-    Targets as `targets.score` has them.
+    Parameters
+    ----------
+    predicted
+        By target, (n, g) of all patches of ``test``, one section after another.
+    test
+        The held-out sections.
+    genes
+        Names of the g predicted genes.
+
+    Returns
+    -------
+    dict
+        By target of `targets.score`, r (test sections, g).
     """
-    scores, start = [], 0
-    for s in test:
-        part = slice(start, start := start + len(s.rows))
-        measured = {k: v[s.rows] for k, v in tg.section_targets(s.adata, genes).items()}
-        log_depth = np.log(depth(s.adata)[s.rows])
-        scores.append(tg.score({t: p[part] for t, p in predicted.items()}, measured, log_depth))
-    return {t: np.stack([x[t] for x in scores]) for t in scores[0]}
+    section_scores = []
+    start = 0
+    for section in test:
+        stop = start + len(section.rows)
+        section_predicted = rows_of(predicted, slice(start, stop))
+        measured = patch_targets(section, genes)
+        log_depth = np.log(depth(section.adata)[section.rows])
+        section_scores.append(score(section_predicted, measured, log_depth))
+        start = stop
+    return _stack_sections(section_scores)
 
 
-def direct_scores(test, genes, *, truth=None) -> dict[tuple, np.ndarray]:
-    """What needs no features: the neighbours' mean, the noise ceiling, and the phantom's oracle.
+def _stack_sections(section_scores: Sequence[Mapping[str, np.ndarray]]) -> dict[str, np.ndarray]:
+    """Scores (g,) of each section by target -> r (sections, g) by target."""
+    return {target: np.stack([r[target] for r in section_scores]) for target in section_scores[0]}
 
-    test: `Section`s. Returns r {(name, target): (test sections, g)}, names "neighbours", "ceiling"
-    and, with the phantom's `truth`, "oracle"; see `targets` for each.
+
+def direct_scores(
+    test: Sequence[Section], genes: Sequence[str], *, truth: GroundTruth | None = None
+) -> dict[tuple[str, str], np.ndarray]:
+    """Return the scores of what needs no features.
+
+    Parameters
+    ----------
+    test
+        The held-out sections.
+    genes
+        Names of g genes.
+    truth
+        The phantom's ground truth; None for real data.
+
+    Returns
+    -------
+    dict
+        By (name, target), r (test sections, g). Names are "ceiling" (`targets.noise_ceiling`),
+        "neighbours" (`targets.neighbour_prediction`) and, with ``truth``, "oracle"
+        (`targets.oracle_prediction`).
     """
-    ceiling = [tg.noise_ceiling(s.adata, genes, s.rows) for s in test]
-    out = {("ceiling", t): np.stack([c[t] for c in ceiling]) for t in ceiling[0]}
-    near = [tg.neighbour_prediction(s.adata, genes) for s in test]
-    found = {
-        "neighbours": [
-            {t: v[s.rows] for t, v in n.items()} for n, s in zip(near, test, strict=True)
-        ]
+    scores = {}
+    ceilings = [noise_ceiling(s.adata, genes, s.rows) for s in test]
+    for target, r in _stack_sections(ceilings).items():
+        scores["ceiling", target] = r
+    predictions = {
+        "neighbours": [rows_of(neighbour_prediction(s.adata, genes), s.rows) for s in test]
     }
     if truth is not None:
-        found["oracle"] = [
-            tg.oracle_prediction(truth.expected(s, genes), depth(s.adata)[s.rows]) for s in test
+        predictions["oracle"] = [
+            oracle_prediction(truth.expected(s, genes), depth(s.adata)[s.rows]) for s in test
         ]
-    for name, parts in found.items():
-        joined = {t: np.concatenate([part[t] for part in parts]) for t in tg.TARGETS}
-        out |= {(name, t): r for t, r in score_sections(joined, test, genes).items()}
-    return out
+    for name, section_predictions in predictions.items():
+        predicted = stack_targets(section_predictions)
+        for target, r in score_sections(predicted, test, genes).items():
+            scores[name, target] = r
+    return scores
 
 
-def decoder_scores(model, test, test_x, genes) -> dict[str, np.ndarray]:
-    """r (test sections, g) of the model's own image -> gene decoder, by target (r ignores its
-    scale).
+def decoder_scores(
+    model: SEAL, test: Sequence[Section], genes: Sequence[str], *, test_x: Sequence[np.ndarray]
+) -> dict[str, np.ndarray]:
+    """Return the scores of the model's own image -> gene decoder.
 
-    model: a `SEAL` whose panel has all `genes`. test: `Section`s. test_x: (n_i, dim) of each.
+    Parameters
+    ----------
+    model
+        A finetuned model whose panel has all ``genes``.
+    test
+        The held-out sections.
+    genes
+        Names of g genes.
+    test_x
+        The model's image embeddings (n_i, dim) of each section.
+
+    Returns
+    -------
+    dict
+        By target, r (test sections, g). The decoder predicts z-scores, whatever the target is: the
+        correlation does not depend on scale.
     """
-    at = [model.panel.genes.index(g) for g in genes]
-    predicted = model.predict_genes(np.concatenate(test_x))[:, at]
-    return score_sections({t: predicted for t in tg.TARGETS}, test, genes)
+    columns = [model.panel.genes.index(gene) for gene in genes]
+    predicted = model.predict_genes(np.concatenate(test_x))[:, columns]
+    return score_sections(dict.fromkeys(TARGETS, predicted), test, genes)
 
 
-def score_models(train, test, genes, models: dict, features: dict, *, truth=None, seed=0) -> dict:
-    """All features, probes and targets: {(features, probe, target): r (test sections, g)}.
+def score_models(
+    train: Sequence[Section],
+    test: Sequence[Section],
+    genes: Sequence[str],
+    *,
+    models: Mapping[str, SEAL],
+    features: Features,
+    truth: GroundTruth | None = None,
+    seed: int = 0,
+) -> dict[ScoreKey, np.ndarray]:
+    """Return the scores of all features under all probes, of decoders, and of references.
 
-    Beside the `features` of `fold_features`, under both probes, stand the models' own decoders
-    (probe "decoder") and, with probe "none", all of `direct_scores`.
+    Parameters
+    ----------
+    train, test
+        The sections that train and those held out.
+    genes
+        Names of g genes.
+    models
+        Finetuned models by name; each name is one of ``features``.
+    features
+        As `features.fold_features` returns them, training sections first.
+    truth
+        The phantom's ground truth; None for real data.
+    seed
+        Of the probes.
+
+    Returns
+    -------
+    dict
+        By key, r (test sections, g). The models' decoders have the probe "decoder"; all of
+        `direct_scores` have the probe "none".
     """
-    scores, n = {}, len(train)
+    n_train = len(train)
+    scores = {}
     for name, x in features.items():
-        found = probe_scores(train, test, x[:n], x[n:], genes, seed=seed)
-        scores |= {(name, probe, t): r for (probe, t), r in found.items()}
+        of_probes = probe_scores(
+            train, test, genes, train_x=x[:n_train], test_x=x[n_train:], seed=seed
+        )
+        for (probe, target), r in of_probes.items():
+            scores[ScoreKey(name, probe, target)] = r
     for name, model in models.items():
-        found = decoder_scores(model, test, features[name][n:], genes)
-        scores |= {(name, "decoder", t): r for t, r in found.items()}
-    found = direct_scores(test, genes, truth=truth)
-    return scores | {(name, "none", t): r for (name, t), r in found.items()}
+        of_decoder = decoder_scores(model, test, genes, test_x=features[name][n_train:])
+        for target, r in of_decoder.items():
+            scores[ScoreKey(name, "decoder", target)] = r
+    for (name, target), r in direct_scores(test, genes, truth=truth).items():
+        scores[ScoreKey(name, "none", target)] = r
+    return scores
 
 
-def score_rows(scores: dict, genes) -> list[dict]:
-    """The "scores" list of metrics.json: the mean over test sections of r (test sections, g).
+def score_rows(scores: Mapping[ScoreKey, np.ndarray], genes: Sequence[str]) -> list[dict]:
+    """Return the list "scores" of metrics.json: means over the test sections.
 
-    A row each {"features", "probe", "target", "pcc": mean r, "per_gene": {gene: r}}.
+    Parameters
+    ----------
+    scores
+        By key, r (test sections, g).
+    genes
+        Names of the g genes.
+
+    Returns
+    -------
+    list of dict
+        For each key {"features", "probe", "target", "pcc": mean r, "per_gene": {gene: r}}.
     """
-    return [
-        {
-            "features": f,
-            "probe": p,
-            "target": t,
+    rows = []
+    for (features, probe, target), r in scores.items():
+        mean_r = np.mean(r, axis=0)
+        per_gene = {gene: round(float(v), 4) for gene, v in zip(genes, mean_r, strict=True)}
+        row = {
+            "features": features,
+            "probe": probe,
+            "target": target,
             "pcc": round(float(np.mean(r)), 4),
-            "per_gene": {g: round(float(v), 4) for g, v in zip(genes, np.mean(r, 0), strict=True)},
+            "per_gene": per_gene,
         }
-        for (f, p, t), r in scores.items()
-    ]
+        rows.append(row)
+    return rows
 
 
-def tidy(result: dict) -> pd.DataFrame:
-    """One row per fold, seed, features, probe, target and gene, with r and the gene's class.
+def tidy(result: Mapping) -> pd.DataFrame:
+    """Return one row per fold, seed, features, probe, target and gene.
 
-    `result` as `crossval` returns it. Columns: test, seed, features, probe, target, gene, class, r.
+    Parameters
+    ----------
+    result
+        A result as `crossval.crossval` returns it.
+
+    Returns
+    -------
+    pd.DataFrame
+        Columns test, seed, features, probe, target, gene, class, r. The class of a gene without a
+        declared one is "hvg".
     """
     classes = result["classes"] or {}
-    return pd.DataFrame(
-        [
-            {
-                "test": f["test"],
-                "seed": f["seed"],
-                "features": s["features"],
-                "probe": s["probe"],
-                "target": s["target"],
-                "gene": g,
-                "class": classes.get(g, "hvg"),
-                "r": r,
-            }
-            for f in result["folds"]
-            for s in f["scores"]
-            for g, r in s["per_gene"].items()
-        ]
-    )
+    rows = []
+    for fold in result["folds"]:
+        for scores in fold["scores"]:
+            for gene, r in scores["per_gene"].items():
+                row = {
+                    "test": fold["test"],
+                    "seed": fold["seed"],
+                    "features": scores["features"],
+                    "probe": scores["probe"],
+                    "target": scores["target"],
+                    "gene": gene,
+                    "class": classes.get(gene, "hvg"),
+                    "r": r,
+                }
+                rows.append(row)
+    return pd.DataFrame(rows)
 
 
-def summary(result: dict) -> pd.DataFrame:
-    """Mean r over folds, seeds and genes: one row per features and probe, one column per target.
+def summary(result: Mapping) -> pd.DataFrame:
+    """Return the mean r over folds, seeds and genes.
 
-    `result` as `crossval` returns it.
+    Parameters
+    ----------
+    result
+        A result as `crossval.crossval` returns it.
+
+    Returns
+    -------
+    pd.DataFrame
+        One row per features and probe, one column per target.
     """
     table = tidy(result).pivot_table("r", ["features", "probe"], "target", "mean")
-    return table[[*tg.TARGETS[:2], tg.PARTIAL, *tg.TARGETS[2:]]]
+    residuals, normalised, raw = TARGETS
+    return table[[residuals, normalised, PARTIAL, raw]]

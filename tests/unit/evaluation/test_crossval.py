@@ -1,371 +1,342 @@
-"""Leave one group out, end to end on a tiny phantom: nothing of the held-out section is seen."""
+"""Cross-validation: what a fold holds out is seen by nothing that is fitted in it.
+
+Every fold is really run: training, embedding and scoring, with a network of 1,600 weights.
+"""
 
 import json
+import shutil
 from dataclasses import replace
 from types import SimpleNamespace
 
 import numpy as np
 import pandas as pd
 import pytest
-from conftest import TINY
+from helpers import TINY
+from tiny_sections import TINY_BACKBONE, make_section
 
-from seal_lite.data.genes import GenePanel
-from seal_lite.data.phantom import phantom
-from seal_lite.data.phantom.truth import gene_classes, read_truth
-from seal_lite.data.section import Section, load_sections
+from seal_lite.data.section import Section
+from seal_lite.encoders.registry import BACKBONES
 from seal_lite.errors import InputError
-from seal_lite.evaluation import targets as tg
+from seal_lite.evaluation import crossval as crossval_module
 from seal_lite.evaluation.crossval import (
+    Fold,
     crossval,
     folds_of,
     groups_of,
     run_fold,
     shift_folds,
-    shifted,
 )
-from seal_lite.evaluation.features import colour_statistics
-from seal_lite.evaluation.scores import genes_to_score, probe_scores, score_rows, summary, tidy
-from seal_lite.evaluation.statistics import deltas
-from seal_lite.model.seal import SEAL
-from seal_lite.training.loop import finetune
+from seal_lite.evaluation.scores import summary, tidy
+from seal_lite.evaluation.targets import PARTIAL, TARGETS
 
-CONFIG = replace(TINY, epochs=1, n_views=2)
+CONFIG = replace(TINY, backbone="tiny", epochs=1, n_views=2, gene_warmup_epochs=0)
 FEATURES = {"tuned", "shuffled", "frozen", "frozen_best", "random_init", "colour", "log_depth"}
-TARGETS = {*tg.TARGETS, tg.PARTIAL}
+ALL_TARGETS = (*TARGETS, PARTIAL)
+FITTED = ("panel.json", "heads.safetensors", "adapter/adapter_model.safetensors")
+GENES = ["G0", "G7", "G3", "G11", "G5", "G2"]
+
+
+@pytest.fixture(scope="module", autouse=True)
+def tiny_backbone():
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(BACKBONES, "tiny", TINY_BACKBONE)
+        yield
+
+
+def fitted_files(run):
+    """All that finetuning fitted: gene panel, heads and adapter, as bytes."""
+    return {file: (run / file).read_bytes() for file in FITTED}
+
+
+# What a fold fits
 
 
 @pytest.fixture(scope="module")
-def finished(phantom_root, sections, tmp_path_factory):
+def fold_run(tmp_path_factory):
+    """(fold, folder of its encoders, results): train on A1, hold out B1 and C1."""
+    section_a, section_b, section_c = (
+        make_section(name, seed=seed) for seed, name in enumerate(("A1", "B1", "C1"))
+    )
+    fold = Fold([section_a], {"B": [section_b], "C": [section_c]}, GENES)
+    runs = tmp_path_factory.mktemp("fold")
+    return fold, runs, run_fold(fold, CONFIG, runs=runs, progress=False)
+
+
+def test_nothing_is_fitted_on_the_held_out_section(tmp_path):
+    """Other counts and patches held out: same genes, panel and weights, other scores."""
+    train = make_section("A1", seed=0)
+    outcomes = []
+    for seed in (1, 2):
+        out = tmp_path / str(seed)
+        held_out = make_section("B1", seed=seed)
+        result = crossval(
+            [train, held_out], CONFIG, data="made", train_groups=1, seeds=1, out=out, progress=False
+        )
+        (fold,) = result["folds"]
+        outcomes.append(
+            {
+                "genes": list(fold["scores"][0]["per_gene"]),
+                "tuned": fitted_files(out / "runs/B1-0/tuned"),
+                "shuffled": fitted_files(out / "runs/B1-0/shuffled"),
+                "r": fold["scores"][0]["per_gene"],
+            }
+        )
+    first, second = outcomes
+    assert len(first["genes"]) == 50  # of 60: chosen on the training section
+    assert first["genes"] == second["genes"]
+    assert first["tuned"] == second["tuned"]
+    assert first["shuffled"] == second["shuffled"]
+    assert first["r"] != second["r"]
+
+
+def test_the_tuned_encoder_trains_on_true_pairs_and_its_control_on_shuffled_ones(
+    fold_run, tmp_path
+):
+    from seal_lite.training.loop import finetune
+
+    fold, runs, _ = fold_run
+    for name, shuffle_pairs in (("true", False), ("broken", True)):
+        finetune(
+            fold.train,
+            CONFIG,
+            include=fold.genes,
+            shuffle_pairs=shuffle_pairs,
+            out=tmp_path / name,
+            progress=False,
+        )
+    true_pairs = fitted_files(tmp_path / "true")
+    broken_pairs = fitted_files(tmp_path / "broken")
+    assert true_pairs["heads.safetensors"] != broken_pairs["heads.safetensors"]
+    assert fitted_files(runs / "tuned") == true_pairs
+    assert fitted_files(runs / "shuffled") == broken_pairs
+
+
+def test_every_held_out_group_is_scored_by_itself(fold_run):
+    """One training serves several groups; none of their scores depends on the others."""
+    fold, runs, results = fold_run
+    assert [result["test"] for result in results] == ["B", "C"]
+    for group, result in zip(fold.tests, results, strict=True):
+        alone = replace(fold, tests={group: fold.tests[group]})
+        assert run_fold(alone, CONFIG, runs=runs, progress=False) == [result]
+    assert results[0]["scores"] != results[1]["scores"]
+
+
+# Cross-validation of a phantom, end to end
+
+
+@pytest.fixture(scope="module")
+def finished(sections, ground_truth, tmp_path_factory):
     """(folder, result) of a cross-validation by patient with one seed."""
     out = tmp_path_factory.mktemp("cv") / "out"
-    run = {"by": "patient", "seeds": 1, "out": out, "progress": False}
-    return out, crossval(phantom_root, sections, CONFIG, **run)
+    return out, run_crossval(sections, ground_truth, out)
 
 
-def test_metrics_have_the_documented_keys(finished, phantom_root):
+def run_crossval(sections, truth, out, *, config=CONFIG, by="patient", seeds=1):
+    return crossval(
+        sections, config, data="phantom", truth=truth, by=by, seeds=seeds, out=out, progress=False
+    )
+
+
+def test_metrics_have_the_documented_keys(finished):
     out, result = finished
     assert json.loads((out / "metrics.json").read_text()) == result
     assert set(result) == {"data", "backbone", "provenance", "classes", "folds", "delta"}
-    assert (result["data"], result["backbone"]) == ("phantom", "tf_efficientnet_lite0")
-    assert [(f["test"], f["seed"]) for f in result["folds"]] == [("PA", 0), ("PB", 0)]
-    classes = gene_classes(phantom_root)
-    assert result["classes"] == classes and set(classes.values()) == {
-        "visible",
-        "subtle",
-        "invisible",
-    }
-    for fold in result["folds"]:
-        found = {(s["features"], s["probe"], s["target"]) for s in fold["scores"]}
-        expected = {(f, p, t) for f in FEATURES for p in ("hest", "tuned_ridge") for t in TARGETS}
-        expected |= {(f, "decoder", t) for f in ("tuned", "shuffled") for t in TARGETS}
-        expected |= {(f, "none", t) for f in ("neighbours", "ceiling", "oracle") for t in TARGETS}
-        assert found == expected and len(found) == len(fold["scores"])
-        for s in fold["scores"]:
-            r = list(s["per_gene"].values())
-            assert list(s["per_gene"]) == list(classes) and np.abs(r).max() <= 1
-            assert s["pcc"] == pytest.approx(np.mean(r), abs=1e-4)
-        assert set(fold["morphology"]) == FEATURES
-        kept = {k: v["region_accuracy"] for k, v in fold["morphology"].items()}
-        assert all(0 < v < 1 for v in kept.values()) and len(set(kept.values())) > 1
+    assert (result["data"], result["backbone"]) == ("phantom", "tiny")
+    assert [(fold["test"], fold["seed"]) for fold in result["folds"]] == [("PA", 0), ("PB", 0)]
     assert not (out / "cache").exists()  # gigabytes on real data
 
 
-def test_deltas_are_paired_differences_overall_and_by_class(finished):
+def test_every_fold_scores_all_features_under_all_probes(finished, ground_truth):
     _, result = finished
+    combinations = [(name, probe) for name in FEATURES for probe in ("hest", "tuned_ridge")]
+    combinations += [("tuned", "decoder"), ("shuffled", "decoder")]
+    combinations += [(name, "none") for name in ("neighbours", "ceiling", "oracle")]
+    expected = {(*combination, target) for combination in combinations for target in ALL_TARGETS}
+    for fold in result["folds"]:
+        keys = [(row["features"], row["probe"], row["target"]) for row in fold["scores"]]
+        assert set(keys) == expected
+        assert len(keys) == len(expected)
+        for row in fold["scores"]:
+            r = list(row["per_gene"].values())
+            assert list(row["per_gene"]) == list(ground_truth.classes)
+            assert np.abs(r).max() <= 1
+            assert row["pcc"] == pytest.approx(np.mean(r), abs=1e-4)
+
+
+def test_every_fold_measures_what_is_kept_of_the_tissue(finished):
+    _, result = finished
+    for fold in result["folds"]:
+        assert set(fold["morphology"]) == FEATURES
+        accuracies = {kept["region_accuracy"] for kept in fold["morphology"].values()}
+        assert all(0 < accuracy < 1 for accuracy in accuracies)
+        assert len(accuracies) > 1
+
+
+def test_deltas_are_paired_differences_overall_and_by_class(finished, ground_truth):
+    _, result = finished
+    assert result["classes"] == ground_truth.classes
     table = tidy(result)
-    mean = table.groupby(["features", "probe", "target"])["r"].mean()
-    by_class = table.groupby(["features", "probe", "target", "class"])["r"].mean()
-    seen = set()
-    for d in result["delta"]:
-        place = (d["probe"], d["target"])
-        extra = (d["class"],) if "class" in d else ()
-        means = by_class if extra else mean
-        expected = means[d["of"], *place, *extra] - means[d["minus"], *place, *extra]
-        assert d["mean"] == pytest.approx(expected, abs=2e-4)
-        low, high = d["ci95"]
-        assert low <= d["mean"] <= high
-        seen.add((d["of"], d["minus"], *place, d.get("class")))
-    kinds = [None, "visible", "subtle", "invisible"]
-    expected = {
-        ("tuned", m, p, t, k)
-        for m, p in (
-            ("frozen", "hest"),
-            ("frozen", "tuned_ridge"),
-            ("frozen_best", "hest"),
-            ("frozen_best", "tuned_ridge"),
-            ("shuffled", "hest"),
-            ("shuffled", "tuned_ridge"),
-            ("shuffled", "decoder"),
-        )
-        for t in TARGETS
-        for k in kinds
-    }
-    assert seen == expected and len(result["delta"]) == len(seen)
+    keys = ["features", "probe", "target"]
+    mean = table.groupby(keys).r.mean()
+    mean_of_class = table.groupby([*keys, "class"]).r.mean()
+    compared = []
+    for delta in result["delta"]:
+        key = (delta["probe"], delta["target"])
+        means = mean
+        if "class" in delta:
+            means = mean_of_class
+            key += (delta["class"],)
+        difference = means[delta["of"], *key] - means[delta["minus"], *key]
+        assert delta["mean"] == pytest.approx(difference, abs=2e-4)
+        low, high = delta["ci95"]
+        assert low <= delta["mean"] <= high
+        compared.append((delta["of"], delta["minus"], delta["probe"]))
+    pairs = [("tuned", m, p) for m in ("frozen", "frozen_best") for p in ("hest", "tuned_ridge")]
+    pairs += [("tuned", "shuffled", p) for p in ("hest", "tuned_ridge", "decoder")]
+    assert set(compared) == set(pairs)
+    assert len(compared) == len(pairs) * len(ALL_TARGETS) * 4  # all genes, and three classes
 
 
-def test_every_group_held_out_is_scored_by_itself(phantom_root, sections, monkeypatch, tmp_path):
-    """One training serves several test groups; none of their scores depends on the others."""
-
-    def untrained(train, config, *, include, **_):
-        return SEAL.build(GenePanel.from_config(train, config, include=include), config), []
-
-    monkeypatch.setattr(cv, "finetune", untrained)
-    genes = genes_to_score(phantom_root, sections[:1])
-    run = (genes, CONFIG, tmp_path)
-    tests = {"A": sections[:1], "B": sections[1:]}
-    both = run_fold(phantom_root, sections[:1], tests, *run)
-    (alone,) = run_fold(phantom_root, sections[:1], {"B": sections[1:]}, *run)
-    assert [f["test"] for f in both] == ["A", "B"] and both[1] == alone
-    assert both[0]["scores"] != alone["scores"]
-
-
-def test_table_is_tidy(finished):
+def test_the_table_on_disk_is_the_result(finished):
     out, result = finished
     table = pd.read_csv(out / "per_gene.csv")
-    assert list(table) == ["test", "seed", "features", "probe", "target", "gene", "class", "r"]
-    assert len(table) == sum(len(s["per_gene"]) for f in result["folds"] for s in f["scores"])
+    pd.testing.assert_frame_equal(table, tidy(result), check_dtype=False)
     assert not table.isna().any().any()
-    summary = summary(result)
-    assert set(summary.columns) == TARGETS
-    one = table.query("features == 'colour' and probe == 'hest' and target == 'log1p_raw'").r.mean()
-    assert summary.loc[("colour", "hest"), "log1p_raw"] == pytest.approx(one)
+    colour = table.query("features == 'colour' and probe == 'hest' and target == 'log1p_raw'")
+    means = summary(result)
+    assert means.loc[("colour", "hest"), "log1p_raw"] == pytest.approx(colour.r.mean())
 
 
-def test_oracle_bounds_what_depth_and_colour_can_do(finished):
-    """On declared genes the truth itself must beat the controls, or the harness is broken."""
-    r = summary(finished[1])["pearson_residuals"]
+def test_the_oracle_bounds_what_depth_and_colour_can_do(finished):
+    """On declared genes the ground truth must beat the controls, or the harness is broken."""
+    _, result = finished
+    r = summary(result)["pearson_residuals"]
     assert r["oracle", "none"] > r["colour", "tuned_ridge"] + 0.1
     assert r["oracle", "none"] > r["log_depth", "tuned_ridge"] + 0.1
     assert r["oracle", "none"] < r["ceiling", "none"] + 0.05
 
 
-def _crossval(finished, root, sections, *, config=CONFIG, by="patient"):
-    run = {"by": by, "seeds": 1, "out": finished[0], "progress": False}
-    return crossval(root, sections, config, **run)
+# Resuming
 
 
-def test_finished_folds_are_not_run_again(finished, phantom_root, sections, monkeypatch):
-    monkeypatch.setattr(cv, "run_fold", lambda *_, **__: pytest.fail("run again"))
-    assert _crossval(finished, phantom_root, sections)["folds"] == finished[1]["folds"]
-    lost = finished[0] / "folds/PB-0.json"
-    kept = lost.read_text()
-    lost.unlink()
+@pytest.fixture
+def copied(finished, tmp_path):
+    """A copy of the finished folder, to be changed."""
+    return shutil.copytree(finished[0], tmp_path / "cv")
+
+
+@pytest.fixture
+def fold_calls(finished, monkeypatch):
+    """(training sections, held-out sections, seed) of each fold that is run from here on."""
     calls = []
 
-    def only_this(root, train, tests, genes_, config, *_, **__):
-        ((name, (section,)),) = tests.items()
-        calls.append(([s.name for s in train], name, section.name, config.seed))
-        return json.loads(kept)
+    def record(fold, config, **_):
+        train, held_out = ([s.name for s in part] for part in (fold.train, fold.held_out))
+        calls.append((train, held_out, config.seed))
+        results = json.loads((finished[0] / f"folds/{fold.name}-0.json").read_text())
+        return [{**result, "seed": config.seed} for result in results]
 
-    monkeypatch.setattr(cv, "run_fold", only_this)
-    again = _crossval(finished, phantom_root, sections)
-    lost.write_text(kept)
-    assert calls == [(["PA1"], "PB", "PB1", 0)]
-    for one, other in zip(again["folds"], finished[1]["folds"], strict=True):
-        assert [s["per_gene"] for s in one["scores"]] == [s["per_gene"] for s in other["scores"]]
+    monkeypatch.setattr(crossval_module, "run_fold", record)
+    return calls
 
 
-def test_the_encoders_of_a_fold_are_kept_and_give_its_scores(
-    finished, phantom_root, sections, monkeypatch
-):
-    monkeypatch.setattr("seal_lite.train.Pairs", lambda *_, **__: pytest.fail("finetuned again"))
-    kept = finished[0] / "runs/PB-0"
-    assert SEAL.from_pretrained(kept / "tuned").config.seed == 0
-    fold = finished[0] / "folds/PB-0.json"
+def test_finished_folds_are_not_run_again(copied, sections, ground_truth, finished, fold_calls):
+    _, result = finished
+    assert run_crossval(sections, ground_truth, copied)["folds"] == result["folds"]
+    assert fold_calls == []
+    (copied / "folds/PB-0.json").unlink()
+    assert run_crossval(sections, ground_truth, copied)["folds"] == result["folds"]
+    assert fold_calls == [(["PA1"], ["PB1"], 0)]
+
+
+def test_more_seeds_run_only_what_is_new(copied, sections, ground_truth, fold_calls):
+    run_crossval(sections, ground_truth, copied, seeds=2)
+    assert fold_calls == [(["PB1"], ["PA1"], 1), (["PA1"], ["PB1"], 1)]
+
+
+def test_a_lost_fold_is_scored_again_with_its_kept_encoders(copied, sections, ground_truth):
+    encoders = [copied / "runs/PB-0" / name / FITTED[1] for name in ("tuned", "shuffled")]
+    written = [path.stat().st_mtime_ns for path in encoders]
+    fold = copied / "folds/PB-0.json"
     before = fold.read_text()
     fold.unlink()
-    _crossval(finished, phantom_root, sections)
+    run_crossval(sections, ground_truth, copied)
     assert fold.read_text() == before
+    assert [path.stat().st_mtime_ns for path in encoders] == written
 
 
-def test_other_settings_or_data_are_refused(finished, phantom_root, sections, tmp_path):
-    for change in ({"config": replace(CONFIG, epochs=2)}, {"by": "section"}):
-        with pytest.raises(InputError, match=str(finished[0])):
-            _crossval(finished, phantom_root, sections, **change)
+def test_a_folder_of_other_settings_or_data_is_refused(finished, sections, ground_truth, tmp_path):
+    out, _ = finished
+    with pytest.raises(InputError, match=str(out)):
+        run_crossval(sections, ground_truth, out, config=replace(CONFIG, epochs=2))
+    with pytest.raises(InputError, match=str(out)):
+        run_crossval(sections, ground_truth, out, by="section")
     with pytest.raises(InputError, match="holds other work"):
-        _crossval(finished, phantom_root, sections[::-1])
+        run_crossval(sections[::-1], ground_truth, out)
     (tmp_path / "notes.txt").write_text("mine")
     with pytest.raises(InputError, match="not of this work"):
-        _crossval((tmp_path,), phantom_root, sections)
-    with pytest.raises(InputError, match="--groups"):
-        groups_of(sections, "slide")
-    with pytest.raises(InputError, match="all sections belong to 'PA'"):
+        run_crossval(sections, ground_truth, tmp_path)
+
+
+# Groups and folds
+
+
+def make_labelled(name, patient, **labels):
+    uns = {"section_id": name, "patient_id": patient, "labels": labels}
+    return Section(SimpleNamespace(uns=uns), None, None)
+
+
+def test_a_group_is_named_by_every_section_and_not_by_all():
+    sections = [make_labelled("A1", "A", stain="old"), make_labelled("B1", "B")]
+    assert groups_of(sections, "patient") == ["A", "B"]
+    with pytest.raises(InputError, match="--groups stain: section B1 has no stain"):
+        groups_of(sections, "stain")
+    with pytest.raises(InputError, match="all sections belong to 'A'"):
         groups_of(sections[:1], "patient")
 
 
 def test_folds_hold_out_one_group_or_train_on_few():
     groups = ["A", "A", "B", "C", "D", "E"]
     sections = ["A1", "A2", "B1", "C1", "D1", "E1"]
-    one = list(folds_of(sections, groups))
-    assert [list(tests) for _, tests in one] == [["A"], ["B"], ["C"], ["D"], ["E"]]
-    assert one[0] == (["B1", "C1", "D1", "E1"], {"A": ["A1", "A2"]})
+    folds = list(folds_of(sections, groups))
+    assert [list(tests) for _, tests in folds] == [["A"], ["B"], ["C"], ["D"], ["E"]]
+    assert folds[0] == (["B1", "C1", "D1", "E1"], {"A": ["A1", "A2"]})
     ((train, tests),) = folds_of(sections, groups, 2)
-    assert train == ["A1", "A2", "B1"] and tests == {"C": ["C1"], "D": ["D1"], "E": ["E1"]}
-    for k in (5, 0):
+    assert train == ["A1", "A2", "B1"]
+    assert tests == {"C": ["C1"], "D": ["D1"], "E": ["E1"]}
+    for train_groups in (5, 0):
         with pytest.raises(InputError, match="--train-groups"):
-            list(folds_of(sections, groups, k))
-
-
-def _labelled(name, patient, **labels):
-    uns = {"section_id": name, "patient_id": patient, "labels": labels}
-    return Section(SimpleNamespace(uns=uns), None, None)
+            list(folds_of(sections, groups, train_groups))
 
 
 def test_a_shift_holds_out_a_group_and_a_quarter_of_the_others_patients():
-    sections = [
-        _labelled(f"{p}{i}", p, stain="old" if p < "F" else "new")
-        for p in "ABCDEFG"
-        for i in (1, 2)
-    ]
+    sections = []
+    for patient in "ABCDEFG":
+        stain = "old" if patient < "F" else "new"
+        sections += [make_labelled(f"{patient}{i}", patient, stain=stain) for i in (1, 2)]
     groups = groups_of(sections, "stain")
-    folds = [
-        ([s.name for s in train], {k: [s.name for s in v] for k, v in tests.items()})
-        for train, tests in shift_folds(sections, groups)
+    folds = []
+    for train, tests in shift_folds(sections, groups):
+        test_names = {group: " ".join(s.name for s in test) for group, test in tests.items()}
+        folds.append((" ".join(s.name for s in train), test_names))
+    assert folds == [
+        ("F1 F2", {"old": "A1 A2 B1 B2 C1 C2 D1 D2 E1 E2", "not old": "G1 G2"}),
+        ("A1 A2 B1 B2 C1 C2", {"new": "F1 F2 G1 G2", "not new": "D1 D2 E1 E2"}),
     ]
-    assert folds[0] == (
-        ["F1", "F2"],
-        {"old": [f"{p}{i}" for p in "ABCDE" for i in (1, 2)], "not old": ["G1", "G2"]},
-    )
-    assert folds[1] == (
-        [f"{p}{i}" for p in "ABC" for i in (1, 2)],
-        {"new": ["F1", "F2", "G1", "G2"], "not new": ["D1", "D2", "E1", "E2"]},
-    )
     with pytest.raises(InputError, match="new: has one patient"):
         list(shift_folds(sections[:-2], groups[:-2]))
-    with pytest.raises(InputError, match="--groups organ: not known of section A1"):
-        groups_of(sections, "organ")
 
 
-def test_gap_is_the_difference_of_in_and_out_gene_by_gene():
-    def fold(test, seed, tuned, frozen):
-        return {
-            "test": test,
-            "seed": seed,
-            "scores": [
-                {"features": f, "probe": "hest", "target": "log1p_raw", "per_gene": r}
-                for f, r in (("tuned", tuned), ("frozen", frozen))
-            ],
-        }
-
-    folds = [
-        fold("new", 0, {"a": 0.3, "b": 0.1}, {"a": 0.2, "b": 0.1}),
-        fold("not new", 0, {"a": 0.5, "b": 0.4}, {"a": 0.3, "b": 0.3}),
-    ]
-    parts = shifted(folds)
-    assert {k: [f["test"] for f in v] for k, v in parts.items()} == dict.fromkeys(
-        ("in", "out", "gap"), ["new"]
-    )
-    gap = [s["per_gene"] for s in parts["gap"][0]["scores"]]
-    assert gap == [pytest.approx({"a": 0.2, "b": 0.3}), pytest.approx({"a": 0.1, "b": 0.2})]
-    (difference,) = deltas(parts["gap"])
-    assert difference["mean"] == pytest.approx(0.1)
-
-
-def test_a_shift_is_scored_in_and_out_of_distribution(tmp_path, monkeypatch):
-    """End to end, with training left out: four patients of two sites."""
-
-    def untrained(train, config, *, include, **_):
-        return SEAL.build(GenePanel.from_config(train, config, include=include), config), []
-
-    monkeypatch.setattr(cv, "finetune", untrained)
-    root = phantom(
-        tmp_path / "p",
-        patients=4,
-        sections_per_patient=1,
-        spots=40,
-        um_per_px=1.0,
-        shift="stain",
-        progress=False,
-    )
-    sections = load_sections(root, patch_px=64)
-    assert [s.label("stain") for s in sections] == ["first site", "second site"] * 2
-    run = {"by": "stain", "seeds": 1, "out": tmp_path / "cv", "progress": False}
-    result = crossval(root, sections, CONFIG, **run)
-    tests = ["first site", "not first site", "second site", "not second site"]
-    assert [f["test"] for f in result["folds"]] == tests
-    assert {d["mean"] for d in result["delta_gap"]} != {0.0}
+def test_a_shift_is_scored_in_and_out_of_distribution(tmp_path):
+    sections = []
+    for seed, patient in enumerate("ABCD"):
+        site = "first" if patient < "C" else "second"
+        sections.append(make_section(f"{patient}1", seed=seed, labels={"site": site}))
+    options = {"data": "made", "by": "site", "seeds": 1, "progress": False}
+    result = crossval(sections, CONFIG, out=tmp_path / "cv", **options)
+    tests = ["first", "not first", "second", "not second"]
+    assert [fold["test"] for fold in result["folds"]] == tests
+    assert {"delta_in", "delta_out", "delta_gap"} < set(result)
+    assert {delta["mean"] for delta in result["delta_gap"]} != {0.0}
     with pytest.raises(InputError, match="--train-groups"):
-        crossval(root, sections, CONFIG, train_groups=1, **run | {"out": tmp_path / "other"})
-
-
-def test_a_fold_is_fitted_without_its_held_out_section(phantom_root, tmp_path, monkeypatch):
-    """Real data's path (no declared genes): garbling the test section changes neither the genes
-    to predict nor the panel of its fold."""
-    monkeypatch.setattr("seal_lite.evaluate.gene_classes", lambda root: None)
-    monkeypatch.setattr(cv, "gene_classes", lambda root: None)
-    real = finetune
-
-    def record(train, config, *, include, **options):
-        monkeypatch.setattr("seal_lite.train.Pairs", lambda s, panel, *_, **__: stop(panel))
-        return real(train, config, include=include, **options)
-
-    def stop(panel):
-        raise _Fitted(panel)
-
-    def panels(sections, out):
-        found = {}
-
-        def fold(root, train, tests, genes, config, *_, **__):
-            ((name, test),) = tests.items()
-            with pytest.raises(_Fitted) as caught:
-                record(train, config, include=genes, progress=False)
-            panel = caught.value.panel
-            found[test[0].name] = (list(genes), panel.genes, panel.mean.tolist())
-            scores = {("tuned", "hest", t): np.zeros((1, len(genes))) for t in TARGETS}
-            rows = score_rows(scores, genes)
-            return [{"test": name, "seed": config.seed, "scores": rows, "morphology": {}}]
-
-        monkeypatch.setattr(cv, "run_fold", fold)
-        crossval(phantom_root, sections, CONFIG, seeds=1, out=out, progress=False)
-        return found
-
-    sections = load_sections(phantom_root, patch_px=64)
-    common = sections[0].adata.var_names.intersection(sections[1].adata.var_names)
-    for s in sections:
-        s.adata = s.adata[:, common].copy()
-    seen = panels(sections, tmp_path / "a")
-    counts = sections[1].adata.layers["counts"]
-    counts.data = np.random.default_rng(0).poisson(5, counts.data.shape).astype(np.float32) + 1
-    vars(sections[1]).pop("digest")
-    garbled = panels(sections, tmp_path / "b")
-    assert seen["PB1"] == garbled["PB1"]  # PB1 was held out
-    assert seen["PA1"] != garbled["PA1"]  # ... and is trained on here
-    assert len(seen["PB1"][0]) == 50
-
-
-class _Fitted(Exception):
-    def __init__(self, panel):
-        super().__init__()
-        self.panel = panel
-
-
-def test_a_perfect_feature_scores_one_and_noise_nothing(sections):
-    """The harness itself: the target as feature, and features without any relation to it."""
-    train, test = sections[:1], sections[1:]
-    genes = ["ERBB2", "KRT19", "COL1A1", "CD3E", "EPCAM"]  # in every section of the phantom
-    perfect = [[tg.section_targets(s.adata, genes)["log1p_raw"][s.rows]] for s in sections]
-    found = probe_scores(train, test, *perfect, genes)
-    assert found["tuned_ridge", "log1p_raw"].min() > 0.99
-    rng = np.random.default_rng(0)
-    noise = [[rng.standard_normal((len(s.rows), 20))] for s in sections]
-    assert abs(probe_scores(train, test, *noise, genes)["hest", "log1p_raw"].mean()) < 0.25
-
-
-def test_colour_statistics():
-    patches = np.random.default_rng(0).integers(0, 256, (3, 8, 8, 3), dtype=np.uint8)
-    flat = patches.reshape(3, 64, 3).astype(float)
-    expected = np.c_[flat.mean(1), flat.std(1)]
-    np.testing.assert_allclose(colour_statistics(patches), expected, rtol=1e-5)
-
-
-def test_truth_is_matched_by_name(phantom_root, sections):
-    section = sections[0]
-    genes = ["KRT19", "NO_SUCH_GENE", "ERBB2"]
-    found, region = read_truth(phantom_root, section, genes)
-    with np.load(phantom_root / "truth/PA1.npz") as truth:
-        table = pd.DataFrame(truth["expected"], index=truth["barcodes"], columns=truth["genes"])
-        regions = pd.Series(truth["region"], index=truth["barcodes"])
-    barcodes = section.adata.obs_names[section.rows]
-    np.testing.assert_allclose(found[:, [0, 2]], table.loc[barcodes, ["KRT19", "ERBB2"]])
-    np.testing.assert_array_equal(region, regions[barcodes])
-    assert (found[:, 1] == 0).all() and read_truth("elsewhere", section, genes) is None
+        crossval(sections, CONFIG, train_groups=1, out=tmp_path / "other", **options)

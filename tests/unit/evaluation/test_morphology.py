@@ -1,7 +1,10 @@
 """What is left of the tissue in an embedding."""
 
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
+from tiny_sections import make_section
 
 from seal_lite.evaluation.morphology import (
     effective_rank,
@@ -22,35 +25,49 @@ def test_effective_rank_counts_directions():
     assert 2 < effective_rank(decaying) < 5
 
 
-def test_region_accuracy_is_balanced_and_reads_only_what_is_there():
+def test_region_accuracy_is_balanced_and_chance_on_noise():
     rng = np.random.default_rng(0)
     regions = np.repeat(["tumour", "stroma"], [180, 20])
     x = rng.standard_normal((200, 6))
     x[:, 0] += 8 * (regions == "tumour")
-    assert region_accuracy(x, regions, x, regions) == 1.0
-    noise = rng.standard_normal((2, 200, 6))
-    assert region_accuracy(noise[0], regions, noise[1], regions) == pytest.approx(0.5, abs=0.1)
+    assert region_accuracy(x, regions, test_x=x, test_regions=regions) == 1.0
+    train_x, test_x = rng.standard_normal((2, 200, 6))
+    accuracy = region_accuracy(train_x, regions, test_x=test_x, test_regions=regions)
+    assert accuracy == pytest.approx(0.5, abs=0.1)
 
 
-def test_morphology_has_regions_on_the_phantom_only(phantom_root, sections):
-    x = {"colour": [s.patches.reshape(len(s.rows), -1)[:, ::997].astype(float) for s in sections]}
-    found = morphology(phantom_root, sections[:1], sections[1:], x)["colour"]
-    assert set(found) == {"effective_rank", "region_accuracy"} and 1 < found["effective_rank"]
-    assert set(morphology("elsewhere", sections[:1], sections[1:], x)["colour"]) == {
-        "effective_rank"
-    }
-
-
-def test_robustness_index_tells_biology_from_the_slide():
+def test_morphology_scores_test_sections_with_their_own_regions():
+    """Regions that the embedding holds are read with an accuracy of 1 on the held-out section."""
+    sections = [make_section("A1", seed=0), make_section("B1", seed=1)]
     rng = np.random.default_rng(0)
-    biology, source = np.repeat(["tumour", "stroma"], 100), np.tile(["A", "B"], 100)
-    codes = {kind: 9.0 * rng.standard_normal(8) for kind in ("tumour", "stroma", "A", "B")}
+    regions = {s.name: rng.permutation(np.repeat(["tumour", "stroma"], 8)) for s in sections}
+    truth = SimpleNamespace(regions=lambda section: regions[section.name])
+    informative = [5.0 * (regions[s.name] == "tumour")[:, None] for s in sections]
+    noise = [rng.standard_normal((16, 4)) for _ in sections]
+    features = {
+        "informative": [x + 0.1 * z for x, z in zip(informative, noise, strict=True)],
+        "noise": noise,
+    }
+    kept = morphology(sections[:1], sections[1:], features, truth=truth)
+    assert set(kept["noise"]) == {"effective_rank", "region_accuracy"}  # one patient: no index
+    assert kept["informative"]["region_accuracy"] == 1.0
+    assert kept["noise"]["region_accuracy"] < 0.9
+    assert kept["noise"]["effective_rank"] == effective_rank(noise[1])
+    without_truth = morphology(sections[:1], sections[1:], features)
+    assert set(without_truth["noise"]) == {"effective_rank"}
 
-    def rows(labels):
+
+def test_robustness_index_tells_biology_from_the_source():
+    rng = np.random.default_rng(0)
+    biology = np.repeat(["tumour", "stroma"], 100)
+    source = np.tile(["A", "B"], 100)
+    codes = {label: 9.0 * rng.standard_normal(8) for label in ("tumour", "stroma", "A", "B")}
+
+    def embed(labels):
         return np.stack([codes[label] for label in labels]) + rng.standard_normal((200, 8))
 
-    assert robustness_index(rows(biology), biology, source) == 1.0
-    assert robustness_index(rows(source), biology, source) == 0.0
+    assert robustness_index(embed(biology), biology, source) == 1.0
+    assert robustness_index(embed(source), biology, source) == 0.0
     noise = robustness_index(rng.standard_normal((200, 8)), biology, source)
     assert noise == pytest.approx(0.5, abs=0.05)
 
@@ -60,6 +77,6 @@ def test_robustness_index_does_not_see_how_common_a_class_is():
     rng = np.random.default_rng(0)
     biology = np.where(rng.random(2000) < 0.9, "tumour", "stroma")
     source = np.where(rng.random(2000) < 0.5, "A", "B")
-    found = robustness_index(rng.standard_normal((2000, 8)), biology, source)
-    assert found == pytest.approx(0.5, abs=0.05)
-    assert np.isnan(robustness_index(rng.standard_normal((2000, 8)), biology, biology))
+    noise = rng.standard_normal((2000, 8))
+    assert robustness_index(noise, biology, source) == pytest.approx(0.5, abs=0.05)
+    assert np.isnan(robustness_index(noise, biology, biology))
