@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
 import sys
+from typing import Any
 
 import typer
 
@@ -17,7 +19,6 @@ app = typer.Typer(
     help="SEAL-lite: finetune a pathology encoder with spatial transcriptomics, "
     "and measure honestly what that gained.",
 )
-
 
 COMMANDS = (
     data.fetch,
@@ -39,25 +40,42 @@ COMMANDS = (
 for command in COMMANDS:
     app.command()(command)
 
+# click's UsageError. Some versions of typer have their own copy of click, which is private.
+UsageError: Any = typer.BadParameter.__base__
 
-def main():
-    """Entry point: an `InputError` is one sentence on stderr and exit code 2."""
-    first = os.environ.get("RANK", "0") == "0"  # of several processes one speaks
-    sys.stdout = sys.stdout if first else open(os.devnull, "w")
-    level = logging.INFO if first else logging.WARNING
+
+def main() -> None:
+    """Run the command line. Of several processes only the first prints."""
+    is_first_process = os.environ.get("RANK", "0") == "0"
+    level = logging.INFO if is_first_process else logging.WARNING
     logging.basicConfig(level=level, format="%(message)s", stream=sys.stderr)
     logging.getLogger("httpx").setLevel(logging.WARNING)
+    if is_first_process:
+        sys.exit(run_command(sys.argv[1:]))
+    with open(os.devnull, "w") as nowhere, contextlib.redirect_stdout(nowhere):
+        sys.exit(run_command(sys.argv[1:]))
+
+
+def run_command(arguments: list[str]) -> int:
+    """Run a command and return its exit code.
+
+    An error that a user can correct is printed as one line on stderr; its exit code is 2. Any
+    other is raised.
+    """
     try:
-        sys.exit(app(sys.argv[1:] or ["--help"], standalone_mode=False) or 0)
+        exit_code = app(arguments or ["--help"], standalone_mode=False)
+        return exit_code or 0
     except InputError as error:
-        said = str(error)
+        message = str(error)
     except ModuleNotFoundError as error:
-        said = f"{error.name} is not installed; pip install 'seal_lite[data,slides]'"
-    except typer.BadParameter.__base__ as error:  # click's, of which typer may have its own copy
-        said = f"{error.format_message()} See seal-lite --help"
+        message = f"{error.name} is not installed; pip install 'seal_lite[data,slides]'"
+    except UsageError as error:
+        message = f"{error.format_message()} See seal-lite --help"
     except OSError as error:  # a full disk, a folder without permission
         if not error.errno:
             raise
-        said = f"{error.filename or 'cannot be written'}: {error.strerror}; write elsewhere"
-    typer.secho(f"seal-lite: {' '.join(said.split())}", fg="red", err=True)
-    sys.exit(2)
+        place = error.filename or "cannot be written"
+        message = f"{place}: {error.strerror}; write elsewhere"
+    one_line = " ".join(message.split())
+    typer.secho(f"seal-lite: {one_line}", fg="red", err=True)
+    return 2

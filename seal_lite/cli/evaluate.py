@@ -1,137 +1,189 @@
-"""Commands that score a run on held-out sections."""
+"""Commands that score on held-out data: probe, crossval, hest-bench, retrieve, retrieval-bench."""
 
 from __future__ import annotations
 
 from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from seal_lite.cli.options import (
-    AnyRun,
+    AllowLeakage,
+    Backbone,
     Data,
-    Frozen,
-    Json,
-    Leak,
+    JsonFile,
+    OptionalRun,
     Preset,
     Run,
     Sections,
     Seeds,
     Set,
     Top,
-    _config,
-    _load,
-    _names,
-    _run_or_backbone,
-    _seen,
-    _write_json,
-    option,
-    output,
+    build_config,
+    check_output_file,
+    check_output_folder,
+    read_run_or_backbone,
+    read_sections,
+    split_names,
+    split_optional,
+    training_sections,
+    write_json,
 )
 from seal_lite.errors import InputError
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from matplotlib.figure import Figure
+
+    from seal_lite.data.phantom.truth import GroundTruth
+    from seal_lite.data.section import Section
+    from seal_lite.model.seal import SEAL
 
 
 def probe(
     run: Run,
     data: Data,
-    train: option(str, "Sections the probe is fitted on."),
-    test: option(str, "Sections it is scored on."),
-    json_file: Json,
-):
+    train: Annotated[str, typer.Option(help="Sections that the probe is fitted on.")],
+    test: Annotated[str, typer.Option(help="Sections that it is scored on.")],
+    json_file: JsonFile,
+) -> None:
     """Score a run against the frozen encoder and the controls on held-out sections."""
     from seal_lite.data.phantom.truth import GroundTruth
+    from seal_lite.evaluation.scores import summary
+    from seal_lite.evaluation.statistics import deltas
+    from seal_lite.model.seal import SEAL
+    from seal_lite.training.provenance import provenance
+
+    model = SEAL.from_pretrained(run)
+    config = model.config
+    train_names = split_names(train)
+    test_names = split_names(test)
+    check_held_out(test_names, train_names, "--train")
+    check_held_out(test_names, training_sections(run), "the run's training sections")
+    truth = GroundTruth.find(data)
+    train_sections = read_sections(data, train_names, config)
+    test_sections = read_sections(data, test_names, config)
+    scores = score_run(model, train_sections, test_sections, truth=truth, run=run)
+    folds = [{"test": test, "seed": config.seed, "scores": scores}]
+    classes = None if truth is None else truth.classes
+    result = {
+        "data": data.name,
+        "backbone": config.backbone,
+        "provenance": provenance([*train_sections, *test_sections], config, run=str(run)),
+        "classes": classes,
+        "folds": folds,
+        "delta": deltas(folds, classes),
+    }
+    typer.echo(summary(result).round(3).to_string())
+    write_json(json_file, result)
+
+
+def check_held_out(test: Sequence[str], seen: Sequence[str], place: str) -> None:
+    """Raise an `InputError` where a test section is among those already seen."""
+    overlap = sorted(set(test) & set(seen))
+    if overlap:
+        names = ",".join(overlap)
+        raise InputError(f"--test {names}: also in {place}; test on sections never seen")
+
+
+def score_run(
+    model: SEAL,
+    train: list[Section],
+    test: list[Section],
+    *,
+    truth: GroundTruth | None,
+    run: Path,
+) -> list[dict]:
+    """Return the score rows of a run, for those genes to score that are in its panel."""
     from seal_lite.evaluation.features import fold_features
     from seal_lite.evaluation.scores import (
         check_genes_present,
         genes_to_score,
         score_models,
         score_rows,
-        summary,
     )
-    from seal_lite.evaluation.statistics import deltas
-    from seal_lite.model.seal import SEAL
-    from seal_lite.training.provenance import provenance
 
-    model, truth = SEAL.from_pretrained(run), GroundTruth.find(data)
-    for a, b in ((_names(train), "--train"), (_seen(run), "the run's training sections")):
-        if both := sorted(set(a) & set(_names(test))):
-            raise InputError(f"--test {','.join(both)}: also in {b}; test on sections never seen")
-    config = model.config
-    fit, held = _load(data, _names(train), config), _load(data, _names(test), config)
-    wanted = genes_to_score([s.adata for s in fit], truth)
-    genes = [g for g in wanted if g in model.panel.genes]
+    all_genes = genes_to_score([section.adata for section in train], truth)
+    genes = [gene for gene in all_genes if gene in model.panel.genes]
     if not genes:
         raise InputError(f"{run}: none of the genes to score is in its panel; finetune on --train")
-    check_genes_present(held, genes)
-    if len(genes) < len(wanted):
-        typer.echo(f"{len(wanted) - len(genes)} of {len(wanted)} genes are not in the run's panel")
+    check_genes_present(test, genes)
+    n_missing = len(all_genes) - len(genes)
+    if n_missing:
+        typer.echo(f"{n_missing} of {len(all_genes)} genes are not in the run's panel")
     models = {"tuned": model}
-    found = fold_features(fit, held, genes, models, config)
-    scores = score_models(fit, held, genes, models, found, truth=truth, seed=config.seed)
-    folds = [{"test": test, "seed": config.seed, "scores": score_rows(scores, genes)}]
-    classes = truth and truth.classes
-    record = provenance([*fit, *held], config, run=str(run))
-    result = {
-        "data": data.name,
-        "backbone": config.backbone,
-        "provenance": record,
-        "classes": classes,
-        "folds": folds,
-        "delta": deltas(folds, classes),
-    }
-    typer.echo(summary(result).round(3).to_string())
-    _write_json(json_file, result)
+    config = model.config
+    features = fold_features(train, test, genes, models=models, config=config)
+    scores = score_models(
+        train, test, genes, models=models, features=features, truth=truth, seed=config.seed
+    )
+    return score_rows(scores, genes)
 
 
-def crossval(
+def crossval(  # noqa: PLR0913 (a command has as many options as it needs)
     data: Data,
-    out: output("Folder for folds and metrics.json; resumes."),
-    groups: option(str, "Hold out a section, a patient, or a column of sections.tsv.") = "section",
-    train_groups: option(int | None, "Train on so many groups; default all but one.") = None,
+    out: Annotated[
+        Path,
+        typer.Option(
+            callback=check_output_folder, help="Folder for folds and metrics.json; resumes."
+        ),
+    ],
+    groups: Annotated[
+        str, typer.Option(help="Hold out a section, a patient, or a column of sections.tsv.")
+    ] = "section",
+    train_groups: Annotated[
+        int | None, typer.Option(help="Number of groups that train; default: all but one.")
+    ] = None,
     seeds: Seeds = 3,
     sections: Sections = None,
     backbone: str | None = None,
     epochs: int | None = None,
     preset: Preset = "default",
     set_: Set = None,
-    allow_leakage: Leak = False,
-):
+    allow_leakage: AllowLeakage = False,
+) -> None:
     """Leave one group out: finetune and fit everything inside each fold, score on the rest."""
     from seal_lite.data.leakage import check_leakage
     from seal_lite.data.phantom.truth import GroundTruth
-    from seal_lite.evaluation.crossval import crossval, groups_of
+    from seal_lite.evaluation import crossval as evaluation
     from seal_lite.evaluation.scores import summary
     from seal_lite.evaluation.statistics import verdicts
 
-    config = _config(preset, set_, backbone=backbone, epochs=epochs)
-    loaded = _load(data, _names(sections), config)
-    of = groups_of(loaded, groups)
+    config = build_config(preset, set_, backbone=backbone, epochs=epochs)
+    loaded = read_sections(data, split_optional(sections), config)
+    units = evaluation.groups_of(loaded, groups)
     if groups != "section":  # patients are held out inside such a group, too
-        of = [f"{group}/{s.patient}" for group, s in zip(of, loaded, strict=True)]
-    said = check_leakage(loaded, of, allow=allow_leakage)
-    result = crossval(
+        pairs = zip(units, loaded, strict=True)
+        units = [f"{unit}/{section.patient}" for unit, section in pairs]
+    leakage = check_leakage(loaded, units, allow=allow_leakage)
+    result = evaluation.crossval(
         loaded,
         config,
         data=data.name,
+        out=out,
         truth=GroundTruth.find(data),
         by=groups,
         train_groups=train_groups,
         seeds=seeds,
-        leakage=said,
-        out=out,
+        leakage=leakage,
     )
     typer.echo(summary(result).round(3).to_string())
-    lines = [*verdicts(result), *(f"leakage allowed: {s}" for s in said)]
-    typer.echo("\n".join([*lines, f"wrote {out / 'metrics.json'}"]))
+    for verdict in verdicts(result):
+        typer.echo(verdict)
+    for message in leakage:
+        typer.echo(f"leakage allowed: {message}")
+    typer.echo(f"wrote {out / 'metrics.json'}")
 
 
 def hest_bench(
-    root: option(Path, "The folder that holds the tasks' folders."),
-    json_file: Json,
-    tasks: option(str | None, "IDC,PRAD,...; default every folder.") = None,
-    run: AnyRun = None,
-    backbone: Frozen = None,
-    allow_leakage: Leak = False,
-):
+    root: Annotated[Path, typer.Option(help="Folder that holds the tasks' folders.")],
+    json_file: JsonFile,
+    tasks: Annotated[str | None, typer.Option(help="IDC,PRAD,...; default: all folders.")] = None,
+    run: OptionalRun = None,
+    backbone: Backbone = None,
+    allow_leakage: AllowLeakage = False,
+) -> None:
     """Score a run, or a frozen encoder, on HEST-bench's tasks as published, beside controls."""
     from seal_lite.encoders.registry import backbone_row
     from seal_lite.evaluation.features import embed_all
@@ -141,95 +193,127 @@ def hest_bench(
         run_hest_bench,
         seen_test_samples,
     )
-    from seal_lite.evaluation.scores import tidy
     from seal_lite.training.provenance import provenance
 
-    model, config = _run_or_backbone(run, backbone)
-    models = {"tuned": model} if model else {}
+    model, config = read_run_or_backbone(run, backbone)
     row = backbone_row(config.backbone)
-    px = hest_px(config, row) if models else row.px
-    seen = _seen(run) if run else []
-    names = _names(tasks) or sorted(p.parent.name for p in root.glob("*/splits"))
+    models = {} if model is None else {"tuned": model}
+    px = row.px if model is None else hest_px(config, row)
+    seen = [] if run is None else training_sections(run)
+    hest_tasks = [read_hest_task(root, name) for name in task_names(root, tasks)]
+    leaked = [seen_test_samples(task, seen, allow=allow_leakage) for task in hest_tasks]
+    results = []
+    for task, leaked_samples in zip(hest_tasks, leaked, strict=True):
+        samples = task.load(px=px)
+        features, layers = embed_all(samples.values(), models, config)
+        result = run_hest_bench(task, samples, config, features=features, layers=layers)
+        origin = provenance(samples.values(), config, run=str(run), leaked=leaked_samples)
+        results.append({**result, "provenance": origin})
+        print_task(task.name, result)
+        write_json(json_file, results)  # after each task, so that a crash loses the last one only
+
+
+def task_names(root: Path, tasks: str | None) -> list[str]:
+    """Return the names that `--tasks` lists, or those of all tasks in the folder."""
+    if tasks is not None:
+        return split_names(tasks)
+    names = sorted(path.parent.name for path in root.glob("*/splits"))
     if not names:
         raise InputError(f"{root}: holds no task; give the folder that hest-bench was unpacked to")
-    tasks_ = [read_hest_task(root, name) for name in names]
-    known = [
-        seen_test_samples(task, seen, allow=allow_leakage) for task in tasks_
-    ]  # before long work
-    results = []
-    for task, leaked in zip(tasks_, known, strict=True):
-        samples = task.load(px=px)
-        found = embed_all(samples.values(), models, config)
-        result = run_hest_bench(task, samples, config, *found)
-        record = provenance(samples.values(), config, run=str(run), leaked=leaked)
-        results.append({**result, "provenance": record})
-        table = tidy(result).pivot_table("r", ["features", "probe"], "target", "mean")
-        typer.echo(f"{task.name}\n{table.round(3).to_string(na_rep='')}")
-        _write_json(json_file, results)  # what is done is not lost with what comes
+    return names
+
+
+def print_task(name: str, result: dict[str, Any]) -> None:
+    """Print the mean r of a task: one row per features and probe, one column per target."""
+    from seal_lite.evaluation.scores import tidy
+
+    table = tidy(result).pivot_table("r", ["features", "probe"], "target", "mean")
+    typer.echo(f"{name}\n{table.round(3).to_string(na_rep='')}")
 
 
 def retrieve(
     run: Run,
     data: Data,
-    section: option(str, "Section to search."),
-    genes: option(str, "Gene set to ask for: ERBB2,GRB7."),
-    out: output("Picture to write (PNG).", folder=False),
+    section: Annotated[str, typer.Option(help="Section to search.")],
+    genes: Annotated[str, typer.Option(help="Gene set of the query: ERBB2,GRB7.")],
+    out: Annotated[Path, typer.Option(callback=check_output_file, help="Figure to write (PNG).")],
     top: Top = 10,
-):
-    """Find the tissue regions that look like a gene set, and draw them."""
+) -> None:
+    """Find the patches of a section that match a gene set, and draw them."""
     from seal_lite import plots
     from seal_lite.encoders.embedding import embed_patches
     from seal_lite.evaluation.retrieval import gene_set_profile, retrieval_scores, search
-    from seal_lite.io import atomic_file
     from seal_lite.model.seal import SEAL
 
-    model, asked = SEAL.from_pretrained(run), _names(genes)
-    profile = gene_set_profile(model.panel, asked)
-    (loaded,) = _load(data, [section], model.config)
-    e = embed_patches(model.encoder, loaded.patches)
-    asks, gallery = model.encode_genes(profile), model.project_images(e)
-    (hits,), (cosines,) = search(asks, gallery, top=top)
-    scores = retrieval_scores(model, loaded, e)
+    model = SEAL.from_pretrained(run)
+    gene_set = split_names(genes)
+    profile = gene_set_profile(model.panel, gene_set)
+    (loaded,) = read_sections(data, [section], model.config)
+    embeddings = embed_patches(model.encoder, loaded.patches)
+    query = model.encode_genes(profile)
+    gallery = model.project_images(embeddings)
+    (hits,), (cosines,) = search(query, gallery, top=top)
+    scores = retrieval_scores(model, loaded, embeddings)
     figure = plots.retrieval(
-        loaded, model.panel, asked, hits, cosines, patch_um=model.config.patch_um
+        loaded,
+        hits,
+        cosines,
+        genes=gene_set,
+        panel=model.panel,
+        patch_um=model.config.patch_um,
     )
-    with atomic_file(out) as part:
-        figure.savefig(part, dpi=150, bbox_inches="tight", format=out.suffix[1:] or "png")
-    for k in (1, 5, 10):
-        typer.echo(f"recall@{k} {scores[f'recall@{k}']:.3f} (chance {scores[f'chance@{k}']:.3f})")
+    save_figure(figure, out)
+    for n in (1, 5, 10):
+        typer.echo(f"recall@{n} {scores[f'recall@{n}']:.3f} (chance {scores[f'chance@{n}']:.3f})")
     typer.echo(f"wrote {out}")
+
+
+def save_figure(figure: Figure, file: Path) -> None:
+    """Write a figure in the format that the file's suffix names, or as PNG."""
+    from seal_lite.io import atomic_file
+
+    image_format = file.suffix[1:] or "png"
+    with atomic_file(file) as part:
+        figure.savefig(part, dpi=150, bbox_inches="tight", format=image_format)
 
 
 def retrieval_bench(
     run: Run,
     data: Data,
-    json_file: Json,
+    json_file: JsonFile,
     sections: Sections = None,
-    gmt: option(Path | None, "Gene sets to ask for (GMT).") = None,
+    gmt: Annotated[Path | None, typer.Option(help="Gene sets of the queries (GMT).")] = None,
     top: Top = 10,
-):
-    """Genes to images and back, within a slide, across slides and across patients."""
+) -> None:
+    """Score retrieval from genes to images and back: in a slide, across slides and patients."""
     import pandas as pd
 
-    from seal_lite.data.pathways import read_gmt
     from seal_lite.encoders.embedding import embed_patches
     from seal_lite.evaluation.retrieval import cross_modal, gene_set_scores, shared_space
     from seal_lite.model.seal import SEAL
     from seal_lite.training.provenance import provenance
 
     model = SEAL.from_pretrained(run)
-    net = read_gmt(gmt) if gmt else pd.DataFrame(columns=["source", "target"])
-    sets = net[net.target.isin(model.panel.genes)].groupby("source").target.apply(list)
-    if gmt and sets.empty:
-        raise InputError(f"{gmt}: none of its genes is in the run's panel; give symbols")
-    loaded = _load(data, _names(sections), model.config)
-    images = [embed_patches(model.encoder, s.patches) for s in loaded]
-    space = shared_space(model, loaded, images)
-    result = {"slides": cross_modal(space, top=top)}
-    if gmt:
-        result["sets"] = gene_set_scores(model, space, sets.to_dict(), top=top)
-    table = pd.DataFrame(result["slides"]).drop(columns="slide")
-    means = table.groupby(["direction", "scope"], sort=False).mean()
+    gene_sets = None if gmt is None else read_gene_sets(gmt, model.panel.genes)
+    loaded = read_sections(data, split_optional(sections), model.config)
+    embeddings = [embed_patches(model.encoder, section.patches) for section in loaded]
+    space = shared_space(model, loaded, embeddings)
+    result: dict[str, Any] = {"slides": cross_modal(space, top=top)}
+    if gene_sets is not None:
+        result["sets"] = gene_set_scores(model, space, gene_sets, top=top)
+    rows = pd.DataFrame(result["slides"]).drop(columns="slide")
+    means = rows.groupby(["direction", "scope"], sort=False).mean()
     typer.echo(means.round(3).to_string(na_rep=""))
-    record = provenance(loaded, model.config, run=str(run))
-    _write_json(json_file, {**result, "provenance": record})
+    result["provenance"] = provenance(loaded, model.config, run=str(run))
+    write_json(json_file, result)
+
+
+def read_gene_sets(gmt: Path, panel_genes: Sequence[str]) -> dict[str, list[str]]:
+    """Return the genes of each set of a GMT file that are in the panel."""
+    from seal_lite.data.pathways import read_gmt
+
+    rows = read_gmt(gmt)
+    in_panel = rows[rows.target.isin(panel_genes)]
+    if in_panel.empty:
+        raise InputError(f"{gmt}: none of its genes is in the run's panel; give symbols")
+    return in_panel.groupby("source").target.apply(list).to_dict()

@@ -1,98 +1,139 @@
-"""Options that several commands share, and what is made of them."""
+"""Options that several commands share, and the functions that read their values.
+
+Heavy packages are imported inside the functions, so that `seal-lite --help` needs none of them.
+"""
 
 from __future__ import annotations
 
 import json
 import os
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from seal_lite.errors import InputError
 
+if TYPE_CHECKING:
+    from collections.abc import Sequence
 
-def option(kind, text: str, *names: str, **how):
-    """The annotation of an option, short enough to stand beside its name."""
-    return Annotated[kind, typer.Option(*names, help=text, **how)]
+    from anndata import AnnData
 
-
-def output(text: str, *names: str, folder: bool = True):
-    """A place to write to: that it can be is found out before any work."""
-
-    def check(path: Path):
-        there = next(p for p in (path.absolute(), *path.absolute().parents) if p.exists())
-        if not os.access(there, os.W_OK) or (not there.is_dir() if folder else path.is_dir()):
-            raise InputError(f"{path}: cannot be written there; choose another place")
-        return path
-
-    return option(Path, text, *names, callback=check)
+    from seal_lite.config import Config
+    from seal_lite.data.section import Section
+    from seal_lite.model.seal import SEAL
 
 
-Data = option(Path, "A folder of sections, in any format that is read.")
-
-Run = option(Path, "A run folder that `finetune` wrote.")
-
-Set = option(list[str] | None, "Override a setting: key=value.", "--set")
-
-Json = output("Where to write the scores.", "--json", folder=False)
-
-AnyRun = option(Path | None, "A run folder that `finetune` wrote.")
-
-Frozen = option(str | None, "Or a frozen encoder alone.")
-
-Include = option(str | None, "Further genes that the panel must hold.")
-
-Sections = option(str | None, "C2,C3,...; default: all that can be used.")
-
-Seeds = option(int, "So many runs of each fold.", min=1)
-
-Top = option(int, "So many regions are retrieved.", min=1)
-
-Leak = option(bool, "Test on what has been seen; marks the result.")
-
-Preset = option(str, "default, or paper (the released SEAL settings).")
+def check_output_folder(folder: Path) -> Path:
+    """Return a folder to write into, or raise an `InputError` where that is not possible."""
+    nearest = _nearest_existing(folder)
+    if not nearest.is_dir() or not os.access(nearest, os.W_OK):
+        raise InputError(f"{folder}: cannot be written there; choose another folder")
+    return folder
 
 
-def _names(text: str | None) -> list[str] | None:
-    names = text and [t.strip() for t in text.split(",") if t.strip()]
-    if text is not None and not names:
+def check_output_file(file: Path) -> Path:
+    """Return a file to write, or raise an `InputError` where that is not possible."""
+    nearest = _nearest_existing(file)
+    is_inside_file = nearest.is_file() and nearest != file.absolute()
+    if file.is_dir() or is_inside_file or not os.access(nearest, os.W_OK):
+        raise InputError(f"{file}: cannot be written there; choose another file")
+    return file
+
+
+def _nearest_existing(path: Path) -> Path:
+    """Return the path, or the nearest folder above it that exists."""
+    path = path.absolute()
+    while not path.exists():
+        path = path.parent
+    return path
+
+
+Data = Annotated[Path, typer.Option(help="Folder of sections, in any format that can be read.")]
+Run = Annotated[Path, typer.Option(help="Run folder that `finetune` wrote.")]
+OptionalRun = Annotated[Path | None, typer.Option(help="Run folder that `finetune` wrote.")]
+Backbone = Annotated[str | None, typer.Option(help="Or a frozen encoder by name.")]
+Sections = Annotated[str | None, typer.Option(help="C2,C3,...; default: all that can be used.")]
+Include = Annotated[str | None, typer.Option(help="More genes that the panel must hold: ERBB2,...")]
+Preset = Annotated[str, typer.Option(help="default, or paper (the released SEAL settings).")]
+Set = Annotated[list[str] | None, typer.Option("--set", help="Override a setting: key=value.")]
+Seeds = Annotated[int, typer.Option(min=1, help="Number of runs of each fold.")]
+Top = Annotated[int, typer.Option(min=1, help="Number of patches to retrieve.")]
+AllowLeakage = Annotated[
+    bool, typer.Option(help="Test on data seen in training; marks the result.")
+]
+JsonFile = Annotated[
+    Path, typer.Option("--json", callback=check_output_file, help="File for the scores.")
+]
+
+
+def split_names(text: str) -> list[str]:
+    """Return the names in a comma-separated list; none is an `InputError`."""
+    names = [name.strip() for name in text.split(",")]
+    names = [name for name in names if name]
+    if not names:
         raise InputError(f"'{text}': names nothing; give a comma-separated list")
     return names
 
 
-def _config(preset_name: str, overrides, **changes):
+def split_optional(text: str | None) -> list[str] | None:
+    """Return the names in a comma-separated list, or None where the option is absent."""
+    return None if text is None else split_names(text)
+
+
+def build_config(
+    preset_name: str = "default",
+    overrides: Sequence[str] | None = None,
+    **settings: str | int | None,
+) -> Config:
+    """Return a preset with `key=value` overrides, then the settings that are not None."""
     from seal_lite.config import preset
 
-    given = [f"{k}={v}" for k, v in changes.items() if v is not None]
-    return preset(preset_name).override([*(overrides or []), *given])
+    assignments = list(overrides or [])
+    for name, value in settings.items():
+        if value is not None:
+            assignments.append(f"{name}={value}")
+    return preset(preset_name).override(assignments)
 
 
-def _load(data, names, config):
+def read_sections(data: Path, names: Sequence[str] | None, config: Config) -> list[Section]:
+    """Return sections whose patches have the size of a config; None names all of them."""
     from seal_lite.data.section import load_sections
 
     return load_sections(data, names, patch_um=config.patch_um, patch_px=config.patch_px)
 
 
-def _run_or_backbone(run, backbone):
-    """(the finetuned model or None, its config)."""
-    from seal_lite.model.seal import SEAL
-
+def read_run_or_backbone(run: Path | None, backbone: str | None) -> tuple[SEAL | None, Config]:
+    """Return the run's model and config, or None and the config of a frozen encoder."""
     if (run is None) == (backbone is None):
         raise InputError("give either --run or --backbone")
-    model = SEAL.from_pretrained(run) if run else None
-    return model, model.config if model else _config("default", None, backbone=backbone)
+    if run is None:
+        return None, build_config(backbone=backbone)
+    from seal_lite.model.seal import SEAL
+
+    model = SEAL.from_pretrained(run)
+    return model, model.config
 
 
-def _seen(run: Path) -> list[str]:
-    """Names of the sections that a run was trained on."""
+def training_sections(run: Path) -> list[str]:
+    """Return the names of the sections that a run was trained on."""
     from seal_lite.io import read_json
 
     return read_json(run / "provenance.json", "sections")["sections"]
 
 
-def _write_json(path: Path, value):
+def required_genes(adatas: Sequence[AnnData], data: Path, include: str | None) -> list[str]:
+    """Return the genes that a panel must hold: those to score, then those of `--include`."""
+    from seal_lite.data.phantom.truth import GroundTruth
+    from seal_lite.evaluation.scores import genes_to_score
+
+    genes = genes_to_score(adatas, GroundTruth.find(data))
+    return [*genes, *(split_optional(include) or [])]
+
+
+def write_json(file: Path, value: Any) -> None:
+    """Write a JSON file, and print where it is."""
     from seal_lite.io import write_atomic
 
-    write_atomic(path, json.dumps(value, indent=1))
-    typer.echo(f"wrote {path}")
+    write_atomic(file, json.dumps(value, indent=1))
+    typer.echo(f"wrote {file}")

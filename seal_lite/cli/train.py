@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -12,61 +13,78 @@ from seal_lite.cli.options import (
     Preset,
     Run,
     Set,
-    _config,
-    _load,
-    _names,
-    option,
-    output,
+    build_config,
+    check_output_folder,
+    read_sections,
+    required_genes,
+    split_names,
+    split_optional,
 )
 from seal_lite.errors import InputError
 
+if TYPE_CHECKING:
+    from collections.abc import Sequence
 
-def finetune(
+    from seal_lite.data.genes import GenePanel
+    from seal_lite.data.section import Section
+    from seal_lite.data.shards import Shard
+
+
+def finetune(  # noqa: PLR0913 (a command has as many options as it needs)
     data: Data,
-    out: output("Run folder; an interrupted run resumes."),
-    train: option(str | None, "Training sections: C2,C3,C4; default, of shards: all.") = None,
+    out: Annotated[
+        Path,
+        typer.Option(callback=check_output_folder, help="Run folder; an interrupted run resumes."),
+    ],
+    train: Annotated[
+        str | None, typer.Option(help="Training sections: C2,C3,C4; of shards, default all.")
+    ] = None,
     backbone: str | None = None,
     epochs: int | None = None,
     seed: int | None = None,
     include: Include = None,
-    cache: option(Path | None, "Folder for the prefix cache.") = None,
-    chunk: option(int, "Images at a time in a step: less memory, same result. 0: all.", min=0) = 0,
+    cache: Annotated[Path | None, typer.Option(help="Folder for the prefix cache.")] = None,
+    chunk: Annotated[
+        int,
+        typer.Option(min=0, help="Images at a time in a step: less memory, same result. 0: all."),
+    ] = 0,
     preset: Preset = "default",
     set_: Set = None,
-):
+) -> None:
     """Finetune the encoder on pairs of expression and tissue, or on shards of them."""
-    from seal_lite.data.phantom.truth import GroundTruth
     from seal_lite.data.shards import holds_shards, read_shards
-    from seal_lite.evaluation.scores import genes_to_score
-    from seal_lite.training.loop import finetune
+    from seal_lite.training import loop
 
-    config = _config(preset, set_, backbone=backbone, epochs=epochs, seed=seed)
+    config = build_config(preset, set_, backbone=backbone, epochs=epochs, seed=seed)
+    sections: Sequence[Section] | Sequence[Shard]
+    panel: GenePanel | None = None
+    genes: list[str] = []
     if holds_shards(data):
         if include:
             raise InputError(f"--include: {data} has its panel; give it to `shard`")
-        (sections, panel), wanted = read_shards(data, config, names=_names(train)), ()
+        sections, panel = read_shards(data, config, names=split_optional(train))
     elif train is None:
         raise InputError("--train: name the sections that train; the others stay unseen")
     else:
-        sections, panel = _load(data, _names(train), config), None
-        wanted = [
-            *genes_to_score([s.adata for s in sections], GroundTruth.find(data)),
-            *(_names(include) or ()),
-        ]
-    _, history = finetune(
-        sections, config, panel=panel, out=out, include=wanted, cache_dir=cache, chunk=chunk
+        sections = read_sections(data, split_names(train), config)
+        genes = required_genes([section.adata for section in sections], data, include)
+    _, history = loop.finetune(
+        sections, config, panel=panel, out=out, include=genes, cache_dir=cache, chunk=chunk
     )
-    joint = [h["loss"] for h in history if h["phase"] == "joint"]
-    typer.echo(f"loss {joint[0]:.3f} -> {joint[-1]:.3f} in {len(joint)} epochs; run is in {out}")
+    losses = [row["loss"] for row in history if row["phase"] == "joint"]
+    typer.echo(f"loss {losses[0]:.3f} -> {losses[-1]:.3f} in {len(losses)} epochs; run is in {out}")
 
 
 def share(
     run: Run,
-    repo: option(str, "OWNER/NAME on the Hugging Face hub."),
-    scores: option(Path | None, "A metrics.json to quote in the model card.") = None,
-    public: option(bool, "Visible to everybody.") = False,
-):
-    """Upload a run with its model card: its licence is that of the encoder it was tuned from."""
+    repo: Annotated[str, typer.Option(help="OWNER/NAME on the Hugging Face hub.")],
+    scores: Annotated[
+        Path | None, typer.Option(help="A metrics.json to quote in the model card.")
+    ] = None,
+    public: Annotated[bool, typer.Option(help="Visible to everybody.")] = False,
+) -> None:
+    """Upload a run with its model card; its licence is that of the encoder it was tuned from."""
     from seal_lite.hub import push_to_hub
 
-    typer.echo(f"shared: {push_to_hub(run, repo, scores=scores, private=not public)}")
+    address = push_to_hub(run, repo, scores=scores, private=not public)
+    typer.echo(f"shared: {address}")

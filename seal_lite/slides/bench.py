@@ -3,98 +3,121 @@
 from __future__ import annotations
 
 import math
-from itertools import takewhile
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from scipy.stats import rankdata
 
 from seal_lite.evaluation.targets import pearson
-from seal_lite.slides.mil import MODELS
-from seal_lite.slides.tasks import SlideTask
+from seal_lite.slides.mil import MODELS, Bags
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from seal_lite.slides.tasks import Kind, SlideTask
 
 
-def measure(kind: str, y, predicted) -> dict[str, np.ndarray]:
-    """What the kind is measured by, (r,) for r draws of test samples; nan where they are undefined.
+def measure(y: np.ndarray, predicted: np.ndarray, *, kind: Kind) -> dict[str, np.ndarray]:
+    """Return the metrics of r draws of m test samples, each (r,); nan where one is undefined.
 
-    y (r, m), of survival (r, m, 2); predicted (r, m), of classes (r, m, classes). The AUC is the
-    mean over classes of each against the rest, from ranks (Mann & Whitney, 1947). Keys: "auc" and
-    "balanced_accuracy", "pearson" and "spearman", or "c_index".
+    Parameters
+    ----------
+    y
+        Labels (r, m), or days and event (r, m, 2).
+    predicted
+        Values or log hazards (r, m), or probabilities (r, m, classes).
+    kind
+        "classification", "regression" or "survival".
+
+    Returns
+    -------
+    dict of np.ndarray
+        Of a classification "auc" (the mean over classes of each against the rest) and
+        "balanced_accuracy"; of a regression "pearson" and "spearman"; of survival "c_index".
+
+    Notes
+    -----
+    The AUC is computed from ranks (Mann & Whitney, 1947).
     """
     if kind == "classification":
-        own = y[..., None] == np.arange(predicted.shape[-1])
-        n, right = own.sum(1), own & (predicted.argmax(-1) == y)[..., None]
-        above = (rankdata(predicted, axis=1) * own).sum(1) - n * (n + 1) / 2
-        with np.errstate(invalid="ignore", divide="ignore"):
-            auc, recall = above / (n * (y.shape[1] - n)), right.sum(1) / n
-        return {"auc": auc.mean(1), "balanced_accuracy": recall.mean(1)}
+        return _classification_metrics(y, predicted)
     if kind == "regression":
-        ranks = (rankdata(v, axis=1) for v in (predicted, y))
-        return {"pearson": pearson(predicted.T, y.T), "spearman": pearson(*(v.T for v in ranks))}
+        ranks = rankdata(predicted, axis=1)
+        ranks_y = rankdata(y, axis=1)
+        return {"pearson": pearson(predicted.T, y.T), "spearman": pearson(ranks.T, ranks_y.T)}
+    draws = zip(y, predicted, strict=True)
+    return {"c_index": np.array([_concordance(time, risk) for time, risk in draws])}
+
+
+def _classification_metrics(y: np.ndarray, predicted: np.ndarray) -> dict[str, np.ndarray]:
+    """Return AUC and balanced accuracy (r,) from y (r, m) and predicted (r, m, classes)."""
+    n_samples = y.shape[1]
+    is_class = y[..., None] == np.arange(predicted.shape[-1])  # (r, m, classes)
+    n_class = is_class.sum(1)  # (r, classes)
+    is_right = (predicted.argmax(-1) == y)[..., None]
+    n_right = (is_class & is_right).sum(1)
+    ranks = rankdata(predicted, axis=1)
+    n_above = (ranks * is_class).sum(1) - n_class * (n_class + 1) / 2  # pairs in the right order
+    with np.errstate(invalid="ignore", divide="ignore"):
+        auc = n_above / (n_class * (n_samples - n_class))
+        recall = n_right / n_class
+    return {"auc": auc.mean(1), "balanced_accuracy": recall.mean(1)}
+
+
+def _concordance(time: np.ndarray, risk: np.ndarray) -> float:
+    """Return the concordance index of log hazards (m,), given days and event (m, 2)."""
     from lifelines.utils import concordance_index
 
-    def c_index(time, risk):
-        try:
-            return concordance_index(time[:, 0], -risk, time[:, 1])
-        except ZeroDivisionError:  # no pair of these can be compared
-            return math.nan
-
-    return {"c_index": np.array([c_index(*draw) for draw in zip(y, predicted, strict=True)])}
+    try:
+        return concordance_index(time[:, 0], -risk, time[:, 1])
+    except ZeroDivisionError:  # no pair of these samples can be compared
+        return math.nan
 
 
-def score_bags(task: SlideTask, features: dict, *, seeds: int = 3, repeats: int = 1000) -> dict:
-    """Score bags of features (`features`: {name: `read_bags`}) with every model on every fold.
+def score_bags(
+    task: SlideTask, features: dict[str, Bags], *, seeds: int = 3, repeats: int = 1000
+) -> dict[str, Any]:
+    """Score bags of features with every model on every fold of a task.
 
-    Predictions are averaged over `seeds`. A score is the mean over folds; its 95% interval draws
-    each fold's test samples again, the same ones for all features, so that differences are paired:
-    of each features to all that are named before them.
+    A prediction is the mean over seeds, a score the mean over folds.
 
-    Returns {"task", "kind", "samples", "folds": how many, "scores": rows {"features", "model":
-    "mean" or "abmil", "metric": `measure`'s, "mean", "ci95": [low, high]}, "delta": rows {"of",
-    "minus", and the rest}}.
+    Parameters
+    ----------
+    task
+        The task, with n samples.
+    features
+        The bags of each kind of features, as `read_bags` returns them.
+    seeds
+        Number of times that each model is fitted.
+    repeats
+        Number of bootstrap draws of the test samples.
+
+    Returns
+    -------
+    dict
+        "task", "kind", "samples" and "folds" (numbers), and two lists of rows. "scores" has the
+        keys "features", "model" ("mean" or "abmil"), "metric", "mean" and "ci95" ([low, high]).
+        "delta" has "of" and "minus" in the place of "features": the difference of each kind of
+        features to every kind before it.
+
+    Notes
+    -----
+    The 95% interval is a percentile bootstrap: each fold's test samples are drawn with
+    replacement, the same ones for all features, so that differences are paired.
     """
     predicted = {}
     for name, bags in features.items():
         for model, fit in MODELS.items():
-            predicted[name, model] = [
-                np.mean(
-                    [
-                        fit(
-                            [bags[i] for i in train],
-                            task.y[train],
-                            [bags[i] for i in test],
-                            task.kind,
-                            seed=seed,
-                        )
-                        for seed in range(seeds)
-                    ],
-                    axis=0,
-                )
-                for train, test in task.folds
-            ]
-    rng, found = np.random.default_rng(0), {}
-    for fold, (_, test) in enumerate(task.folds):
-        drawn = rng.integers(len(test), size=(repeats, len(test)))
-        picks = np.vstack([np.arange(len(test)), drawn])  # the first is the sample itself
-        for place, by_fold in predicted.items():
-            scores = measure(task.kind, task.y[test][picks], by_fold[fold][picks])
-            for metric, values in scores.items():
-                found.setdefault((*place, metric), []).append(values)
-    draws = {place: np.nanmean(by_fold, axis=0) for place, by_fold in found.items()}
-
-    def row(values, **about):
-        low, high = np.nanpercentile(values[1:], [2.5, 97.5])
-        return {
-            **about,
-            "mean": round(float(values[0]), 4),
-            "ci95": [round(float(low), 4), round(float(high), 4)],
-        }
-
-    scores = [row(v, features=n, model=m, metric=k) for (n, m, k), v in draws.items()]
-    delta = [
-        row(v - draws[other, m, k], of=n, minus=other, model=m, metric=k)
-        for (n, m, k), v in draws.items()
-        for other in takewhile(n.__ne__, features)
-    ]
+            predicted[name, model] = _predict_folds(fit, task, bags, seeds=seeds)
+    draws = _score_draws(task, predicted, repeats=repeats)
+    names = list(features)
+    scores = []
+    delta = []
+    for (name, model, metric), values in draws.items():
+        scores.append({"features": name, "model": model, "metric": metric, **_interval(values)})
+        for other in names[: names.index(name)]:
+            gap = _interval(values - draws[other, model, metric])
+            delta.append({"of": name, "minus": other, "model": model, "metric": metric, **gap})
     return {
         "task": task.name,
         "kind": task.kind,
@@ -102,4 +125,49 @@ def score_bags(task: SlideTask, features: dict, *, seeds: int = 3, repeats: int 
         "folds": len(task.folds),
         "scores": scores,
         "delta": delta,
+    }
+
+
+def _predict_folds(
+    fit: Callable[..., np.ndarray], task: SlideTask, bags: Bags, *, seeds: int
+) -> list[np.ndarray]:
+    """Return the predictions for the test samples of each fold, averaged over seeds."""
+    predicted = []
+    for train, test in task.folds:
+        train_bags = [bags[i] for i in train]
+        test_bags = [bags[i] for i in test]
+        of_seeds = [
+            fit(train_bags, task.y[train], test_bags, kind=task.kind, seed=seed)
+            for seed in range(seeds)
+        ]
+        predicted.append(np.mean(of_seeds, axis=0))
+    return predicted
+
+
+def _score_draws(
+    task: SlideTask, predicted: dict[tuple[str, str], list[np.ndarray]], *, repeats: int
+) -> dict[tuple[str, str, str], np.ndarray]:
+    """Return the mean over folds of each metric, (1 + repeats,); the first is of the samples.
+
+    `predicted` has the keys (features, model), the result (features, model, metric).
+    """
+    rng = np.random.default_rng(0)
+    by_fold: dict[tuple[str, str, str], list[np.ndarray]] = {}
+    for fold, (_, test) in enumerate(task.folds):
+        drawn = rng.integers(len(test), size=(repeats, len(test)))
+        picks = np.vstack([np.arange(len(test)), drawn])  # (1 + repeats, m)
+        y = task.y[test][picks]
+        for (name, model), predictions in predicted.items():
+            metrics = measure(y, predictions[fold][picks], kind=task.kind)
+            for metric, values in metrics.items():
+                by_fold.setdefault((name, model, metric), []).append(values)
+    return {key: np.nanmean(values, axis=0) for key, values in by_fold.items()}
+
+
+def _interval(values: np.ndarray) -> dict[str, Any]:
+    """Return the score and its 95% interval, to four digits."""
+    low, high = np.nanpercentile(values[1:], [2.5, 97.5])
+    return {
+        "mean": round(float(values[0]), 4),
+        "ci95": [round(float(low), 4), round(float(high), 4)],
     }

@@ -1,97 +1,165 @@
-"""From whole slides to feature files: tissue mask, a grid of regions, TRIDENT's H5."""
+"""Features of whole slides: tissue mask, a grid of patches, files in TRIDENT's layout."""
 
 from __future__ import annotations
 
 import logging
 from contextlib import suppress
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 from filelock import Timeout
 from PIL import Image
 from tqdm import tqdm
 
-from seal_lite.data.images import KINDS, Slide, open_slide, tissue_mask
+from seal_lite.data.images import IMAGE_SUFFIXES, Slide, open_slide, tissue_mask
 from seal_lite.data.patches import check_resolution
 from seal_lite.encoders.embedding import embed_patches
-from seal_lite.encoders.vision import VisionEncoder
 from seal_lite.errors import InputError
 from seal_lite.io import atomic_file, lock
 
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from seal_lite.encoders.vision import VisionEncoder
+
 log = logging.getLogger(__name__)
-MASK_UM = 16.0  # um per px of the thumbnail in which tissue is sought
-MIN_TISSUE = 0.5  # share of a region
+MASK_UM = 16.0  # um per px of the thumbnail in which tissue is found
+MIN_TISSUE = 0.5  # share of a patch
+PATCHES_IN_MEMORY = 256
 
 
 def grid(slide: Slide, *, patch_um: float) -> np.ndarray:
-    """Corners (n, 2) in full-resolution px of the regions of `patch_um` that are mostly tissue.
+    """Return the corners of the patches that lie on tissue.
 
-    x, y of squares `patch_um` um wide, side by side from the slide's corner, at least half of each
-    tissue. The slide's `um_per_px` must be known.
+    Patches lie side by side from the slide's corner. A patch is kept if at least half of it is
+    tissue.
+
+    Parameters
+    ----------
+    slide
+        A slide whose `um_per_px` is known.
+    patch_um
+        Edge of a patch in um.
+
+    Returns
+    -------
+    np.ndarray
+        Corners (n, 2) float64: x and y in px of full resolution.
     """
-    mask = tissue_mask(slide.thumbnail(MASK_UM / slide.um_per_px))
-    edge, size = patch_um / slide.um_per_px, np.array(slide.size)
-    n = (size / edge + 1e-6).astype(int)  # columns and rows
-    if not n.all():
+    mask = tissue_mask(slide.thumbnail(MASK_UM / _um_per_px(slide)))
+    edge = patch_um / _um_per_px(slide)
+    size = np.array(slide.size)
+    n_patches = (size / edge + 1e-6).astype(int)  # columns and rows
+    if not n_patches.all():
         return np.zeros((0, 2))
-    area = n * edge / size * mask.shape[::-1]  # what they cover of the mask
-    share = Image.fromarray(mask.astype(np.float32)).resize(n, Image.Resampling.BOX, (0, 0, *area))
-    return np.argwhere(np.asarray(share) >= MIN_TISSUE)[:, ::-1] * edge
+    width, height = n_patches * edge / size * mask.shape[::-1]  # the patches' part of the mask
+    tissue = Image.fromarray(mask.astype(np.float32)).resize(
+        tuple(n_patches), Image.Resampling.BOX, (0, 0, width, height)
+    )
+    rows_and_columns = np.argwhere(np.asarray(tissue) >= MIN_TISSUE)
+    return rows_and_columns[:, ::-1] * edge
 
 
-def list_slides(folder) -> list[Path]:
-    """Every slide or picture under `folder`, sorted; none, or two of a name: `InputError`."""
-    found = sorted(p for p in Path(folder).rglob("*") if p.suffix.lower() in KINDS)
-    if not found:
-        raise InputError(f"{folder}: holds no slide; known are {', '.join(KINDS)}")
-    stems = [p.stem for p in found]
-    if twice := [s for s in stems if stems.count(s) > 1]:
-        raise InputError(f"{folder}: two slides are called {twice[0]}; rename one")
-    return found
+def _um_per_px(slide: Slide) -> float:
+    """Return the slide's scale, or raise an `InputError` where it is unknown."""
+    if not slide.um_per_px:
+        raise InputError(f"{slide.path}: does not state its um per px; give --um-per-px")
+    return slide.um_per_px
+
+
+def list_slides(folder: str | Path) -> list[Path]:
+    """Return every slide or image under a folder, sorted.
+
+    Raises
+    ------
+    InputError
+        Where the folder holds none, or two files of one name without suffix.
+    """
+    slides = sorted(
+        path for path in Path(folder).rglob("*") if path.suffix.lower() in IMAGE_SUFFIXES
+    )
+    if not slides:
+        raise InputError(f"{folder}: holds no slide; give one with {', '.join(IMAGE_SUFFIXES)}")
+    names = set()
+    for path in slides:
+        if path.stem in names:
+            raise InputError(f"{folder}: two slides are called {path.stem}; rename one")
+        names.add(path.stem)
+    return slides
 
 
 def embed_slides(
     encoder: VisionEncoder,
-    slides,
-    out,
+    slides: Sequence[Path],
+    out: str | Path,
     *,
     patch_um: float,
     patch_px: int,
     um_per_px: float | None = None,
 ) -> list[Path]:
-    """Write `out/<slide>.h5` for every slide, as TRIDENT does, and return the files.
+    """Write the features of every slide in TRIDENT's layout.
 
-    "features" (n, dim) float32 and "coords" (n, 2) int, corners in full-resolution px, with the
-    region's size in the attributes of both scales. Regions are those of `grid`, resampled to
-    `patch_px` px; `um_per_px` overrides what the slides say. A file that is there is kept; one
-    appears only when complete, and processes that write into one folder share the work. Raises
-    `InputError`, before any is written, where a slide cannot be read, is coarser than half the
-    wanted resolution, or its scale unknown.
+    A file appears only when it is complete, and one that exists is kept. Several processes that
+    write into one folder share the work.
+
+    Parameters
+    ----------
+    encoder
+        The encoder, with d dimensions.
+    slides
+        Paths of the slides.
+    out
+        Folder for <slide>.h5: "features" (n, d) float32, and "coords" (n, 2) int, the corners of
+        the patches in px of full resolution. The attributes of "coords" state the size of a patch
+        at both scales.
+    patch_um
+        Edge of a patch in um.
+    patch_px
+        Edge of a patch in px, as the encoder reads it.
+    um_per_px
+        Scale of full resolution; overrides what the slides state.
+
+    Returns
+    -------
+    list of Path
+        The files, in the order of `slides`.
+
+    Raises
+    ------
+    InputError
+        Before any file is written: where a slide cannot be read, its scale is unknown, or it is
+        coarser than half the requested resolution.
     """
     files = [Path(out) / f"{path.stem}.h5" for path in slides]
-    todo = [pair for pair in zip(slides, files, strict=True) if not pair[1].exists()]
-    for path, _ in todo:  # all of them can be read: before hours of work
-        slide = open_slide(path, um_per_px)
-        if not slide.um_per_px:
-            raise InputError(f"{path}: does not say its um per px; give --um-per-px")
-        check_resolution(path, patch_um, patch_px, patch_um / slide.um_per_px)
-    for wait in (False, True):  # first what no other process is at
-        for path, file in tqdm(todo, "embed", disable=wait):
+    missing = [(path, file) for path, file in zip(slides, files, strict=True) if not file.exists()]
+    for path, _ in missing:
+        slide = open_slide(path, um_per_px=um_per_px)
+        edge = patch_um / _um_per_px(slide)
+        check_resolution(path, patch_um=patch_um, patch_px=patch_px, edge=edge)
+    for wait in (False, True):  # first the slides that no other process is embedding
+        for path, file in tqdm(missing, "embed", disable=wait):
             with suppress(Timeout), lock(file, wait=wait):
                 if not file.exists():
-                    _write_features(encoder, open_slide(path, um_per_px), file, patch_um, patch_px)
+                    slide = open_slide(path, um_per_px=um_per_px)
+                    write_features(encoder, slide, file, patch_um=patch_um, patch_px=patch_px)
     return files
 
 
-def _write_features(encoder, slide: Slide, file: Path, patch_um: float, patch_px: int):
+def write_features(
+    encoder: VisionEncoder, slide: Slide, file: Path, *, patch_um: float, patch_px: int
+) -> None:
+    """Write the features of one slide, as `embed_slides` describes them."""
     import h5py
 
-    edge, corners = patch_um / slide.um_per_px, grid(slide, patch_um=patch_um)
+    edge = patch_um / _um_per_px(slide)
+    corners = grid(slide, patch_um=patch_um)
     if not len(corners):
-        log.warning("%s: no tissue found: an empty file", slide.path)
+        log.warning("%s: no tissue found: its file has no patches", slide.path)
     parts = [np.zeros((0, encoder.row.dim), np.float32)]
-    for i in range(0, len(corners), 256):
-        images = [slide.read(x, y, edge, patch_px) for x, y in corners[i : i + 256]]
+    for i in range(0, len(corners), PATCHES_IN_MEMORY):
+        batch = corners[i : i + PATCHES_IN_MEMORY]
+        images = [slide.read(x, y, edge=edge, px=patch_px) for x, y in batch]
         parts.append(embed_patches(encoder, np.stack(images)))
     with atomic_file(file) as part, h5py.File(part, "w") as h5:
         h5["features"] = np.concatenate(parts)

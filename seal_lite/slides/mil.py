@@ -1,8 +1,10 @@
-"""From a bag of patch features to a prediction: mean pooling and attention."""
+"""Models from a bag of patch features to a prediction: mean pooling and attention."""
 
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pandas as pd
@@ -13,87 +15,210 @@ from sklearn.model_selection import GridSearchCV, StratifiedKFold
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
+if TYPE_CHECKING:
+    from seal_lite.slides.tasks import Kind
 
-def mean_pool(bags, y, test_bags, kind: str, *, seed: int = 0) -> np.ndarray:
-    """The mean patch of a bag, then logistic regression, ridge or a Cox model (lifelines), the
-    first two with their penalty chosen inside training; returns (m, classes) probabilities or (m,).
+Bags = list[np.ndarray]
+Criterion = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
+COX_COMPONENTS = 8  # at most so many principal components enter the Cox model
+COX_PENALTY = 0.1
+ATTENTION_DIM = 64
+BAGS_PER_STEP = 16
+PATCHES_PER_BAG = 512  # of each bag in a step, drawn at random; a test bag is seen whole
 
-    bags, test_bags: lists of n and of m arrays (patches, d), each with its own number of patches. y
-    and `kind` as in `SlideTask`. The (m,) are values, or log hazards of survival, where the penalty
-    is fixed (0.1, on at most 8 principal components).
+
+def mean_pool(
+    bags: Bags, y: np.ndarray, test_bags: Bags, *, kind: Kind, seed: int = 0
+) -> np.ndarray:
+    """Predict from the mean patch of a bag: logistic regression, ridge or a Cox model.
+
+    The penalty of the first two is chosen inside the training bags. The Cox model (lifelines) has
+    a fixed penalty and reads at most 8 principal components.
+
+    Parameters
+    ----------
+    bags
+        The n training bags, each (patches, d) with its own number of patches.
+    y
+        Labels of the training bags, as in `SlideTask`.
+    test_bags
+        The m test bags, each (patches, d).
+    kind
+        "classification", "regression" or "survival".
+    seed
+        Seed of the inner folds of a classification.
+
+    Returns
+    -------
+    np.ndarray
+        Probabilities (m, classes), values (m,), or log hazards (m,).
     """
-    x, x_test = (np.stack([b.mean(0) for b in part]) for part in (bags, test_bags))
+    x = np.stack([bag.mean(0) for bag in bags])
+    x_test = np.stack([bag.mean(0) for bag in test_bags])
     if kind == "classification":
-        inner = StratifiedKFold(
-            max(2, min(5, np.bincount(y).min())), shuffle=True, random_state=seed
-        )
-        logistic = LogisticRegression(class_weight="balanced", max_iter=5000)
-        model = make_pipeline(StandardScaler(), logistic)
-        penalties = {"logisticregression__C": np.logspace(-4, 1, 6)}
-        model = GridSearchCV(model, penalties, cv=inner, scoring="neg_log_loss")
-        return model.fit(x, y).predict_proba(x_test)
+        return _predict_logistic(x, y, x_test, seed=seed)
     if kind == "regression":
-        model = make_pipeline(StandardScaler(), RidgeCV(np.logspace(-1, 5, 13)))
-        return model.fit(x, y).predict(x_test)
+        ridge = make_pipeline(StandardScaler(), RidgeCV(np.logspace(-1, 5, 13)))
+        return ridge.fit(x, y).predict(x_test)
+    return _predict_cox(x, y, x_test)
+
+
+def _predict_logistic(x: np.ndarray, y: np.ndarray, x_test: np.ndarray, *, seed: int) -> np.ndarray:
+    """Return probabilities (m, classes) from x (n, d), y (n,) and x_test (m, d)."""
+    rarest = np.bincount(y).min()
+    inner = StratifiedKFold(max(2, min(5, rarest)), shuffle=True, random_state=seed)
+    logistic = LogisticRegression(class_weight="balanced", max_iter=5000)
+    penalties = {"logisticregression__C": np.logspace(-4, 1, 6)}
+    search = GridSearchCV(
+        make_pipeline(StandardScaler(), logistic), penalties, cv=inner, scoring="neg_log_loss"
+    )
+    return search.fit(x, y).predict_proba(x_test)
+
+
+def _predict_cox(x: np.ndarray, y: np.ndarray, x_test: np.ndarray) -> np.ndarray:
+    """Return log hazards (m,) from x (n, d), days and event y (n, 2) and x_test (m, d)."""
     from lifelines import CoxPHFitter
 
-    few = make_pipeline(StandardScaler(), PCA(min(8, len(x) // 8, x.shape[1]))).fit(x)
-    table = pd.DataFrame(few.transform(x)).assign(days=y[:, 0], event=y[:, 1])
-    fitted = CoxPHFitter(penalizer=0.1).fit(table, "days", "event")
-    return np.log(fitted.predict_partial_hazard(pd.DataFrame(few.transform(x_test))).to_numpy())
+    n_components = min(COX_COMPONENTS, len(x) // 8, x.shape[1])
+    components = make_pipeline(StandardScaler(), PCA(n_components)).fit(x)
+    table = pd.DataFrame(components.transform(x))
+    table = table.assign(days=y[:, 0], event=y[:, 1])
+    cox = CoxPHFitter(penalizer=COX_PENALTY).fit(table, "days", "event")
+    test_table = pd.DataFrame(components.transform(x_test))
+    return np.log(cox.predict_partial_hazard(test_table).to_numpy())
 
 
-def abmil(bags, y, test_bags, kind: str, *, epochs=100, size=512, batch=16, seed=0) -> np.ndarray:
-    """Attention-based MIL (Ilse et al., 2018; torchmil's), one model a class or one in all.
+def cox_loss(risk: torch.Tensor, time: torch.Tensor) -> torch.Tensor:
+    """Return the negative partial log-likelihood per event (Cox, 1972).
 
-    Each step sees `batch` bags, of each at most `size` patches at random; a test bag is seen whole.
-    Nothing is chosen: the settings are the same for all features. Arguments and result as for
-    `mean_pool`, but a regression's values are in standard deviations of y from its mean.
+    Of tied days each sees all (Breslow, 1974).
+
+    Parameters
+    ----------
+    risk
+        Log hazards (b,).
+    time
+        Days and event (b, 2); an event of 0 is censored.
+
+    Returns
+    -------
+    torch.Tensor
+        A scalar.
     """
+    days, event = time.T  # (b,), (b,)
+    at_risk = torch.where(days[None] >= days[:, None], risk[None], -torch.inf)  # (b, b)
+    log_likelihood = event * (risk - at_risk.logsumexp(1))  # (b,)
+    return -log_likelihood.sum() / event.sum().clamp(min=1)
+
+
+def abmil(
+    bags: Bags,
+    y: np.ndarray,
+    test_bags: Bags,
+    *,
+    kind: Kind,
+    seed: int = 0,
+    epochs: int = 100,
+) -> np.ndarray:
+    """Predict with gated attention over the patches of a bag (Ilse et al., 2018; torchmil's ABMIL).
+
+    A classification with more than two classes trains one model a class. No setting is chosen from
+    data, so that all features have the same ones.
+
+    Parameters
+    ----------
+    bags
+        The n training bags, each (patches, d) with its own number of patches.
+    y
+        Labels of the training bags, as in `SlideTask`.
+    test_bags
+        The m test bags, each (patches, d).
+    kind
+        "classification", "regression" or "survival".
+    seed
+        Seed of the weights and of the batches.
+    epochs
+        Passes over the training bags.
+
+    Returns
+    -------
+    np.ndarray
+        Probabilities (m, classes), values (m,) in standard deviations of `y` from its mean, or log
+        hazards (m,).
+    """
+    scaler = StandardScaler().fit(np.concatenate(bags))
+    train = [_scale(bag, scaler) for bag in bags]
+    test = [_scale(bag, scaler) for bag in test_bags]
+    targets, criterion = _training_targets(y, kind)
+    rng = np.random.default_rng(seed)
+    outputs = []
+    for target in targets:
+        torch.manual_seed(seed)
+        model = _fit_attention(train, target, criterion, epochs=epochs, rng=rng)
+        with torch.inference_mode():
+            outputs.append([model(bag[None]).item() for bag in test])
+    if kind == "classification":
+        return _probabilities(np.array(outputs).T)
+    return np.array(outputs[0])
+
+
+def _scale(bag: np.ndarray, scaler: StandardScaler) -> torch.Tensor:
+    """Return the standardised bag (patches, d) float32."""
+    return torch.from_numpy(scaler.transform(bag).astype(np.float32))
+
+
+def _training_targets(y: np.ndarray, kind: Kind) -> tuple[list[np.ndarray], Criterion]:
+    """Return the target of each model, (n,) or of survival (n, 2), and the loss."""
+    if kind == "survival":
+        return [y], cox_loss
+    if kind == "regression":
+        return [(y - y.mean()) / y.std()], torch.nn.MSELoss()
+    one_hot = np.eye(y.max() + 1)[y]  # (n, classes)
+    columns = list(one_hot.T)
+    if len(columns) == 2:  # one logit tells two classes apart
+        columns = columns[1:]
+    return columns, torch.nn.BCEWithLogitsLoss()
+
+
+def _fit_attention(
+    bags: list[torch.Tensor],
+    target: np.ndarray,
+    criterion: Criterion,
+    *,
+    epochs: int,
+    rng: np.random.Generator,
+) -> torch.nn.Module:
+    """Train one attention model on batches of bags, and return it in evaluation mode."""
     from torchmil.models import ABMIL
 
-    scaler = StandardScaler().fit(np.concatenate(bags))
-    bags, test_bags = (
-        [torch.from_numpy(scaler.transform(b).astype(np.float32)) for b in part]
-        for part in (bags, test_bags)
-    )
-    if kind == "classification":  # of two classes one logit
-        targets, criterion = np.eye(y.max() + 1)[y], torch.nn.BCEWithLogitsLoss()
-        targets = targets[:, 1:] if targets.shape[1] == 2 else targets
-    elif kind == "regression":
-        targets, criterion = ((y - y.mean()) / y.std())[:, None], torch.nn.MSELoss()
-    else:
-        targets, criterion = y[:, None], cox_loss
-    found, rng = [], np.random.default_rng(seed)
-    for column in np.moveaxis(targets, 1, 0):
-        torch.manual_seed(seed)
-        model = ABMIL(in_shape=(bags[0].shape[1],), att_dim=64, gated=True)
-        optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2, weight_decay=0.05)
-        for _ in range(epochs * math.ceil(len(bags) / batch)):
-            some = rng.choice(len(bags), min(batch, len(bags)), replace=False)
-            parts = [bags[i][rng.permutation(len(bags[i]))[:size]] for i in some]
-            x = torch.nn.utils.rnn.pad_sequence(parts, batch_first=True)
-            mask = torch.arange(x.shape[1]) < torch.tensor([len(p) for p in parts])[:, None]
-            out = model(x, mask.float()).flatten()
-            loss = criterion(out, torch.from_numpy(column[some]).float())
-            optimizer.zero_grad()
-            loss.backward()
-            optimizer.step()
-        model.eval()
-        with torch.inference_mode():
-            found.append([model(b[None]).item() for b in test_bags])
-    if kind != "classification":
-        return np.array(found[0])
-    chance = 1 / (1 + np.exp(-np.array(found).T))
-    return np.c_[1 - chance, chance] if chance.shape[1] == 1 else chance / chance.sum(1)[:, None]
+    model = ABMIL(in_shape=(bags[0].shape[1],), att_dim=ATTENTION_DIM, gated=True)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2, weight_decay=0.05)
+    batch_size = min(BAGS_PER_STEP, len(bags))
+    for _ in range(epochs * math.ceil(len(bags) / BAGS_PER_STEP)):
+        batch = rng.choice(len(bags), batch_size, replace=False)
+        parts = [_draw_patches(bags[i], rng) for i in batch]
+        x = torch.nn.utils.rnn.pad_sequence(parts, batch_first=True)  # (b, patches, d)
+        lengths = torch.tensor([len(part) for part in parts])
+        mask = torch.arange(x.shape[1]) < lengths[:, None]  # (b, patches)
+        output = model(x, mask.float()).flatten()  # (b,)
+        loss = criterion(output, torch.from_numpy(target[batch]).float())
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    return model.eval()
 
 
-def cox_loss(risk, time):
-    """Negative partial log-likelihood (Cox, 1972) of log hazards (b,), days and event (b, 2); of
-    tied days each sees all (Breslow). A scalar, per event."""
-    days, event = time.T
-    later = torch.where(days[None] >= days[:, None], risk[None], -torch.inf)
-    return -(event * (risk - later.logsumexp(1))).sum() / event.sum().clamp(min=1)
+def _draw_patches(bag: torch.Tensor, rng: np.random.Generator) -> torch.Tensor:
+    """Return at most `PATCHES_PER_BAG` patches of a bag, in random order."""
+    return bag[rng.permutation(len(bag))[:PATCHES_PER_BAG]]
 
 
-MODELS = {"mean": mean_pool, "abmil": abmil}
+def _probabilities(logits: np.ndarray) -> np.ndarray:
+    """Return probabilities (m, classes) from logits (m, models)."""
+    positive = 1 / (1 + np.exp(-logits))
+    if positive.shape[1] == 1:
+        return np.c_[1 - positive, positive]
+    return positive / positive.sum(1)[:, None]
+
+
+MODELS: dict[str, Callable[..., np.ndarray]] = {"mean": mean_pool, "abmil": abmil}

@@ -3,14 +3,16 @@
     TASK/config.yaml      task_col, sample_col, extra_cols, label_dict, metrics
     TASK/k=all.tsv        case_id, slide_id, the label, fold_0, fold_1, ...: train or test
 
-as Patho-Bench publishes them (Zhang et al., 2025), and a slide's features in FOLDER/<slide_id>.h5
-as TRIDENT writes them: features (n, d) or (1, n, d). A sample's slides are fused early: one bag.
+Patho-Bench publishes tasks in this layout (Zhang et al., 2025). TRIDENT writes the features of a
+slide as FOLDER/<slide_id>.h5, dataset "features" (n, d) or (1, n, d). All slides of a sample form
+one bag (early fusion).
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import pandas as pd
@@ -20,100 +22,200 @@ from sklearn.model_selection import StratifiedGroupKFold
 from seal_lite.errors import InputError, reading
 from seal_lite.io import open_h5
 
+Kind = Literal["classification", "regression", "survival"]
+Fold = tuple[np.ndarray, np.ndarray]
+N_FOLDS = 5  # of a task that has no fold columns
+
 
 @dataclass(frozen=True)
 class SlideTask:
-    """What is asked: `kind` is classification, regression or survival, `slides` the slide names of
-    each sample.
+    """A label for each sample, the slides of each sample, and the folds.
 
-    y: classes (n,) int of `classes`, or values (n,), or days and event (n, 2). folds: indices of
-    the samples that train and of those that test. Samples are in the order of `slides`.
+    Samples keep the order of `slides`.
+
+    Parameters
+    ----------
+    name
+        The name of the task's folder.
+    kind
+        "classification", "regression" or "survival".
+    slides
+        The slide names of each of the n samples: {sample: [slide_id, ...]}.
+    y
+        Labels: indices into `classes` (n,) int, values (n,), or days and event (n, 2).
+    classes
+        Names of the classes, sorted; empty unless `kind` is "classification".
+    folds
+        Indices of the training samples and of the test samples of each fold.
     """
 
     name: str
-    kind: str
+    kind: Kind
     slides: dict[str, list[str]]
     y: np.ndarray
     classes: list[str]
-    folds: list[tuple[np.ndarray, np.ndarray]]
+    folds: list[Fold]
 
 
-def read_slide_task(folder) -> SlideTask:
-    """Read a task's folder; without fold columns its samples are dealt to five folds.
+@dataclass(frozen=True)
+class _Columns:
+    """The kind of a task, and the names of its columns."""
 
-    The folder is one of Patho-Bench's (Zhang et al., 2025): config.yaml and k=all.tsv. Survival has
-    extra columns <task>_days and <task>_event; a task with a label_dict is a classification, any
-    other a regression. Raises `InputError` for anything missing, and for a case on both sides of a
-    fold.
+    kind: Kind
+    sample: str
+    labels: list[str]
+    folds: list[str]
+
+
+def read_slide_task(folder: str | Path) -> SlideTask:
+    """Read a task in Patho-Bench's layout (Zhang et al., 2025).
+
+    A task whose `extra_cols` are one that ends in "_days" and one that ends in "_event" is a
+    survival task. One with a `label_dict` is a classification, any other a regression. A task
+    without fold columns is split into five folds by case.
+
+    Parameters
+    ----------
+    folder
+        Folder with config.yaml and k=all.tsv.
+
+    Raises
+    ------
+    InputError
+        Where a file, a column or a label is missing, a sample has two labels, a label is not a
+        number, a case is in both halves of a fold, or half of a fold has one class only.
     """
     folder = Path(folder)
     path = folder / "k=all.tsv"
+    table, columns = _read_table(folder)
+    _check_table(path, table, columns)
+    samples = table.drop_duplicates(columns.sample)
+    y, classes = _read_labels(path, samples, columns)
+    folds = _read_folds(path, samples, columns, y)
+    _check_folds(path, folds, case=samples.case_id.to_numpy(), y=y, kind=columns.kind)
+    slides_of = table.groupby(columns.sample, sort=False).slide_id
+    slides = {sample: list(names) for sample, names in slides_of}
+    return SlideTask(folder.name, columns.kind, slides, y, classes, folds)
+
+
+def _read_table(folder: Path) -> tuple[pd.DataFrame, _Columns]:
+    """Read config.yaml and k=all.tsv, all values as text."""
     with reading(folder, fault="is no task with config.yaml and k=all.tsv"):
         config = yaml.safe_load((folder / "config.yaml").read_text())
-        table = pd.read_csv(path, sep="\t", dtype=str)
-        label, sample = config["task_col"], config["sample_col"]
-    time = [
-        c for end in ("_days", "_event") for c in config.get("extra_cols") or [] if c.endswith(end)
-    ]
-    kind = (
-        "survival"
-        if len(time) == 2
-        else "classification"
-        if config.get("label_dict")
-        else "regression"
-    )
-    labels, folds = time if kind == "survival" else [label], [c for c in table if "fold_" in c]
-    if lacking := {"case_id", "slide_id", sample, *labels} - set(table):
-        raise InputError(f"{path}: column {min(lacking)} is missing; restore it")
-    if (empty := table[["case_id", "slide_id", sample, *labels]].isna().any()).any():
-        raise InputError(f"{path}: a {empty.idxmax()} is empty; fill it, or drop its row")
-    for column in ["case_id", *labels, *folds]:
-        if (values := table.groupby(sample)[column].nunique(dropna=False)).max() > 1:
-            raise InputError(f"{path}: {sample} {values.idxmax()} has two {column}; correct it")
-    rows, classes = table.drop_duplicates(sample), []
-    if kind == "classification":
-        classes = sorted(rows[label].unique())
-        y = rows[label].map(classes.index).to_numpy()
-    else:
-        y = rows[labels].apply(pd.to_numeric, errors="coerce").to_numpy()
-        if not np.isfinite(y).all():
-            raise InputError(f"{path}: a {' or '.join(labels)} is no number; drop its row")
-        y = y if kind == "survival" else y[:, 0]
-    case = rows.case_id.to_numpy()
+        table = pd.read_csv(folder / "k=all.tsv", sep="\t", dtype=str)
+        label = config["task_col"]
+        sample = config["sample_col"]
+        extra = config.get("extra_cols") or []
+        days = [column for column in extra if column.endswith("_days")]
+        event = [column for column in extra if column.endswith("_event")]
+    folds = [column for column in table if "fold_" in column]
+    if len(days) == len(event) == 1:
+        return table, _Columns("survival", sample, days + event, folds)
+    kind: Kind = "classification" if config.get("label_dict") else "regression"
+    return table, _Columns(kind, sample, [label], folds)
+
+
+def _check_table(path: Path, table: pd.DataFrame, columns: _Columns) -> None:
+    """Check that columns exist, that none has gaps, and that a sample's rows agree."""
+    needed = ["case_id", "slide_id", columns.sample, *columns.labels]
+    missing = set(needed) - set(table)
+    if missing:
+        raise InputError(f"{path}: column {min(missing)} is missing; restore it")
+    if table.empty:
+        raise InputError(f"{path}: has no rows; restore them")
+    has_gap = table[needed].isna().any()
+    if has_gap.any():
+        raise InputError(f"{path}: a {has_gap.idxmax()} is empty; fill it, or drop its row")
+    for column in ["case_id", *columns.labels, *columns.folds]:
+        n_values = table.groupby(columns.sample)[column].nunique(dropna=False)
+        if n_values.max() > 1:
+            sample = f"{columns.sample} {n_values.idxmax()}"
+            raise InputError(f"{path}: {sample} has two values of {column}; keep one")
+
+
+def _read_labels(
+    path: Path, samples: pd.DataFrame, columns: _Columns
+) -> tuple[np.ndarray, list[str]]:
+    """Return y as in `SlideTask`, and the names of the classes."""
+    if columns.kind == "classification":
+        labels = samples[columns.labels[0]]
+        classes = sorted(labels.unique())
+        return labels.map(classes.index).to_numpy(), classes
+    y = samples[columns.labels].apply(pd.to_numeric, errors="coerce").to_numpy()
+    if not np.isfinite(y).all():
+        names = " or ".join(columns.labels)
+        raise InputError(f"{path}: a value of {names} is not a number; correct it, or drop its row")
+    return (y if columns.kind == "survival" else y[:, 0]), []
+
+
+def _read_folds(path: Path, samples: pd.DataFrame, columns: _Columns, y: np.ndarray) -> list[Fold]:
+    """Return the folds of the table, or else five folds by case, stratified by class."""
+    folds = []
+    for column in columns.folds:
+        train = np.flatnonzero(samples[column] == "train")
+        test = np.flatnonzero(samples[column] == "test")
+        folds.append((train, test))
     if folds:
-        split = [[np.flatnonzero(rows[f] == half) for half in ("train", "test")] for f in folds]
-    else:
-        dealer = StratifiedGroupKFold(5, shuffle=True, random_state=0)
-        strata = y if kind == "classification" else np.zeros(len(y))
-        split = list(dealer.split(strata, strata, case))
-    for i, (train, test) in enumerate(split):
-        if shared := set(case[train]) & set(case[test]):
+        return folds
+    strata = y if columns.kind == "classification" else np.zeros(len(y))
+    splitter = StratifiedGroupKFold(N_FOLDS, shuffle=True, random_state=0)
+    remedy = "add columns fold_0, fold_1, ..."
+    with reading(path, fault=f"cannot be split into {N_FOLDS} folds", remedy=remedy):
+        return list(splitter.split(strata, strata, samples.case_id))
+
+
+def _check_folds(
+    path: Path, folds: list[Fold], *, case: np.ndarray, y: np.ndarray, kind: Kind
+) -> None:
+    """Check that no case is in both halves of a fold, and that each half has two classes."""
+    for i, (train, test) in enumerate(folds):
+        shared = set(case[train]) & set(case[test])
+        if shared:
             raise InputError(f"{path}: case {min(shared)} is on both sides of fold {i}; move it")
-        if kind == "classification" and min(len(set(y[part])) for part in (train, test)) < 2:
+        n_classes = min(len(np.unique(y[train])), len(np.unique(y[test])))
+        if kind == "classification" and n_classes < 2:
             raise InputError(f"{path}: fold {i} trains or tests on one class; merge folds")
-    slides = {k: list(v) for k, v in table.groupby(sample, sort=False).slide_id}
-    return SlideTask(folder.name, kind, slides, y, classes, split)
 
 
-def read_bags(task: SlideTask, folder) -> list[np.ndarray]:
-    """Each sample's patch features (n, d): those of all its slides, one below another.
+def read_bags(task: SlideTask, folder: str | Path) -> list[np.ndarray]:
+    """Read the bag of each sample: the patch features of all its slides, stacked.
 
-    A float32 array for each sample, in the task's order, from FOLDER/<slide_id>.h5. Raises
-    `InputError` for a file that is absent or damaged, and for a sample without any patch.
+    Parameters
+    ----------
+    task
+        The task whose slides are read, in the order of its samples.
+    folder
+        Folder with <slide_id>.h5 of each slide.
+
+    Returns
+    -------
+    list of np.ndarray
+        A bag (patches, d) float32 for each sample, each with its own number of patches.
+
+    Raises
+    ------
+    InputError
+        Where a file is missing or damaged, widths d differ, or a sample has no patch.
     """
-
-    def read(name):
-        path = Path(folder) / f"{name}.h5"
-        broken = reading(path, fault="holds no dataset features", remedy="embed it again")
-        with broken, open_h5(path) as file:
-            x = np.asarray(file["features"], np.float32)
-        return x.reshape(-1, x.shape[-1])
-
-    parts = [[read(name) for name in names] for names in task.slides.values()]
-    with reading(folder, fault="holds features of several widths", remedy="embed all alike"):
-        (_,) = {x.shape[1] for part in parts for x in part}
-    bags = [np.concatenate(part) for part in parts]
-    for name, bag in zip(task.slides, bags, strict=True):
+    folder = Path(folder)
+    bags = []
+    widths: set[int] = set()
+    for sample, slides in task.slides.items():
+        parts = [_read_features(folder / f"{slide}.h5") for slide in slides]
+        widths.update(x.shape[1] for x in parts)
+        if len(widths) > 1:
+            text = " and ".join(str(width) for width in sorted(widths))
+            raise InputError(f"{folder}: holds features of several widths, {text}; embed all alike")
+        bag = np.concatenate(parts)
         if not len(bag):
-            raise InputError(f"{folder}: {name} has no region with tissue; drop it from the task")
+            raise InputError(f"{folder}: {sample} has no patch on tissue; drop it from the task")
+        bags.append(bag)
     return bags
+
+
+def _read_features(path: Path) -> np.ndarray:
+    """Return the features (n, d) float32 of one slide."""
+    broken = reading(path, fault="holds no dataset features", remedy="embed it again")
+    with broken, open_h5(path) as file:
+        x = np.asarray(file["features"], np.float32)
+        return x.reshape(-1, x.shape[-1])

@@ -1,45 +1,62 @@
-"""What each of several processes runs in a test: a step's loss and gradients, and a whole run.
+"""What each of several processes runs in a test: the gradients of a step, or a whole run.
 
-accelerate launch ... tests/parallel.py PHANTOM OUT CHUNK
+accelerate launch ... tests/integration/parallel.py PHANTOM OUT step|run
 """
 
 import sys
 from dataclasses import replace
 from pathlib import Path
 
-import torch
-from accelerate import Accelerator
-from conftest import TINY
-from safetensors.torch import save_file
+from helpers import TINY
 
-from seal_lite.data.genes import GenePanel
-from seal_lite.data.section import load_sections
-from seal_lite.model.seal import SEAL
-from seal_lite.training.distributed import average_gradients
-from seal_lite.training.loader import Pairs
-from seal_lite.training.loop import finetune
+CONFIG = replace(TINY, batch_size=128, w_kl=0.01, w_corr=0.5)
 
 
-def main(root, out: Path, chunk: int = 0):
-    """Writes `out`/step.safetensors (the loss, and every gradient), and a finished run."""
-    config = replace(TINY, batch_size=128, w_kl=0.01, w_corr=0.5, epochs=2)
-    sections = load_sections(root, patch_px=config.patch_px)
+def write_step(sections, out: Path) -> None:
+    """Write the loss of a step, and every gradient, to OUT/step.safetensors."""
+    import torch
+    from accelerate import Accelerator
+    from safetensors.torch import save_file
+
+    from seal_lite.data.genes import GenePanel
+    from seal_lite.model.losses import seal_loss
+    from seal_lite.model.seal import SEAL
+    from seal_lite.training.distributed import average_gradients
+    from seal_lite.training.loader import Activations, Pairs
+
     accelerator = Accelerator()
-    panel = GenePanel.from_config(sections, config)
-    model = SEAL.build(panel, config)
     share = accelerator.process_index, accelerator.num_processes
-    pairs = Pairs(sections, panel, config, model.encoder, chunk=chunk, share=share, progress=False)
-    model.train()
+    panel = GenePanel.from_config(sections, CONFIG)
+    model = SEAL.build(panel, CONFIG).train()
+    activations = Activations(model.encoder, sections, CONFIG, progress=False)
+    pairs = Pairs(sections, panel, CONFIG, activations, share=share)
     torch.manual_seed(0)  # the gene encoder draws its samples
-    loss = model(*next(pairs.epoch(0)), chunk=chunk)["loss"]
+    hidden, x = next(pairs.epoch(0))
+    loss = seal_loss(model(hidden, x), CONFIG)["loss"]
     loss.backward()
     average_gradients(accelerator, model)
     if accelerator.is_main_process:
-        found = {n: p.grad for n, p in model.named_parameters() if p.grad is not None}
-        out.mkdir(parents=True)
-        save_file({**found, "loss": loss.detach()}, out / "step.safetensors")
-    finetune(sections, config, out=out / "run", chunk=chunk, progress=False)
+        tensors = {"loss": loss.detach()}
+        for name, parameter in model.named_parameters():
+            if parameter.grad is not None:
+                tensors[name] = parameter.grad
+        out.mkdir(parents=True, exist_ok=True)
+        save_file(tensors, out / "step.safetensors")
+
+
+def write_run(sections, out: Path) -> None:
+    """Finetune, into OUT/run."""
+    from seal_lite.training.loop import finetune
+
+    finetune(sections, CONFIG, out=out / "run", progress=False)
+
+
+def main(root: Path, out: Path, what: str) -> None:
+    from seal_lite.data.section import load_sections
+
+    sections = load_sections(root, patch_px=CONFIG.patch_px)
+    {"step": write_step, "run": write_run}[what](sections, out)
 
 
 if __name__ == "__main__":
-    main(sys.argv[1], Path(sys.argv[2]), int(sys.argv[3]))
+    main(Path(sys.argv[1]), Path(sys.argv[2]), sys.argv[3])

@@ -1,258 +1,156 @@
-"""The command line as a user meets it: exit codes, one sentence, files where asked for."""
+"""Every command end to end, on data of every format: exit code, what it prints, what it writes.
+
+These are the commands of `faults.COMMANDS`: a row of a table of faults fails for its own reason.
+"""
 
 import json
-import shutil
+from functools import partial
 
 import pytest
+from faults import COMMANDS, copy_pa1_to_pb1, prepare
 from PIL import Image
 
-from seal_lite.data.phantom import write_task
-
-SMALL = "n_genes=40 hidden=32,16 project=16 batch_size=16 n_views=2 gene_warmup_epochs=1"
-SMALL = [part for setting in SMALL.split() for part in ("--set", setting)]
-LITE = ["--set", "patch_px=64", *SMALL, "--epochs", "1"]
+from seal_lite.io import TEMPORARY_SUFFIXES
 
 
-@pytest.fixture(scope="module")
-def run(trained):
-    return trained[0]
+@pytest.fixture
+def work(cli, good, tmp_path, monkeypatch):
+    """Run a command of `COMMANDS` in a folder of its own; returns what it printed."""
+    monkeypatch.chdir(tmp_path)
+
+    def run(command, options="", *, change=None):
+        arguments = prepare(good, tmp_path, command, options)
+        if change is not None:
+            change(tmp_path)
+        code, output, error = cli(*arguments)
+        assert code == 0, error
+        assert (tmp_path / "out").exists()
+        outside_out = [path for path in tmp_path.rglob("*") if tmp_path / "out" not in path.parents]
+        assert [path for path in outside_out if path.suffix in TEMPORARY_SUFFIXES] == []
+        return output
+
+    return run
 
 
-def test_phantom(cli, tmp_path):
-    out = tmp_path / "p"
-    code, told, _ = cli(
-        "phantom", "--out", out, "--patients", 1, "--sections-per-patient", 1, "--spots", 9
-    )
-    assert code == 0 and str(out) in told and (out / "phantom.json").is_file()
+def read(file):
+    return json.loads(file.read_text())
 
 
-def test_finetune_a_vision_transformer(cli, phantom_root, tmp_path):
-    """The transformer path end to end, with a gene that the user wants in the panel."""
-    args = [
-        "finetune",
-        "--data",
-        phantom_root,
-        "--train",
-        "PA1",
-        "--out",
-        tmp_path / "run",
-        "--backbone",
-        "test_vit",
-        "--set",
-        "patch_px=160",
-        *SMALL,
-        "--epochs",
-        "1",
-        "--include",
-        "ACTB",
+@pytest.mark.parametrize("data", ["h5ad", "visium", "xenium", "zarr", "hest", "ready"])
+def test_finetune_reads_every_format(work, tmp_path, data):
+    output = work(data)
+    assert output.startswith("loss ")
+    assert read(tmp_path / "out/provenance.json")["sections"] == ["S1"]
+
+
+def test_finetune_a_vision_transformer_with_a_gene_of_the_users(work, tmp_path):
+    output = work("finetune", "--backbone test_vit --set patch_px=160 --include ACTB")
+    assert output.endswith(" in 1 epochs; run is in out\n")
+    assert "ACTB" in read(tmp_path / "out/panel.json")["genes"]
+    assert read(tmp_path / "out/config.json")["backbone"] == "test_vit"
+    history = (tmp_path / "out/metrics.jsonl").read_text().splitlines()
+    assert [json.loads(line)["phase"] for line in history] == ["joint"]
+
+
+def test_finetune_on_shards(work, tmp_path):
+    assert work("shards").startswith("loss ")
+    assert read(tmp_path / "out/provenance.json")["sections"] == ["PA1"]
+
+
+def test_shard(work, tmp_path):
+    assert work("shard", "--include ACTB") == "1 shards are in out\n"
+    assert (tmp_path / "out/PA1.h5").is_file()
+    assert "ACTB" in read(tmp_path / "out/panel.json")["genes"]
+
+
+def test_check_writes_a_page_and_reports_genes_that_a_run_needs(work, tmp_path):
+    def drop_a_gene(root):
+        path = root / "run/panel.json"
+        path.write_text(path.read_text().replace('"ERBB2"', '"NOPE"'))
+
+    output = work("check", "--run run --set patch_px=64", change=drop_a_gene)
+    assert " pairs in 2 sections; wrote out" in output
+    assert "NOPE" in output
+    assert (tmp_path / "out").stat().st_size > 50_000
+
+
+def test_probe_compares_with_the_frozen_encoder(work, tmp_path):
+    output = work("probe")
+    assert "tuned" in output
+    assert "frozen" in output
+    result = read(tmp_path / "out")
+    assert [fold["test"] for fold in result["folds"]] == ["PB1"]
+    assert result["data"] == "legacy"
+    assert {row["minus"] for row in result["delta"]} == {"frozen", "frozen_best"}
+
+
+def test_crossval_with_leakage_that_was_allowed(work, tmp_path):
+    """A second section of PA, under PB's name: without --allow-leakage this is a fault."""
+    options = "--groups patient --allow-leakage"
+    output = work("crossval", options, change=copy_pa1_to_pb1)
+    assert "tuned - shuffled, tuned_ridge, pearson_residuals" in output
+    message = "sections PA1 and PB1 have the same counts"
+    assert f"leakage allowed: {message}\n" in output
+    assert read(tmp_path / "out/metrics.json")["leakage"] == [message]
+    folds = sorted(path.name for path in (tmp_path / "out/folds").iterdir())
+    assert folds == ["PA-0.json", "PB-0.json"]
+
+
+def test_hest_bench_marks_what_the_run_was_trained_on(work, tmp_path):
+    output = work("bench")
+    assert "TINY\n" in output
+    assert "hest_bench" in output
+    (result,) = read(tmp_path / "out")
+    assert len(result["folds"]) == 2
+    assert result["provenance"]["leaked"] == ["PA1"]
+
+
+def test_retrieve_draws_what_it_found(work, tmp_path):
+    output = work("retrieve", "--out out/hits.png --top 3")
+    assert [line.split()[0] for line in output.splitlines()[:3]] == [
+        "recall@1",
+        "recall@5",
+        "recall@10",
     ]
-    code, told, _ = cli(*args)
-    assert code == 0 and "loss" in told
-    assert "ACTB" in json.loads((tmp_path / "run/panel.json").read_text())["genes"]
-    assert json.loads((tmp_path / "run/config.json").read_text())["backbone"] == "test_vit"
-    history = (tmp_path / "run/metrics.jsonl").read_text().splitlines()
-    assert len(history) == 2 and "clip" in json.loads(history[-1])
+    assert min(Image.open(tmp_path / "out/hits.png").size) > 200
 
 
-def test_hest_bench(cli, sections, run, tmp_path):
-    folds = [(["PA1"], ["PB1"]), (["PB1"], ["PA1"])]
-    write_task(tmp_path / "bench", "TINY", sections, folds, ["ERBB2", "COL1A1"])
-    args = ["hest-bench", "--root", tmp_path / "bench", "--json", tmp_path / "scores.json"]
-    code, _, told = cli(*args, "--run", run)
-    assert code == 2 and "finetuned on test sample PA1" in told
-    code, told, _ = cli(*args, "--run", run, "--allow-leakage")
-    (result,) = json.loads((tmp_path / "scores.json").read_text())
-    assert code == 0 and "hest_bench" in told and "TINY" in told
-    assert len(result["folds"]) == 2 and result["provenance"]["leaked"] == ["PA1"]
-    code, _, told = cli(*args)
-    assert code == 2 and "--run or --backbone" in told
-    code, _, told = cli(*args, "--backbone", "test_vit", "--tasks", "IDC")
-    assert code == 2 and "IDC" in told
-
-
-def test_probe(cli, phantom_root, run, tmp_path):
-    file = tmp_path / "new/scores.json"
-    code, told, _ = cli(
-        "probe",
-        "--run",
-        run,
-        "--data",
-        phantom_root,
-        "--train",
-        "PA1",
-        "--test",
-        "PB1",
-        "--json",
-        file,
-    )
-    result = json.loads(file.read_text())
-    assert code == 0 and "tuned" in told and "frozen" in told
-    (fold,) = result["folds"]
-    assert fold["test"] == "PB1" and {"data", "backbone", "provenance", "delta"} <= set(result)
-    assert {d["minus"] for d in result["delta"]} == {"frozen", "frozen_best"}
-
-
-def test_crossval(cli, phantom_root, tmp_path):
-    args = [
-        "crossval",
-        "--data",
-        phantom_root,
-        "--groups",
-        "section",
-        "--seeds",
-        1,
-        "--out",
-        tmp_path / "cv",
-        *LITE,
+def test_retrieval_bench_scores_gene_sets_on_each_slide(work, tmp_path):
+    output = work("sets")
+    assert "genes to images" in output
+    result = read(tmp_path / "out")
+    assert {row["slide"] for row in result["slides"]} == {"PA1", "PB1"}
+    assert [(row["set"], row["slide"]) for row in result["sets"]] == [
+        ("tumour", "PA1"),
+        ("tumour", "PB1"),
     ]
-    code, told, _ = cli(*args)
-    assert code == 0 and "tuned - shuffled, tuned_ridge, pearson_residuals" in told
-    folds = sorted(p.name for p in (tmp_path / "cv/folds").iterdir())
-    assert folds == ["PA1-0.json", "PB1-0.json"] and (tmp_path / "cv/metrics.json").is_file()
 
 
-def test_crossval_refuses_a_split_that_leaks(cli, phantom_root, tmp_path):
-    """A second section of PA, under PB's name: nothing is trained, unless it is allowed."""
-    root = shutil.copytree(phantom_root, tmp_path / "data")
-    shutil.copy(root / "data/ST-cnts/PA1.tsv.gz", root / "data/ST-cnts/PB1.tsv.gz")
-    shutil.copy(
-        root / "data/ST-spotfiles/PA1_selection.tsv", root / "data/ST-spotfiles/PB1_selection.tsv"
-    )
-    shutil.rmtree(root / "truth")  # real data has none
-    args = [
-        "crossval",
-        "--data",
-        root,
-        "--groups",
-        "patient",
-        "--seeds",
-        1,
-        "--out",
-        tmp_path / "cv",
-        *LITE,
-    ]
-    code, _, told = cli(*args)
-    assert code == 2 and "PA1 and PB1 have the same counts" in told
-    assert not (tmp_path / "cv").exists()
-    code, told, _ = cli(*args, "--allow-leakage")
-    assert code == 0 and "leakage allowed" in told
-    result = json.loads((tmp_path / "cv/metrics.json").read_text())
-    assert result["leakage"] == ["sections PA1 and PB1 have the same counts"]
+def test_embed_writes_a_file_a_slide(work, tmp_path):
+    assert work("embed") == "features of 2 slides are in out\n"
+    written = sorted(path.name for path in (tmp_path / "out").glob("[!.]*"))
+    assert written == ["s.h5", "t.h5"]
 
 
-def test_retrieve(cli, phantom_root, run, trained, tmp_path):
-    genes = ",".join(trained[1].panel.genes[:2])
-    picture = tmp_path / "new/hits.png"
-    code, told, _ = cli(
-        "retrieve",
-        "--run",
-        run,
-        "--data",
-        phantom_root,
-        "--section",
-        "PB1",
-        "--genes",
-        genes,
-        "--top",
-        3,
-        "--out",
-        picture,
-    )
-    assert code == 0 and "recall@10" in told and "chance" in told
-    assert min(Image.open(picture).size) > 200
+def test_slide_bench_compares_features_with_those_before(work, tmp_path, monkeypatch):
+    from seal_lite.slides.mil import MODELS, abmil
+
+    monkeypatch.setitem(MODELS, "abmil", partial(abmil, epochs=5))
+    work("slides", "--features b=features")
+    result = read(tmp_path / "out")
+    assert {row["features"] for row in result["scores"]} == {"a", "b"}
+    assert {(row["of"], row["minus"], row["mean"]) for row in result["delta"]} == {("b", "a", 0.0)}
 
 
-WRONG = {
-    "unknown section": ("finetune", "--train", "PA1,ZZ9", "ZZ9"),
-    "no section": ("finetune", "--train", ",", ""),
-    "unknown preset": ("finetune", "--preset", "quick", "quick"),
-    "unknown setting": ("finetune", "--set", "speed=9", "speed"),
-    "unknown backbone": ("finetune", "--backbone", "no_such_model", "no_such_model"),
-    "wrong patch size": ("finetune", "--set", "patch_px=1000", "um/px"),
-    "no data": ("finetune", "--data", "nowhere", "nowhere"),
-    "unknown included gene": ("finetune", "--include", "NOPE", "NOPE"),
-    "trained on the test section": ("probe", "--test", "PA1", "PA1"),
-    "unknown test section": ("probe", "--test", "ZZ9", "ZZ9"),
-    "no run": ("probe", "--run", "nowhere", "nowhere"),
-    "gene outside the panel": ("retrieve", "--genes", "NOPE", "NOPE"),
-    "no gene": ("retrieve", "--genes", ",", ""),
-    "unknown groups": ("crossval", "--groups", "slide", "slide"),
-    "unknown crossval section": ("crossval", "--sections", "ZZ9", "ZZ9"),
-}
+def test_phantom_is_written_where_asked(cli, tmp_path):
+    folder = tmp_path / "phantom"
+    options = ["--patients", 1, "--sections-per-patient", 1, "--spots", 9]
+    code, output, _ = cli("phantom", "--out", folder, *options)
+    assert (code, output) == (0, f"phantom is in {folder}\n")
+    assert (folder / "phantom.json").is_file()
 
 
-@pytest.mark.parametrize("wrong", WRONG)
-def test_wrong_input_is_one_sentence_and_exit_code_2(cli, phantom_root, run, tmp_path, wrong):
-    command, option, value, word = WRONG[wrong]
-    gene = json.loads((run / "panel.json").read_text())["genes"][0]
-    given = {
-        "finetune": {"--data": phantom_root, "--train": "PA1", "--out": tmp_path / "out"},
-        "probe": {
-            "--run": run,
-            "--data": phantom_root,
-            "--train": "PA1",
-            "--test": "PB1",
-            "--json": tmp_path / "out",
-        },
-        "crossval": {"--data": phantom_root, "--out": tmp_path / "out"},
-        "retrieve": {
-            "--run": run,
-            "--data": phantom_root,
-            "--section": "PB1",
-            "--genes": gene,
-            "--out": tmp_path / "out",
-        },
-    }[command] | {option: value}
-    code, told, error = cli(command, *(x for pair in given.items() for x in pair))
-    assert code == 2 and told == ""
-    (sentence,) = [line for line in error.splitlines() if "cache" not in line]
-    assert sentence.startswith("seal-lite: ") and word in sentence and "Traceback" not in error
-    assert not (tmp_path / "out").exists()
-
-
-@pytest.mark.parametrize("args", [["--colour"], ["train"], ["probe", "--run", "x"]])
-def test_unknown_command_or_option_is_exit_code_2(cli, args):
-    code, _, error = cli(*args)
-    assert code == 2 and ("No such" in error or "Missing option" in error)
-
-
-def test_help_lists_every_command(cli):
-    code, told, _ = cli("--help")
-    assert code == 0
-    for command in ("fetch", "phantom", "finetune", "probe", "crossval", "retrieve"):
-        assert command in told
-
-
-def test_encoders_are_listed_with_licence_and_what_they_need(cli):
-    code, told, _ = cli("encoders")
-    assert code == 0 and "local-dir:FOLDER" in told
-    (uni,) = (line for line in told.splitlines() if line.split()[0] == "uni")
-    assert "1024" in uni and "CC-BY-NC-ND-4.0" in uni and "True" in uni
-    (clip,) = (line for line in told.splitlines() if line.split()[0] == "omiclip")
-    assert clip.endswith("open_clip_torch")
-
-
-def test_share_uploads_with_scores_and_privately(cli, run, tmp_path, monkeypatch):
-
-    asked = {}
-    monkeypatch.setattr(
-        share, "push_to_hub", lambda *a, **k: asked.update(a=a, k=k) or "https://hub/me/x"
-    )
-    code, told, _ = cli("share", "--run", run, "--repo", "me/x", "--scores", tmp_path / "m.json")
-    assert code == 0 and "https://hub/me/x" in told
-    assert asked == {"a": (run, "me/x"), "k": {"scores": tmp_path / "m.json", "private": True}}
-
-
-def test_unknown_data_set_is_refused(cli, tmp_path):
-    code, _, error = cli("fetch", "tcga", "--out", tmp_path / "out")
-    assert code == 2 and "her2st" in error and not (tmp_path / "out").exists()
-
-
-def test_check_writes_a_page_and_says_what_it_found(cli, phantom_root, run, tmp_path):
-    page = tmp_path / "new/check.html"
-    code, told, _ = cli(
-        "check", "--data", phantom_root, "--out", page, "--run", run, "--set", "patch_px=64"
-    )
-    assert code == 0 and " pairs in 2 sections" in told and page.stat().st_size > 50_000
-    code, _, told = cli("check", "--data", tmp_path / "nowhere", "--out", tmp_path / "x.html")
-    assert code == 2 and "holds no section" in told and not (tmp_path / "x.html").exists()
+def test_every_command_of_the_tables_is_tested():
+    tested = {"finetune", "shards", "shard", "check", "probe", "crossval", "bench", "retrieve"}
+    formats = {"h5ad", "visium", "xenium", "zarr", "hest", "ready"}
+    assert tested | formats | {"sets", "embed", "slides"} == set(COMMANDS)

@@ -1,4 +1,4 @@
-"""From slides to feature files: the right places at the right scale, and nothing written twice."""
+"""From slides to feature files: the right places at the right scale, and nothing embedded twice."""
 
 import h5py
 import numpy as np
@@ -6,79 +6,132 @@ import pytest
 from PIL import Image
 
 from seal_lite import InputError
-from seal_lite.data.images import open_slide, tissue_mask
-from seal_lite.data.phantom import write_pyramid
-from seal_lite.encoders.embedding import embed_patches
-from seal_lite.encoders.vision import build_encoder
-from seal_lite.slides.embed import embed_slides, grid, list_slides
 
-SIDE, UM = 1024, 0.5
+SIDE = 1024
+UM_PER_PX = 0.5
 
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
-    """One scene as a picture and as a pyramidal TIFF: tissue on the left, empty slide beside it."""
-    out = tmp_path_factory.mktemp("slides")
+    """One scene as a PNG and as a pyramidal TIFF: tissue on the left, bare glass on the right."""
+    from seal_lite.data.phantom import write_pyramid
+
+    folder = tmp_path_factory.mktemp("slides")
     rng = np.random.default_rng(0)
+    texture = rng.integers(-40, 40, (SIDE // 8, SIDE // 16, 3)).repeat(8, 0).repeat(8, 1)
     image = np.full((SIDE, SIDE, 3), 244, np.uint8)
-    tissue = rng.integers(-40, 40, (SIDE // 8, SIDE // 16, 3)).repeat(8, 0).repeat(8, 1)
-    image[:, : SIDE // 2] = np.array([190, 110, 170]) + tissue
-    Image.fromarray(image).save(out / "picture.png")
-    write_pyramid(out / "pyramid.tif", image, um_per_px=UM)
-    return out
+    image[:, : SIDE // 2] = np.array([190, 110, 170]) + texture
+    Image.fromarray(image).save(folder / "plain.png")
+    write_pyramid(folder / "pyramid.tif", image, um_per_px=UM_PER_PX)
+    return folder
 
 
-def test_a_picture_and_a_pyramid_are_read_alike(folder):
-    picture, pyramid = open_slide(folder / "picture.png", UM), open_slide(folder / "pyramid.tif")
-    assert pyramid.um_per_px == pytest.approx(UM) and pyramid.size == picture.size == (SIDE, SIDE)
-    assert len(pyramid.levels) == 3
-    for edge, px in ((64, 64), (256, 64)):  # from the full resolution and from a smaller level
-        a, b = (s.read(128, 192, edge, px).astype(int) for s in (picture, pyramid))
-        assert a.shape == (px, px, 3) and np.abs(a - b).mean() < 4
-    assert np.abs(picture.read(0, 0, 64, 64).astype(int) - picture.read(64, 0, 64, 64)).mean() > 9
+@pytest.fixture(scope="module")
+def encoder():
+    from seal_lite.encoders.vision import build_encoder
+
+    return build_encoder("test_vit")
 
 
-def test_regions_lie_on_tissue_only(folder):
-    for name, um in (("picture.png", UM), ("pyramid.tif", None)):
-        corners = grid(open_slide(folder / name, um), patch_um=64.0)
-        assert len(corners) == 4 * 8  # 128 px each: 4 columns of tissue, 8 rows
-        assert set(corners[:, 0]) == {0, 128, 256, 384} and corners[:, 1].max() == 896
-    assert not tissue_mask(np.full((50, 50, 3), 240, np.uint8)).any()
+def open_plain(folder):
+    from seal_lite.data.images import open_slide
+
+    return open_slide(folder / "plain.png", um_per_px=UM_PER_PX)
 
 
-def test_features_are_those_of_the_regions_and_resume(folder, tmp_path, monkeypatch):
-    encoder = build_encoder("test_vit")
+def open_pyramid(folder):
+    from seal_lite.data.images import open_slide
+
+    return open_slide(folder / "pyramid.tif")
+
+
+@pytest.mark.parametrize("edge", [64, 256], ids=["full resolution", "a smaller level"])
+def test_a_plain_image_and_a_pyramid_give_the_same_patches(folder, edge):
+    plain = open_plain(folder).read(128, 192, edge=edge, px=64).astype(int)
+    pyramid = open_pyramid(folder).read(128, 192, edge=edge, px=64).astype(int)
+    elsewhere = open_plain(folder).read(0, 0, edge=edge, px=64).astype(int)
+    assert np.abs(plain - pyramid).mean() < 4
+    assert np.abs(plain - elsewhere).mean() > 9
+
+
+@pytest.mark.parametrize("open_one", [open_plain, open_pyramid])
+def test_patches_lie_side_by_side_on_tissue_only(folder, open_one):
+    from seal_lite.slides.embed import grid
+
+    corners = grid(open_one(folder), patch_um=64.0)  # 128 px: 4 columns of tissue, 8 rows
+    columns, rows = np.meshgrid(np.arange(4) * 128, np.arange(8) * 128)
+    expected = np.column_stack([columns.ravel(), rows.ravel()])
+    np.testing.assert_array_equal(corners, expected)
+
+
+def test_a_slide_smaller_than_a_patch_has_no_patches(folder):
+    from seal_lite.slides.embed import grid
+
+    assert grid(open_plain(folder), patch_um=1000.0).shape == (0, 2)
+
+
+def test_features_are_those_of_the_patches_at_their_coords(folder, encoder, tmp_path):
+    from seal_lite.encoders.embedding import embed_patches
+    from seal_lite.slides.embed import embed_slides
+
+    slides = [folder / "pyramid.tif"]
+    (file,) = embed_slides(encoder, slides, tmp_path, patch_um=128.0, patch_px=160)
+    with h5py.File(file) as h5:
+        features = h5["features"][:]
+        coords = h5["coords"][:]
+        size = h5["coords"].attrs["patch_size_level0"]
+    assert features.shape == (8, 64)
+    assert size == 256
+    slide = open_pyramid(folder)
+    patches = np.stack([slide.read(x, y, edge=256, px=160) for x, y in coords])
+    np.testing.assert_allclose(features, embed_patches(encoder, patches), atol=1e-5)
+
+
+def test_a_file_that_exists_is_not_embedded_again(folder, encoder, tmp_path, monkeypatch):
+    from seal_lite.slides import embed
+
+    (tmp_path / "pyramid.h5").write_text("kept")
+    monkeypatch.setattr(embed, "open_slide", lambda *_, **__: pytest.fail("opened again"))
+    slides = [folder / "pyramid.tif"]
+    files = embed.embed_slides(encoder, slides, tmp_path, patch_um=128.0, patch_px=160)
+    assert files == [tmp_path / "pyramid.h5"]
+    assert files[0].read_text() == "kept"
+
+
+def test_glass_without_tissue_gives_an_empty_file(encoder, tmp_path):
+    from seal_lite.slides.embed import embed_slides
+
+    Image.new("RGB", (512, 512), (244, 244, 244)).save(tmp_path / "glass.png")
     (file,) = embed_slides(
-        encoder, [folder / "pyramid.tif"], tmp_path, patch_um=128.0, patch_px=160
+        encoder, [tmp_path / "glass.png"], tmp_path, patch_um=128.0, patch_px=160, um_per_px=0.5
     )
     with h5py.File(file) as h5:
-        x, coords, about = h5["features"][:], h5["coords"][:], dict(h5["coords"].attrs)
-    assert x.shape == (8, 64) and coords.shape == (8, 2) and about["patch_size_level0"] == 256
-    slide = open_slide(folder / "pyramid.tif")
-    regions = np.stack([slide.read(*c, 256, 160) for c in coords])
-    np.testing.assert_allclose(x, embed_patches(encoder, regions), atol=1e-5)
-    monkeypatch.setattr("seal_lite.wsi.open_slide", lambda *_: pytest.fail("read again"))
-    assert embed_slides(
-        encoder, [folder / "pyramid.tif"], tmp_path, patch_um=128.0, patch_px=160
-    ) == [file]
-    assert [p.name for p in tmp_path.glob("[!.]*")] == ["pyramid.h5"]
+        assert h5["features"].shape == (0, 64)
+        assert h5["coords"].shape == (0, 2)
 
 
-def test_wrong_slides_are_named_before_anything_is_written(folder, tmp_path):
-    encoder = build_encoder("test_vit")
+def test_slides_of_the_wrong_scale_are_named_before_any_is_embedded(folder, encoder, tmp_path):
+    from seal_lite.slides.embed import embed_slides
+
+    slides = [folder / "pyramid.tif", folder / "plain.png"]
     size = {"patch_um": 128.0, "patch_px": 160}
-    with pytest.raises(InputError, match="picture.png: does not say its um per px"):
-        embed_slides(encoder, [folder / "picture.png"], tmp_path, **size)
-    with pytest.raises(InputError, match="picture.png: has 4.00 um/px"):
-        embed_slides(encoder, [folder / "picture.png"], tmp_path, um_per_px=4.0, **size)
-    (tmp_path / "bad.svs").write_bytes(b"no slide")
-    with pytest.raises(InputError, match="bad.svs: cannot be read"):
-        open_slide(tmp_path / "bad.svs")
-    assert [p.name for p in list_slides(folder)] == ["picture.png", "pyramid.tif"]
-    Image.new("RGB", (9, 9)).save(folder / "pyramid.jpg")
-    with pytest.raises(InputError, match="two slides are called pyramid"):
-        list_slides(folder)
-    (folder / "pyramid.jpg").unlink()
+    with pytest.raises(InputError, match="plain.png: .* um per px"):
+        embed_slides(encoder, slides, tmp_path, **size)
+    with pytest.raises(InputError, match="pyramid.tif: has 4.00 um/px"):
+        embed_slides(encoder, slides, tmp_path, um_per_px=4.0, **size)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_slides_are_listed_by_name_and_two_of_one_name_are_an_error(folder, tmp_path):
+    from seal_lite.slides.embed import list_slides
+
+    assert [path.name for path in list_slides(folder)] == ["plain.png", "pyramid.tif"]
+    for name in ("a.png", "notes.txt"):
+        (tmp_path / name).touch()
+    (tmp_path / "below").mkdir()
+    assert [path.name for path in list_slides(tmp_path)] == ["a.png"]
+    (tmp_path / "below/a.jpg").touch()
+    with pytest.raises(InputError, match="two slides are called a;"):
+        list_slides(tmp_path)
     with pytest.raises(InputError, match="holds no slide"):
         list_slides(tmp_path / "nowhere")
-    assert [p.name for p in tmp_path.glob("[!.]*")] == ["bad.svs"]

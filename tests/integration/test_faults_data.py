@@ -1,0 +1,363 @@
+"""What can be wrong with sections: counts, spots, images, and their formats."""
+
+import shutil
+import struct
+import zlib
+
+import h5py
+import numpy as np
+import pandas as pd
+from faults import (
+    all_of,
+    check_fault,
+    copy,
+    declare_terabytes,
+    each_fault,
+    edit,
+    edit_h5,
+    fault_table,
+    remove,
+    replace,
+    truncate,
+    write,
+)
+from PIL import Image
+
+COUNTS = "legacy/data/ST-cnts/PA1.tsv.gz"
+SPOTS = "legacy/data/ST-spotfiles/PA1_selection.tsv"
+IMAGE = "legacy/data/ST-imgs/PA/PA1/HE_PA1.jpg"
+MATRIX = "visium/S1/filtered_feature_bc_matrix.h5"
+POSITIONS = "visium/S1/spatial/tissue_positions.csv"
+ALIGNMENT = "xenium/S1/S1_he_imagealignment.csv"
+OTHER_GENES = {
+    "Ensembl ids": [f"ENSG{i:011d}" for i in range(4)],
+    "mouse": ["Erbb2", "Krt19", "Col1a1", "Cd3e"],
+}
+
+
+def edit_table(path, change, *, sep="\t"):
+    """The table is changed, or written with another separator."""
+
+    def damage(root):
+        index = 0 if path == COUNTS else None  # barcodes
+        table = pd.read_csv(root / path, sep="\t", index_col=index)
+        change(table).to_csv(root / path, sep=sep, index=index is not None)
+
+    return damage
+
+
+def set_value(path, column, value, *, row=0):
+    """One value of the table is another; the column is a name or a number."""
+
+    def change(table):
+        table = table.astype(object)
+        j = column if isinstance(column, int) else table.columns.get_loc(column)
+        table.iloc[row, j] = value
+        return table
+
+    return edit_table(path, change)
+
+
+def edit_counts(change):
+    return edit_table(COUNTS, change)
+
+
+def edit_spots(change):
+    return edit_table(SPOTS, change)
+
+
+def double_gene(table):
+    return table.set_axis([*table.columns[:-1], table.columns[0]], axis=1)
+
+
+def double_barcode(table):
+    return pd.concat([table, table.iloc[:1]])
+
+
+def rename_barcodes(table):
+    return table.set_axis([f"9{barcode}" for barcode in table.index])
+
+
+def swap(spots):
+    return spots.rename(columns={"pixel_x": "pixel_y", "pixel_y": "pixel_x"})
+
+
+def mirror(spots):
+    return spots.assign(pixel_x=3000 - spots.pixel_x)
+
+
+def rotate(spots):
+    x = spots.pixel_x - spots.pixel_x.mean()
+    y = spots.pixel_y - spots.pixel_y.mean()
+    return spots.assign(pixel_x=0.8 * x - 0.6 * y + 400, pixel_y=0.6 * x + 0.8 * y + 400)
+
+
+def stretch(spots):
+    return spots.assign(pixel_x=2 * spots.pixel_x)
+
+
+def displace_first(spots):
+    is_first = spots.index == 0
+    return spots.assign(pixel_x=spots.pixel_x + 150 * is_first)
+
+
+def keep_one_row(spots):
+    return spots[spots.y == spots.y.iloc[30]]
+
+
+def describe(text):
+    """There is a sections.tsv with this text."""
+    return write("legacy/sections.tsv", text)
+
+
+def edit_image(change):
+    """The image of the section is changed."""
+
+    def damage(root):
+        image = Image.open(root / IMAGE)
+        change(image).save(root / IMAGE)
+
+    return damage
+
+
+def halve(image):
+    return image.resize((image.width // 2, image.height // 2))
+
+
+def write_16_bit(root):
+    import tifffile
+
+    tifffile.imwrite(
+        root / "h5ad/S1.tif",
+        np.zeros((512, 512, 3), np.uint16),
+        photometric="rgb",
+        resolution=(5000, 5000),
+        resolutionunit="CENTIMETER",
+    )
+
+
+def declare_gigabytes(root):
+    """A PNG of 4 x 10^9 black px, packed a row at a time, so that the test need not hold them."""
+    edge = 2**16
+    packer = zlib.compressobj(9)
+    row = bytes(1 + edge // 8)
+    rows = b"".join(packer.compress(row) for _ in range(edge)) + packer.flush()
+    header = struct.pack(">IIBBBBB", edge, edge, 1, 0, 0, 0, 0)
+    with (root / "slides/a.png").open("wb") as file:
+        file.write(b"\x89PNG\r\n\x1a\n")
+        for kind, data in ((b"IHDR", header), (b"IDAT", rows), (b"IEND", b"")):
+            checksum = struct.pack(">I", zlib.crc32(kind + data))
+            file.write(struct.pack(">I", len(data)) + kind + data + checksum)
+
+
+def declare_a_terabyte(root):
+    """A TIFF whose pixels nobody wrote."""
+    import tifffile
+
+    shutil.copy(root / "slides/s.tif", root / "slides/a.tif")
+    with tifffile.TiffFile(root / "slides/a.tif", mode="r+b") as file:
+        for tag in ("ImageWidth", "ImageLength"):
+            file.pages[0].tags[tag].overwrite(2**19)
+
+
+def edit_adata(change):
+    """The AnnData is changed in place."""
+    import anndata as ad
+
+    def damage(root):
+        adata = ad.read_h5ad(root / "h5ad/S1.h5ad")
+        change(adata)
+        adata.write_h5ad(root / "h5ad/S1.h5ad")
+
+    return damage
+
+
+def lose_a_coordinate(adata):
+    adata.obsm["spatial"][3, 0] = np.nan
+
+
+def double_name(adata):
+    adata.obs_names.values[1] = adata.obs_names[0]
+
+
+def add_section(kind):
+    """There is a second section, whose genes have other names; both train."""
+    from made import make_h5ad, make_truth
+
+    def damage(root):
+        make_h5ad(make_truth(), genes=OTHER_GENES[kind]).write_h5ad(root / "h5ad/S2.h5ad")
+        shutil.copy(root / "h5ad/S1.tif", root / "h5ad/S2.tif")
+
+    return damage, "--train S1,S2"
+
+
+def rename_patches(file: h5py.File):
+    names = file["barcode"]
+    names[...] = np.full(names.shape, b"TTTT", names.dtype)
+
+
+FAULTS = [
+    *fault_table(
+        "finetune",
+        # counts
+        ("counts end early", truncate(COUNTS), "PA1.tsv.gz: cannot be read"),
+        ("plain counts", write(COUNTS, "x\tERBB2\n1x1\t3\n"), "PA1.tsv.gz: cannot be read"),
+        (
+            "counts with commas",
+            edit_table(COUNTS, lambda counts: counts, sep=","),
+            "has one column",
+        ),
+        ("a barcode twice", edit_counts(double_barcode), "a barcode is listed twice"),
+        ("counts of other spots", edit_counts(rename_barcodes), "no barcode is also in"),
+        ("negative counts", set_value(COUNTS, 5, -1), "whole numbers >= 0"),
+        ("a count is missing", set_value(COUNTS, 5, None), "whole numbers >= 0"),
+        ("counts are halves", edit_counts(lambda counts: counts * 0.5), "whole numbers >= 0"),
+        ("normalised counts", edit_counts(np.log1p), "give raw counts, not normalised"),
+        ("a count is a word", set_value(COUNTS, 5, "many"), "PA1.tsv.gz: cannot be read"),
+        ("all counts are zero", edit_counts(lambda counts: counts * 0), "no spot has 100 counts"),
+        ("a gene twice", edit_counts(double_gene), "a gene is listed twice"),
+        # spots
+        ("spots end early", edit(SPOTS, lambda text: text[:9]), "is missing; restore it"),
+        (
+            "no selected spot",
+            edit_spots(lambda spots: spots.assign(selected=0)),
+            "no barcode is also in",
+        ),
+        (
+            "spots without pixels",
+            edit_spots(lambda spots: spots.drop(columns="pixel_x")),
+            "column pixel_x is missing",
+        ),
+        ("a pixel is a word", set_value(SPOTS, "pixel_x", "left"), "pixel_x is not a number"),
+        ("a pixel is missing", set_value(SPOTS, "pixel_y", None), "pixel_y is not a number"),
+        ("x and y are swapped", edit_spots(swap), "swap or unmirror"),
+        ("the image is mirrored", edit_spots(mirror), "swap or unmirror"),
+        ("spots are rotated", edit_spots(rotate), "swap or unmirror"),
+        ("one axis is stretched", edit_spots(stretch), "px per um; rescale"),
+        ("a spot is elsewhere", edit_spots(displace_first), "off its place on the array"),
+        ("spots on one line", edit_spots(keep_one_row), "lie on one line"),
+        # sections.tsv
+        (
+            "um per px against the pitch",
+            describe("section\tum_per_px\nPA1\t2.5\nPB1\t1\n"),
+            "um_per_px is 2.500",
+        ),
+        (
+            "um per px is a word",
+            describe("section\tum_per_px\nPA1\tfine\nPB1\t1\n"),
+            "um_per_px 'fine'",
+        ),
+        ("negative um per px", describe("section\tum_per_px\nPA1\t-1\nPB1\t1\n"), "um_per_px"),
+        ("two rows for a section", describe("section\nPA1\nPA1\n"), "2 rows for section PA1"),
+        (
+            "sections.tsv has commas",
+            describe("section,patient\nPA1,P\n"),
+            "sections.tsv: column section is missing",
+        ),
+        (
+            "sections.tsv is binary",
+            lambda root: (root / "legacy/sections.tsv").write_bytes(b"\xff\xfe\x00\x9f"),
+            "sections.tsv: cannot be read",
+        ),
+        (
+            "its image is not there",
+            describe("section\timage\nPA1\tslide.tif\n"),
+            "slide.tif: no such image",
+        ),
+        # images
+        ("no image", remove(IMAGE), "no section 'PA1' with counts and image"),
+        ("the image ends early", truncate(IMAGE), "HE_PA1.jpg: cannot be decoded"),
+        ("the image is text", write(IMAGE, "attached"), "HE_PA1.jpg: cannot be decoded"),
+        ("two images", copy(IMAGE, IMAGE.replace("HE_PA1", "b")), "is not the only image there"),
+        ("an image of half the size", edit_image(halve), "must share one scale"),
+        (
+            "another section's image",
+            edit_image(lambda image: image.crop((0, 0, 400, 400))),
+            "must share one scale",
+        ),
+        ("the patch exceeds the image", "--set patch_um=90000", "no patch of 90000 um"),
+        ("more pixels than recorded", "--set patch_px=1000", "um/px, but 1000 px"),
+        # sections
+        ("a section twice", "--train PA1,PA1", "one is named twice"),
+        ("an unknown section", "--train PA1,ZZ9", "no section 'ZZ9'"),
+        ("no section is named", "--train ,", "names nothing"),
+        ("no data", "--data nowhere", "nowhere: holds no section"),
+    ),
+    *fault_table(
+        "embed",
+        ("a slide declares a terabyte", declare_a_terabyte, "a.tif: declares"),
+        ("an image declares gigabytes", declare_gigabytes, "a.png: declares"),
+    ),
+    *fault_table(
+        "h5ad",
+        ("16 bits a channel", write_16_bit, "more than 8 bits"),
+        ("a slide ends early", truncate("h5ad/S1.tif", 0.3), "S1.tif: cannot be read"),
+        ("an AnnData ends early", truncate("h5ad/S1.h5ad"), "S1.h5ad: cannot be read"),
+        ("an AnnData declares 4 TB", declare_terabytes("h5ad/S1.h5ad", "X/data"), "declares"),
+        ("no coordinates", edit_adata(lambda adata: adata.obsm.clear()), 'no obsm["spatial"]'),
+        ("a coordinate is NaN", edit_adata(lose_a_coordinate), "coordinate is not a number"),
+        ("a name twice", edit_adata(double_name), "a barcode is listed twice"),
+        (
+            "another pitch is stated",
+            edit_adata(lambda adata: adata.uns.update(pitch_um=200.0)),
+            "spots are 100 um apart",
+        ),
+        (
+            "the scale is nowhere",
+            all_of(
+                remove("h5ad/S1.tif"),
+                lambda root: Image.new("RGB", (512, 512)).save(root / "h5ad/S1.png"),
+            ),
+            "um per px is unknown",
+        ),
+        ("ids beside symbols", add_section("Ensembl ids"), "has Ensembl ids"),
+        ("a mouse beside a human", add_section("mouse"), "has mouse"),
+    ),
+    *fault_table(
+        "visium",
+        ("a matrix ends early", truncate(MATRIX), "cannot be read"),
+        ("a matrix declares 4 TB", declare_terabytes(MATRIX, "matrix/data"), "declares"),
+        ("no scale factors", remove("visium/S1/spatial/scalefactors_json.json"), "cannot be read"),
+        ("no positions", remove(POSITIONS), "cannot be read"),
+        (
+            "positions of other barcodes",
+            replace(POSITIONS, "-C,", "-2,"),
+            "none of its spots is on tissue",
+        ),
+    ),
+    *fault_table(
+        "xenium",
+        ("no alignment", remove(ALIGNMENT), "no *imagealignment.csv"),
+        ("an alignment of words", write(ALIGNMENT, "a,b,c\n"), "cannot be read"),
+        (
+            "transcripts end early",
+            truncate("xenium/S1/transcripts.parquet"),
+            "transcripts.parquet: cannot be read",
+        ),
+        ("no size of pixels", write("xenium/S1/experiment.xenium", "{}"), "pixel_size"),
+    ),
+    *fault_table(
+        "zarr",
+        ("a store without its table", remove("zarr/S1.zarr/tables"), "S1.zarr"),
+        ("a store's image is damaged", remove("zarr/S1.zarr/images/he/zarr.json"), "S1.zarr"),
+    ),
+    *fault_table(
+        "hest",
+        ("metadata end early", truncate("hest/metadata/S1.json"), "S1.h5ad: cannot be read"),
+    ),
+    *fault_table(
+        "ready",
+        ("patches end early", truncate("ready/patches/S1.h5"), "S1.h5: has no img"),
+        (
+            "patches of other spots",
+            edit_h5("ready/patches/S1.h5", rename_patches),
+            "holds no patch of these spots",
+        ),
+        ("patches are too small", "--set patch_um=224", "show 112 um"),
+    ),
+]
+
+
+@each_fault(FAULTS)
+def test_a_fault_is_one_line_and_nothing_is_written(cli, good, tmp_path, monkeypatch, fault):
+    check_fault(cli, good, tmp_path, monkeypatch, fault)

@@ -1,0 +1,168 @@
+"""What can be wrong with splits, HEST-bench tasks, slides, and slide-level tasks."""
+
+import numpy as np
+import pandas as pd
+import yaml
+from faults import (
+    all_of,
+    check_fault,
+    copy,
+    copy_pa1_to_pb1,
+    declare_terabytes,
+    each_fault,
+    edit_h5,
+    fault_table,
+    make_folder,
+    remove,
+    replace,
+    truncate,
+    write,
+)
+from PIL import Image
+
+GENES = "bench/TINY/var_50genes.json"
+TABLE = "task/k=all.tsv"
+CONFIG = "task/config.yaml"
+
+
+def edit_counts(name, change):
+    """The counts of a section are changed."""
+
+    def damage(root):
+        path = root / f"legacy/data/ST-cnts/{name}.tsv.gz"
+        change(pd.read_csv(path, sep="\t", index_col=0)).to_csv(path, sep="\t")
+
+    return damage
+
+
+def split_a_case(root):
+    """Samples are slides, and one of a case's two slides is in the other half of the fold."""
+    lines = (root / TABLE).read_text().splitlines()
+    row = next(i for i, line in enumerate(lines) if "c3_1" in line)
+    lines[row] = lines[row].replace("train\ttest", "test\ttrain")
+    (root / TABLE).write_text("\n".join(lines))
+    config = yaml.safe_load((root / CONFIG).read_text())
+    (root / CONFIG).write_text(yaml.safe_dump({**config, "sample_col": "slide_id"}))
+
+
+def set_features(name, shape):
+    """The features of a slide have this shape."""
+
+    def change(file):
+        del file["features"]
+        file["features"] = np.zeros(shape)
+
+    return edit_h5(f"features/{name}.h5", change)
+
+
+ONE_PATIENT = "section\tpatient\nPA1\tA\nPB1\tA\n"
+
+FAULTS = [
+    *fault_table(
+        "crossval",
+        ("one section only", "--sections PA1", "--groups section: all sections belong to 'PA1'"),
+        (
+            "one patient only",
+            (write("legacy/sections.tsv", ONE_PATIENT), "--groups patient"),
+            "--groups patient: all sections belong to 'A'",
+        ),
+        ("sections without a group", "--groups organ", "--groups organ: section PA1 has no organ"),
+        ("an unknown section of a split", "--sections PA1,ZZ9", "no section 'ZZ9'"),
+        ("more groups than there are", "--train-groups 2", "leave some to test"),
+        ("a fold smaller than a batch", "--set batch_size=100", "fewer than batch_size=100"),
+        (
+            "a test section lacks a gene",
+            edit_counts("PA1", lambda counts: counts.drop(columns="ERBB2")),
+            "section PA1: gene ERBB2",
+        ),
+        ("twins under two names", copy_pa1_to_pb1, "PA1 and PB1 have the same counts"),
+    ),
+    *fault_table(
+        "finetune",
+        ("fewer pairs than a batch", "--set batch_size=500", "fewer than batch_size=500"),
+    ),
+    *fault_table(
+        "probe",
+        ("tested on what it trained on", "--test PA1", "PA1: also in"),
+        ("an unknown test section", "--test ZZ9", "no section 'ZZ9'"),
+        (
+            "the panel's genes are absent",
+            edit_counts("PB1", lambda counts: counts.add_prefix("X")),
+            "section PB1: gene ERBB2",
+        ),
+    ),
+    *fault_table(
+        "bench",
+        (
+            "a sample in both halves",
+            replace("bench/TINY/splits/test_0.csv", "PB1", "PA1"),
+            "sample PA1 also trains",
+        ),
+        (
+            "a split without its other half",
+            remove("bench/TINY/splits/test_0.csv"),
+            "test_0.csv: cannot be read",
+        ),
+        ("a sample's file is gone", remove("bench/TINY/adata/PB1.h5ad"), "PB1.h5ad: is missing"),
+        (
+            "a sample's patches end early",
+            truncate("bench/TINY/patches/PB1.h5"),
+            "PB1.h5: has no img",
+        ),
+        ("genes are no list", write(GENES, "[]"), "restore its list 'genes'"),
+        ("a gene that no one counted", write(GENES, '{"genes": ["NOPE"]}'), "gene NOPE is missing"),
+        ("an unknown task", "--tasks IDC", "IDC: has no folder splits"),
+        ("a folder without tasks", "--root legacy", "legacy: holds no task"),
+        ("both run and backbone", "--backbone resnet18", "give either --run or --backbone"),
+    ),
+    *fault_table(
+        "embed",
+        ("no slide", all_of(remove("slides"), make_folder("slides")), "slides: holds no slide"),
+        ("two slides of one name", copy("slides/s.tif", "slides/s.svs"), "slides are called s"),
+        (
+            "a slide without scale",
+            lambda root: Image.new("RGB", (99, 99)).save(root / "slides/z.png"),
+            "z.png: does not state its um per px",
+        ),
+        (
+            "a damaged slide behind a good one",
+            write("slides/t.tif", "tiff"),
+            "t.tif: cannot be read",
+        ),
+        ("a scale of 0", "--um-per-px 0", "--um-per-px"),
+        ("a patch of no width", "--patch-um 0", "--patch-um"),
+    ),
+    *fault_table(
+        "slides",
+        ("labels of one class", replace(TABLE, "wildtype", "mutant"), "one class"),
+        ("no label", replace(TABLE, "status", "other"), "column status is missing"),
+        ("a label is empty", replace(TABLE, "\tmutant\t", "\t\t", 1), "a status is empty"),
+        (
+            "a case with two labels",
+            replace(TABLE, "c3_1\tmutant", "c3_1\twild"),
+            "c3 has two values of status",
+        ),
+        ("a case on both sides", split_a_case, "is on both sides of fold"),
+        ("a task's settings are damaged", write(CONFIG, "a: [1"), "is no task"),
+        (
+            "a task that would run code",
+            write(CONFIG, "!!python/object/apply:os.mkdir [out]"),
+            "is no task",
+        ),
+        ("features are gone", remove("features/c7_0.h5"), "c7_0.h5"),
+        ("features end early", truncate("features/c7_0.h5"), "c7_0.h5"),
+        (
+            "features declare 4 TB",
+            declare_terabytes("features/c7_0.h5", "features"),
+            "c7_0.h5: declares",
+        ),
+        ("a slide without tissue", set_features("c6_0", (0, 4)), "c6 has no patch on tissue"),
+        ("features of another width", set_features("c7_0", (2, 9)), "features of several widths"),
+        ("features without a name", "--features features", "NAME=FOLDER"),
+    ),
+]
+
+
+@each_fault(FAULTS)
+def test_a_fault_is_one_line_and_nothing_is_written(cli, good, tmp_path, monkeypatch, fault):
+    check_fault(cli, good, tmp_path, monkeypatch, fault)

@@ -1,0 +1,77 @@
+"""Commands that need no run: what they print, and what they pass on."""
+
+import pytest
+
+from seal_lite.data import download
+
+
+def test_encoders_are_listed_with_licence_and_what_they_need(cli):
+    code, output, _ = cli("encoders")
+    assert code == 0
+    lines = {line.split()[0]: line for line in output.splitlines()}
+    assert lines["uni"].split()[1:3] == ["1024", "224"]
+    assert "CC-BY-NC-ND-4.0" in lines["uni"]
+    assert "True" in lines["uni"]  # gated
+    assert lines["omiclip"].endswith("open_clip_torch")
+    assert "local-dir:FOLDER" in output
+
+
+@pytest.mark.parametrize("name", ["her2st", "visium", "hest"])
+def test_fetch_passes_the_folder_and_the_sections_on(cli, tmp_path, monkeypatch, name):
+    calls = []
+    monkeypatch.setattr(
+        download, f"fetch_{name}", lambda out, *, sections: calls.append((out, sections))
+    )
+    code, output, _ = cli("fetch", name, "--out", tmp_path / "new", "--sections", "C2,C3")
+    assert code == 0
+    assert output == f"{name} is in {tmp_path / 'new'}\n"
+    assert calls == [(tmp_path / "new", ["C2", "C3"])]
+
+
+def test_share_is_private_unless_public_is_given(cli, tmp_path, monkeypatch):
+    from seal_lite import hub
+
+    calls = []
+
+    def push(run, repo, *, scores, private):
+        calls.append((run, repo, scores, private))
+        return "https://hub/me/x"
+
+    monkeypatch.setattr(hub, "push_to_hub", push)
+    scores = tmp_path / "metrics.json"
+    code, output, _ = cli("share", "--run", tmp_path, "--repo", "me/x", "--scores", scores)
+    assert (code, output) == (0, "shared: https://hub/me/x\n")
+    cli("share", "--run", tmp_path, "--repo", "me/x", "--public")
+    assert calls == [(tmp_path, "me/x", scores, True), (tmp_path, "me/x", None, False)]
+
+
+def test_cohort_passes_its_options_on(cli, tmp_path, monkeypatch):
+    calls = []
+
+    def write(out, **options):
+        calls.append((out, options))
+        return out.absolute()
+
+    monkeypatch.setattr("seal_lite.data.phantom.cohort", write)
+    code, output, _ = cli("cohort", "--out", tmp_path / "new", "--patients", 20, "--spots", 4)
+    assert (code, output) == (0, f"cohort is in {tmp_path / 'new'}\n")
+    assert calls == [(tmp_path / "new", {"patients": 20, "spots": 4, "seed": 0})]
+
+
+def test_embed_keeps_the_scale_of_the_frozen_encoder(cli, tmp_path, monkeypatch):
+    """A patch of half as many um has half as many px."""
+    from seal_lite.slides import embed
+
+    calls = []
+    monkeypatch.setattr(embed, "list_slides", lambda folder: [folder / "a.png"])
+    monkeypatch.setattr(embed, "embed_slides", lambda *_, **sizes: calls.append(sizes) or ["a.h5"])
+    arguments = ["embed", "--backbone", "tf_efficientnet_lite0", "--slides", tmp_path]
+    arguments += ["--out", tmp_path / "out", "--um-per-px", 0.5]
+    code, output, _ = cli(*arguments)
+    assert (code, output) == (0, f"features of 1 slides are in {tmp_path / 'out'}\n")
+    cli(*arguments, "--patch-um", 112)
+    px = calls[0]["patch_px"]
+    assert calls == [
+        {"patch_um": 224.0, "patch_px": px, "um_per_px": 0.5},
+        {"patch_um": 112.0, "patch_px": round(px / 2), "um_per_px": 0.5},
+    ]

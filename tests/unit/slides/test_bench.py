@@ -1,0 +1,98 @@
+"""Scores of slide-level tasks: metrics as the libraries have them, differences paired."""
+
+from functools import partial
+
+import numpy as np
+import pytest
+from made import CASES, NAMES, STATUS
+
+DRAWS = 10
+SAMPLES = 25
+
+
+@pytest.fixture(scope="module")
+def measure():
+    from seal_lite.slides.bench import measure
+
+    return measure
+
+
+@pytest.mark.parametrize("classes", [2, 3])
+def test_classifications_are_measured_as_by_scikit_learn(measure, classes):
+    from sklearn.metrics import balanced_accuracy_score, roc_auc_score
+
+    rng = np.random.default_rng(0)
+    y = rng.integers(classes, size=(DRAWS, SAMPLES))
+    scores = rng.integers(1, 5, (DRAWS, SAMPLES, classes)) + np.eye(classes)[y]  # with ties
+    predicted = scores / scores.sum(2, keepdims=True)
+    metrics = measure(y, predicted, kind="classification")
+    for i in range(DRAWS):
+        positive = predicted[i][:, 1] if classes == 2 else predicted[i]
+        auc = roc_auc_score(y[i], positive, multi_class="ovr", average="macro")
+        balanced = balanced_accuracy_score(y[i], predicted[i].argmax(1))
+        assert metrics["auc"][i] == pytest.approx(auc)
+        assert metrics["balanced_accuracy"][i] == pytest.approx(balanced)
+
+
+def test_a_draw_of_one_class_has_no_score(measure):
+    metrics = measure(np.zeros((1, 5), int), np.full((1, 5, 2), 0.5), kind="classification")
+    assert np.isnan(metrics["auc"]).all()
+    assert np.isnan(metrics["balanced_accuracy"]).all()
+
+
+def test_regressions_are_measured_as_by_scipy(measure):
+    from scipy.stats import pearsonr, spearmanr
+
+    rng = np.random.default_rng(0)
+    y, predicted = rng.integers(6, size=(2, DRAWS, SAMPLES)).astype(float)
+    metrics = measure(y, predicted, kind="regression")
+    for i in range(DRAWS):
+        assert metrics["pearson"][i] == pytest.approx(pearsonr(y[i], predicted[i]).statistic)
+        assert metrics["spearman"][i] == pytest.approx(spearmanr(y[i], predicted[i]).statistic)
+
+
+def test_survival_is_measured_as_by_lifelines(measure):
+    from lifelines.utils import concordance_index
+
+    rng = np.random.default_rng(0)
+    days = rng.exponential(10, (DRAWS, SAMPLES))
+    event = rng.random((DRAWS, SAMPLES)) < 0.5
+    risk = rng.standard_normal((DRAWS, SAMPLES))
+    metrics = measure(np.stack([days, event], -1), risk, kind="survival")
+    for i in range(DRAWS):
+        assert metrics["c_index"][i] == concordance_index(days[i], -risk[i], event[i])
+    nobody_died = np.stack([days, np.zeros_like(days)], -1)
+    assert np.isnan(measure(nobody_died, risk, kind="survival")["c_index"]).all()
+
+
+@pytest.fixture
+def result(write_task, monkeypatch):
+    from seal_lite.slides.bench import score_bags
+    from seal_lite.slides.mil import MODELS, abmil
+    from seal_lite.slides.tasks import read_bags, read_slide_task
+
+    monkeypatch.setitem(MODELS, "abmil", partial(abmil, epochs=5))
+    folder, features = write_task(STATUS, NAMES, shift=3.0)
+    task = read_slide_task(folder)
+    bags = read_bags(task, features)
+    rng = np.random.default_rng(0)
+    noise = [rng.standard_normal(bag.shape).astype("f4") for bag in bags]
+    return score_bags(task, {"frozen": noise, "tuned": bags, "same": noise}, seeds=1, repeats=100)
+
+
+def test_differences_are_paired_and_better_features_win(result):
+    assert (result["samples"], result["folds"], result["kind"]) == (CASES, 2, "classification")
+    pairs = dict.fromkeys((row["of"], row["minus"]) for row in result["delta"])
+    assert list(pairs) == [("tuned", "frozen"), ("same", "frozen"), ("same", "tuned")]
+    scores = {(row["features"], row["model"], row["metric"]): row for row in result["scores"]}
+    to_frozen = [row for row in result["delta"] if row["minus"] == "frozen"]
+    for row in to_frozen:
+        score = scores[row["of"], row["model"], row["metric"]]
+        reference = scores["frozen", row["model"], row["metric"]]
+        assert row["mean"] == pytest.approx(score["mean"] - reference["mean"], abs=2e-4)
+        low, high = score["ci95"]
+        assert low <= score["mean"] <= high
+        if row["of"] == "same":  # the same features, the same draws
+            assert row["ci95"] == [0, 0]
+        elif (row["model"], row["metric"]) == ("mean", "auc"):
+            assert row["ci95"][0] > 0
