@@ -1,10 +1,9 @@
-"""Every speed that the book claims, each beside what it is compared with, in one run.
+"""Every speed that the book states, beside what it is compared with: results/bench.json.
 
-    python book/bench.py HER2ST
+    python benchmarks/bench.py HER2ST        # minutes on 2 cores
 
-Writes results/bench.json, which the results page and the chapter on cost show. `make bench` runs
-it. What depends on the process (its allocator, its peak memory) runs in one of its own: see
-`steps.py` and `scale.py`.
+What depends on the process (its allocator, its peak memory) runs in one of its own: `steps.py`,
+`scale.py`.
 """
 
 from __future__ import annotations
@@ -14,14 +13,18 @@ import os
 import shutil
 import subprocess
 import sys
+import tempfile
 import time
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
+import faiss
 import numpy as np
 import torch
 from scipy.stats import pearsonr
 from sklearn.decomposition import PCA
-from sklearn.linear_model import Ridge as SklearnRidge
+from sklearn.linear_model import Ridge
 from sklearn.preprocessing import StandardScaler
 
 from seal_lite import Config, load_sections
@@ -30,238 +33,218 @@ from seal_lite.evaluation.retrieval import search
 from seal_lite.evaluation.ridge import Sums, hest_bench_ridge
 from seal_lite.evaluation.targets import pearson
 from seal_lite.training.provenance import provenance
-from seal_lite.tutorial.begin import PHANTOM
 from steps import OFF
 
-HERE = Path(__file__).parent
-RESULTS = HERE.parent / "results"
-CODE = ("retrieval", "ridge", "pairs", "train", "shards")
+FOLDER = Path(__file__).parent
+RESULT = FOLDER.parent / "results/bench.json"
 SECTIONS = ["C2", "C3"]
-SIZE = {"um": 224.0, "batch": 64, "steps": 3}
-SETTINGS = {  # what is read at how many px, and tuned from which block on
-    "the default: 160 px, 3 stages": {"px": 160, "blocks": 3, "tap": "blocks.4"},
-    "224 px, 1 stage": {"px": 224, "blocks": 1, "tap": "blocks.4"},
-    "224 px, the network's last stage": {"px": 224, "blocks": 1, "tap": "blocks.6"},
+JOB = {"sections": SECTIONS, "um": 224.0, "batch": 64, "steps": 3, "off": []}
+SETTINGS = {  # pixels, tuned blocks and feature layer
+    "the default: 160 px, 3 stages": {"px": 160, "blocks": 3, "feature_layer": "blocks.4"},
+    "224 px, 1 stage": {"px": 224, "blocks": 1, "feature_layer": "blocks.4"},
+    "224 px, the network's last stage": {"px": 224, "blocks": 1, "feature_layer": "blocks.6"},
 }
-LOOPS = {"tutorial": [*OFF], "streamed": ["cache"], "cached": []}
+LOOPS = {"tutorial": [*OFF], "streamed": ["cache"], "cached": []}  # what is switched off
 SIZES = (7_000, 70_000, 700_000)  # pairs
-ROUNDS = 2  # of which the better counts: whatever else runs can only slow one down
+ROUNDS = 2  # of which the faster counts: whatever else runs can only slow one down
+
+Result = dict[str, Any]
 
 
-def python(script: str, *args) -> dict | None:
-    """The last line that a script of this folder prints, from a process of its own."""
-    path = os.pathsep.join([str(HERE.parent), str(HERE)])
-    command = [sys.executable, HERE / script, *map(str, args)]
-    done = subprocess.run(
-        command,
-        check=True,
-        text=True,
-        stdout=subprocess.PIPE,
-        env={**os.environ, "PYTHONPATH": path},
+def python(script: str, *arguments: Any) -> Any:
+    """Run a script of this folder in its own process; return the JSON of its last line, if any."""
+    path = os.pathsep.join([str(FOLDER.parent), str(FOLDER)])
+    command = [sys.executable, FOLDER / script, *map(str, arguments)]
+    environment = {**os.environ, "PYTHONPATH": path}
+    finished = subprocess.run(
+        command, check=True, text=True, stdout=subprocess.PIPE, env=environment
     )
-    return json.loads(done.stdout.splitlines()[-1]) if done.stdout.strip() else None
+    lines = finished.stdout.splitlines()
+    return json.loads(lines[-1]) if lines else None
 
 
-def best(jobs: dict[str, dict]) -> dict[str, dict]:
-    """Every job of `steps.py`, in turn and in `ROUNDS`; of each the fastest."""
-    found = {}
+def fastest(data: str, jobs: dict[str, Result]) -> dict[str, Result]:
+    """Run every job of `steps.py`, in turn, `ROUNDS` times; return the fastest run of each."""
+    runs: dict[str, list[Result]] = {name: [] for name in jobs}
     for _ in range(ROUNDS):
         for name, job in jobs.items():
-            found.setdefault(name, []).append(python("steps.py", json.dumps(job)))
-            print(name, round(found[name][-1]["rate"], 1), flush=True)
-    return {name: max(runs, key=lambda run: run["rate"]) for name, runs in found.items()}
+            runs[name].append(python("steps.py", json.dumps({"data": data, **JOB, **job})))
+            print(name, round(runs[name][-1]["rate"], 1), flush=True)
+    return {name: max(rounds, key=lambda run: run["rate"]) for name, rounds in runs.items()}
 
 
-def job(data, **more) -> dict:
-    """What `steps.py` is asked for: everything on, unless `more` says otherwise."""
-    return {"data": str(data), "sections": SECTIONS, **SIZE, "off": [], **more}
+def spread(values: list[Any]) -> float:
+    """Return the largest difference between runs, of any step's value."""
+    return float(np.ptp(values, axis=0).max())
 
 
-def training(data) -> dict:
-    """{setting: {"rates": pairs per second of each loop, "ratio": cached to tutorial, "gap": the
-    largest difference of their losses, "cache_seconds", "pairs", "threads"}}."""
-    result = {}
+def training(data: str) -> dict[str, Result]:
+    """Return pairs per second of every loop and the largest difference of their losses."""
+    results = {}
     for name, setting in SETTINGS.items():
-        runs = best({loop: job(data, **setting, off=off) for loop, off in LOOPS.items()})
-        rates, losses = ({k: run[what] for k, run in runs.items()} for what in ("rate", "losses"))
-        result[name] = {
+        runs = fastest(data, {loop: {**setting, "off": off} for loop, off in LOOPS.items()})
+        rates = {loop: run["rate"] for loop, run in runs.items()}
+        results[name] = {
             "rates": rates,
             "ratio": rates["cached"] / rates["tutorial"],
-            "gap": float(np.ptp([*losses.values()], axis=0).max()),
-            **{k: runs["cached"][k] for k in ("cache_seconds", "pairs", "threads")},
+            "gap": spread([run["losses"] for run in runs.values()]),
+            **{key: runs["cached"][key] for key in ("cache_seconds", "pairs", "threads")},
         }
-    return result
+    return results
 
 
-def parts(data) -> dict:
-    """Pairs per second of the last of `SETTINGS` with each part of what makes it fast switched off,
-    and with half precision, and one thread, which are not the default."""
-    *_, setting = SETTINGS.values()
-    jobs = {name: job(data, **setting, off=[name]) for name in OFF if name != "cut"}  # with cache
-    jobs |= {
-        "all on": job(data, **setting),
-        "bf16": job(data, **setting, precision="bf16"),
-        "one thread": job(data, **setting, threads=1),
-    }
-    return {name: run["rate"] for name, run in best(jobs).items()}
+def parts(data: str) -> dict[str, float]:
+    """Return pairs per second of the last setting, without each part of what makes it fast.
+
+    Beside them stand half precision and a single thread, which are not the default.
+    """
+    setting = list(SETTINGS.values())[-1]
+    jobs: dict[str, Result] = {name: {"off": [name]} for name in OFF if name != "cut"}
+    jobs |= {"all on": {}, "bf16": {"precision": "bf16"}, "one thread": {"threads": 1}}
+    runs = fastest(data, {name: {**setting, **job} for name, job in jobs.items()})
+    return {name: run["rate"] for name, run in runs.items()}
 
 
-def chunks(data) -> dict:
-    """Peak bytes of a process whose batch has 320 pairs, whole and 32 at a time."""
-    setting, *_ = SETTINGS.values()
-    setting = {**setting, "batch": 320, "steps": 1, "off": ["cache"]}
-    runs = {
-        chunk: python("steps.py", json.dumps(job(data, **setting, chunk=chunk)))
-        for chunk in (0, 32)
-    }
-    losses = [run["losses"] for run in runs.values()]
+def chunks(data: str) -> Result:
+    """Return rate and peak memory of a batch of 320 pairs, whole and 32 at a time."""
+    batch, chunk = 320, 32
+    setting = {**SETTINGS["the default: 160 px, 3 stages"], "batch": batch, "steps": 1}
+    jobs = {"whole": 0, "chunks": chunk}
+    runs = {}
+    for name, size in jobs.items():
+        job = {"data": data, **JOB, **setting, "off": ["cache"], "chunk": size}
+        runs[name] = python("steps.py", json.dumps(job))
     return {
-        "batch": 320,
-        "chunk": 32,
-        "gap": float(np.ptp(losses, axis=0).max()),
-        "peak_bytes": {"whole": runs[0]["peak_bytes"], "chunks": runs[32]["peak_bytes"]},
-        "rates": {"whole": runs[0]["rate"], "chunks": runs[32]["rate"]},
+        "batch": batch,
+        "chunk": chunk,
+        "gap": spread([run["losses"] for run in runs.values()]),
+        "peak_bytes": {name: run["peak_bytes"] for name, run in runs.items()},
+        "rates": {name: run["rate"] for name, run in runs.items()},
     }
 
 
-def embedding(data) -> dict:
-    """Patches per second, and their ratio, of `encoders.embed` and of the tutorials' loop."""
-    setting = {"px": 224, "blocks": 0, "tap": "blocks.4", "embedding": True}
-    runs = best(
-        {
-            "tutorial": job(data, **setting, off=["layout", "allocator", "cut"]),
-            "ours": job(data, **setting),
-        }
-    )
+def embedding(data: str) -> Result:
+    """Return patches per second of `embed_patches` and of the tutorials' loop."""
+    setting = {"px": 224, "blocks": 0, "feature_layer": "blocks.4", "embedding": True}
+    tutorial = {**setting, "off": ["layout", "allocator", "cut"]}
+    runs = fastest(data, {"tutorial": tutorial, "ours": setting})
     rates = {name: run["rate"] for name, run in runs.items()}
     gap = abs(runs["tutorial"]["sum"] / runs["ours"]["sum"] - 1)
     return {"rates": rates, "ratio": rates["ours"] / rates["tutorial"], "gap": gap}
 
 
+def seconds_of(function: Callable[[], Any]) -> tuple[float, Any]:
+    """Return how long a call takes, and what it returns."""
+    started = time.perf_counter()
+    value = function()
+    return time.perf_counter() - started, value
+
+
 def start_up() -> dict[str, float]:
-    """Seconds until the package is imported, and until the command line has said what it can."""
-    asked = {
+    """Return seconds until the package is imported, and until the command line shows its help."""
+    commands = {
         "import": [sys.executable, "-c", "import seal_lite"],
-        "help": [Path(sys.executable).with_name("seal-lite"), "--help"],
+        "help": [str(Path(sys.executable).with_name("seal-lite")), "--help"],
     }
     seconds = {}
-    for name, command in asked.items():
-        clock = []
-        for _ in range(3):
-            started = time.perf_counter()
-            subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
-            clock.append(time.perf_counter() - started)
-        seconds[name] = min(clock)
+    for name, command in commands.items():
+        run = lambda command=command: subprocess.check_output(command)  # noqa: E731
+        seconds[name] = min(seconds_of(run)[0] for _ in range(3))
     return seconds
 
 
-def scaling() -> list[dict]:
-    """`scale.train`'s numbers for each of `SIZES`, from patches of the book's phantom."""
-    found, root = [], phantom("data/phantom", **PHANTOM)
+def scaling() -> list[Result]:
+    """Return what `scale.py` measures of every size, on patches of the chapters' phantom."""
+    root = phantom("data/phantom", patients=3, sections_per_patient=1, spots=160, seed=0)
+    epochs = []
     for pairs in SIZES:
         folder = Path("runs/scale") / str(pairs)
         python("scale.py", "write", folder, pairs, root)
-        found.append(python("scale.py", "train", folder))
-        print(found[-1], flush=True)
+        epochs.append(python("scale.py", "train", folder))
+        print(epochs[-1], flush=True)
         shutil.rmtree(folder)
-    return found
+    return epochs
 
 
-def probing(*, samples=8, n=2500, d=1024, genes=50, seed=0) -> dict:
-    """All folds of a benchmark task, one sample held out at a time: the upstream loop, which fits
-    every fold anew and correlates gene by gene, and ours, which reads each sample once.
+def probing(*, samples: int = 8, n: int = 2500, d: int = 1024, genes: int = 50) -> Result:
+    """Return seconds of a benchmark task in which each sample is held out once.
 
-    Random features with a falling spectrum, of the size of HEST-bench's tasks with UNI's features.
+    The published loop fits every fold anew and correlates gene by gene; ours reads each sample
+    once. The features are random, with a falling spectrum and the size of HEST-bench's tasks.
     """
-    rng = np.random.default_rng(seed)
+    rng = np.random.default_rng(0)
     mix = rng.standard_normal((d, d)) * (np.arange(1, d + 1) ** -0.7)[:, None]
     weights = rng.standard_normal((d, genes)) / d**0.5
-    x = [rng.standard_normal((n, d)) @ mix + 3 for _ in range(samples)]
+    x = [rng.standard_normal((n, d)) @ mix + 3 for _ in range(samples)]  # of each (n, d)
     y = [np.log1p(rng.poisson(np.exp(1 + (v - 3) @ weights / np.std(v)))) for v in x]
 
-    def upstream(fold):
-        train = np.concatenate([v for i, v in enumerate(x) if i != fold])
+    def published_fold(fold: int) -> list[float]:
+        train_x = np.concatenate(x[:fold] + x[fold + 1 :])
+        train_y = np.concatenate(y[:fold] + y[fold + 1 :])
         scaler, pca = StandardScaler(), PCA(256, random_state=1)
-        train = pca.fit_transform(scaler.fit_transform(train))
-        ridge = SklearnRidge(
-            alpha=100 / (256 * genes), solver="lsqr", fit_intercept=False, max_iter=1000
-        )
-        ridge.fit(train, np.concatenate([v for i, v in enumerate(y) if i != fold]))
+        reduced = pca.fit_transform(scaler.fit_transform(train_x))
+        options = {"solver": "lsqr", "fit_intercept": False, "max_iter": 1000}
+        ridge = Ridge(alpha=100 / (256 * genes), **options).fit(reduced, train_y)
         predicted = ridge.predict(pca.transform(scaler.transform(x[fold])))
         return [pearsonr(predicted[:, g], y[fold][:, g])[0] for g in range(genes)]
 
-    def ours(fold):
-        others = sum(sums[:fold] + sums[fold + 1 :])
-        return pearson(hest_bench_ridge(others, x[fold]), y[fold])
+    def our_folds() -> list[np.ndarray]:
+        sums = [Sums.of(a, b) for a, b in zip(x, y, strict=True)]
+        train = [Sums.total(sums[:fold] + sums[fold + 1 :]) for fold in range(samples)]
+        return [pearson(hest_bench_ridge(s, x[i]), y[i]) for i, s in enumerate(train)]
 
-    started = time.perf_counter()
-    theirs = np.array([upstream(fold) for fold in range(samples)])
-    middle = time.perf_counter()
-    sums = [Sums.of(a, b) for a, b in zip(x, y, strict=True)]
-    mine = np.array([ours(fold) for fold in range(samples)])
-    seconds = {"upstream": middle - started, "ours": time.perf_counter() - middle}
+    published, published_r = seconds_of(lambda: [published_fold(i) for i in range(samples)])
+    ours, our_r = seconds_of(our_folds)
+    return {
+        "seconds": {"upstream": published, "ours": ours},
+        "ratio": published / ours,
+        "largest_difference": spread([published_r, our_r]),
+        **{"samples": samples, "patches": n, "features": d, "genes": genes},
+        "threads": torch.get_num_threads(),
+    }
+
+
+def searching(*, n: int = 1_000_000, d: int = 512, queries: int = 100, top: int = 10) -> Result:
+    """Return seconds of an exact search in n unit vectors, of faiss and ours on a memory map."""
+    rng = np.random.default_rng(0)
+    with tempfile.TemporaryDirectory() as folder:
+        file = Path(folder) / "gallery.npy"
+        gallery = np.lib.format.open_memmap(file, "w+", np.float32, (n, d))
+        for start in range(0, n, 50_000):
+            part = rng.standard_normal((50_000, d), dtype=np.float32)[: n - start]
+            gallery[start : start + 50_000] = part / np.linalg.norm(part, axis=1, keepdims=True)
+        asked = np.array(gallery[:: n // queries][:queries])
+        asked += 0.05 * rng.standard_normal(asked.shape, dtype=np.float32)
+        asked /= np.linalg.norm(asked, axis=1, keepdims=True)
+        index = faiss.IndexFlatIP(d)
+        index.add(np.asarray(gallery))
+        theirs = [seconds_of(lambda: index.search(asked, top)) for _ in range(3)]
+        ours = [seconds_of(lambda: search(asked, gallery, top=top)) for _ in range(3)]
+    seconds = {"faiss": min(s for s, _ in theirs), "ours": min(s for s, _ in ours)}
     return {
         "seconds": seconds,
-        "ratio": seconds["upstream"] / seconds["ours"],
-        "largest_difference": float(np.abs(theirs - mine).max()),
-        "samples": samples,
-        "patches": n,
-        "features": d,
-        "genes": genes,
+        "ratio": seconds["faiss"] / seconds["ours"],
+        "agree": float((theirs[0][1][1] == ours[0][1][0]).mean()),
+        **{"gallery": n, "features": d, "queries": queries, "top": top},
+        "threads": torch.get_num_threads(),
     }
 
 
-def searching(*, n=1_000_000, d=512, queries=100, top=10, repeats=3, seed=0) -> dict:
-    """The `top` nearest of n x d unit vectors: faiss's flat index, and ours on a memory map."""
-    import faiss
-
-    rng, folder = np.random.default_rng(seed), Path("runs")
-    folder.mkdir(exist_ok=True)
-    file = folder / "gallery.npy"
-    gallery = np.lib.format.open_memmap(file, "w+", np.float32, (n, d))
-    for i in range(0, n, 50_000):
-        part = rng.standard_normal((50_000, d), dtype=np.float32)[: n - i]
-        gallery[i : i + 50_000] = part / np.linalg.norm(part, axis=1, keepdims=True)
-    asked = np.array(gallery[:: n // queries][:queries])
-    asked += 0.05 * rng.standard_normal(asked.shape, dtype=np.float32)
-    asked /= np.linalg.norm(asked, axis=1, keepdims=True)
-    index = faiss.IndexFlatIP(d)
-    index.add(np.asarray(gallery))
-    gallery = np.load(file, mmap_mode="r")
-    seconds = {"faiss": [], "ours": []}
-    for _ in range(repeats):
-        started = time.perf_counter()
-        theirs = index.search(asked, top)[1]
-        middle = time.perf_counter()
-        mine = search(asked, gallery, top=top)[0]
-        seconds["faiss"].append(middle - started)
-        seconds["ours"].append(time.perf_counter() - middle)
-    file.unlink()
-    best = {k: min(v) for k, v in seconds.items()}
-    return {
-        "seconds": best,
-        "ratio": best["faiss"] / best["ours"],
-        "agree": float((theirs == mine).mean()),
-        "gallery": n,
-        "features": d,
-        "queries": queries,
-        "top": top,
+def main(data: str) -> None:
+    """Measure everything and write the results file."""
+    result = {
+        "training": training(data),
+        "parts": parts(data),
+        "chunks": chunks(data),
+        "embedding": embedding(data),
+        "start_up": start_up(),
+        "scale": scaling(),
+        "probing": probing(),
+        "searching": searching(),
+        "provenance": provenance(load_sections(data, SECTIONS), Config()),
     }
+    RESULT.write_text(json.dumps(result, indent=1) + "\n")
 
 
 if __name__ == "__main__":
-    her2st = Path(sys.argv[1])
-    threads = {"threads": torch.get_num_threads()}
-    result = {
-        "training": training(her2st),
-        "parts": parts(her2st),
-        "chunks": chunks(her2st),
-        "embedding": embedding(her2st),
-        "start_up": start_up(),
-        "scale": scaling(),
-        "probing": probing() | threads,
-        "searching": searching() | threads,
-        "provenance": provenance(load_sections(her2st, SECTIONS), Config(), code=CODE),
-    }
-    (RESULTS / "bench.json").write_text(json.dumps(result, indent=1) + "\n")
-    print(json.dumps(result, indent=1))
+    main(sys.argv[1])

@@ -1,11 +1,11 @@
 """Memory and time of training against the number of pairs, streamed from shards on disk.
 
-    python book/scale.py write FOLDER PAIRS DATA    pairs of 32 px: DATA's patches, drawn again
-    python book/scale.py train FOLDER               an epoch on them; prints one line of JSON
+    python benchmarks/scale.py write FOLDER PAIRS DATA    # pairs of 32 px, drawn from DATA's
+    python benchmarks/scale.py train FOLDER               # an epoch on them, as one line of JSON
 
-`bench.py` runs both, each in a process of its own, because peak memory is the process's. Patches
-are small and few of them are different, which the loop does not know: it reads, augments, encodes
-and learns as it would from 700,000 spots.
+`bench.py` runs both for results/bench.json, each in a process of its own, whose peak memory counts.
+Patches are small and repeat. The loop does not know: it reads, augments, encodes and learns as from
+700,000 different spots.
 """
 
 from __future__ import annotations
@@ -13,57 +13,54 @@ from __future__ import annotations
 import hashlib
 import json
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 
-from seal_lite import Config
+from seal_lite import Config, Section, finetune, load_sections
 from seal_lite.data.genes import GenePanel
-from seal_lite.data.section import load_sections
 from seal_lite.data.shards import read_shards, write_shards
-from seal_lite.training.loop import finetune
 from steps import peak_bytes
 
 CONFIG = Config(patch_px=32, n_views=4, tune_blocks=1, batch_size=256, epochs=1)
-EACH = 5000  # pairs of a shard
+SHARD_PAIRS = 5000
 
 
-def drawn(sections, panel, pairs: int):
-    """Yield stand-ins of `Section`s, all in all `pairs` pairs of patch and expression."""
-    patches = np.concatenate([s.patches for s in sections])
-    z = np.concatenate([s.expression(panel) for s in sections])
-    for number, first in enumerate(range(0, pairs, EACH)):
-        n = min(EACH, pairs - first)
-        pick = np.random.default_rng(number).integers(len(z), size=n)
-        name = f"S{number:04}"
+def drawn_sections(sections: list[Section], panel: GenePanel, pairs: int) -> Iterator[Any]:
+    """Yield stand-ins of sections with `pairs` pairs in all, drawn from those of the sections."""
+    patches = np.concatenate([section.patches for section in sections])
+    x = np.concatenate([section.expression(panel) for section in sections])
+    for number, start in enumerate(range(0, pairs, SHARD_PAIRS)):
+        n = min(SHARD_PAIRS, pairs - start)
+        rows = np.random.default_rng(number).integers(len(x), size=n)
+        profiles = x[rows]
         yield SimpleNamespace(
-            name=name,
-            rows=range(n),
-            keys=[f"{name}/{i}" for i in range(n)],
-            patches=patches[pick],
+            name=f"S{number:04}",
+            keys=[f"S{number:04}/{i}" for i in range(n)],
+            patches=patches[rows],
             digest=hashlib.sha256(f"{number} {n}".encode()).hexdigest(),
-            expression=lambda panel, pick=pick: z[pick],
+            expression=lambda panel, profiles=profiles: profiles,
         )
 
 
-def write(folder, pairs: int, root):
-    """Shards with so many pairs, of the sections under `root`."""
+def write(folder: str, pairs: int, root: str) -> None:
+    """Write shards with so many pairs, drawn from the sections under `root`."""
     sections = load_sections(root, patch_px=CONFIG.patch_px)
     panel = GenePanel.from_config(sections, CONFIG)
-    write_shards(drawn(sections, panel, pairs), panel, CONFIG, folder)
+    write_shards(drawn_sections(sections, panel, pairs), folder, panel=panel, config=CONFIG)
 
 
-def train(folder) -> dict:
-    """An epoch; {"pairs", "seconds" of the epoch, "peak_bytes" of the process, "disk_bytes"}."""
+def train(folder: str) -> dict[str, Any]:
+    """Train an epoch; return its seconds, the process's peak and the shards' size in bytes."""
     shards, panel = read_shards(folder, CONFIG)
     _, (epoch,) = finetune(shards, CONFIG, panel=panel, cached=False, progress=False)
-    return {
-        "pairs": sum(len(s.rows) for s in shards),
-        "seconds": epoch["seconds"],
-        "peak_bytes": peak_bytes(),
-        "disk_bytes": sum(p.stat().st_size for p in Path(folder).iterdir()),
-    }
+    disk_bytes = sum(path.stat().st_size for path in Path(folder).iterdir())
+    pairs = sum(len(shard.rows) for shard in shards)
+    about = {"peak_bytes": peak_bytes(), "disk_bytes": disk_bytes}
+    return {"pairs": pairs, "seconds": epoch["seconds"], **about}
 
 
 if __name__ == "__main__":

@@ -1,178 +1,163 @@
 """Training steps and embeddings on the clock, with what makes them fast switched off by name.
 
-    python book/steps.py '{"data": ..., "sections": [...], "px": 224, ..., "off": ["cache"]}'
+    python benchmarks/steps.py '{"data": ..., "sections": [...], "px": 224, ..., "off": ["cache"]}'
 
-`bench.py` runs it, each job in a process of its own, because allocator and threads are the
-process's. With all of `OFF` this is the loop that tutorials show: the whole network in every step,
-as peft wraps it, on contiguous images. Prints one line of JSON.
+It prints one line of JSON for `bench.py`, which runs each job in a process of its own. With all of
+`OFF` this is the loop that tutorials show: the whole network in every step, as peft wraps it.
 """
 
 from __future__ import annotations
 
-import contextlib
-import ctypes
-import dataclasses
+import itertools
 import json
 import re
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 from unittest import mock
 
+import numpy as np
+import torch
+
 OFF = {
-    "cache": "activations of the frozen prefix kept, per view",
-    "cut": "nothing run behind the tap, no gradient before the first tuned block",
+    "cache": "activations of the frozen blocks kept, per view",
+    "cut": "nothing run behind the feature layer, no gradient before the first tuned block",
     "merged": "LoRA convolutions as one convolution",
     "layout": "channels last",
     "allocator": "large buffers kept by glibc",
 }
-
-
-class WithoutC(ctypes.CDLL):
-    """No C library to be found, whose allocator could be set."""
-
-    def __init__(self, name, *args, **options):
-        if name == "libc.so.6":
-            raise OSError(name)
-        super().__init__(name, *args, **options)
+DEFAULTS = {"off": [], "embedding": False, "precision": "no", "chunk": 0, "threads": 0}
 
 
 def peak_bytes() -> int:
-    """The most memory that this process has held, as Linux tells it.
+    """Return the most memory that this process has held, as Linux reports it.
 
-    `getrusage` would not do: its maximum outlives `exec`, so that it may be the parent's.
+    The maximum of `getrusage` outlives `exec`, so that it may be the parent's.
     """
     status = Path("/proc/self/status").read_text()
     return 1024 * int(re.search(r"VmHWM:\s+(\d+) kB", status)[1])
 
 
-def job(
-    data,
-    sections,
-    px: int,
-    um: float,
-    blocks: int,
-    tap: str,
-    batch: int,
-    steps: int,
-    off,
-    embedding=False,
-    precision="no",
-    chunk=0,
-    threads=0,
-) -> dict:
-    """{"rate": pairs or patches per second, "seconds" of each step, "losses", "threads",
-    "peak_bytes" of the process}.
-
-    The first step warms up and is not counted; what cutting patches and filling the cache take is
-    not either (the cache's is "cache_seconds"). With `embedding` patches are embedded instead.
-    """
-    import accelerate  # noqa: F401 (before it: others look for the C library, too)
-    import peft  # noqa: F401
-    import torch
-
-    with contextlib.ExitStack() as undo:
-        if "allocator" in off:
-            undo.enter_context(mock.patch.object(ctypes, "CDLL", WithoutC))
-        from seal_lite.encoders import embedding
-    from seal_lite.config import Config
-    from seal_lite.data.genes import GenePanel
-    from seal_lite.data.section import load_sections
+def build_encoder(job: SimpleNamespace) -> Any:
+    """Return the job's encoder, which runs its whole network where the cut is off."""
+    from seal_lite import Config
     from seal_lite.encoders.registry import backbone_row, load_backbone
     from seal_lite.encoders.vision import VisionEncoder
-    from seal_lite.model.seal import SEAL
-    from seal_lite.training.loader import Pairs
 
-    torch.set_num_threads(threads or torch.get_num_threads())
-    config = Config(patch_px=px, patch_um=um, tune_blocks=blocks, batch_size=batch, n_views=2)
-    found = load_sections(data, sections, patch_um=um, patch_px=px)
-    row = backbone_row(config.backbone)
-    if tap != row.tap:  # another cut of the same network
-        stage = dict(load_backbone(row, pretrained=False).named_modules())[tap]
-        width = [m for m in stage.modules() if isinstance(m, torch.nn.BatchNorm2d)][-1].num_features
-        row = dataclasses.replace(row, tap=tap, dim=width)
+    class WholeNetwork(VisionEncoder):
+        """An encoder whose every step runs the whole network, as in tutorials."""
+
+        def prefix(self, images: torch.Tensor) -> torch.Tensor:
+            return images
+
+        def tail(self, images: torch.Tensor) -> torch.Tensor:
+            outputs: list[torch.Tensor] = []
+            stage = self.base.get_submodule(self.feature_layer)
+            hook = stage.register_forward_hook(lambda module, args, out: outputs.append(out))
+            self.base((images - self.mean) / self.std)
+            hook.remove()
+            return self.pool(outputs[0])
+
+    row = backbone_row(Config.backbone)
+    net = load_backbone(row)
+    stage = net.get_submodule(job.feature_layer)
+    norms = [module for module in stage.modules() if isinstance(module, torch.nn.BatchNorm2d)]
+    row = replace(row, feature_layer=job.feature_layer, dim=norms[-1].num_features)
     torch.manual_seed(0)
-    encoder = VisionEncoder(
-        load_backbone(row),
-        row,
-        tune_blocks=blocks,
-        rank=config.lora_rank,
-        alpha=config.lora_alpha,
-        dropout=0.0,
-    ).eval()
-    panel = GenePanel.from_config(found, config)
-    model = SEAL(encoder, panel, config)
-    if "layout" in off:
-        undo.enter_context(mock.patch.object(encoders, "_channels_last", torch.Tensor.contiguous))
-    if "merged" in off:
+    kind = WholeNetwork if "cut" in job.off else VisionEncoder
+    lora = {"rank": Config.lora_rank, "alpha": Config.lora_alpha, "dropout": 0.0}
+    encoder = kind(net, row, tune_blocks=job.blocks, **lora).eval()
+    if "merged" in job.off:
         for module in encoder.modules():
             vars(module).pop("forward", None)
-    if "cut" in off:
-        undo.enter_context(mock.patch.object(VisionEncoder, "prefix", lambda self, images: images))
-        undo.enter_context(mock.patch.object(VisionEncoder, "tail", whole))
-    ready = time.perf_counter()
-    result = {"threads": torch.get_num_threads()}
-    with undo:
-        if embedding:
-            return result | embeddings(encoder, found, batch, steps)
-        pairs = Pairs(
-            found, panel, config, encoder, cached="cache" not in off, chunk=chunk, progress=False
-        )
-        result["cache_seconds"] = time.perf_counter() - ready
-        model.train()
-        trained = [p for p in model.parameters() if p.requires_grad]
-        optimizer = torch.optim.AdamW(trained, lr=1e-3)
-        batches = (b for epoch in range(10**6) for b in pairs.epoch(epoch))
-        seconds, losses = [], []
-        for step in range(steps + 1):
-            started = time.perf_counter()
-            torch.manual_seed(step)  # the gene encoder's samples
-            with torch.autocast("cpu", torch.bfloat16, enabled=precision == "bf16"):
-                loss = model(*next(batches), chunk=chunk)["loss"]
-            optimizer.zero_grad()
-            loss.backward()
-            optimizer.step()
-            losses.append(loss.item())
-            seconds.append(time.perf_counter() - started)
-    rate = batch * steps / sum(seconds[1:])
-    return result | {
-        "rate": rate,
-        "seconds": seconds[1:],
-        "losses": losses,
-        "pairs": len(pairs),
-        "peak_bytes": peak_bytes(),
-    }
+    return encoder
 
 
-def whole(encoder, images):
-    """The pooled tap of a forward pass through the whole network, none of it left out."""
-    found = []
-    stage = encoder.base.get_submodule(encoder.row.tap)
-    hook = stage.register_forward_hook(lambda module, args, out: found.append(out))
-    encoder.base((images - encoder.mean) / encoder.std)
-    hook.remove()
-    return encoder.pool(found[0])
+class Embedding:
+    """Steps that embed a batch of patches; a step's value is the sum of all dimensions."""
+
+    def __init__(self, job: SimpleNamespace, encoder: Any, sections: list[Any]) -> None:
+        self.patches = np.concatenate([section.patches for section in sections])
+        self.encoder = encoder
+        self.batch = job.batch
+
+    def step(self, number: int) -> float:
+        """Embed the next patches, from the start again where they end."""
+        from seal_lite.encoders.embedding import embed_patches
+
+        rows = np.arange(number * self.batch, (number + 1) * self.batch) % len(self.patches)
+        x = embed_patches(self.encoder, self.patches[rows], batch_size=self.batch)
+        return float(np.abs(x).sum())
 
 
-def embeddings(encoder, found, batch: int, steps: int) -> dict:
-    """Patches of the sections, embedded in batches as `embedding.embed_patches` does."""
-    import numpy as np
+class Training:
+    """Steps that train on a batch of pairs; a step's value is its loss."""
 
-    from seal_lite.encoders.embedding import embed_patches
+    def __init__(self, job: SimpleNamespace, encoder: Any, sections: list[Any]) -> None:
+        from seal_lite import SEAL, Config
+        from seal_lite.data.genes import GenePanel
+        from seal_lite.training.loader import Activations, Pairs
 
-    patches = np.concatenate([s.patches for s in found])
-    seconds = []
-    for step in range(steps + 1):
-        part = patches[np.arange(step * batch, (step + 1) * batch) % len(patches)]
+        config = Config(patch_px=job.px, patch_um=job.um, batch_size=job.batch, n_views=2)
+        panel = GenePanel.from_config(sections, config)
         started = time.perf_counter()
-        out = embed_patches(encoder, part, batch_size=batch)
-        seconds.append(time.perf_counter() - started)
-    return {
-        "rate": batch * steps / sum(seconds[1:]),
-        "seconds": seconds[1:],
-        "sum": float(np.abs(out).sum()),
-    }
+        options = {"cached": "cache" not in job.off, "chunk": job.chunk, "progress": False}
+        activations = Activations(encoder, sections, config, **options)
+        self.cache_seconds = time.perf_counter() - started
+        self.pairs = Pairs(sections, panel, config, activations)
+        self.batches = itertools.chain.from_iterable(map(self.pairs.epoch, itertools.count()))
+        self.model = SEAL(encoder, panel, config).train()
+        self.optimizer = torch.optim.AdamW(
+            [p for p in self.model.parameters() if p.requires_grad], lr=1e-3
+        )
+        self.job = job
+
+    def step(self, number: int) -> float:
+        """Train on the next batch."""
+        from seal_lite.model.losses import seal_loss
+
+        torch.manual_seed(number)  # the gene encoder's samples
+        hidden, x = next(self.batches)
+        with torch.autocast("cpu", torch.bfloat16, enabled=self.job.precision == "bf16"):
+            outputs = self.model(hidden, x, chunk=self.job.chunk)
+            loss = seal_loss(outputs, self.model.config)["loss"]
+        self.optimizer.zero_grad()
+        loss.backward()
+        self.optimizer.step()
+        return loss.item()
+
+
+def run(job: SimpleNamespace) -> dict[str, Any]:
+    """Time the job's steps; the first warms up and does not count."""
+    if "allocator" in job.off:
+        with mock.patch("ctypes.CDLL", side_effect=OSError):  # no C library whose allocator is set
+            __import__("seal_lite.encoders")
+    from seal_lite import load_sections
+    from seal_lite.encoders import vision
+
+    torch.set_num_threads(job.threads or torch.get_num_threads())
+    sections = load_sections(job.data, job.sections, patch_um=job.um, patch_px=job.px)
+    encoder = build_encoder(job)
+    layout = torch.Tensor.contiguous if "layout" in job.off else vision.channels_last
+    values = []
+    with mock.patch.object(vision, "channels_last", layout):
+        work = (Embedding if job.embedding else Training)(job, encoder, sections)
+        clock = [time.perf_counter()]
+        for number in range(job.steps + 1):
+            values.append(work.step(number))
+            clock.append(time.perf_counter())
+    seconds = np.diff(clock).tolist()[1:]
+    result = {"seconds": seconds, "rate": job.batch * job.steps / sum(seconds)}
+    result |= {"threads": torch.get_num_threads(), "peak_bytes": peak_bytes()}
+    if isinstance(work, Embedding):
+        return {**result, "sum": values[-1]}
+    about = {"pairs": len(work.pairs), "cache_seconds": work.cache_seconds}
+    return {**result, **about, "losses": values}
 
 
 if __name__ == "__main__":
-    print(json.dumps(job(**json.loads(sys.argv[1]))))
+    settings = {**DEFAULTS, **json.loads(sys.argv[1])}
+    print(json.dumps(run(SimpleNamespace(**settings))))

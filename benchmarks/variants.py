@@ -1,183 +1,166 @@
-"""Ideas that are tried without being part of the method: each replaces one piece of it for one run.
+"""Ideas that `trials.py` measures without their being part of the method.
 
-What earns its place moves into `seal_lite`; the others stay here, so that the trial log can be
-measured again. Every variant is a context manager around `finetune` and the embedding that follows,
-given the training sections.
+A variant maps training sections, gene panel and settings to the arguments of `finetune` that it
+changes: another loss, callbacks, more profiles. An encoder that differs is a row of `BACKBONES`.
+This module writes no file; results/trials.json has the scores.
 """
 
 from __future__ import annotations
 
-import contextlib
-import copy
-import dataclasses
+import math
+from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
-from unittest import mock
+from typing import Any
 
 import numpy as np
 import torch
-import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.nn.functional import logsigmoid, normalize
 
-from seal_lite import Config
+from seal_lite import SEAL, Config, Section
+from seal_lite.data.genes import GenePanel
 from seal_lite.data.section import read_counts
-from seal_lite.encoders.registry import BACKBONES
-from seal_lite.encoders.vision import VisionEncoder
-from seal_lite.model.gene_vae import GeneVAE
-from seal_lite.model.seal import SEAL
-from seal_lite.training import run
-from seal_lite.training.loader import Pairs
+from seal_lite.encoders.registry import BACKBONES, load_backbone
+from seal_lite.encoders.vision import build_encoder
+from seal_lite.model.losses import PairOutputs, seal_loss, weighted_sum
+from seal_lite.training.callbacks import Callback
+
+Arguments = dict[str, Any]
+LITE0 = BACKBONES["tf_efficientnet_lite0"]
 
 
-@contextlib.contextmanager
-def siglip(sections):
-    """Every pair of a batch is its own yes-or-no question (SigLIP, Zhai et al., 2023).
+def replace_contrast(outputs: PairOutputs, config: Config, contrast: Tensor) -> dict[str, Tensor]:
+    """Return the method's terms with another contrast () in their sum."""
+    terms = {**seal_loss(outputs, config), "clip": contrast}
+    return {**terms, "loss": weighted_sum(terms, config)}
 
-    Scale 1 / temperature, and the bias at which a batch's one positive balances its negatives.
+
+def contrast_logits(outputs: PairOutputs) -> Tensor:
+    """Return cosines of images and profiles (b, b) over the temperature."""
+    image = normalize(outputs.image_projection, dim=1)  # (b, d)
+    gene = normalize(outputs.gene_embedding, dim=1)  # (b, d)
+    return image @ gene.T / outputs.temperature
+
+
+def siglip_loss(outputs: PairOutputs, config: Config) -> dict[str, Tensor]:
+    """Ask of every image and profile of a batch whether they are a pair (Zhai et al., 2023).
+
+    The scale is 1 / temperature. The bias balances a row's one positive with its negatives.
     """
-
-    def loss(image, gene, *, temperature, soft=0.0):
-        logits = F.normalize(image, dim=1) @ F.normalize(gene, dim=1).T / temperature
-        bias = -np.log(len(logits) - 1)
-        sign = 2 * torch.eye(len(logits), device=logits.device) - 1
-        return -F.logsigmoid(sign * (logits + bias)).sum(1).mean()
-
-    with mock.patch.object(losses, "clip_loss", loss):
-        yield
+    logits = contrast_logits(outputs)  # (b, b)
+    bias = -math.log(len(logits) - 1)
+    sign = 2 * torch.eye(len(logits), device=logits.device) - 1  # 1 for a pair, else -1
+    contrast = -logsigmoid(sign * (logits + bias)).sum(1).mean()
+    return replace_contrast(outputs, config, contrast)
 
 
-@contextlib.contextmanager
-def expression_targets(sections):
-    """Half of a contrast's target goes to pairs whose measured profiles are alike: neighbouring
-    near-duplicates are then no negatives."""
-    seen, plain = {}, GeneVAE.forward
+def expression_target_loss(outputs: PairOutputs, config: Config) -> dict[str, Tensor]:
+    """Give half of the contrast's target to pairs with similar measured profiles.
 
-    def forward(self, x):
-        seen["x"] = F.normalize(x, dim=1)
-        return plain(self, x)
-
-    def loss(image, gene, *, temperature, soft=0.0):
-        logits = F.normalize(image, dim=1) @ F.normalize(gene, dim=1).T / temperature
-        alike = (seen["x"] @ seen["x"].T / temperature).softmax(1)
-        target = (torch.eye(len(logits), device=logits.device) + alike) / 2
-        rows, columns = logits.log_softmax(1), logits.T.log_softmax(1)
-        return -(target * (rows + columns)).sum(1).mean() / 2
-
-    with (
-        mock.patch.object(GeneVAE, "forward", forward),
-        mock.patch.object(losses, "clip_loss", loss),
-    ):
-        yield
+    Neighbouring near-duplicates are then no negatives.
+    """
+    logits = contrast_logits(outputs)  # (b, b)
+    x = normalize(outputs.expression, dim=1)  # (b, genes)
+    similar = (x @ x.T / outputs.temperature).softmax(1)  # (b, b)
+    target = (torch.eye(len(logits), device=logits.device) + similar) / 2
+    both_ways = logits.log_softmax(1) + logits.T.log_softmax(1)
+    contrast = -(target * both_ways).sum(1).mean() / 2
+    return replace_contrast(outputs, config, contrast)
 
 
-@contextlib.contextmanager
-def averaged(sections, *, last: int = 5):
-    """The mean of the trainable weights over the last epochs (SWA, Izmailov et al., 2018)."""
-    kept, saved = [], run._checkpoint
+def near_the_base(sections: list[Section], panel: GenePanel, config: Config) -> Arguments:
+    """Hold the embedding near the frozen one.
 
-    def checkpoint(out, model, optimizer, scheduler, history):
-        saved(out, model, optimizer, scheduler, history)
-        kept.append({k: v.detach().clone() for k, v in model.trainable().items()})
-        del kept[:-last]
-        total = model.config.gene_warmup_epochs + model.config.epochs
-        if len(history) == total:
-            mean = {
-                k: torch.stack([w[k].float() for w in kept]).mean(0).to(v.dtype)
-                for k, v in kept[-1].items()
-            }
+    Their squared distance, in units of the frozen one's variance over the batch, joins the loss.
+    """
+    frozen = build_encoder(config.backbone, tune_blocks=config.tune_blocks).requires_grad_(False)
+
+    def near_base_loss(outputs: PairOutputs, config: Config) -> dict[str, Tensor]:
+        terms = seal_loss(outputs, config)
+        base = frozen.to(outputs.hidden.device).tail(outputs.hidden)  # (b, dim)
+        distance = (outputs.image_embedding - base).square().mean(0) / base.var(0)  # (dim,)
+        return {**terms, "loss": terms["loss"] + distance.mean()}
+
+    return {"loss": near_base_loss}
+
+
+class AverageWeights(Callback):
+    """Replace the trainable weights by their mean over the last epochs (Izmailov et al., 2018)."""
+
+    def __init__(self, *, last: int = 5) -> None:
+        self.last = last
+        self.kept: list[dict[str, Tensor]] = []
+
+    def on_epoch_end(self, model: SEAL, history: list[dict[str, Any]]) -> None:
+        """Keep the weights; after the last epoch load their mean."""
+        weights = {name: tensor.detach().clone() for name, tensor in model.trainable().items()}
+        self.kept = [*self.kept, weights][-self.last :]
+        if len(history) == model.config.gene_warmup_epochs + model.config.epochs:
+            mean = {}
+            for name, tensor in weights.items():
+                epochs = torch.stack([kept[name].float() for kept in self.kept])
+                mean[name] = epochs.mean(0).to(tensor.dtype)
             model.load_trainable(mean, source="the mean of the last epochs")
 
-    with mock.patch.object(train, "_checkpoint", checkpoint):
-        yield
+
+def quarter_of_counts(sections: list[Section], panel: GenePanel, config: Config) -> Arguments:
+    """Finetune as if sequenced a quarter as deep: three of four transcripts are left out."""
+    rng = np.random.default_rng(0)
+    thinned = []
+    for section in sections:
+        adata = section.adata.copy()
+        counts = adata.layers["counts"].copy()
+        counts.data = rng.binomial(counts.data.astype(int), 0.25).astype(counts.dtype)
+        counts.eliminate_zeros()
+        adata.layers["counts"] = counts
+        thinned.append(replace(section, adata=adata))
+    return {"sections": thinned, "panel": None}  # the panel is fitted on what is left
 
 
-@contextlib.contextmanager
-def lora_alone(sections):
-    """Depthwise filters and normalisation stay as they were: LoRA's matrices alone are tuned."""
-    name = Config.backbone
-    with mock.patch.dict(BACKBONES, {name: dataclasses.replace(BACKBONES[name], whole="")}):
-        yield
-
-
-@contextlib.contextmanager
-def centre_pooling(sections, *, sd_um: float = 80.0):
-    """The tap is averaged with a Gaussian weight around the spot: transcripts come from there."""
-    plain = VisionEncoder.pool
-
-    def pool(self, x):
-        if x.ndim != 4:
-            return plain(self, x)
-        n = x.shape[-1]
-        at = ((torch.arange(n) + 0.5) / n - 0.5) * Config.patch_um
-        weight = torch.exp(-at.square() / (2 * sd_um**2))
-        weight = weight[:, None] * weight
-        return (x * (weight / weight.sum())).sum((2, 3))
-
-    name = Config.backbone
-    unchecked = dataclasses.replace(BACKBONES[name], fingerprint=None)  # its embedding is another
-    with (
-        mock.patch.object(VisionEncoder, "pool", pool),
-        mock.patch.dict(BACKBONES, {name: unchecked}),
-    ):
-        yield
-
-
-@contextlib.contextmanager
-def quarter_of_counts(sections):
-    """Finetunes as if sequenced a quarter as deep: three of four transcripts are left out."""
-    whole, rng = [s.adata.layers["counts"] for s in sections], np.random.default_rng(0)
-    for s, counts in zip(sections, whole, strict=True):
-        assert s.digest  # known before the counts change: the pictures' cache is named by it
-        thinned = counts.copy()
-        thinned.data = rng.binomial(counts.data.astype(int), 0.25).astype(counts.dtype)
-        thinned.eliminate_zeros()
-        s.adata.layers["counts"] = thinned
-    try:
-        yield
-    finally:
-        for s, counts in zip(sections, whole, strict=True):
-            s.adata.layers["counts"] = counts
-
-
-@contextlib.contextmanager
-def near_the_base(sections, *, weight: float = 1.0):
-    """The embedding is held near the frozen one: their squared distance, in the frozen one's
-    variance over the batch, joins the loss."""
-    base, plain = {}, SEAL.forward
-
-    def forward(self, hidden, x, **options):
-        if "tail" not in base:
-            base["tail"] = copy.deepcopy(self.encoder).eval().requires_grad_(False).tail
-        terms = plain(self, hidden, x, **options)
-        with torch.no_grad():
-            frozen = base["tail"](hidden)
-        gap = (self.encoder.tail(hidden) - frozen).square().mean(0) / frozen.var(0)
-        terms["loss"] = terms["loss"] + weight * gap.mean()
-        return terms
-
-    with mock.patch.object(SEAL, "forward", forward):
-        yield
-
-
-@contextlib.contextmanager
-def warm_on_expression(sections):
-    """The gene encoder's own epochs read the sections that have counts and no image, too."""
+def warmup_on_expression(sections: list[Section], panel: GenePanel, config: Config) -> Arguments:
+    """Read the sections with counts and no image, of other patients, in the warm-up epochs too."""
     root = Path(sections[0].adata.uns["image_path"]).parents[4]
-    names = [p.name.removesuffix(".tsv.gz") for p in sorted(root.glob("data/ST-cnts/*.tsv.gz"))]
-    others = [read_counts(root, n) for n in names if n[0] != sections[0].patient]
-    begin, plain = Pairs.__init__, Pairs.epoch
+    files = sorted(root.glob("data/ST-cnts/*.tsv.gz"))
+    names = [path.name.removesuffix(".tsv.gz") for path in files]
+    others = [read_counts(root, name) for name in names if name[0] != sections[0].patient]
+    return {"extra_expression": np.concatenate([panel.transform(adata) for adata in others])}
 
-    def init(self, given, panel, *args, **options):
-        begin(self, given, panel, *args, **options)
-        more = [panel.transform(a) for a in others]
-        self.profiles = torch.from_numpy(np.concatenate([*self.expression, *more]))
 
-    def epoch(self, number):
-        if number >= self.config.gene_warmup_epochs:
-            yield from plain(self, number)
-            return
-        rng = np.random.default_rng([self.config.seed, number])
-        order, b = rng.permutation(len(self.profiles)), self.config.batch_size
-        for i in range(0, len(order) - b + 1, b):
-            yield torch.empty(0), self.profiles[order[i : i + b]]
+def load_centre_weighted(name: str, *, sd_um: float) -> nn.Module:
+    """Load a network whose feature layer is weighted by a Gaussian around the spot.
 
-    with mock.patch.object(Pairs, "__init__", init), mock.patch.object(Pairs, "epoch", epoch):
-        yield
+    The mean over positions is then the weighted mean: the transcripts are those of the centre.
+    """
+
+    def weight(stage: nn.Module, args: tuple, x: Tensor) -> Tensor:  # x (b, c, n, n)
+        n = x.shape[-1]
+        offset_um = ((torch.arange(n, device=x.device) + 0.5) / n - 0.5) * Config.patch_um
+        side = torch.exp(-offset_um.square() / (2 * sd_um**2))  # (n,)
+        weights = side[:, None] * side  # (n, n)
+        return x * (weights / weights.mean())
+
+    net = load_backbone(BACKBONES[name])
+    net.get_submodule(BACKBONES[name].feature_layer).register_forward_hook(weight)
+    return net
+
+
+# LoRA's matrices alone are tuned: depthwise filters and normalisation stay as they were.
+BACKBONES["lite0_lora_alone"] = replace(LITE0, name="lite0_lora_alone", whole="")
+BACKBONES["lite0_centre_pooling"] = replace(
+    LITE0,
+    name="lite0_centre_pooling",
+    loader="variants.load_centre_weighted",
+    args={"sd_um": 80.0},
+    state="",
+    fingerprint=None,  # its embedding is another
+)
+
+VARIANTS: dict[str, Callable[[list[Section], GenePanel, Config], Arguments]] = {
+    "siglip": lambda *_: {"loss": siglip_loss},
+    "expression_targets": lambda *_: {"loss": expression_target_loss},
+    "average_weights": lambda *_: {"callbacks": [AverageWeights()]},
+    "near_the_base": near_the_base,
+    "quarter_of_counts": quarter_of_counts,
+    "warmup_on_expression": warmup_on_expression,
+}

@@ -1,4 +1,4 @@
-"""Bring the book's address, the one in _config.yml, to wherever else it is written.
+"""Write the address of _config.yml, `repository: url`, wherever else it stands (`make sync`).
 
     python book/address.py
 
@@ -27,19 +27,19 @@ def move(root: Path = ROOT) -> None:
     slug = repository["url"].removeprefix("https://github.com/").strip("/")
     cited = yaml.safe_load((root / "CITATION.cff").read_text())["repository-code"]
     old = re.escape(cited.removeprefix("https://github.com/").strip("/"))
-    for path in (p for place in PLACES for p in root.glob(place)):
+    for path in [path for pattern in PLACES for path in root.glob(pattern)]:
         text = path.read_text()
-        new = re.sub(rf"(github(?:\.com)?/){old}(?![\w-])", rf"\g<1>{slug}", text)
+        moved = re.sub(rf"(github(?:\.com)?/){old}(?![\w-])", rf"\g<1>{slug}", text)
         if path.name == "README.md":
-            before, _, rest = new.partition(MARKS[0])
-            rows = chapters(root, slug, repository["branch"])
-            new = f"{before}{MARKS[0]}\n\n{rows}\n{MARKS[1]}{rest.partition(MARKS[1])[2]}"
-        if new != text:
-            path.write_text(new)
+            before, _, rest = moved.partition(MARKS[0])
+            rows = chapter_table(root, slug, repository["branch"])
+            moved = f"{before}{MARKS[0]}\n\n{rows}\n{MARKS[1]}{rest.partition(MARKS[1])[2]}"
+        if moved != text:
+            path.write_text(moved)
 
 
-def chapters(root: Path, slug: str, branch: str) -> str:
-    """The README's table of notebooks, each with its title, its question's page and a button."""
+def chapter_table(root: Path, slug: str, branch: str) -> str:
+    """Return the README's table of notebooks, each with its title and a Colab button."""
     lines = ["| | chapter | |", "|--:|---|---|"]
     for path in sorted((root / "notebooks").glob("*.py")):
         title = jupytext.read(path).cells[0].source.splitlines()[0].removeprefix("# ")

@@ -3,7 +3,7 @@
     python book/dependencies.py > book/_build/notebooks.mk
 
 A chapter is executed again only where a module that it imports, directly or through others, has
-changed. `seal_lite.training.loop` stands for the runs that the chapters share.
+changed.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from pathlib import Path
 import grimp
 
 ROOT = Path(__file__).parents[1]
+SHARED_RUNS = "seal_lite.tutorial.runs"
 DATA_FILES = sorted((ROOT / "seal_lite").rglob("*.t[os][mv]*"))  # tables of backbones and genes
 
 
@@ -48,13 +49,14 @@ def file_of(module: str) -> str:
 
 
 def main() -> None:
+    """Print a rule for each chapter, and one for the runs that chapters share."""
     graph = grimp.build_graph("seal_lite")
     tables = [str(file.relative_to(ROOT)) for file in DATA_FILES]
     for script in sorted((ROOT / "notebooks").glob("*.py")):
         files = sorted(file_of(module) for module in imported_modules(script, graph))
         print(f"book/notebooks/{script.stem}.ipynb:", *files, *tables)
-    training = graph.find_upstream_modules("seal_lite.training.loop")
-    print("runs/chapters/.made:", *sorted(file_of(module) for module in training), *tables)
+    shared = {SHARED_RUNS, *graph.find_upstream_modules(SHARED_RUNS)}
+    print("runs/chapters/.made:", *sorted(file_of(module) for module in shared), *tables)
 
 
 if __name__ == "__main__":

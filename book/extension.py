@@ -1,65 +1,117 @@
-"""What this book asks of Sphinx beside its extensions: see `local_extensions` in _config.yml."""
+"""What the book adds to Sphinx: computed values in pages, executed chapters, small repairs."""
 
 from __future__ import annotations
 
-import re
+import os
+import platform
+from datetime import datetime
+from importlib.metadata import version
+from typing import Any
 
-GENERATED = {"results", "executed"}  # pages that are written by scripts and are not in git
+import nbformat
+import torch
+from myst_nb.sphinx_ import NbMetadataCollector
+from nbformat import NotebookNode
+from sphinx.application import Sphinx
+
+import pages
+
+PACKAGES = ("seal-lite", "torch", "timm", "peft", "scanpy", "squidpy", "numpy", "matplotlib")
+PROMPTS = {"solution": "Solution", "hide-cell": "Show the code", "hide-input": "Show the code"}
+LONG = 12  # lines of code above which a cell that draws is folded
 
 
-def source_of(page: str) -> str | None:
-    """The file of the repository that a reader edits to change a page; none if it is generated."""
-    if page in GENERATED:
-        return None
-    return f"{page}.py" if page.startswith("notebooks/") else f"book/{page}.md"
+def read_page(app: Sphinx, page: str, source: list[str]) -> None:
+    """Fill in a page's computed values, or prepare an executed chapter."""
+    if not app.env.doc2path(page).endswith(".ipynb"):
+        source[0] = pages.render(source[0])
+        return
+    notebook = nbformat.reads(source[0], as_version=4)
+    prepare_chapter(notebook)
+    source[0] = nbformat.writes(notebook)
+    run = notebook.metadata.get("papermill", {})
+    if "end_time" in run:  # for {nb-exec-table}
+        statistics = {
+            "mtime": datetime.fromisoformat(run.end_time).timestamp(),
+            "runtime": run.duration,
+            "method": "papermill",
+            "succeeded": not run.exception,
+            "error": None,
+            "traceback": None,
+        }
+        NbMetadataCollector.set_exec_data(app.env, page, statistics)
 
 
-def point_edit_link(app, page, template, context, doctree):
-    """Point the theme's edit button to the page's source, or take it away."""
+def prepare_chapter(notebook: NotebookNode) -> None:
+    """Fill in computed values, describe figures, fold long cells, say what it was executed with."""
+    for cell in notebook.cells:
+        if cell.cell_type == "markdown":
+            cell.source = pages.render(cell.source)
+        elif cell.cell_type == "code":
+            describe_figures(cell)
+            name_folded_code(cell)
+    notebook.cells.append(nbformat.v4.new_markdown_cell(executed_with(notebook)))
+
+
+def describe_figures(cell: NotebookNode) -> None:
+    """Move a cell's first comments, `#| alt: ...`, to the alternative text of its figures."""
+    lines = cell.source.splitlines()
+    words = []
+    while lines and lines[0].startswith("#| "):
+        words.append(lines.pop(0).removeprefix("#| ").removeprefix("alt: ").strip())
+    if words:
+        cell.source = "\n".join(lines).lstrip("\n")
+        cell.metadata["mystnb"] = {"image": {"alt": " ".join(words)}}
+        if len(lines) > LONG and not cell.metadata.get("tags"):
+            cell.metadata["tags"] = ["hide-input"]
+
+
+def name_folded_code(cell: NotebookNode) -> None:
+    """Give a folded cell a button that says what it holds."""
+    names = [name for tag, name in PROMPTS.items() if tag in cell.metadata.get("tags", [])]
+    if names:
+        prompts = {"code_prompt_show": names[0], "code_prompt_hide": f"Hide: {names[0].lower()}"}
+        cell.metadata.setdefault("mystnb", {}).update(prompts)
+
+
+def executed_with(notebook: NotebookNode) -> str:
+    """Return a chapter's last paragraph: seconds, machine and versions."""
+    seconds = notebook.metadata.get("papermill", {}).get("duration") or 0
+    device = torch.cuda.get_device_name() if torch.cuda.is_available() else "no GPU"
+    versions = ", ".join(f"{name} {version(name)}" for name in PACKAGES)
+    return (
+        f"---\n\nExecuted in {seconds:.0f} s with Python {platform.python_version()} on "
+        f"{platform.system()} {platform.machine()}, {os.cpu_count()} cores, {device}; {versions}. "
+        "[All chapters](../executed.md)"
+    )
+
+
+def repair_page(app: Sphinx, page: str, template: str, context: dict[str, Any], _: Any) -> None:
+    """Point a chapter's edit button to its script, and repair two faults of the theme."""
     for group in context.get("header_buttons", []):
-        buttons = group.get("buttons", [])
-        for button in [b for b in buttons if b.get("label") == "source-edit-button"]:
-            if source := source_of(page):
-                about = {k: context[f"github_{k}"] for k in ("url", "user", "repo", "version")}
-                button["url"] = "{url}/{user}/{repo}/edit/{version}/".format(**about) + source
-            else:
-                buttons.remove(button)
-
-
-def mend(app, page, template, context, doctree):
-    """What the theme's pages would not pass the tests with."""
+        for button in group.get("buttons", []):
+            if button.get("label") == "source-edit-button" and page.startswith("notebooks/"):
+                url = button["url"].replace("book/notebooks/", "notebooks/")
+                button["url"] = url.replace(".ipynb", ".py")
     # Live code is not used; its settings would be declared twice, which is an error.
-    context["script_files"] = [s for s in context["script_files"] if "thebe" not in told(s)]
-    # A role that ARIA has given up, in place of the one that a list may hold.
-    if "body" in context:
+    context["script_files"] = [file for file in context["script_files"] if not is_thebe(file)]
+    if "body" in context:  # ARIA has given up this role
         context["body"] = context["body"].replace('role="doc-biblioentry"', 'role="listitem"')
 
 
-def told(script) -> str:
-    """A script's address, or what it says itself."""
-    return f"{script} {getattr(script, 'attributes', {}).get('body')}".lower()
+def is_thebe(script: Any) -> bool:
+    """Whether a script is that of live code."""
+    return "thebe" in f"{script} {getattr(script, 'attributes', {}).get('body')}".lower()
 
 
-def plain(app, what, name, thing, options, lines):
-    """Outside backticks this package's docstrings are plain text: no reST markup is meant.
-
-    What backticks hold becomes a link where it is the name of something on the page (role py:obj).
-    A name with a capital, or with a module, is sought in all modules: that is what the dot says.
-    """
-    parts = "\n".join(lines).split("`")
-    for i, part in enumerate(parts):
-        if i % 2:
-            parts[i] = f".{part}" if re.fullmatch(r"[A-Z]\w+(\.\w+)?|[a-z]+\.\w+", part) else part
-        else:
-            text = re.sub(r"[*|_\\]", r"\\\g<0>", part)
-            parts[i] = f"\\ {text}" if i and text[:1].isalnum() else text  # `Section`s
-    lines[:] = "`".join(parts).split("\n")
+def add_static_path(app: Sphinx, config: Any) -> None:
+    """Add the vendored scripts: Jupyter Book would put those in _static into each page."""
+    config.html_static_path.append("_vendor")
 
 
-def setup(app):
-    # Jupyter Book puts every script below _static into each page, in any order; these have one.
-    app.connect("config-inited", lambda app, config: config.html_static_path.append("_vendor"))
-    app.connect("html-page-context", point_edit_link, priority=900)  # the theme has made it by then
-    app.connect("html-page-context", mend, priority=900)
-    app.connect("autodoc-process-docstring", plain)
+def setup(app: Sphinx) -> dict[str, bool]:
+    """Connect the functions above."""
+    app.connect("config-inited", add_static_path)
+    app.connect("source-read", read_page)
+    app.connect("html-page-context", repair_page, priority=900)  # after the theme's own
     return {"parallel_read_safe": True, "parallel_write_safe": True}

@@ -10,11 +10,10 @@ import numpy as np
 import pytest
 from browser import SIZES
 
-from seal_lite.data.phantom.truth import gene_classes
 from seal_lite.encoders.embedding import embed_patches
 from seal_lite.evaluation.retrieval import gene_set_profile, search
 
-BOOK = Path(__file__).parents[1] / "book"
+BOOK = Path(__file__).parents[2] / "book"
 PAGE = BOOK / "extra/explorer"
 
 
@@ -24,13 +23,13 @@ def explorer(book):
 
 
 @pytest.fixture(scope="module")
-def data(explorer, trained, sections, phantom_root):
+def data(explorer, trained, sections, ground_truth):
     """The explorer's data of a model trained on PA1, with PB1 held out."""
     model = trained[1]
     genes = model.panel.genes[:12]
     sets = {"two": list(genes[:2]), "elsewhere": [genes[0], "NONE"]}
     return explorer.explorer_data(
-        model, sections[:1], sections[1:], genes, sets=sets, classes=gene_classes(phantom_root)
+        model, sections[:1], sections[1:], genes, sets=sets, classes=ground_truth.classes
     )
 
 
@@ -53,17 +52,17 @@ def test_a_held_out_section_is_never_one_of_training(explorer, data, sections):
     assert (seen, held) == ({"PA1"}, {"PB1"})
     assert [s["role"] for s in data["sections"]] == ["seen in training", "patient held out"]
     twins = explorer.roles(sections[:1], sections[:1])
-    assert [role for role, _ in twins] == ["seen in training", "section held out"]
+    assert twins == ["seen in training", "section held out"]
 
 
 def test_the_data_are_the_models_numbers(data, trained, sections, embedded):
     model = trained[1]
-    at = [model.panel.genes.index(g) for g in data["genes"]]
+    columns = [model.panel.genes.index(g) for g in data["genes"]]
     for entry, section, e in zip(data["sections"], sections, embedded, strict=True):
         n = len(section.rows)
         assert len(entry["spots"]) == n
-        z = model.panel.transform(section.adata)[section.rows][:, at]
-        predicted = model.predict_genes(e)[:, at]
+        z = model.panel.transform(section.adata)[section.rows][:, columns]
+        predicted = model.predict_genes(e)[:, columns]
         for name, true in (("measured", z), ("predicted", predicted)):
             stored = integers(entry[name], "<i2", n) * data["z_step"]
             np.testing.assert_allclose(stored, true, atol=0.51 * data["z_step"])
@@ -208,8 +207,8 @@ def test_the_keyboard_alone_is_enough(folder, visit):
     page.keyboard.press("Enter")
     assert page.locator(f"#{chosen}").get_attribute("aria-selected") == "true"
     assert results(page) != before
-    said = page.locator("#live").text_content()
-    assert f"spot {int(chosen[5:]) + 1}" in said and "Measured z of" in said
+    announced = page.locator("#live").text_content()
+    assert f"spot {int(chosen[5:]) + 1}" in announced and "Measured z of" in announced
     page.keyboard.press("Escape")
     assert page.locator("#tip").is_hidden()
     page.keyboard.press("Tab")  # to what asks; then another of its choices
@@ -259,8 +258,8 @@ def test_a_gene_that_a_section_lacks_is_shown_as_flat(tiny_page, visit):
     assert len(set(fills(page))) == 1 and len(results(page)) == 12
     assert page.locator("#cards .r").last.inner_text() == "r = –"
     html = page.locator("main").inner_html()
-    told = re.sub(r"(?<=;base64,)[\w+/=]+", "", html)  # a picture's base64 may spell anything
-    assert ";base64," in told and "NaN" not in told
+    markup = re.sub(r"(?<=;base64,)[\w+/=]+", "", html)  # a picture's base64 may spell anything
+    assert ";base64," in markup and "NaN" not in markup
 
 
 def test_the_address_holds_what_is_chosen(folder, visit):
@@ -292,8 +291,10 @@ def test_nothing_overflows_and_anyone_can_use_it(folder, visit, size, scheme):
     width = page.evaluate("document.documentElement.scrollWidth")
     assert width <= SIZES[size][0]
     options = {"resultTypes": ["violations"], "preload": False}  # it may not fetch from a folder
-    found = Axe().run(page, options=options).response["violations"]
-    assert [(v["id"], v["impact"]) for v in found if v["impact"] in ("serious", "critical")] == []
+    violations = Axe().run(page, options=options).response["violations"]
+    assert [
+        (v["id"], v["impact"]) for v in violations if v["impact"] in ("serious", "critical")
+    ] == []
 
 
 def test_it_takes_the_theme_and_tells_its_height(tiny_page, visit, browser, tmp_path):

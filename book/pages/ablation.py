@@ -1,0 +1,165 @@
+"""What the pages show of results/trials.json, one setting changed at a time, and of settings."""
+
+from __future__ import annotations
+
+import dataclasses
+import inspect
+import re
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from pages.evaluations import Result, Rows
+from seal_lite import Config, preset
+from seal_lite.evaluation.statistics import bootstrap_ci
+
+FULL_RECIPE = "full recipe"
+MAIN = "tuned/tuned_ridge/pearson_residuals"
+COLUMNS = {  # column of the table: key of a score
+    "residuals, B": MAIN,
+    "given depth, B": "tuned/tuned_ridge/log1p_cp10k|depth",
+    "residuals, A": "tuned/hest/pearson_residuals",
+    "recall@10": "recall@10",
+}
+
+
+def arms_of(record: Result) -> list[str]:
+    """Return the names of the arms that were run, in order."""
+    return list(dict.fromkeys(run["arm"] for run in record["runs"]))
+
+
+def arm_scores(record: Result, arm: str, key: str) -> pd.Series:
+    """Return an arm's scores under `key` by (training sections, test section), without failures."""
+    values = {
+        ("+".join(run["train"]), section): row[key]
+        for run in record["runs"]
+        if run["arm"] == arm and "failed" not in run["scores"]
+        for section, row in run["scores"].items()
+        if section != "seconds" and key in row
+    }
+    return pd.Series(values, dtype=float)
+
+
+def gaps(record: Result, arm: str, key: str, *, minus: tuple[str, str] | None = None) -> pd.Series:
+    """Return paired differences to another (arm, key), by default the full recipe's `key`."""
+    other = arm_scores(record, *(minus or (FULL_RECIPE, key)))
+    return (arm_scores(record, arm, key) - other).dropna()
+
+
+def difference(
+    record: Result, arm: str, key: str, *, minus: tuple[str, str] | None = None
+) -> dict[str, Any]:
+    """Return the mean of `gaps` and its 95% interval, whose bootstrap draws trainings."""
+    by_training = [
+        gap.to_numpy()[None] for _, gap in gaps(record, arm, key, minus=minus).groupby(level=0)
+    ]
+    mean = float(np.mean([gap.mean() for gap in by_training]))
+    return {"mean": mean, "ci95": bootstrap_ci(by_training)}
+
+
+def votes(record: Result, arm: str) -> dict[str, float]:
+    """Return the gain over the full recipe that each outer fold sees: {its test section: mean}.
+
+    Of the two sections that a run scores, either is in turn the outer fold's test section: the
+    fold then sees the score of the other one alone.
+    """
+    seen: dict[str, list[float]] = {}
+    for _, gap in gaps(record, arm, MAIN).groupby(level=0):
+        (_, first), (_, second) = gap.index
+        seen.setdefault(first, []).append(gap.iloc[1])
+        seen.setdefault(second, []).append(gap.iloc[0])
+    return {section: float(np.mean(values)) for section, values in sorted(seen.items())}
+
+
+def seconds_a_run(record: Result, arm: str) -> float:
+    """Return the mean duration of an arm's trainings, without failures."""
+    runs = [run["scores"] for run in record["runs"] if run["arm"] == arm]
+    return float(np.mean([run["seconds"] for run in runs if "failed" not in run]))
+
+
+def parts_by_worth(record: Result) -> dict[str, list[str]]:
+    """Return what leaving each part out does: {"lower", "higher" or "same": parts}."""
+    parts: dict[str, list[str]] = {"lower": [], "higher": [], "same": []}
+    for arm in arms_of(record):
+        if not arm.startswith("no ") or arm_scores(record, arm, MAIN).empty:
+            continue
+        rows = {name: difference(record, arm, key) for name, key in COLUMNS.items()}
+        lower = [name for name, row in rows.items() if row["ci95"][1] < 0]
+        higher = [name for name, row in rows.items() if row["ci95"][0] > 0]
+        part = arm.removeprefix("no ")
+        if lower:
+            parts["lower"].append(f"{part} ({', '.join(lower)})")
+        elif higher:
+            parts["higher"].append(f"{part} ({', '.join(higher)})")
+        else:
+            parts["same"].append(part)
+    return parts
+
+
+def readers(record: Result, arm: str) -> list[tuple[str, str]]:
+    """Return the (features, probe) by which an arm's encoders were read, but for probe A."""
+    runs = [run["scores"] for run in record["runs"] if run["arm"] == arm]
+    rows = [row for run in runs for row in run.values() if isinstance(row, dict)]
+    places = dict.fromkeys(tuple(key.split("/")[:2]) for row in rows for key in row if "/" in key)
+    return [(features, probe) for features, probe in places if probe != "hest"]
+
+
+def decision(gains: list[float]) -> str:
+    """Return what follows from the gains that the outer folds see."""
+    if min(gains) > 0:
+        return "every fold prefers it"
+    if max(gains) <= 0:
+        return "no fold prefers it"
+    return "the folds disagree"
+
+
+def changed_settings(record: Result) -> list[tuple[str, dict[str, Any]]]:
+    """Return (changed settings, difference) of one setting, or two that belong together."""
+    order = [field.name for field in dataclasses.fields(Config)]
+    rows = []
+    listed: list[dict] = []
+    for arm in arms_of(record):
+        changes = record["arms"][arm].get("changes", {})
+        if len(changes) not in (1, 2) or changes in listed or arm_scores(record, arm, MAIN).empty:
+            continue  # listed: this arm differs in something beside the settings
+        listed.append(changes)
+        text = ", ".join(f"`{name}` = {shown(value)}" for name, value in changes.items())
+        rows.append((order.index(next(iter(changes))), text, difference(record, arm, MAIN)))
+    return [(text, row) for _, text, row in sorted(rows, key=lambda row: row[0])]
+
+
+def ablation_points(record: Result) -> Rows:
+    """Return every arm's difference in the main score, for a forest plot."""
+    return [
+        {"row": arm, "series": record["arms"][arm]["group"], **difference(record, arm, MAIN)}
+        for arm in arms_of(record)
+        if arm != FULL_RECIPE and not arm_scores(record, arm, MAIN).empty
+    ]
+
+
+def settings() -> list[tuple[str, ...]]:
+    """Return every setting's (group, name, default, paper, meaning), read from `Config`'s lines."""
+    default, paper = preset("default"), preset("paper")
+    rows = []
+    group = ""
+    for line in inspect.getsource(Config).splitlines():
+        heading = re.fullmatch(r"    # (.+)", line)
+        field = re.match(r"    (\w+): [^=]+ = [^#]+(?:  # (.+))?$", line)
+        if heading:
+            group = heading[1].partition(":")[0]
+        elif field:
+            name, meaning = field.groups(default="")
+            values = [shown(getattr(config, name)) for config in (default, paper)]
+            rows.append((group, name, *values, meaning.replace("|", r"\|")))
+            group = ""
+    return rows
+
+
+def shown(value: Any) -> str:
+    """Return a setting's value as the book prints it."""
+    if isinstance(value, tuple):
+        return ", ".join(map(str, value))
+    if isinstance(value, float):
+        return "none" if value == float("inf") else f"{value:g}"
+    return str(value)

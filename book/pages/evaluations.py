@@ -1,0 +1,185 @@
+"""What the pages show of the evaluations: frames and rows from the files in results/."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from pages.markdown import number, verdict
+from seal_lite.evaluation.scores import tidy
+from seal_lite.evaluation.statistics import bootstrap_ci, shifted
+
+Result = dict[str, Any]
+Rows = list[dict[str, Any]]
+
+CLAIMS = ("pearson_residuals", "log1p_cp10k|depth")  # the targets that discount depth
+TARGETS = (*CLAIMS, "log1p_cp10k", "log1p_raw")
+REFERENCES = ("shuffled", "frozen_best")  # a gain has to be one over both
+ENCODERS = ("tuned", "shuffled", "frozen", "frozen_best", "random_init", "colour")
+FEATURES = (*ENCODERS, "log_depth", "neighbours", "ceiling", "oracle")
+PROBES = ("hest", "tuned_ridge", "decoder", "none")
+
+SLIDE_ENCODERS = ("frozen", "shuffled", "tuned", "oracle")
+SLIDE_METRICS = {"mutation": "auc", "response": "auc", "activity": "pearson", "survival": "c_index"}
+METRIC_LABELS = {"auc": "AUC", "pearson": "*r*", "c_index": "C index"}
+MODEL_LABELS = {"mean": "mean patch", "abmil": "ABMIL"}
+
+
+def select(rows: Rows, gene_class: str | None = None, **fields: str) -> Rows:
+    """Return the rows with these values in their fields, over all genes or of one class."""
+    rows = [row for row in rows if row.get("class") == gene_class]
+    return [row for row in rows if all(row[key] == value for key, value in fields.items())]
+
+
+def claims(result: Result) -> Rows:
+    """Return the differences that carry a claim about the encoder.
+
+    Those are finetuned minus each of `REFERENCES` on the targets of `CLAIMS`, read by a probe.
+    """
+    rows = []
+    for minus in REFERENCES:
+        for target in CLAIMS:
+            rows += select(result["delta"], minus=minus, target=target)
+    return [row for row in rows if row["probe"] != "decoder"]
+
+
+def count_verdicts(rows: Rows) -> str:
+    """Return in words how many differences are higher, lower or none."""
+    higher = sum(row["ci95"][0] > 0 for row in rows)
+    lower = sum(row["ci95"][1] < 0 for row in rows)
+    means = [row["mean"] for row in rows]
+    return (
+        f"Of {len(rows)} comparisons that may carry a claim, the finetuned encoder is higher in "
+        f"{higher} and lower in {lower}; {len(rows) - higher - lower} show no difference. The "
+        f"differences in *r* are {number(min(means), '+.3f')} to {number(max(means), '+.3f')}."
+    )
+
+
+def held_out(result: Result) -> list[str]:
+    """Return the names of the test groups."""
+    return sorted({fold["test"] for fold in result["folds"]})
+
+
+def verdict_or_reason(row: dict[str, Any]) -> str:
+    """Return the verdict on a difference, or the reason why it gets none."""
+    if row["target"] not in CLAIMS:
+        return "*(depth)*"
+    return "*(decoder)*" if row["probe"] == "decoder" else verdict(row)
+
+
+def class_means(result: Result) -> pd.DataFrame:
+    """Return mean r on Pearson residuals: a row per gene class and probe, a column per features."""
+    scores = tidy(result)
+    scores = scores[scores["target"] == "pearson_residuals"]
+    means = scores.pivot_table("r", ["class", "probe"], "features")
+    means["oracle"] = means["oracle"].groupby("class").transform("max")  # it needs no probe
+    return means
+
+
+def morphology(folds: Rows) -> pd.DataFrame:
+    """Return mean, min and max over folds of every measure of the embeddings, by features."""
+    rows = [
+        {"features": features, **measures}
+        for fold in folds
+        for features, measures in fold["morphology"].items()
+    ]
+    return pd.DataFrame(rows).groupby("features").agg(["mean", "min", "max"])
+
+
+def hest_means(result: Result) -> pd.DataFrame:
+    """Return HEST-bench's r and R^2, and probe B's r on Pearson residuals, by features."""
+    scores = tidy(result)
+    means = scores.pivot_table("r", "features", ["probe", "target"])
+    columns = {
+        "r": means["hest", "hest_bench"],
+        "r2": pd.DataFrame([fold["r2"] for fold in result["folds"]]).mean(),
+        "residuals": means["tuned_ridge", "pearson_residuals"],
+    }
+    return pd.DataFrame(columns).dropna()
+
+
+def retrieval_frame(record: Result) -> pd.DataFrame:
+    """Return all queries with the share of the way from random to oracle that was reached."""
+    frame = pd.DataFrame(record["rows"])
+    frame["share"] = (frame["found"] - frame["random"]) / (frame["oracle"] - frame["random"])
+    frame["patient"] = frame["slide"].str.rstrip("0123456789")
+    frame["question"] = frame["direction"] + ", " + frame["scope"]
+    return frame
+
+
+def retrieval_means(record: Result) -> pd.DataFrame:
+    """Return the mean of every column by question and model."""
+    frame = retrieval_frame(record)
+    return frame.groupby(["question", "model"], sort=False).mean(numeric_only=True)
+
+
+def retrieval_gaps(record: Result) -> dict[str, dict[str, Any]]:
+    """Return the difference of shares, finetuned minus shuffled, of each question.
+
+    The bootstrap of its interval draws patients, then seeds and slides within each.
+    """
+    gaps = {}
+    for question, rows in retrieval_frame(record).groupby("question", sort=False):
+        shares = rows.set_index(["patient", "seed", "slide", "model"])["share"].unstack("model")
+        by_patient = (shares["tuned"] - shares["shuffled"]).groupby("patient")
+        tables = [gap.unstack("slide").to_numpy() for _, gap in by_patient]
+        mean = float(np.mean([table.mean() for table in tables]))
+        gaps[question] = {"mean": mean, "ci95": bootstrap_ci(tables)}
+    return gaps
+
+
+def retrieval_dots(record: Result) -> dict[str, dict[str, pd.Series]]:
+    """Return the share reached for each patient: {question: {model: shares}}."""
+    means = retrieval_frame(record).groupby(["question", "model", "patient"])["share"].mean()
+    questions = dict.fromkeys(means.index.get_level_values("question"))
+    return {q: {model: means[q, model] for model in ("shuffled", "tuned")} for q in questions}
+
+
+def gene_set_means(record: Result) -> pd.DataFrame:
+    """Return the mean z of each gene set over the regions retrieved for it, by model."""
+    frame = pd.DataFrame(record["sets"])
+    return frame.groupby(["set", "model"])[["random", "found", "oracle"]].mean().unstack("model")
+
+
+def widest_intervals(record: Result, kind: str, keys: list[str]) -> Rows:
+    """Return the rows of `kind` ("scores" or "delta") of the cohort, pooled over finetuning seeds.
+
+    The mean is that of all seeds. The interval is the widest reach of theirs, so a verdict holds
+    for each seed.
+    """
+    rows = [
+        {"task": result["task"], **row, "low": row["ci95"][0], "high": row["ci95"][1]}
+        for result in record["results"]
+        for row in result[kind]
+        if row["metric"] == SLIDE_METRICS[result["task"]]
+    ]
+    groups = pd.DataFrame(rows).groupby(["task", "model", *keys], sort=False)
+    pooled = groups.agg({"mean": "mean", "low": "min", "high": "max"}).reset_index()
+    return [{**row, "ci95": [row["low"], row["high"]]} for row in pooled.to_dict("records")]
+
+
+def shift_scores(result: Result) -> dict[str, pd.Series]:
+    """Return mean r (features, fold, seed) "in" and "out" of distribution, and their "gap"."""
+    scores = {}
+    for kind, folds in shifted(result["folds"]).items():
+        rows = tidy({**result, "folds": folds})
+        rows = rows[(rows["probe"] == "tuned_ridge") & (rows["target"] == "pearson_residuals")]
+        scores[kind] = rows.groupby(["features", "test", "seed"])["r"].mean()
+    return scores
+
+
+def shift_dots(result: Result) -> dict[str, dict[str, pd.Series]]:
+    """Return the scores of each encoder in and out of distribution, for a chart."""
+    scores = shift_scores(result)
+    kinds = ("in", "out")
+    return {f: {f"{kind} of distribution": scores[kind][f] for kind in kinds} for f in ENCODERS}
+
+
+def pitfall_dots(record: Result) -> dict[str, dict[str, list[float]]]:
+    """Return the scores of each pitfall and of the way around it, for a chart."""
+    return {
+        row["trap"]: {"pitfall": row["wrong_r"], "the way around it": row["right_r"]}
+        for row in record["rows"]
+    }

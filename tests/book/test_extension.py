@@ -1,0 +1,62 @@
+"""What the book's Sphinx extension does to chapters and pages."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+
+import nbformat
+import pytest
+
+
+@pytest.fixture(scope="module")
+def extension():
+    import extension
+
+    return extension
+
+
+def test_alternative_text_moves_from_the_source_to_the_metadata(extension):
+    cell = nbformat.v4.new_code_cell("#| alt: Two words\n#| and more.\nx = 1")
+    extension.describe_figures(cell)
+    assert cell.source == "x = 1"
+    assert cell.metadata.mystnb.image.alt == "Two words and more."
+
+
+def test_a_long_cell_that_draws_is_folded_and_named(extension):
+    cell = nbformat.v4.new_code_cell("#| alt: A figure.\n" + "x = 1\n" * 20)
+    extension.describe_figures(cell)
+    extension.name_folded_code(cell)
+    assert cell.metadata.tags == ["hide-input"]
+    assert cell.metadata.mystnb.code_prompt_show == "Show the code"
+    assert cell.metadata.mystnb.image.alt == "A figure."
+
+
+def test_a_solution_is_folded_under_its_own_name(extension):
+    cell = nbformat.v4.new_code_cell("x = 1", metadata={"tags": ["hide-cell", "solution"]})
+    extension.name_folded_code(cell)
+    assert cell.metadata["mystnb"]["code_prompt_show"] == "Solution"
+
+
+def test_a_chapter_ends_in_what_it_was_executed_with(extension):
+    notebook = nbformat.v4.new_notebook(metadata={"papermill": {"duration": 12.3}})
+    extension.prepare_chapter(notebook)
+    foot = notebook.cells[-1].source
+    assert "Executed in 12 s" in foot and "torch " in foot and "seal-lite " in foot
+
+
+def test_execution_statistics_are_papermills(extension):
+    run = {"duration": 12.3, "end_time": "2026-01-01T00:00:00", "exception": None}
+    text = nbformat.writes(nbformat.v4.new_notebook(metadata={"papermill": run}))
+    env = SimpleNamespace(doc2path=lambda page: f"{page}.ipynb")
+    extension.read_page(SimpleNamespace(env=env), "notebooks/x", [text])
+    statistics = env.nb_metadata["notebooks/x"]["exec_data"]
+    assert statistics["runtime"] == 12.3 and statistics["succeeded"]
+
+
+def test_a_chapters_edit_button_leads_to_its_script(extension):
+    url = "https://github.com/o/r/edit/main/book/notebooks/01_x.ipynb"
+    button = {"label": "source-edit-button", "url": url}
+    context = {"header_buttons": [{"buttons": [button]}], "script_files": ["thebe.js", "a.js"]}
+    extension.repair_page(None, "notebooks/01_x", "page.html", context, None)
+    assert button["url"] == "https://github.com/o/r/edit/main/notebooks/01_x.py"
+    assert context["script_files"] == ["a.js"]

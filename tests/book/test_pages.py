@@ -1,0 +1,327 @@
+"""Pages with computed values, from small results files made up here."""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+import json
+import re
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from seal_lite import Config
+
+BOOK = Path(__file__).parents[2] / "book"
+CLAIMS = ("pearson_residuals", "log1p_cp10k|depth")
+TARGETS = ("pearson_residuals", "log1p_cp10k", "log1p_raw", "log1p_cp10k|depth")
+FEATURES = ("tuned", "shuffled", "frozen", "frozen_best", "random_init", "colour", "log_depth")
+PROVENANCE = {
+    "sections": ["S1", "S2"],
+    "data_sha256": "d" * 64,
+    "config_sha256": "c" * 64,
+    "package": "9.8.7",
+    "commit": "abc",
+    "seeds": 2,
+    "device": "cpu",
+    "versions": {"torch": "2"},
+}
+
+
+def row(mean, low, high, **fields):
+    return {"of": "tuned", "minus": "shuffled", "mean": mean, "ci95": [low, high], **fields}
+
+
+def fold(test, *, gain=0.0, seed=0, targets=TARGETS, genes=("G0", "G1", "G2"), oracle=False):
+    """Scores in which finetuning gains `gain` on every gene."""
+    scores = []
+    for features, probe, target in itertools.product(FEATURES, ("hest", "tuned_ridge"), targets):
+        r = dict.fromkeys(genes, 0.2 + gain * (features == "tuned"))
+        place = {"features": features, "probe": probe, "target": target}
+        scores.append({**place, "pcc": np.mean(list(r.values())), "per_gene": r})
+    if oracle:
+        for target in targets:
+            r = dict.fromkeys(genes, 0.4)
+            place = {"features": "oracle", "probe": "none", "target": target}
+            scores.append({**place, "pcc": 0.4, "per_gene": r})
+    measures = {"effective_rank": 12.5, "region_accuracy": 0.625, "robustness_index": 0.75}
+    morphology = dict.fromkeys(FEATURES, measures)
+    return {"test": test, "seed": seed, "scores": scores, "morphology": morphology}
+
+
+def crossval(gain, classes=None, **more):
+    """A cross-validation in which every difference is `gain`, to within 0.01."""
+    genes = tuple(classes or ("G0", "G1", "G2"))
+    delta = [
+        row(gain, gain - 0.01, gain + 0.01, probe=probe, target=target) | {"minus": minus}
+        for minus in ("frozen", "frozen_best", "shuffled")
+        for probe in ("hest", "tuned_ridge", "decoder")
+        for target in TARGETS
+    ]
+    folds = [fold(test, gain=gain, genes=genes, oracle=bool(classes)) for test in ("S1", "S2")]
+    return {
+        "provenance": PROVENANCE,
+        "classes": classes,
+        "folds": folds,
+        "delta": delta,
+        **more,
+    }
+
+
+@pytest.fixture(scope="module")
+def pages():
+    import pages
+
+    return pages
+
+
+@pytest.fixture
+def rendered(pages, tmp_path):
+    """A function from a template and results to the text and the folder of its figures."""
+
+    def render(template, **results):
+        for name, value in results.items():
+            (tmp_path / f"{name}.json").write_text(json.dumps(value))
+        return pages.render(template, results=tmp_path, drawings=tmp_path)
+
+    return render
+
+
+EVALUATION = '{% with name = "her2st" %}{% include "crossval.md" %}{% endwith %}'
+
+
+@pytest.mark.parametrize(
+    "low, high, expected",
+    [(0.1, 0.2, "higher"), (-0.2, -0.1, "lower"), (-0.1, 0.2, "no\N{NO-BREAK SPACE}difference")],
+)
+def test_the_verdict_is_the_intervals(pages, low, high, expected):
+    assert pages.markdown.verdict(row((low + high) / 2, low, high)).strip("*") == expected
+    assert pages.markdown.marked(row(0.1, low, high)).startswith("**") == ("diff" not in expected)
+
+
+def test_numbers_have_a_real_minus(pages):
+    interval = pages.markdown.interval(row(-0.01, -0.02, 0.005))
+    assert interval.split() == ["−0.010", "[−0.020,", "+0.005]"]
+    assert pages.markdown.percent(-0.071, 1) == "−7.1%"
+
+
+@pytest.mark.parametrize(
+    "gain, counts",
+    [
+        (0.05, "higher in 8 and lower in 0; 0 show"),
+        (-0.05, "higher in 0 and lower in 8; 0 show"),
+        (0.0, "higher in 0 and lower in 0; 8 show"),
+    ],
+)
+def test_losses_and_nulls_are_counted_like_gains(pages, gain, counts):
+    assert counts in pages.evaluations.count_verdicts(pages.evaluations.claims(crossval(gain)))
+
+
+def test_a_claim_is_read_by_a_probe_on_a_target_that_discounts_depth(pages):
+    rows = pages.evaluations.claims(crossval(0.05))
+    assert {row["probe"] for row in rows} == {"hest", "tuned_ridge"}
+    assert {row["target"] for row in rows} == set(CLAIMS)
+    assert {row["minus"] for row in rows} == {"shuffled", "frozen_best"}
+
+
+def test_depth_and_decoder_get_a_reason_instead_of_a_verdict(rendered, tmp_path):
+    text = rendered(EVALUATION, her2st=crossval(0.05))
+    lines = text.partition("Every difference")[2].splitlines()
+    confounded = [line for line in lines if "| log1p CP10k |" in line]
+    assert confounded and all(line.endswith("| *(depth)* |") for line in confounded)
+    decoder = [line for line in lines if "| decoder | Pearson residuals |" in line]
+    assert decoder and all(line.endswith("| *(decoder)* |") for line in decoder)
+    assert (tmp_path / "results_her2st_deltas.png").exists()
+
+
+def test_gene_classes_are_shares_of_the_oracle(rendered):
+    classes = {"A": "visible", "B": "subtle", "C": "invisible"}
+    subtlety = {"provenance": PROVENANCE, "rows": []}
+    text = rendered(EVALUATION, her2st=crossval(0.1, classes), subtlety=subtlety)
+    assert re.search(r"\| visible \(1 genes\) \| A \| 0.400 .* 50% \| 75% \|", text)
+    assert "0.625 (0.625 to 0.625) | 12.5 (12.5 to 12.5)" in text
+
+
+def test_an_allowed_leak_is_shown(rendered):
+    leak = "sections S1 and S2 are both of patient S"
+    assert leak in rendered(EVALUATION, her2st=crossval(0.0, leakage=[leak]))
+    assert "both sides" not in rendered(EVALUATION, her2st=crossval(0.0))
+
+
+def test_a_result_names_what_it_was_measured_with(rendered):
+    text = rendered(EVALUATION, her2st=crossval(0.0))
+    for value in ("9.8.7", "`abc`", "`dddddddddddddddd`", "| 0, 1 |", "torch 2"):
+        assert value in text
+    assert "`make record-her2st` measures it again" in text
+
+
+def test_an_absent_result_is_named(rendered):
+    with pytest.raises(FileNotFoundError, match=r"nothing\.json: absent"):
+        rendered('{{ load("nothing") }}')
+
+
+def test_text_without_values_is_left_alone(rendered):
+    assert rendered("$\\hat{x}$ {cite:p}`a`") == "$\\hat{x}$ {cite:p}`a`"
+
+
+def test_hest_means_stand_beside_log_depth(pages):
+    targets = ("hest_bench", "pearson_residuals")
+    folds = [fold("a", gain=0.1, targets=targets) | {"r2": dict.fromkeys(FEATURES, 0.125)}]
+    means = pages.evaluations.hest_means({"folds": folds, "classes": None})
+    assert means.loc["tuned"].tolist() == pytest.approx([0.3, 0.125, 0.3])
+    assert means.r["log_depth"] == pytest.approx(0.2)
+
+
+def test_retrieval_is_a_share_and_its_gap_is_paired(pages):
+    rows = [
+        {
+            "model": model,
+            "seed": seed,
+            "slide": slide,
+            "direction": "genes to images",
+            "scope": "slide",
+            "random": 0.0,
+            "oracle": 0.5,
+            "found": 0.3 if model == "tuned" else 0.05,
+        }
+        for model in ("tuned", "shuffled")
+        for seed in (0, 1)
+        for slide in ("PA1", "PA2", "PB1", "PB2")
+    ]
+    record = {"rows": rows}
+    question = "genes to images, slide"
+    assert pages.evaluations.retrieval_gaps(record)[question]["ci95"] == pytest.approx([0.5, 0.5])
+    assert pages.evaluations.retrieval_means(record).loc[question, "tuned"].share == pytest.approx(
+        0.6
+    )
+    dots = pages.evaluations.retrieval_dots(record)[question]["tuned"]
+    assert list(dots.index) == ["PA", "PB"]  # a dot per patient
+
+
+def test_a_slide_level_verdict_holds_for_every_seed(pages):
+    def result(seed, low):
+        delta = row(0.1, low, 0.2, model="mean", metric="auc")
+        return {"task": "mutation", "seed": seed, "delta": [delta]}
+
+    record = {"results": [result(0, 0.05), result(1, -0.01)]}
+    (pooled,) = pages.evaluations.widest_intervals(record, "delta", ["of", "minus"])
+    assert pooled["ci95"] == [-0.01, 0.2] and "difference" in pages.markdown.verdict(pooled)
+
+
+def test_a_shift_is_shown_in_out_and_as_a_gap(pages):
+    targets = ("pearson_residuals",)
+    inside = fold("not first", gain=0.1, targets=targets)
+    outside = fold("first", targets=targets)
+    scores = pages.evaluations.shift_scores({"classes": None, "folds": [inside, outside]})
+    means = [scores[kind]["tuned"].mean() for kind in ("in", "out", "gap")]
+    assert means == pytest.approx([0.3, 0.2, 0.1])
+
+
+def test_a_forest_plot_fills_what_leaves_the_null_out(pages):
+    points = [row(0.1, 0.05, 0.2, row="a", series="hest")]
+    points.append(row(0.5, 0.4, 0.6, row="b", series="hest", null=0.5))
+    (ax,) = pages.figures.forest(points).axes
+    fills = [line.get_markerfacecolor() for line in ax.lines if line.get_marker() == "o"]
+    assert [fill == "white" for fill in fills] == [False, True]
+
+
+KEYS = [f"tuned/{probe}/{target}" for probe in ("tuned_ridge", "hest") for target in CLAIMS]
+MAIN = KEYS[0]
+SECTIONS = ("C2", "C3", "C4", "C5")
+
+
+def trials(gains):
+    """Runs of benchmarks/trials.py in which each arm gains a known amount over the full recipe."""
+    rng = np.random.default_rng(0)
+    level = {name: 0.4 + 0.05 * rng.random() for name in SECTIONS}
+    runs = []
+    for arm, gain in {"full recipe": 0.0, **gains}.items():
+        for seed, train in enumerate(itertools.combinations(SECTIONS, 2)):
+            scores = {"failed": "InputError: the loss is nan"}
+            if gain is not None:
+                scores = {"seconds": 60.0}
+                for name in (name for name in SECTIONS if name not in train):
+                    scores[name] = dict.fromkeys(KEYS, level[name] + gain)
+                    scores[name]["recall@10"] = 0.25
+            runs.append({"arm": arm, "train": list(train), "seed": seed, "scores": scores})
+    about = {"group": "loss", "thought": "why", "expected": "better", "changes": {}}
+    arms = {arm: dict(about) for arm in ("full recipe", *gains)}
+    provenance = PROVENANCE | {"sections": list(SECTIONS), "seeds": 6}
+    return {"provenance": provenance, "arms": arms, "runs": runs}
+
+
+def test_the_ablation_says_which_parts_make_a_difference(pages):
+    worth = pages.ablation.parts_by_worth(
+        trials({"no contrast": -0.03, "no noise": 0.0, "no x": None})
+    )
+    assert worth["same"] == ["noise"] and worth["higher"] == []
+    assert worth["lower"] == ["contrast (residuals, B, given depth, B, residuals, A)"]
+
+
+def test_one_training_out_of_six_is_no_evidence(pages):
+    """The interval is over trainings: a gain that a single lucky one made contains 0."""
+    record = trials({"lucky": 0.0})
+    lucky = next(run for run in record["runs"] if run["arm"] == "lucky")
+    for name in ("C4", "C5"):
+        lucky["scores"][name][MAIN] += 0.06
+    gap = pages.ablation.difference(record, "lucky", MAIN)
+    assert gap["mean"] == pytest.approx(0.01) and not pages.markdown.excludes_zero(gap)
+
+
+def test_a_trial_is_preferred_only_where_every_outer_fold_prefers_it(pages):
+    record = trials({"better": 0.02, "worse": -0.02, "mixed": 0.0})
+    for run in record["runs"]:
+        if run["arm"] == "mixed" and run["train"] == ["C2", "C3"]:
+            run["scores"]["C4"][MAIN] += 0.05
+            run["scores"]["C5"][MAIN] -= 0.05
+    votes = {arm: pages.ablation.votes(record, arm) for arm in ("better", "worse", "mixed")}
+    decisions = {arm: pages.ablation.decision(list(seen.values())) for arm, seen in votes.items()}
+    assert decisions["better"] == "every fold prefers it"
+    assert decisions["worse"] == "no fold prefers it"
+    assert decisions["mixed"] == "the folds disagree"
+    # The fold whose test section is C4 sees the loss on C5, and not the gain on C4.
+    assert votes["mixed"]["C4"] < 0 < votes["mixed"]["C5"]
+
+
+def test_a_setting_is_listed_with_what_it_is_worth(rendered):
+    record = trials({"no contrast": -0.03, "variant": 0.5, "broken": None})
+    record["arms"]["no contrast"]["changes"] = {"w_clip": 0.0}
+    record["arms"]["variant"]["changes"] = {"w_clip": 0.0}  # and something beside it
+    text = rendered('{% include "changed_settings.md" %}', trials=record)
+    assert text.count("`w_clip` = 0") == 1 and "| **−0.030**<br>[−0.030" in text
+    assert "Unfinished" not in text
+
+
+def test_unfinished_trials_are_marked(rendered):
+    record = trials({"x": 0.0})
+    record["runs"].pop()
+    template = '{% set trials = load("trials") %}{% include "unfinished.md" %}'
+    assert "Unfinished: 11 of 12 runs" in rendered(template, trials=record)
+
+
+def test_a_pitfall_stands_beside_the_way_around_it(rendered):
+    traps = [{"trap": "t", "wrong": "w", "wrong_r": [0.5], "right": "x", "right_r": [0.25]}]
+    pitfalls = {"provenance": PROVENANCE, "rows": traps}
+    text = rendered('{% include "pitfalls.md" %}', pitfalls=pitfalls, her2st=crossval(0.125))
+    assert "| t | w | 0.500 | x | 0.250 |" in text and "0.125" in text
+
+
+def test_the_table_of_settings_has_every_setting(pages):
+    names = [name for _, name, *_ in pages.ablation.settings()]
+    assert names == [field.name for field in dataclasses.fields(Config)]
+
+
+def test_what_is_to_be_cited_is_what_the_repository_says(pages):
+    assert "version = {" in pages.bibtex("software")
+    for key in ("hemker2026seal", "andersson2021her2st", "jaume2024hest"):
+        assert pages.bibtex(key).startswith("@") and pages.bibtex(key).count("@") == 1
+
+
+def test_every_page_can_be_filled_in_from_the_results_of_the_repository(pages, tmp_path):
+    texts = {path.name: path.read_text() for path in BOOK.glob("*.md")}
+    for name in ("pitfalls.md", "changed_settings.md"):  # in chapters
+        texts[name] = f'{{% include "{name}" %}}'
+    for name, text in texts.items():
+        filled_in = pages.render(text, drawings=tmp_path)
+        assert "{{ " not in filled_in and "{% " not in filled_in, name

@@ -1,0 +1,75 @@
+"""How a chapter begins, and figures under a slider."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+
+@pytest.fixture(scope="module")
+def start():
+    from seal_lite.tutorial import start
+
+    return start
+
+
+@pytest.fixture
+def written(start, monkeypatch, tmp_path):
+    """`begin` in an empty folder, without writing or downloading: what it would have written."""
+    folders = []
+
+    def note(out, **options):
+        folders.append((out, options))
+        return Path(out)
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(start, "phantom", note)
+    monkeypatch.setattr(start, "fetch_her2st", note)
+    monkeypatch.setattr(start, "list_sections", lambda root: ["A1", "B1", "C1"])
+    return folders
+
+
+def test_on_a_cpu_a_chapter_begins_with_the_phantom_and_the_small_network(
+    start, written, monkeypatch
+):
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    beginning = start.begin()
+    config = beginning.config
+    assert written == [("data/phantom", start.PHANTOM)] and beginning.held_out == "C1"
+    assert (config.backbone, config.epochs, config.n_views) == ("tf_efficientnet_lite0", 12, 4)
+
+
+def test_on_a_gpu_the_defaults_grow_by_themselves(start, written, monkeypatch):
+    monkeypatch.setattr("torch.cuda.is_available", lambda: True)
+    config = start.begin().config
+    ((folder, options),) = written
+    assert folder == "data/her2st" and len(options["sections"]) == 8
+    assert (config.backbone, config.epochs, config.n_views) == ("phikon", 20, 8)
+    assert (config.patch_px, config.patch_um) == (224, 112.0)  # as that encoder was trained
+    assert not start.backbone_row("phikon").gated
+    assert start.begin(smoke=True).config.backbone == "tf_efficientnet_lite0"
+
+
+def test_explicit_choices_are_taken(start, written):
+    beginning = start.begin("somewhere", "test_vit", 3, test="B1", seed=7)
+    config = beginning.config
+    assert written == [] and beginning.root == Path("somewhere") and beginning.held_out == "B1"
+    assert (config.backbone, config.epochs, config.seed) == ("test_vit", 3, 7)
+    other = start.begin("somewhere", "test_vit", 3, test="A1", seed=7)
+    assert beginning.run("x") != other.run("x")
+
+
+def test_a_slider_holds_all_its_figures_and_shows_the_last():
+    import matplotlib.pyplot as plt
+
+    from seal_lite.tutorial import frames
+
+    figures = {}
+    for value, width in ((1, 2), (2, 3)):
+        figures[value], _ = plt.subplots(figsize=(width, 2))
+        plt.close(figures[value])
+    page = frames.slider(figures, label="rank", alt="A <small> figure.").data
+    assert page.count("<img") == 2 and page.count(" hidden>") == 1
+    assert 'alt="A &lt;small&gt; figure. rank: 1."' in page and 'max="1"' in page
+    assert "http" not in page  # nothing is loaded from anywhere
