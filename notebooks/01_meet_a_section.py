@@ -55,7 +55,6 @@ import pandas as pd
 from seal_lite import InputError, plots
 from seal_lite.data import registration
 from seal_lite.data.genes import depth
-from seal_lite.data.phantom.truth import gene_classes, read_truth
 from seal_lite.data.readers.legacy_st import patient_of
 from seal_lite.evaluation.scores import genes_to_score
 from seal_lite.evaluation.targets import pearson, pearson_residuals, section_targets
@@ -114,13 +113,17 @@ print(f"{um_per_px:.4f} µm per pixel; 224 µm are {224 / um_per_px:.0f} pixels"
 
 # %%
 #| alt: The section, and a map of its spots coloured by the logarithm of their depth.
-depth = depth(adata)
+total_counts = depth(adata)
 print(
-    f"{adata.n_obs} spots, {adata.n_vars} genes; depth: median {np.median(depth):,.0f}, "
-    f"from {depth.min():,.0f} to {depth.max():,.0f}"
+    f"{adata.n_obs} spots, {adata.n_vars} genes; depth: median {np.median(total_counts):,.0f}, "
+    f"from {total_counts.min():,.0f} to {total_counts.max():,.0f}"
 )
 plots.gene_maps(
-    section, np.log10(depth[section.rows])[:, None], ["depth"], label="log10 counts", columns=1
+    section,
+    np.log10(total_counts[section.rows])[:, None],
+    ["depth"],
+    label="log10 counts",
+    columns=1,
 )
 
 # %% [markdown]
@@ -155,15 +158,17 @@ plots.gene_maps(section, values, shown, label="log(1 + counts per 10,000)")
 # %%
 #| alt: The section, and maps of one gene of each class as measured. On the phantom a second row
 #| shows the same genes without noise.
-genes = genes_to_score(ROOT, [section])
-classes = gene_classes(ROOT) or dict.fromkeys(genes, "measured")
-truth = read_truth(ROOT, section, genes)
+genes = genes_to_score([adata], here.truth)
+if here.truth is None:
+    classes = dict.fromkeys(genes, "measured")
+else:
+    classes = here.truth.classes
 one_each = list({classes[g]: g for g in reversed(genes)}.values())[::-1]
 at = [genes.index(g) for g in one_each]
 measured = section_targets(adata, genes)["log1p_cp10k"][section.rows]
 columns, titles = measured[:, at], [f"{g}: measured" for g in one_each]
-if truth is not None:
-    expected, region = truth
+if here.truth is not None:
+    expected = here.truth.expected(section, genes)
     columns = np.c_[columns, np.log1p(1e4 * expected[:, at])]
     titles += [f"{g}: {classes[g]}, truth" for g in one_each]
 plots.gene_maps(section, columns, titles, label="log(1 + counts per 10,000)")
@@ -187,7 +192,7 @@ plots.gene_maps(section, columns, titles, label="log(1 + counts per 10,000)")
 # %%
 #| alt: Three rows of dots, one dot per gene: its correlation with log depth as Pearson residual, as
 #| log of counts per ten thousand, and as log of raw counts. A bar marks each row's mean.
-log_depth = np.log(depth[section.rows])[:, None]
+log_depth = np.log(total_counts[section.rows])[:, None]
 leak = {
     name: pearson(np.repeat(log_depth, len(genes), 1), y[section.rows])
     for name, y in section_targets(adata, genes).items()
@@ -269,14 +274,14 @@ for name, places in faults.items():
 rng = np.random.default_rng(0)
 rows = {}
 for share in (1e-2, 1e-3, 1e-4):
-    fake = rng.poisson(share * depth[:, None], (len(depth), 300))
+    fake = rng.poisson(share * total_counts[:, None], (len(total_counts), 300))
     made = {
-        "pearson_residuals": pearson_residuals(fake, depth, np.full(300, share)),
-        "log1p_cp10k": np.log1p(1e4 * fake / depth[:, None]),
+        "pearson_residuals": pearson_residuals(fake, total_counts, np.full(300, share)),
+        "log1p_cp10k": np.log1p(1e4 * fake / total_counts[:, None]),
         "log1p_raw": np.log1p(fake),
     }
-    ln = np.repeat(np.log(depth)[:, None], 300, 1)
-    rows[f"{share * np.median(depth):.1f} counts a spot"] = {
+    ln = np.repeat(np.log(total_counts)[:, None], 300, 1)
+    rows[f"{share * np.median(total_counts):.1f} counts a spot"] = {
         charts.LABELS[k]: pearson(ln, v).mean() for k, v in made.items()
     }
 # Raw counts always do. Dividing by depth helps where counts are many; a rare gene is more often 0

@@ -47,13 +47,12 @@ import torch
 from seal_lite import Config, InputError, plots
 from seal_lite.data.genes import GenePanel, columns, log_normalise, smooth
 from seal_lite.data.patches import extract_patches
-from seal_lite.data.phantom.truth import read_truth
 from seal_lite.data.registration import neighbour_mean
 from seal_lite.data.section import Section
 from seal_lite.encoders.views import make_views, view_parameters
 from seal_lite.encoders.vision import build_encoder
 from seal_lite.evaluation.targets import pearson, section_targets, target_genes
-from seal_lite.training.loader import Pairs
+from seal_lite.training.loader import Activations, Pairs
 from seal_lite.tutorial import begin
 
 here = begin(DATASET, smoke=SMOKE)
@@ -235,7 +234,8 @@ plots.patches(drawn, titles, patch_um=config.patch_um, columns=4)
 # %%
 panel = GenePanel.from_config([section], config)
 encoder = build_encoder(config.backbone, tune_blocks=config.tune_blocks)
-pairs = Pairs([section], panel, config, encoder, cached=False)
+activations = Activations(encoder, [section], config, cached=False)
+pairs = Pairs([section], panel, config, activations)
 hidden, expression = next(pairs.epoch(0))
 print("activations before the tuned blocks:", tuple(hidden.shape))
 print("z-scored expression:               ", tuple(expression.shape))
@@ -290,8 +290,8 @@ few = adata.copy()
 few.layers["counts"] = adata.layers["counts"].copy()
 caught = np.random.default_rng(0).binomial(adata.layers["counts"].data.astype(int), 0.1)
 few.layers["counts"].data = caught.astype(np.float32)
-if truth := read_truth(here.root, section, variable):
-    expected = np.log1p(1e4 * truth[0])
+if here.truth is not None:
+    expected = np.log1p(1e4 * here.truth.expected(section, variable))
     for name, counts_of in (("all counts", adata), ("a tenth", few)):
         r = {}
         for share in (0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 8 / 9):

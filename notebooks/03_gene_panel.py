@@ -100,7 +100,7 @@ with plt.rc_context(plots.STYLE):
         for ax, i in zip(column, (far, len(train)), strict=True):
             shown = plots.discs(ax, sections[i], v[i][sections[i].rows], **look)
         column[0].set_title(f"{gene}, {name}")
-        plots.colour_bar(figure, shown, column, "", location="bottom", aspect=15)
+        plots.colour_bar(figure, shown, column, location="bottom", aspect=15)
 plt.close(figure)
 figure
 
@@ -143,15 +143,15 @@ residual = [
     for c, a in zip(counts, adatas, strict=True)
 ]
 residual = np.mean([r.var(0) for r in residual], 0)
-pearson, seurat = (np.isin(names, choice[f]) for f in choice)
+by_residuals, by_seurat = (np.isin(names, choice[f]) for f in choice)
 
 with plt.rc_context(plots.STYLE):
     figure, axes = plt.subplots(1, 2, figsize=(8.4, 4))
     kinds = {
-        "neither": (~pearson & ~seurat, "#bbbbbb"),
-        "both": (pearson & seurat, plots.COLOURS[0]),
-        "Pearson residuals alone": (pearson & ~seurat, plots.COLOURS[2]),
-        "seurat alone": (seurat & ~pearson, plots.COLOURS[1]),
+        "neither": (~by_residuals & ~by_seurat, "#bbbbbb"),
+        "both": (by_residuals & by_seurat, plots.COLOURS[0]),
+        "Pearson residuals alone": (by_residuals & ~by_seurat, plots.COLOURS[2]),
+        "seurat alone": (by_seurat & ~by_residuals, plots.COLOURS[1]),
     }
     for ax, y, label in zip(axes, (variance, residual), ("counts", "residuals"), strict=True):
         for kind, (which, colour) in kinds.items():

@@ -48,7 +48,6 @@ import pandas as pd
 from sklearn.decomposition import PCA
 
 from seal_lite import plots
-from seal_lite.data.phantom.truth import gene_classes
 from seal_lite.encoders.vision import build_encoder
 from seal_lite.evaluation.features import embed_all
 from seal_lite.evaluation.probes import ALPHAS, inner_scores
@@ -75,7 +74,7 @@ print("training sections:", ", ".join(s.name for s in train), "| held out:", tes
 encoder = build_encoder(config.backbone, tune_blocks=config.tune_blocks, seed=SEED)
 found, stages = embed_all([*train, test], {}, config)  # of every rival, and of every stage
 first = {}
-for name in dict.fromkeys([[*stages][0], [*stages][len(stages) // 2], encoder.tap]):
+for name in dict.fromkeys([[*stages][0], [*stages][len(stages) // 2], encoder.feature_layer]):
     parts = stages[name]
     e = (parts[-1] - parts[-1].mean(0)) / parts[-1].std(0).clip(1e-6)
     pca = PCA(1, random_state=0).fit(e)
@@ -102,7 +101,7 @@ plots.gene_maps(test, values / values.std(0), list(first), label="first componen
 target = "pearson_residuals"
 y = [section_targets(s.adata, genes)[target][s.rows] for s in [*train, test]]
 groups = np.concatenate([[s.name] * len(s.rows) for s in train])
-x = [part.astype(float) for part in stages[encoder.tap]]
+x = [part.astype(float) for part in stages[encoder.feature_layer]]
 inside = inner_scores(np.concatenate(x[:-1]), np.concatenate(y[:-1]), groups)
 fitted = Ridge.fit(Sums.of(np.concatenate(x[:-1]), np.concatenate(y[:-1])))
 outside = [pearson(fitted.predict(x[-1], alpha=a), y[-1]).mean() for a in ALPHAS]
@@ -130,9 +129,9 @@ figure
 #
 # ## Where to read it
 #
-# The same holds for the stage. Finetuning is read at the tap, the last block that it adapts. As the
-# network comes, an earlier stage may say more. The rival that a finetuned encoder has to beat is
-# the frozen one *at its best*, and best is decided inside the training sections.
+# The same holds for the stage. Finetuning is read at the feature layer, the last block that it
+# adapts. As the network comes, an earlier stage may say more. The baseline that a finetuned encoder
+# has to beat is the frozen one *at its best*, and best is decided inside the training sections.
 
 # %%
 #| alt: For each stage of the frozen encoder, the mean correlation inside the training sections and
@@ -144,8 +143,9 @@ for name, parts in stages.items():
     ridges[name] = ridge = Ridge.fit(Sums.of(joined, np.concatenate(y[:-1])))
     held = pearson(ridge.predict(parts[-1].astype(float), alpha=ALPHAS[inner.argmax()]), y[-1])
     rows[name] = {"inside the training": [inner.max()], "held out": [held.mean()]}
-chosen = max(rows, key=lambda name: rows[name]["inside the training"])  # as `best_stage` does
-print(f"finetuning is read at {encoder.tap}; the training sections would choose {chosen}")
+# As `best_feature_layer` chooses:
+chosen = max(rows, key=lambda name: rows[name]["inside the training"])
+print(f"finetuning is read at {encoder.feature_layer}; the training sections would choose {chosen}")
 charts.strips(rows, label="mean r over genes, Pearson residuals, probe B")
 
 # %% [markdown]
@@ -161,7 +161,7 @@ charts.strips(rows, label="mean r over genes, Pearson residuals, probe B")
 #| alt: Mean correlation of the frozen encoder, its best stage, random weights, colour, log depth,
 #| neighbours, ceiling and oracle as dots in rows, for both probes.
 found["frozen_best"] = stages[chosen]
-scores = score_models(here.root, train, [test], genes, {}, found, seed=SEED)
+scores = score_models(train, [test], genes, models={}, features=found, truth=here.truth, seed=SEED)
 result = {"folds": [{"test": test.name, "seed": SEED, "scores": score_rows(scores, genes)}]}
 charts.scores(result)
 
@@ -179,7 +179,10 @@ charts.scores(result)
 # %%
 #| alt: Per class of gene, one dot per gene: the frozen encoder's correlation at its best stage, and
 #| the noise ceiling of the same genes.
-classes = gene_classes(here.root) or dict.fromkeys(genes, "measured")
+if here.truth is None:
+    classes = dict.fromkeys(genes, "measured")
+else:
+    classes = here.truth.classes
 kinds = list(dict.fromkeys(classes[g] for g in genes))
 reached = scores["frozen_best", "tuned_ridge", target][0]
 ceiling = scores["ceiling", "none", target][0]

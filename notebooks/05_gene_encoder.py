@@ -52,7 +52,6 @@ from scipy.spatial.distance import squareform
 
 from seal_lite import plots
 from seal_lite.data.genes import GenePanel
-from seal_lite.data.phantom.truth import gene_classes, read_truth
 from seal_lite.evaluation.targets import pearson
 from seal_lite.model import losses
 from seal_lite.model.gene_vae import GeneVAE
@@ -99,7 +98,7 @@ with plt.rc_context(plots.STYLE):
     left.set_yticks(list(ticks), list(ticks.values()), fontsize=8)
     left.set(xticks=[], title=f"correlation of {len(panel.genes)} genes")
     left.spines[:].set_visible(False)
-    plots.colour_bar(figure, shown, left, "")
+    plots.colour_bar(figure, shown, left)
     for values, name, colour in (
         (spread, "measured", plots.COLOURS[0]),
         (chance, "shuffled", "gray"),
@@ -189,9 +188,9 @@ print(f"two passes differ by {repeat_difference}")
 # %%
 #| alt: Left, a scatter plot of the held-out spots' embeddings, coloured by region. Right, the
 #| section's spots in the same colours.
-truth = read_truth(ROOT, test, scored)
-if truth:
-    kind = truth[1]
+truth = here.truth
+if truth is not None:
+    kind = truth.regions(test)
 else:
     level = z[test.rows, 0]
     kind = np.array([f"{word} {panel.genes[0]}" for word in ("low", "middle", "high")])
@@ -224,10 +223,12 @@ figure
 # %%
 #| alt: A row for each of three genes: the tissue, the gene as measured, as reconstructed, and the
 #| error.
-classes = gene_classes(ROOT) or dict.fromkeys(scored, "scored")
+classes = dict.fromkeys(scored, "scored") if truth is None else truth.classes
 three = [g for g in ("ERBB2", "COL1A1", "CD3E") if g in panel.genes][:3] or list(scored[:3])
 at = [panel.genes.index(g) for g in three]
-charts.prediction_maps(test, z[test.rows][:, at], reconstruction.numpy()[test.rows][:, at], three)
+charts.prediction_maps(
+    test, z[test.rows][:, at], reconstruction.numpy()[test.rows][:, at], genes=three
+)
 
 # %%
 #| alt: A row for every class of genes, two series of dots, one dot per gene: its correlation
@@ -265,7 +266,7 @@ charts.strips(groups, label="r between profile and reconstruction, per gene")
 #| profiles and, on the phantom, with the truth, against k on a logarithmic axis, with horizontal
 #| lines for the gene encoder and for the profile as measured.
 at = [panel.genes.index(g) for g in scored]
-expected = None if truth is None else np.log1p(1e4 * truth[0])
+expected = None if truth is None else np.log1p(1e4 * truth.expected(test, scored))
 
 
 def held_up(made):

@@ -52,7 +52,7 @@ from torch import nn
 from seal_lite import plots
 from seal_lite.encoders.embedding import embed_patches
 from seal_lite.encoders.vision import build_encoder
-from seal_lite.tutorial import begin, frames
+from seal_lite.tutorial import begin, finetuned, frames
 
 here = begin(DATASET, BACKBONE, EPOCHS, SMOKE, seed=SEED)
 config, test = here.config, here.test
@@ -251,7 +251,7 @@ assert len(rows) == len(encoder.adapted) > 0
 # %%
 #| alt: A line for every adapted layer of the finetuned encoder: the singular values of its change,
 #| divided by the largest, against their number, coloured by the kind of layer.
-model, _ = here.finetuned()
+model, _ = finetuned(here)
 layers = adapted(model.encoder)
 deltas = {name: layer.get_delta_weight("default").flatten(1) for name, layer in layers.items()}
 spectra = {name: torch.linalg.svdvals(delta.detach()) for name, delta in deltas.items()}

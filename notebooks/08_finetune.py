@@ -53,14 +53,13 @@ import torch
 
 from seal_lite import Config, plots
 from seal_lite.data.genes import GenePanel
-from seal_lite.data.phantom.truth import read_truth
-from seal_lite.encoders.embedding import embed_patches, embed_stages, image_batches
+from seal_lite.encoders.embedding import embed_feature_layers, embed_patches, image_batches
 from seal_lite.encoders.vision import build_encoder
-from seal_lite.model.losses import clip_loss
+from seal_lite.model.losses import clip_loss, seal_loss
 from seal_lite.model.seal import SEAL
-from seal_lite.training.loader import Pairs
+from seal_lite.training.loader import Activations, Pairs
 from seal_lite.training.loop import learning_rate
-from seal_lite.tutorial import begin, charts
+from seal_lite.tutorial import begin, charts, finetuned
 from seal_lite.tutorial.frames import slider
 
 here = begin(DATASET, BACKBONE, EPOCHS, SMOKE, test=TEST, seed=SEED)
@@ -148,8 +147,9 @@ way_of_a_pair(SEAL.build(panel, config).eval())
 # ## What is trained
 #
 # An encoder is one row of a table. The row says where the weights come from, which layers LoRA may
-# adapt, and where the embedding is read: the {term}`tap`. The default is a small EfficientNet
-# {cite:p}`tan2019efficientnet` with ImageNet weights that come as a package, so nothing is fetched.
+# adapt, and where the embedding is read: the {term}`feature layer`. The default is a small
+# EfficientNet {cite:p}`tan2019efficientnet` with ImageNet weights that come as a package, so
+# nothing is fetched.
 # Its fifth stage, averaged over the patch, tells more about tissue than its last layer, whose 1280
 # numbers were made for naming photographs. As it comes, an even earlier stage [tells more
 # still](04_frozen_baseline.ipynb), about colour and texture. That is no reason to read it there:
@@ -162,7 +162,7 @@ encoder = build_encoder(config.backbone, tune_blocks=config.tune_blocks, seed=SE
 row = encoder.row
 trainable = sum(p.numel() for p in encoder.parameters() if p.requires_grad)
 total = sum(p.numel() for p in encoder.parameters())
-print(f"{row.arch}: {row.dim} numbers, read as the {row.embedding} of {encoder.tap}")
+print(f"{row.arch}: {row.dim} numbers, read as the {row.embedding} of {encoder.feature_layer}")
 print("frozen prefix:", ", ".join(encoder.prefix_stages))
 print("tuned tail:   ", ", ".join(encoder.tail_stages))
 print(f"LoRA in {len(encoder.adapted)} modules, {trainable:,} of {total:,} numbers are trained")
@@ -202,7 +202,8 @@ timed = SEAL.build(panel, two_views)
 loops = {}
 for name, cached in (("plain", False), ("cached", True)):
     started = time.perf_counter()
-    pairs = Pairs(train, panel, two_views, timed.encoder, cached=cached)
+    activations = Activations(timed.encoder, train, two_views, cached=cached)
+    pairs = Pairs(train, panel, two_views, activations)
     loops[name] = itertools.chain.from_iterable(map(pairs.epoch, range(4)))
     print(f"{name:6} loop made ready in {time.perf_counter() - started:4.0f} s, once")
 seconds, found = {name: [] for name in loops}, {name: [] for name in loops}
@@ -211,7 +212,8 @@ for step in range(4):
         started = time.perf_counter()
         torch.manual_seed(step)  # the same dropout in both
         timed.train()
-        loss = timed(*next(batches))["loss"]
+        hidden, x = next(batches)
+        loss = seal_loss(timed(hidden, x), two_views)["loss"]
         timed.zero_grad()
         loss.backward()
         seconds[name].append(time.perf_counter() - started)
@@ -231,17 +233,19 @@ print(f"largest difference of the two losses: {loss_gap:.1e}")
 
 # %%
 device = "cuda" if torch.cuda.is_available() else "cpu"
-tap = encoder.tap
+feature_layer = encoder.feature_layer
 
 
 def held_out(model):
     """The held-out patches and their profiles in the shared space, two (n, d) of unit vectors."""
-    e = embed_stages(model.encoder, [test], "runs/cache")[tap][0]
+    layers = embed_feature_layers(model.encoder, [test], cache_dir="runs/cache")
+    e = layers[feature_layer][0]
     return model.project_images(e), model.encode_genes(z)
 
 
 model = SEAL.build(panel, config).to(device)
-pairs = Pairs(train, panel, config, model.encoder, cache_dir="runs/cache")
+activations = Activations(model.encoder, train, config, cache_dir="runs/cache")
+pairs = Pairs(train, panel, config, activations)
 tuned = [p for p in model.encoder.parameters() if p.requires_grad]
 heads = [p for name, p in model.named_parameters() if not name.startswith("encoder.")]
 groups = [{"params": tuned, "lr": config.lr_lora}, {"params": heads, "lr": config.lr_heads}]
@@ -256,7 +260,8 @@ for epoch in range(min(8, config.epochs - 1)):
     model.train()
     losses = []
     for hidden, x in pairs.epoch(epoch):
-        loss = model(hidden.to(device), x.to(device))["loss"]
+        outputs = model(hidden.to(device), x.to(device))
+        loss = seal_loss(outputs, config)["loss"]
         optimizer.zero_grad()
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), config.grad_clip)
@@ -273,12 +278,12 @@ print("loss by epoch:", *(f"{loss:.3f}" for loss in by_hand))
 # All sections of the held-out patient stay out, including the fitting of the gene panel. Called
 # again with the same arguments, `finetune` returns the finished run; interrupted, it resumes to the
 # same result. The folder's name ends in a hash of the code, so a run of older code is never taken
-# for a new one. `here.finetuned()` fills in this book's arguments.
+# for a new one. `finetuned(here)` fills in this book's arguments.
 
 # %%
 #| alt: The training loss and its three terms, a line each, by epoch.
 RUN = here.run("tuned")
-model, history = here.finetuned()
+model, history = finetuned(here)
 loop_gap = max(abs(a - h["loss"]) for a, h in zip(by_hand, history, strict=False))
 print(f"largest difference to the loop above, in {len(by_hand)} epochs: {loop_gap:.1e}")
 charts.loss_curves(history)
@@ -294,9 +299,8 @@ charts.loss_curves(history)
 
 # %%
 seen[config.epochs] = held_out(model)
-truth = read_truth(here.root, test, ())
-if truth:
-    kind, named = truth[1], "region"
+if here.truth is not None:
+    kind, named = here.truth.regions(test), "region"
 else:
     level = z[:, panel.genes.index(here.genes[0])]
     kind = np.array(["low", "middle", "high"])[
@@ -382,8 +386,7 @@ log[["clip", "gene", "image", "loss", "lr_lora", "pairs_per_s"]].round(4).iloc[:
 # gain nothing. An interval around zero means that the setting does not matter there. (In Colab the
 # table stays empty; it stands on the book's [page of recorded results](../results.md) too.)
 #
-# ```{include} ../defaults.md
-# ```
+# {% include "changed_settings.md" %}
 
 # %% [markdown]
 # ## What a run leaves behind
@@ -464,7 +467,7 @@ for size in (4, 16, 64):
 # nevertheless, and what the held-out pairs' cosines look like.
 
 # %% tags=["hide-cell", "solution"]
-wrong, log_wrong = here.finetuned(shuffle_pairs=True)
+wrong, log_wrong = finetuned(here, shuffle_pairs=True)
 for name, net, lines in (("true", model, history), ("shuffled", wrong, log_wrong)):
     terms = ", ".join(
         f"{k} {lines[0][k]:.2f} to {lines[-1][k]:.2f}" for k in ("clip", "gene", "image")

@@ -48,17 +48,17 @@ import pandas as pd
 from scipy.stats import binomtest
 
 from seal_lite import plots
-from seal_lite.data.phantom.truth import gene_classes, read_truth
 from seal_lite.data.registration import neighbour_mean
 from seal_lite.evaluation.features import fold_features
 from seal_lite.evaluation.morphology import morphology
 from seal_lite.evaluation.probes import tuned_probe
 from seal_lite.evaluation.scores import score_models, score_rows, tidy
 from seal_lite.evaluation.targets import pearson, section_targets
-from seal_lite.tutorial import begin, charts
+from seal_lite.tutorial import begin, charts, finetuned
 
 here = begin(DATASET, BACKBONE, EPOCHS, SMOKE, test=TEST, seed=SEED)
-ROOT, config, train, test, genes = here.root, here.config, here.train, here.test, here.genes
+config, train, test, genes = here.config, here.train, here.test, here.genes
+truth = here.truth  # None on real data
 print("training sections:", ", ".join(s.name for s in train), "| held out:", test.name)
 
 # %% [markdown]
@@ -73,10 +73,10 @@ print("training sections:", ", ".join(s.name for s in train), "| held out:", tes
 
 # %%
 models = {
-    name: here.finetuned(shuffle_pairs=shuffle)[0]
+    name: finetuned(here, shuffle_pairs=shuffle)[0]
     for name, shuffle in (("tuned", False), ("shuffled", True))
 }
-features = fold_features(train, [test], genes, models, config, caches="runs/cache")
+features = fold_features(train, [test], genes, models=models, config=config, cache_dir="runs/cache")
 target = "pearson_residuals"
 y = [section_targets(s.adata, genes)[target][s.rows] for s in (*train, test)]
 groups = np.concatenate([[s.name] * len(s.rows) for s in train])
@@ -85,7 +85,8 @@ groups = np.concatenate([[s.name] * len(s.rows) for s in train])
 def predict(name):
     """Probe B's prediction for the held-out patient from the features of that name."""
     *x, held = features[name]
-    return tuned_probe(np.concatenate(x).astype(float), np.concatenate(y[:-1]), groups, held)
+    train_x, train_y = np.concatenate(x).astype(float), np.concatenate(y[:-1])
+    return tuned_probe(train_x, train_y, held, groups=groups)
 
 
 predicted = {name: predict(name) for name in ("frozen", "shuffled", "tuned")}
@@ -96,8 +97,8 @@ predicted = {name: predict(name) for name in ("frozen", "shuffled", "tuned")}
 #| control and from the finetuned encoder, each with its correlation.
 one = genes.index("ERBB2") if "ERBB2" in genes else int(np.argmax(y[-1].var(0)))
 maps = {f"{genes[one]}, measured": y[-1][:, one]}
-if truth := read_truth(ROOT, test, genes):
-    maps["what was there"] = np.log1p(1e4 * truth[0][:, one])
+if truth is not None:
+    maps["what was there"] = np.log1p(1e4 * truth.expected(test, genes)[:, one])
 for name, said in (("frozen", "frozen"), ("shuffled", "control"), ("tuned", "finetuned")):
     r = pearson(predicted[name], y[-1])[one]
     maps[f"{said}: r = {r:.2f}"] = predicted[name][:, one]
@@ -108,9 +109,9 @@ with plt.rc_context(plots.STYLE):
     for ax, (name, values) in zip(places, maps.items(), strict=True):
         scaled = (values - values.mean()) / values.std()
         shown = plots.discs(ax, test, scaled, limits=(-2, 2), title=name)
-    axes[0, 2].set_visible(bool(truth))
+    axes[0, 2].set_visible(truth is not None)
     bar = {"location": "bottom", "shrink": 0.5, "aspect": 30}
-    plots.colour_bar(figure, shown, axes, "expression (sd)", **bar)
+    plots.colour_bar(figure, shown, axes, label="expression (sd)", **bar)
 plt.close(figure)
 figure
 
@@ -143,8 +144,10 @@ figure
 # %%
 #| alt: A row for every kind of features, from the finetuned encoder down to the oracle, and on each
 #| a mark per probe at its mean correlation over genes.
-scores = score_models(ROOT, train, [test], genes, models, features, seed=SEED)
-classes = gene_classes(ROOT)
+scores = score_models(
+    train, [test], genes, models=models, features=features, truth=truth, seed=SEED
+)
+classes = None if truth is None else truth.classes
 result = {
     "classes": classes,
     "folds": [{"test": test.name, "seed": SEED, "scores": score_rows(scores, genes)}],
@@ -263,7 +266,7 @@ charts.prediction_maps(
     test,
     y[-1][:, shown],
     predicted["tuned"][:, shown],
-    [f"{genes[i]} ({label[i]})" for i in shown],
+    genes=[f"{genes[i]} ({label[i]})" for i in shown],
 )
 
 # %% [markdown]
@@ -289,7 +292,7 @@ overall[["pearson_residuals", "log1p_cp10k", "log1p_cp10k|depth", "log1p_raw"]].
 # mean share named right, region by region.
 
 # %%
-kept = pd.DataFrame(morphology(ROOT, train, [test], features)).T
+kept = pd.DataFrame(morphology(train, [test], features, truth=truth)).T
 kept.index = [charts.LABELS[k].replace("\n", " ") for k in kept.index]
 kept.rename(columns=lambda name: name.replace("_", " ")).round(2)
 

@@ -56,12 +56,12 @@ import pandas as pd
 from seal_lite import plots
 from seal_lite.encoders.embedding import embed_patches
 from seal_lite.evaluation.retrieval import gene_set_profile, retrieval_scores, search
-from seal_lite.tutorial import begin, charts
+from seal_lite.tutorial import begin, charts, finetuned
 
 here = begin(DATASET, BACKBONE, EPOCHS, SMOKE, test=TEST, seed=SEED)
 config, train, test = here.config, here.train, here.test
 models = {
-    name: here.finetuned(shuffle_pairs=shuffle)[0]
+    name: finetuned(here, shuffle_pairs=shuffle)[0]
     for name, shuffle in (("tuned", False), ("shuffled", True))
 }
 model = models["tuned"]
@@ -86,7 +86,7 @@ answers = {
 }
 first = next(iter(sets))
 (hits,), (cosines,) = answers[first]
-plots.retrieval(test, model.panel, sets[first], hits, cosines, patch_um=config.patch_um)
+plots.retrieval(test, hits, cosines, genes=sets[first], panel=model.panel, patch_um=config.patch_um)
 
 # %% [markdown]
 # ## The query
@@ -106,7 +106,7 @@ plots.retrieval(test, model.panel, sets[first], hits, cosines, patch_um=config.p
 #| map of the set's measured mean z, and the regions enlarged.
 last = list(sets)[-1]
 (hits,), (cosines,) = answers[last]
-plots.retrieval(test, model.panel, sets[last], hits, cosines, patch_um=config.patch_um)
+plots.retrieval(test, hits, cosines, genes=sets[last], panel=model.panel, patch_um=config.patch_um)
 
 # %% [markdown]
 # ## Expression of what was found

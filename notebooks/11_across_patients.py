@@ -53,7 +53,7 @@ from seal_lite.data.phantom import phantom
 from seal_lite.data.section import load_sections
 from seal_lite.encoders.embedding import embed_patches
 from seal_lite.evaluation.retrieval import cross_modal, shared_space
-from seal_lite.tutorial import begin, charts
+from seal_lite.tutorial import begin, charts, finetuned
 
 here = begin(DATASET, BACKBONE, EPOCHS, SMOKE, test=TEST, seed=SEED)
 config = here.config
@@ -67,7 +67,7 @@ else:  # the model has seen whom it is asked about, but not the patient who asks
 
 spaces = {}
 for name, shuffle in (("tuned", False), ("shuffled", True)):
-    model, _ = here.finetuned(shuffle_pairs=shuffle)
+    model, _ = finetuned(here, shuffle_pairs=shuffle)
     spaces[name] = shared_space(
         model, asked, [embed_patches(model.encoder, s.patches) for s in asked]
     )

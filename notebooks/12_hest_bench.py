@@ -62,7 +62,9 @@ from seal_lite.data.phantom import write_task
 from seal_lite.data.section import load_sections
 from seal_lite.evaluation.features import embed_all
 from seal_lite.evaluation.hest_bench import (
-    SEED,
+    SEED as PCA_SEED,
+)
+from seal_lite.evaluation.hest_bench import (
     hest_px,
     pooled_scores,
     read_hest_task,
@@ -72,12 +74,12 @@ from seal_lite.evaluation.hest_bench import (
 from seal_lite.evaluation.ridge import Ridge, Sums
 from seal_lite.evaluation.scores import tidy
 from seal_lite.evaluation.targets import pearson, section_targets
-from seal_lite.tutorial import begin, charts
+from seal_lite.tutorial import begin, charts, finetuned
 
 here = begin(DATASET, BACKBONE, EPOCHS, SMOKE, test=TEST, seed=SEED)
 config, train, genes = here.config, here.train, here.genes
 train_names, test_name = [s.name for s in train], here.held_out
-model, _ = here.finetuned()
+model, _ = finetuned(here)
 
 # %% [markdown]
 # This is what is asked, six times over. Given such a region, and nothing else, how many molecules
@@ -100,7 +102,8 @@ plots.patches(sections[0].patches[shown], titles, patch_um=HEST_UM)
 # each {term}`fold`, and the genes. `write_task` makes one of any sections:
 
 # %%
-folder = write_task("data/hest-bench", "TINY", sections, [(train_names, [test_name])], genes)
+folds = [(train_names, [test_name])]
+folder = write_task("data/hest-bench", "TINY", sections, folds=folds, genes=genes)
 for path in sorted(p for p in folder.rglob("*") if p.is_file()):
     print(f"{path.stat().st_size / 1e6:8.2f} MB  {path.relative_to(folder.parent)}")
 
@@ -165,7 +168,7 @@ alpha = 100 / (min(256, *x.shape) * z.shape[1])
 
 def upstream(x, z):
     """HEST-bench's predictions for the test samples."""
-    scaler, pca = StandardScaler(), PCA(min(256, *x.shape), random_state=SEED)
+    scaler, pca = StandardScaler(), PCA(min(256, *x.shape), random_state=PCA_SEED)
     components = pca.fit_transform(scaler.fit_transform(x))
     ridge = SklearnRidge(alpha=alpha, solver="lsqr", fit_intercept=False).fit(components, z)
     return ridge.predict(pca.transform(scaler.transform(x_test)))
@@ -174,7 +177,7 @@ def upstream(x, z):
 predicted = upstream(x, z)
 train_part, test_part = ([samples[s] for s in half] for half in task.folds[0])
 train_x, test_x = ([found["tuned"][place[s]] for s in half] for half in task.folds[0])
-r, r2 = pooled_scores(train_part, test_part, train_x, test_x, genes)
+r, r2 = pooled_scores(train_part, test_part, genes, train_x=train_x, test_x=test_x)
 gap = float(np.abs(r - pearson(predicted, z_test)).max())
 print(f"mean r {r.mean():.3f}; largest difference of a gene's r to scikit-learn's: {gap:.1e}")
 
@@ -240,7 +243,7 @@ figure
 # log depth of the spot, is hard to beat: raw counts are mostly depth.
 
 # %%
-result = run_hest_bench(task, samples, config, found, stages)
+result = run_hest_bench(task, samples, config, features=found, layers=stages)
 table = tidy(result).pivot_table("r", ["features", "probe"], "target", "mean")
 columns = ["hest_bench", "pearson_residuals", "log1p_cp10k|depth"]
 order = [k for k in charts.LABELS if k in set(tidy(result).features)]
@@ -248,7 +251,7 @@ shown = table[columns].reindex(order, level="features").rename(columns=charts.LA
 shown.round(3).astype(object).fillna("")
 
 # %%
-#| alt: A row for each kind of embed_all, the finetuned ones first. Dots and bars show their mean r
+#| alt: A row for each kind of features, the finetuned ones first. Dots and bars show their mean r
 #| over genes on the benchmark's target.
 charts.scores(result, target="hest_bench")
 
@@ -281,7 +284,7 @@ print(f"with intercept {r2:.2f}; minus mean^2 / variance {loss:.1f}: {r2 - loss:
 print(f"without, as computed above: {without:.1f}")
 
 # %% [markdown]
-# **2.** A ridge on standardised embed_all with singular values $s_j$ spends
+# **2.** A ridge on standardised features with singular values $s_j$ spends
 # $\sum_j s_j^2 / (s_j^2 + \alpha)$ degrees of freedom. How many are spent at the benchmark's
 # $\alpha$, out of how many directions? And at the $\alpha$ where the curve above is highest?
 
@@ -301,7 +304,8 @@ for name, ridge in ridges.items():
 # %% tags=["hide-cell", "solution"]
 # Only the second stands in the task's own files. What an encoder was trained on has to come from
 # whoever trained it; a run of ours says it in its provenance.json, and most downloads do not.
-leaky = write_task("data/hest-bench", "LEAKY", sections, [([test_name], [test_name])], genes)
+leak = [([test_name], [test_name])]
+leaky = write_task("data/hest-bench", "LEAKY", sections, folds=leak, genes=genes)
 for break_in, *given in (
     (seen_test_samples, task, [test_name]),
     (read_hest_task, leaky.parent, "LEAKY"),

@@ -61,11 +61,11 @@ from seal_lite.encoders.vision import build_encoder
 from seal_lite.slides.bench import score_bags
 from seal_lite.slides.embed import MASK_UM, embed_slides, grid, list_slides
 from seal_lite.slides.tasks import read_bags, read_slide_task
-from seal_lite.tutorial import begin, charts
+from seal_lite.tutorial import begin, charts, finetuned
 
 here = begin(DATASET, BACKBONE, EPOCHS, SMOKE, test=TEST, seed=SEED)
 config = here.config
-model, _ = here.finetuned()
+model, _ = finetuned(here)
 if SMOKE:
     PATIENTS, SPOTS = 20, 16
 COHORT = cohort(f"data/cohort-{PATIENTS}x{SPOTS}", patients=PATIENTS, spots=SPOTS, seed=0)
@@ -82,7 +82,7 @@ print(f"{len(slides)} slides of {PATIENTS} patients")
 # %%
 #| alt: A slide, and beside it its tissue in grey under a grid of square regions, framed where they
 #| are kept.
-slide = open_slide(slides[0], UM_PER_PX)
+slide = open_slide(slides[0], um_per_px=UM_PER_PX)
 small = slide.thumbnail(MASK_UM / 2 / slide.um_per_px)
 corners = grid(slide, patch_um=config.patch_um) * slide.um_per_px
 with plt.rc_context(plots.STYLE):
@@ -276,7 +276,8 @@ pd.DataFrame(
 patient = np.array([path.stem.partition("_")[0] for path in slides])
 described = {"glass": []} | {kind: [] for kind in encoders}
 for path in slides:
-    small = open_slide(path, UM_PER_PX).thumbnail(MASK_UM / UM_PER_PX)
+    slide = open_slide(path, um_per_px=UM_PER_PX)
+    small = slide.thumbnail(MASK_UM / UM_PER_PX)
     described["glass"].append(np.median(small[~tissue_mask(small)], axis=0))
     for kind in encoders:
         with h5py.File(folders[kind] / f"{path.stem}.h5") as file:

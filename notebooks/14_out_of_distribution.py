@@ -49,15 +49,15 @@ import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 
-from seal_lite import plots
+from seal_lite import __version__, plots
 from seal_lite.data.phantom import phantom
 from seal_lite.encoders.embedding import embed_patches
 from seal_lite.encoders.vision import build_encoder
-from seal_lite.evaluation.crossval import crossval, groups_of, shift_folds, shifted
+from seal_lite.evaluation.crossval import crossval, groups_of, shift_folds
 from seal_lite.evaluation.morphology import robustness_index
 from seal_lite.evaluation.scores import genes_to_score, probe_scores, tidy
+from seal_lite.evaluation.statistics import shifted
 from seal_lite.model.seal import SEAL
-from seal_lite.training.provenance import code_hash
 from seal_lite.tutorial import begin, charts
 
 logging.disable(logging.INFO)  # a line for every section and fold
@@ -116,8 +116,17 @@ for train, tests in shift_folds(sections, groups):
 
 # %%
 size = f"{BACKBONE.replace('/', '-')}-{config.epochs}x{config.n_views}-{SEEDS}"
-out = f"runs/{ROOT.name}-by-{SHIFT}-{size}-{code_hash()[:6]}"
-result = crossval(ROOT, sections, config, by=SHIFT, seeds=SEEDS, out=out, progress=False)
+out = f"runs/{ROOT.name}-by-{SHIFT}-{size}-{__version__}"
+result = crossval(
+    sections,
+    config,
+    data=ROOT.name,
+    truth=here.truth,
+    by=SHIFT,
+    seeds=SEEDS,
+    out=out,
+    progress=False,
+)
 
 # %% [markdown]
 # ## In, out, and the gap
@@ -214,7 +223,8 @@ def coloured(density, like):
 
 
 known, tests = next(iter(shift_folds(sections, groups)))
-unseen, genes = next(iter(tests.values()))[:2], genes_to_score(ROOT, known)
+unseen = next(iter(tests.values()))[:2]
+genes = genes_to_score([s.adata for s in known], here.truth)
 goal = density(np.concatenate([s.patches[::4] for s in known]))
 changed = {"as it is": [s.patches for s in unseen], "colours matched": [], "twice the stain": []}
 for patches in changed["as it is"]:
@@ -231,7 +241,11 @@ for name, encoder in encoders.items():
     trained = [embed_patches(encoder, s.patches) for s in known]
     r_of[name] = {
         what: probe_scores(
-            known, unseen, trained, [embed_patches(encoder, p) for p in images], genes
+            known,
+            unseen,
+            genes,
+            train_x=trained,
+            test_x=[embed_patches(encoder, p) for p in images],
         )["tuned_ridge", "pearson_residuals"].mean()
         for what, images in changed.items()
     }

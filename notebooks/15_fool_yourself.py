@@ -19,8 +19,7 @@
 # of one real breast tumour, with the same frozen encoder: what you get, and what you get when you
 # do it right. (In Colab the table stays empty; it is part of the book.)
 #
-# ```{include} ../fooled_table.md
-# ```
+# {% include "pitfalls.md" %}
 #
 # Below, three of them happen before your eyes.
 
@@ -54,7 +53,6 @@ from sklearn.neighbors import KNeighborsRegressor
 
 from seal_lite import plots
 from seal_lite.data.genes import depth
-from seal_lite.data.phantom.truth import gene_classes
 from seal_lite.encoders.embedding import embed_patches
 from seal_lite.encoders.vision import build_encoder
 from seal_lite.evaluation.probes import tuned_probe
@@ -64,7 +62,10 @@ from seal_lite.tutorial import begin, charts
 
 here = begin(DATASET, BACKBONE, smoke=SMOKE, test=TEST, seed=SEED)
 config, train, test, genes = here.config, here.train, here.test, here.genes
-classes = gene_classes(here.root) or dict.fromkeys(genes, "measured")
+if here.truth is None:
+    classes = dict.fromkeys(genes, "measured")
+else:
+    classes = here.truth.classes
 encoder = build_encoder(config.backbone, tune_blocks=config.tune_blocks, seed=SEED)
 image = {s.name: embed_patches(encoder, s.patches).astype(float) for s in [*train, test]}
 measured = {
@@ -93,13 +94,13 @@ for fit, held in KFold(5, shuffle=True, random_state=SEED).split(x):
     dealt["nearest spots"][held] = (
         KNeighborsRegressor(8).fit(place[fit], y[fit]).predict(place[held])
     )
-    dealt["image"][held] = tuned_probe(x[fit], y[fit], np.zeros(len(fit)), x[held])
+    dealt["image"][held] = tuned_probe(x[fit], y[fit], x[held], groups=np.zeros(len(fit)))
 names = np.concatenate([[s.name] * len(s.rows) for s in train])
 away = tuned_probe(
     np.concatenate([image[s.name] for s in train]),
     np.concatenate([measured[s.name] for s in train]),
-    names,
     x,
+    groups=names,
 )
 shown = {
     f"{unseen}, measured": y[:, at],
@@ -199,7 +200,7 @@ alone = {}
 for target in ("log1p_raw", "log1p_cp10k", "pearson_residuals"):
     t = {s.name: section_targets(s.adata, genes)[target][s.rows] for s in [*train, test]}
     fit_on = [np.concatenate([part[s.name] for s in train]) for part in (deep, t)]
-    found = tuned_probe(*fit_on, names, deep[test.name])
+    found = tuned_probe(*fit_on, deep[test.name], groups=names)
     alone[charts.LABELS[target]] = {"log depth alone": pearson(found, t[test.name])}
 charts.strips(alone, label="r on the held-out section, per gene")
 
@@ -280,7 +281,9 @@ bound = noise_ceiling(test.adata, genes, test.rows)["pearson_residuals"]
 inner = np.mean(
     [
         pearson(
-            tuned_probe(image[a.name], measured[a.name], np.zeros(len(a.rows)), image[b.name]),
+            tuned_probe(
+                image[a.name], measured[a.name], image[b.name], groups=np.zeros(len(a.rows))
+            ),
             measured[b.name],
         )
         for a in train

@@ -55,8 +55,9 @@ from seal_lite import plots
 from seal_lite.data.genes import GenePanel
 from seal_lite.data.shards import read_shards, write_shards
 from seal_lite.encoders.vision import build_encoder
+from seal_lite.model.losses import seal_loss
 from seal_lite.model.seal import SEAL
-from seal_lite.training.loader import Pairs
+from seal_lite.training.loader import Activations, Pairs
 from seal_lite.tutorial import begin
 
 here = begin(DATASET, BACKBONE, smoke=SMOKE, seed=SEED)
@@ -182,7 +183,8 @@ def pairs_per_second(settings, *, cached: bool, steps: int = 2 if SMOKE else 5) 
     """Training steps on the clock, their median; the first warms up and is not counted."""
     torch.manual_seed(SEED)
     model = SEAL.build(panel, settings).to(device)
-    pairs = Pairs(train, panel, settings, model.encoder, cached=cached, progress=False)
+    activations = Activations(model.encoder, train, settings, cached=cached, progress=False)
+    pairs = Pairs(train, panel, settings, activations)
     optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=1e-3)
     model.train()
     clock = []
@@ -190,7 +192,7 @@ def pairs_per_second(settings, *, cached: bool, steps: int = 2 if SMOKE else 5) 
     for number, (h, x) in enumerate(batches):
         if number == steps:
             break
-        loss = model(h.to(device), x.to(device))["loss"]
+        loss = seal_loss(model(h.to(device), x.to(device)), settings)["loss"]
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
@@ -232,18 +234,18 @@ table.round(1)
 settings = dataclasses.replace(config, tune_blocks=1, n_views=1, batch_size=32)
 FOLDER = Path("data/shards") / here.root.name
 shutil.rmtree(FOLDER, ignore_errors=True)
-for path in write_shards(train, panel, settings, FOLDER):
+for path in write_shards(train, FOLDER, panel=panel, config=settings):
     print(f"{path.name}: {path.stat().st_size / 1e6:.0f} MB")
 model = SEAL.build(panel, settings).to(device)
 ways = {"memory": train, "shards": read_shards(FOLDER, settings)[0]}
-batches = {
-    name: next(Pairs(s, panel, settings, model.encoder, cached=False, progress=False).epoch(0))
-    for name, s in ways.items()
-}
+batches = {}
+for name, s in ways.items():
+    activations = Activations(model.encoder, s, settings, cached=False)
+    batches[name] = next(Pairs(s, panel, settings, activations).epoch(0))
 first = {}
 for name, (h, x) in batches.items():
     torch.manual_seed(SEED)
-    first[name] = model(h, x.to(device))["loss"].item()
+    first[name] = seal_loss(model(h, x.to(device)), settings)["loss"].item()
 print("loss of the first batch:", first)
 
 # %% [markdown]
@@ -271,16 +273,21 @@ def held(function, *args, **options) -> float:
     return size / 1e6
 
 
+def step_loss(chunk: int) -> torch.Tensor:
+    """The loss of the first batch, with so many images at a time."""
+    return seal_loss(model(h, x.to(device), chunk=chunk), settings)["loss"]
+
+
 def largest_gradient(chunk: int) -> float:
     """Of all LoRA matrices, after a step with so many images at a time."""
     torch.manual_seed(SEED)
     model.zero_grad()
-    model(h, x.to(device), chunk=chunk)["loss"].backward()
+    step_loss(chunk).backward()
     return max(p.grad.abs().max().item() for p in model.encoder.parameters() if p.grad is not None)
 
 
 h, x = batches["memory"]
-heads = held(model, h, x.to(device), chunk=4)  # of the tail nothing is kept
+heads = held(step_loss, 4)  # of the tail nothing is kept
 part = {chunk: held(model.encoder.tail, h[:chunk].to(device)) for chunk in (32, 16, 8, 4)}
 gradients = {chunk: largest_gradient(chunk) for chunk in part}
 print("largest gradient:", {k: round(v, 6) for k, v in gradients.items()})
@@ -326,8 +333,7 @@ figure
 #
 # ## What was measured
 #
-# ```{include} ../speed_table.md
-# ```
+# {% include "speed.md" %}
 
 # %% [markdown]
 # ## What to expect elsewhere

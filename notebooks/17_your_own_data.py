@@ -101,7 +101,7 @@ figure
 
 # %%
 pd.set_option("display.max_colwidth", None)
-table = {pattern: reader.__doc__.split("\n")[0].rstrip(".") for pattern, reader in SOURCES}
+table = {s.pattern: s.reader.__doc__.split("\n")[0].rstrip(".") for s in SOURCES}
 pd.DataFrame({"is read as": table.values()}, pd.Index(table.keys(), name="in your folder"))
 
 # %% [markdown]

@@ -66,13 +66,12 @@ from seal_lite import InputError, load_encoder, plots
 from seal_lite.data.images import open_image
 from seal_lite.data.patches import extract_patches
 from seal_lite.data.phantom import write_pyramid
-from seal_lite.data.phantom.truth import read_truth
 from seal_lite.encoders.embedding import embed_patches
 from seal_lite.encoders.registry import BACKBONES, backbone_row, load_backbone
 from seal_lite.encoders.vision import VisionEncoder, build_encoder
 from seal_lite.hub import add_embedding, model_card
-from seal_lite.model.seal import PARTS
-from seal_lite.tutorial import begin
+from seal_lite.model.storage import SHARED_FILES
+from seal_lite.tutorial import begin, finetuned
 
 here = begin(DATASET, BACKBONE, EPOCHS, SMOKE, test=TEST, seed=SEED)
 logging.disable(logging.WARNING)
@@ -111,7 +110,8 @@ plt.close(figure)
 figure
 
 # %% [markdown]
-# Of EfficientNet-Lite0 only what lies before its {term}`tap` is drawn, because only that is run.
+# Of EfficientNet-Lite0 only what lies before its {term}`feature layer` is drawn, because only that
+# is run.
 #
 # ## Which encoders
 #
@@ -145,12 +145,12 @@ table.fillna("")
 # The other feeds the stored activations back in at that block, while the blocks before it pass on
 # what they get: that is the tail, which trains. No line of this knows what kind of network it is.
 #
-# **A row of `seal_lite/backbones.toml`** is for the rest: a network that timm does not have, an
-# embedding that is not what timm pools, or a resolution that is known. It holds facts, no code. As
-# an example the row of Phikon {cite:p}`filiot2023phikon`, which comes from `transformers`:
+# **A row of `seal_lite/encoders/backbones.toml`** is for the rest: a network that timm does not
+# have, an embedding that is not what timm pools, or a resolution that is known. It holds facts, no
+# code. As an example the row of Phikon {cite:p}`filiot2023phikon`, which comes from `transformers`:
 
 # %%
-rows = importlib.resources.files("seal_lite").joinpath("backbones.toml").read_text()
+rows = importlib.resources.files("seal_lite.encoders").joinpath("backbones.toml").read_text()
 print("[phikon]" + rows.partition("[phikon]")[2].partition("\n\n")[0])
 
 # %% [markdown]
@@ -163,7 +163,7 @@ print("[phikon]" + rows.partition("[phikon]")[2].partition("\n\n")[0])
 
 # %%
 RUN = here.run("tuned")
-model, _ = here.finetuned()
+model, _ = finetuned(here)
 module, transform, precision = load_encoder(RUN)
 images = torch.stack([transform(Image.fromarray(p)) for p in test.patches])
 with torch.inference_mode():
@@ -176,8 +176,8 @@ print(f"largest difference to the run's own encoder: {merge_gap:.1e} of the larg
 print(f"the run's folder: {megabytes:.1f} MB")
 
 # %% [markdown]
-# `module` has no adapter, no hooks and nothing behind the tap: the same function as before, in one
-# forward pass. It works in bfloat16, compiles, and exports:
+# `module` has no adapter, no hooks and nothing behind the feature layer: the same function as
+# before, in one forward pass. It works in bfloat16, compiles, and exports:
 
 # %%
 OUT = Path("runs/elsewhere")
@@ -231,7 +231,7 @@ print(f"{config.patch_um:g} µm, which become {config.patch_px} x {config.patch_
 #| alt: The section's spots, coloured by the tissue regions that were drawn where these are known,
 #| and by the Leiden clusters of the frozen and of the finetuned encoder.
 frozen = build_encoder(config.backbone, tune_blocks=config.tune_blocks)
-truth = read_truth(ROOT, test, here.genes)
+regions = None if here.truth is None else here.truth.regions(test)
 adata, agreement = None, {}
 for name, encoder in (("frozen", frozen), ("tuned", model.encoder)):
     adata = add_embedding(test, encoder) if adata is None else adata
@@ -239,10 +239,10 @@ for name, encoder in (("frozen", frozen), ("tuned", model.encoder)):
     adata.obsm["X_seal"] = (x - x.mean(0)) / x.std(0).clip(1e-6)
     sc.pp.neighbors(adata, use_rep="X_seal", n_neighbors=12)
     sc.tl.leiden(adata, key_added=name, resolution=0.6, flavor="igraph", n_iterations=2)
-    if truth is not None:
-        agreement[name] = float(adjusted_rand_score(truth[1], adata.obs[name]))
-if truth is not None:
-    adata.obs["drawn"] = pd.Categorical(truth[1])
+    if regions is not None:
+        agreement[name] = float(adjusted_rand_score(regions, adata.obs[name]))
+if regions is not None:
+    adata.obs["drawn"] = pd.Categorical(regions)
 shown = [c for c in ("drawn", "frozen", "tuned") if c in adata.obs]
 adata.obsm["spatial"] = adata.obsm["spatial"] * adata.uns["um_per_px"]  # um, as the axes say
 adata.uns["spatial"] = {test.name: {}}
@@ -267,7 +267,7 @@ with plt.rc_context(plots.STYLE):
         ax.set(xlabel="", ylabel="", xticks=[], yticks=[], aspect="equal")
         ax.spines[:].set_visible(False)
         plots.scale_bar(ax)
-    if truth is not None:
+    if regions is not None:
         names = zip(adata.obs.drawn.cat.categories, adata.uns["drawn_colors"], strict=True)
         marks = [Line2D([], [], ls="", marker="o", color=c, label=name) for name, c in names]
         figure.legend(
@@ -352,7 +352,7 @@ figure
 # %%
 shared = OUT / "shared"
 files = [str(f.relative_to(RUN)) for f in RUN.rglob("*") if f.is_file()]
-for name in (sent := sorted(filter_repo_objects(files, allow_patterns=PARTS))):
+for name in (sent := sorted(filter_repo_objects(files, allow_patterns=SHARED_FILES))):
     (shared / name).parent.mkdir(parents=True, exist_ok=True)
     shutil.copy(RUN / name, shared / name)
 returned, *_ = load_encoder(shared)

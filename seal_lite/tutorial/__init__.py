@@ -8,5 +8,5 @@ import lazy_loader
 __getattr__, __dir__, __all__ = lazy_loader.attach(
     __name__,
     submodules=["charts", "frames"],
-    submod_attrs={"start": ["Beginning", "begin"]},
+    submod_attrs={"runs": ["finetuned"], "start": ["Beginning", "begin"]},
 )

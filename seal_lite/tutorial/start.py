@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 
@@ -22,17 +22,12 @@ from seal_lite.data.readers.legacy_st import patient_of
 from seal_lite.data.section import Section, load_sections
 from seal_lite.encoders.registry import backbone_row
 from seal_lite.evaluation.scores import genes_to_score
-from seal_lite.training.loop import finetune
-
-if TYPE_CHECKING:
-    from seal_lite.model.seal import SEAL
 
 log = logging.getLogger(__name__)
 PHANTOM = {"patients": 3, "sections_per_patient": 1, "spots": 160, "seed": 0}
 TINY_PHANTOM = {"patients": 2, "sections_per_patient": 1, "spots": 80, "seed": 0}
 HER2ST = ("A1", "B1", "C1", "D1", "E1", "F1", "G1", "H1")  # one section of each patient
 RUNS = Path("runs/chapters")
-CACHE = Path("runs/cache")
 
 
 @dataclass(frozen=True)
@@ -109,20 +104,6 @@ class Beginning:
         size = f"{config.epochs}x{config.n_views}-seed{config.seed}"
         return RUNS / f"{split}-{network}-{size}-{__version__}" / name
 
-    def finetuned(self, *, shuffle_pairs: bool = False) -> tuple[SEAL, list[dict[str, Any]]]:
-        """Return (model, history) of the run that the chapters share, trained where it is absent.
-
-        With `shuffle_pairs` it is the control, whose images and profiles are paired at random.
-        """
-        return finetune(
-            self.train,
-            self.config,
-            include=self.genes,
-            shuffle_pairs=shuffle_pairs,
-            out=self.run("shuffled" if shuffle_pairs else "tuned"),
-            cache_dir=CACHE,
-        )
-
 
 def begin(
     dataset: str = "auto",
@@ -137,7 +118,7 @@ def begin(
 
     On a CPU, "auto" means the phantom, the default encoder, and 12 epochs of 4 views. On a GPU it
     means real tumours of eight patients (her2st), the open pathology encoder Phikon, and 20 epochs
-    of 8 views.
+    of 8 views. A run on the phantom has the same length everywhere.
 
     Parameters
     ----------
@@ -157,7 +138,7 @@ def begin(
     """
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stdout, force=True)
     logging.getLogger("matplotlib").setLevel(logging.WARNING)
-    scale = _choose_scale(smoke=smoke)
+    scale = _choose_scale(dataset, smoke=smoke)
     root = _find_sections(scale.dataset if dataset == "auto" else dataset, smoke=smoke)
     backbone = scale.backbone if backbone == "auto" else backbone
     config = Config(
@@ -174,11 +155,13 @@ def begin(
     return Beginning(root, config, names, held_out)
 
 
-def _choose_scale(*, smoke: bool) -> Scale:
-    """Return the scale that suits the machine."""
+def _choose_scale(dataset: str, *, smoke: bool) -> Scale:
+    """Return the scale that suits the machine; on the phantom it is the same on all of them."""
     if smoke:
         return SMOKE_TEST
-    return ON_GPU if torch.cuda.is_available() else ON_CPU
+    if dataset == "phantom" or not torch.cuda.is_available():
+        return ON_CPU
+    return ON_GPU
 
 
 def _find_sections(dataset: str, *, smoke: bool) -> Path:
