@@ -14,15 +14,15 @@ PACKAGE   := $(shell find seal_lite -type f -not -path '*/__pycache__/*')
 SOURCES   := $(sort $(wildcard notebooks/*.py))
 NOTEBOOKS := $(SOURCES:.py=.ipynb)
 EXECUTED  := $(NOTEBOOKS:%=book/%)
-RECORDED  := $(shell find results -name '*.json' 2>/dev/null)
 
 # The book shows the same everywhere, so what its chapters run on does not depend on the machine.
 PARAMETERS := -p DATASET phantom -p BACKBONE tf_efficientnet_lite0
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help install unit test nightly lint notebooks executed book results record record-her2st \
-  record-phantom record-shifts tasks trials pitfalls subtlety bench promises hero sync lock clean
+.PHONY: help install unit test nightly lint notebooks executed book record record-her2st \
+  record-phantom record-shifts record-figures tasks trials pitfalls subtlety bench promises hero \
+  sync lock clean
 say = @printf '\n== %s\n' $(1)
 
 help: ## show this list
@@ -73,8 +73,7 @@ book/notebooks/%.ipynb: notebooks/%.ipynb $(STAMP)
 	@mkdir -p book/notebooks book/_build/partial
 	OMP_NUM_THREADS=1 $(PY) -m papermill $< book/_build/partial/$*.ipynb --kernel python3 --cwd . \
 	  --no-progress-bar $(PARAMETERS)
-	$(PY) book/finish.py book/_build/partial/$*.ipynb book/_build/partial/$*.page
-	@mv book/_build/partial/$*.page $@
+	@mv book/_build/partial/$*.ipynb $@
 
 book/notebooks/14_out_of_distribution.ipynb: PARAMETERS := # its phantom has two sites
 
@@ -82,27 +81,18 @@ book/extra/explorer/data.js: book/explorer.py runs/chapters/.made
 	$(call say,'Writing what the explorer shows')
 	$(PY) book/explorer.py
 
-book: notebooks results ## execute the notebooks, build the book, say where it is
+book: notebooks ## execute the notebooks, build the book, say where it is
 	$(call say,'Building the book (warnings are errors)')
 	$(VENV)/bin/jupyter-book build book --config _config.yml --path-output book --all \
 	  -W -n --keep-going
 	$(call say,'The book is ready: open $(HTML)')
-
-results: book/results.md ## write the page of recorded results from results/**/*.json
-
-book/results.md: $(wildcard book/*.py) $(RECORDED) $(PACKAGE) CITATION.cff book/references.bib $(STAMP)
-	$(call say,'Writing the page of recorded results')
-	$(PY) book/results.py
 
 # Everything in results/ and the figures of a held-out real section, in one go. Each command resumes;
 # one whose folder in runs/record/ belongs to other code, data or settings says so and stops.
 HER2ST ?= ../shared/her2st
 CLI    := $(VENV)/bin/seal-lite
 RUNS   := runs/record
-record: record-her2st record-phantom record-shifts tasks bench ## measure results/ again: hours on 2 cores, needs her2st (HER2ST=DIR)
-	$(CLI) finetune --data $(HER2ST) --train C3,C4,C5 --include ERBB2,GRB7 --seed 0 \
-	  --out runs/her2st-C2
-	$(PY) benchmarks/real_figures.py $(HER2ST) runs/her2st-C2 --section C2 --genes ERBB2,GRB7
+record: record-her2st record-phantom record-shifts record-figures tasks bench ## measure results/ again: hours on 2 cores, needs her2st (HER2ST=DIR)
 
 # One thread, so that a record does not depend on the number of cores. Run two of the first three in
 # two shells: a training has little use for a second core.
@@ -130,17 +120,24 @@ record-shifts: $(STAMP)
 	  cp $(RUNS)/shift-$$shift/metrics.json results/shift_$$shift.json || exit 1; \
 	done
 
-tasks: $(STAMP) ## score the records' encoders on the other evaluations: HEST-bench, retrieval, slides
-	$(PY) benchmarks/tasks.py $(HER2ST)
+record-figures: $(STAMP)
+	$(CLI) finetune --data $(HER2ST) --train C3,C4,C5 --include ERBB2,GRB7 --seed 0 \
+	  --out runs/her2st-C2
+	$(PY) benchmarks/her2st_figures.py $(HER2ST) runs/her2st-C2
+
+tasks: $(STAMP) ## score their encoders on the other evaluations: HEST-bench, retrieval, slides
+	$(PY) benchmarks/retrieval.py
+	$(PY) benchmarks/cohort.py
+	$(PY) benchmarks/hest.py $(HER2ST)
 
 trials: $(STAMP) ## choose settings, and measure what each part is worth: hours, needs her2st
 	$(PY) benchmarks/trials.py $(HER2ST)
 
-fooled: $(STAMP) ## measure what common mistakes are worth: a minute, needs her2st
-	$(PY) book/fooled.py $(HER2ST)
+pitfalls: $(STAMP) ## measure what evaluation pitfalls are worth: a minute, needs her2st
+	$(PY) benchmarks/pitfalls.py $(HER2ST)
 
-yardstick: $(STAMP) ## measure how subtle the phantom's subtle genes are: minutes on 2 cores
-	$(PY) book/yardstick.py
+subtlety: $(STAMP) ## measure how subtle the phantom's subtle genes are: minutes on 2 cores
+	$(PY) benchmarks/subtlety.py
 
 bench: $(STAMP) ## time what the book says is fast, beside what it is compared with: minutes
 	$(PY) benchmarks/bench.py $(HER2ST)
@@ -148,7 +145,7 @@ bench: $(STAMP) ## time what the book says is fast, beside what it is compared w
 promises: $(STAMP) ## kill, damage and crowd the package, and count what happens: half an hour
 	$(PY) tests/integration/under_load.py results/promises.json --kills 60 --mutants 30 --cycles 500
 
-hero: $(STAMP) ## draw the README's picture again: minutes on 2 cores
+hero: $(STAMP) ## draw the README's figure again: minutes on 2 cores
 	$(PY) book/hero.py
 
 sync: $(STAMP) ## bring _config.yml's address everywhere, and notebooks/*.ipynb up to their *.py

@@ -1,5 +1,7 @@
 """Pairs on disk, one file for each section: for more pairs than memory holds.
 
+::
+
     FOLDER/panel.json       the `GenePanel`, fitted before the first shard is written
     FOLDER/config.json      the settings that patches and expression were made with
     FOLDER/<section>.h5     the pairs of one section:

@@ -5,7 +5,7 @@ from functools import partial
 
 import numpy as np
 import pytest
-from conftest import make_adata
+from helpers import make_adata
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image

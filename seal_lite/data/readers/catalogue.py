@@ -1,6 +1,6 @@
 """From a folder to its sections: the files of each one, its image, its row of sections.tsv.
 
-A folder holds sections of any of the formats in `SOURCES`, and may hold two tables about them:
+A folder holds sections of any of the formats in `SOURCES`, and may hold two tables about them::
 
     ROOT/sections.tsv    section, and any of: patient, organ, technology, stain, species, image (a
                          path under ROOT), um_per_px, table (of a SpatialData store), pool_um, ...

@@ -25,12 +25,12 @@ def read_xenium(path: Path, labels: dict[str, str]) -> AnnData:
     """Read Xenium's output folder with an H&E image: transcripts pooled into square pseudo-spots.
 
     The label pool_um sets the edge of a pseudo-spot. The image's place is that of
-    *imagealignment.csv, a 3 x 3 matrix from its px to the px of the morphology.
+    `*imagealignment.csv`, a 3 x 3 matrix from its px to the px of the morphology.
 
     Raises
     ------
     InputError
-        If there is no *imagealignment.csv.
+        If there is no `*imagealignment.csv`.
     """
     folder = path.parent
     size_um = float(labels.get("pool_um", POOL_UM))
