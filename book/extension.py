@@ -87,12 +87,13 @@ def executed_with(notebook: NotebookNode) -> str:
 
 
 def repair_page(app: Sphinx, page: str, template: str, context: dict[str, Any], _: Any) -> None:
-    """Point a chapter's edit button to its script, and repair two faults of the theme."""
+    """Point the edit button to a page's source, and repair two faults of the theme."""
+    source = f"{page}.py" if page.startswith("notebooks/") else f"book/{page}.md"
     for group in context.get("header_buttons", []):
         for button in group.get("buttons", []):
-            if button.get("label") == "source-edit-button" and page.startswith("notebooks/"):
-                url = button["url"].replace("book/notebooks/", "notebooks/")
-                button["url"] = url.replace(".ipynb", ".py")
+            if button.get("label") == "source-edit-button":
+                repository = button["url"].partition("/edit/")[0]
+                button["url"] = f"{repository}/edit/{context['github_version']}/{source}"
     # Live code is not used; its settings would be declared twice, which is an error.
     context["script_files"] = [file for file in context["script_files"] if not is_thebe(file)]
     if "body" in context:  # ARIA has given up this role

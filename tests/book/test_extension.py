@@ -53,10 +53,14 @@ def test_execution_statistics_are_papermills(extension):
     assert statistics["runtime"] == 12.3 and statistics["succeeded"]
 
 
-def test_a_chapters_edit_button_leads_to_its_script(extension):
-    url = "https://github.com/o/r/edit/main/book/notebooks/01_x.ipynb"
+@pytest.mark.parametrize(
+    "page, source", [("notebooks/01_x", "notebooks/01_x.py"), ("api/data", "book/api/data.md")]
+)
+def test_the_edit_button_leads_to_the_source(extension, page, source):
+    url = "https://github.com/o/r/edit/main/wrong.ipynb"
     button = {"label": "source-edit-button", "url": url}
     context = {"header_buttons": [{"buttons": [button]}], "script_files": ["thebe.js", "a.js"]}
-    extension.repair_page(None, "notebooks/01_x", "page.html", context, None)
-    assert button["url"] == "https://github.com/o/r/edit/main/notebooks/01_x.py"
+    context["github_version"] = "main"
+    extension.repair_page(None, page, "page.html", context, None)
+    assert button["url"] == f"https://github.com/o/r/edit/main/{source}"
     assert context["script_files"] == ["a.js"]

@@ -82,11 +82,14 @@ def environment_problems(ranges, conda) -> list[str]:
 def import_problems(source: str, ranges, inside=()) -> list[str]:
     """Third-party modules that a source file imports and nothing declares.
 
-    Inside a function it may import what is declared in `inside` as well.
+    Inside a function, or for type checkers alone, it may import what is declared in `inside` too.
     """
     tree = ast.parse(source)
-    functions = [node for node in ast.walk(tree) if isinstance(node, ast.FunctionDef)]
-    lazy = {node for function in functions for node in ast.walk(function)}
+    lazy = set()
+    for node in ast.walk(tree):
+        type_checking = isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING"
+        if isinstance(node, ast.FunctionDef) or type_checking:
+            lazy.update(ast.walk(node))
     undeclared = set()
     for node in ast.walk(tree):
         if isinstance(node, ast.Import):
