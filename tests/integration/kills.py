@@ -35,7 +35,7 @@ class Job:
     """What is killed.
 
     run: writes into a folder. kept: pattern of the files that are never written again once they
-    have their final name. result: of a folder, what an undisturbed run has, to the byte.
+    have their final name. result: of a folder, what an undisturbed run has, too.
     """
 
     run: Callable[[Path], object]
@@ -63,6 +63,16 @@ def read_run(folder: Path) -> dict:
     return {**tensors, **files, "losses": losses}
 
 
+def read_crossval(folder: Path) -> dict:
+    """The scores and where they come from, without the commit, which may change meanwhile."""
+    metrics = json.loads((folder / "metrics.json").read_text())
+    provenance = json.loads((folder / "provenance.json").read_text())
+    for origin in (metrics["provenance"], provenance):
+        del origin["commit"]
+    table = (folder / "per_gene.csv").read_bytes()
+    return {"metrics": metrics, "provenance": provenance, "per_gene": table}
+
+
 def make_jobs(root: Path, sections: list, url: str) -> dict[str, Job]:
     """The jobs by name: on sections, on the slides in ROOT/scans, and on a mirror of her2st."""
     encoder = build_encoder(CONFIG.backbone, tune_blocks=1)
@@ -84,7 +94,7 @@ def make_jobs(root: Path, sections: list, url: str) -> dict[str, Job]:
     files = functools.partial
     return {
         "finetune": Job(run_finetune, "cache/*.npy", read_run),
-        "crossval": Job(run_crossval, "folds/*.json", files(read_files, "*.[jc]s*[nv]")),
+        "crossval": Job(run_crossval, "folds/*.json", read_crossval),
         "embed": Job(run_embed, "*.h5", files(read_files, "*.h5")),
         "fetch": Job(run_fetch, "data/**/*.gz", files(read_files, "data/**/[!.]*")),
     }
