@@ -39,7 +39,7 @@ nightly: $(STAMP) ## the long forms: kills, damaged files, a crowd, 500 cycles
 	OMP_NUM_THREADS=1 $(PY) -m pytest tests/integration -n $(CORES) --dist loadfile -m nightly
 
 lint: $(STAMP) ## check style, formatting, types and imports
-	$(call say,'Checking style, formatting and types')
+	$(call say,'Checking style and types')
 	$(PY) -m ruff check .
 	$(PY) -m ruff format --check .
 	$(PY) -m mypy
