@@ -8,6 +8,8 @@ PIP    := $(VENV)/bin/pip
 STAMP  := $(VENV)/.installed
 HTML   := book/_build/html/index.html
 
+# For what runs side by side. numba, which decoupler uses, would set OpenMP's threads anew.
+ONE_THREAD := OMP_NUM_THREADS=1 NUMBA_NUM_THREADS=1
 CORES  ?= $(shell getconf _NPROCESSORS_ONLN)
 
 PACKAGE   := $(shell find seal_lite -type f -not -path '*/__pycache__/*')
@@ -29,14 +31,14 @@ help: ## show this list
 	@sed -n 's/^\([a-z]*\):.*## /  make \1|/p' Makefile | awk -F'|' '{printf "%-18s %s\n", $$1, $$2}'
 
 unit: $(STAMP) ## after each edit: the unit tests, in two minutes on two cores
-	OMP_NUM_THREADS=1 $(PY) -m pytest tests/unit -n $(CORES) --dist loadfile -m "not nightly"
+	$(ONE_THREAD) $(PY) -m pytest tests/unit -n $(CORES) --dist loadfile -m "not nightly"
 
 test: lint book ## lint, execute the notebooks, build the book, run all tests but the nightly ones
 	$(call say,'Running the tests')
-	OMP_NUM_THREADS=1 $(PY) -m pytest -n $(CORES) --dist loadfile -m "not nightly"
+	$(ONE_THREAD) $(PY) -m pytest -n $(CORES) --dist loadfile -m "not nightly"
 
 nightly: $(STAMP) ## the long forms: kills, damaged files, a crowd, 500 cycles
-	OMP_NUM_THREADS=1 $(PY) -m pytest tests/integration -n $(CORES) --dist loadfile -m nightly
+	$(ONE_THREAD) $(PY) -m pytest tests/integration -n $(CORES) --dist loadfile -m nightly
 
 lint: $(STAMP) ## check style, formatting, types and imports
 	$(call say,'Checking style and types')
@@ -71,7 +73,7 @@ runs/chapters/.made:
 book/notebooks/%.ipynb: notebooks/%.ipynb $(STAMP)
 	$(call say,'Executing $<')
 	@mkdir -p book/notebooks book/_build/partial
-	OMP_NUM_THREADS=1 $(PY) -m papermill $< book/_build/partial/$*.ipynb --kernel python3 --cwd . \
+	$(ONE_THREAD) $(PY) -m papermill $< book/_build/partial/$*.ipynb --kernel python3 --cwd . \
 	  --no-progress-bar $(PARAMETERS)
 	@mv book/_build/partial/$*.ipynb $@
 
