@@ -60,11 +60,12 @@ executed: $(EXECUTED) book/extra/explorer/data.js
 $(EXECUTED) book/extra/explorer/data.js: | runs/chapters/.made
 endif
 
-# The two runs that chapters share: they would wait for one another.
+# The two runs that chapters share: they would wait for one another. One thread, as in the chapters:
+# chapter 8 trains the first of them again by hand and compares the losses.
 runs/chapters/.made:
 	$(call say,'Finetuning what the chapters share')
 	@rm -rf runs/chapters
-	$(PY) -m seal_lite.tutorial.runs
+	$(ONE_THREAD) $(PY) -m seal_lite.tutorial.runs
 	@touch $@
 
 # An executed copy appears under its final name only once the whole notebook has run. The working
