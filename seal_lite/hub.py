@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from huggingface_hub import HfApi, ModelCard, ModelCardData
-from peft import PeftModel
 from torch import nn
 from torchvision.transforms import v2
 
@@ -89,7 +88,7 @@ def merge_adapter(encoder: VisionEncoder) -> VisionEncoder:
     """
     net = copy.deepcopy(encoder.net)
     row = encoder.row
-    if isinstance(net, PeftModel):
+    if encoder.adapted:
         net = net.merge_and_unload()
     if row.feature_layer:
         _remove_unused_layers(net, row)

@@ -13,7 +13,6 @@ from operator import attrgetter
 from pathlib import Path
 from typing import Any
 
-import timm
 import torch
 from huggingface_hub.errors import GatedRepoError, RepositoryNotFoundError
 from torch import nn
@@ -144,6 +143,8 @@ def backbone_row(name: str) -> Backbone:
     """
     if name in BACKBONES:
         return BACKBONES[name]
+    import timm  # here: it takes seconds, and a row needs no network
+
     row = Backbone(name=name, loader="timm.create_model", source=name, dim=0, args=TIMM, arch=name)
     with _loading_errors(row), torch.device("meta"):
         net: Any = timm.create_model(name, num_classes=0)
@@ -192,6 +193,8 @@ def load_backbone(row: Backbone, *, pretrained: bool = True, seed: int = 0) -> n
 
 def _build_architecture(row: Backbone) -> nn.Module:
     """Build the row's network by timm, with random weights."""
+    import timm
+
     options = {**row.arch_args, **TIMM, **_resolved(row.args), "pretrained": False}
     return timm.create_model(row.arch, **options)
 

@@ -15,12 +15,9 @@ from typing import Any
 
 import numpy as np
 import torch
-from peft import PeftModel
-from peft.tuners.lora import LoraLayer
 from torch import nn
 
 from seal_lite.encoders import hooks
-from seal_lite.encoders.lora import adapt_blocks
 from seal_lite.encoders.registry import BACKBONES, Backbone, backbone_row, load_backbone
 from seal_lite.errors import InputError, reading
 
@@ -87,10 +84,13 @@ class VisionEncoder(nn.Module):
         self.prefix_stages = prefix_stages
         self.tail_stages = tail_stages
         self.feature_layer = [*prefix_stages, *tail_stages][-1]
-        self.net = net
+        self.net: Any = net
         self.adapted: list[str] = []
         tuned = self._tuned_blocks()
         if tuned and rank:
+            # peft takes seconds to import, and frozen networks do not need it.
+            from seal_lite.encoders.lora import adapt_blocks
+
             self.net, self.adapted = adapt_blocks(
                 net, row, tuned, rank=rank, alpha=alpha, dropout=dropout
             )
@@ -199,15 +199,15 @@ class VisionEncoder(nn.Module):
         """Set the training mode of LoRA's dropout alone; frozen layers stay in eval mode."""
         super().train(False)
         for module in self.modules():
-            if isinstance(module, LoraLayer):
-                module.lora_dropout.train(mode)
+            if hasattr(module, "lora_dropout"):
+                module.lora_dropout.train(mode)  # type: ignore[union-attr]
         self.training = mode
         return self
 
     @property
     def base(self) -> nn.Module:
         """The network itself, with LoRA's layers in place where it was adapted."""
-        return self.net.get_base_model() if isinstance(self.net, PeftModel) else self.net
+        return self.net.get_base_model() if self.adapted else self.net
 
     def base_digest(self) -> str:
         """Return the SHA-256 of the weights that finetuning leaves as they were loaded.

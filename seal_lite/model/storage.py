@@ -17,8 +17,6 @@ import shutil
 from pathlib import Path
 
 from huggingface_hub import snapshot_download
-from peft import PeftModel
-from peft.utils import get_peft_model_state_dict, set_peft_model_state_dict
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
@@ -60,6 +58,8 @@ def tuned_tensors(encoder: VisionEncoder) -> dict[str, Tensor]:
     under the network's own names.
     """
     if encoder.adapted:
+        from peft.utils import get_peft_model_state_dict
+
         return get_peft_model_state_dict(encoder.net)
     return {name: p.detach() for name, p in encoder.net.named_parameters() if p.requires_grad}
 
@@ -67,6 +67,8 @@ def tuned_tensors(encoder: VisionEncoder) -> dict[str, Tensor]:
 def load_tuned_tensors(encoder: VisionEncoder, tensors: dict[str, Tensor]) -> None:
     """Put `tuned_tensors` back into the vision encoder; their names and shapes must fit."""
     if encoder.adapted:
+        from peft.utils import set_peft_model_state_dict
+
         set_peft_model_state_dict(encoder.net, tensors)
     else:
         encoder.net.load_state_dict({**encoder.net.state_dict(), **tensors}, strict=True)
@@ -82,7 +84,7 @@ def write_model(
     base = {"backbone": config.backbone, "sha256": encoder.base_digest()}
     write_atomic(out / "base.json", json.dumps(base, indent=1))
     _save_tensors(heads, out / HEADS_FILE)
-    if isinstance(encoder.net, PeftModel):
+    if encoder.adapted:
         shutil.rmtree(out / "adapter", ignore_errors=True)
         encoder.net.save_pretrained(str(out / "adapter"))
     else:

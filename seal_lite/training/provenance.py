@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
+import importlib.metadata
 import json
 import platform
 import subprocess
@@ -12,7 +13,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import timm
 import torch
 
 from seal_lite import __version__
@@ -55,7 +55,7 @@ def provenance(sections: Iterable[Section | Shard], config: Config, **extra: Any
         "versions": {
             "python": platform.python_version(),
             "torch": torch.__version__,
-            "timm": timm.__version__,
+            "timm": importlib.metadata.version("timm"),
             "numpy": np.__version__,
         },
         "device": _device(),
