@@ -13,13 +13,11 @@ import os
 import shutil
 import subprocess
 import sys
-import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import faiss
 import numpy as np
 import torch
 from scipy.stats import pearsonr
@@ -29,7 +27,6 @@ from sklearn.preprocessing import StandardScaler
 
 from seal_lite import Config, load_sections
 from seal_lite.data.phantom import phantom
-from seal_lite.evaluation.retrieval import search
 from seal_lite.evaluation.ridge import Sums, hest_bench_ridge
 from seal_lite.evaluation.targets import pearson
 from seal_lite.training.provenance import provenance
@@ -93,18 +90,6 @@ def training(data: str) -> dict[str, Result]:
     return results
 
 
-def parts(data: str) -> dict[str, float]:
-    """Return pairs per second of the last setting, without each part of what makes it fast.
-
-    Beside them stand half precision and a single thread, which are not the default.
-    """
-    setting = list(SETTINGS.values())[-1]
-    jobs: dict[str, Result] = {name: {"off": [name]} for name in OFF if name != "cut"}
-    jobs |= {"all on": {}, "bf16": {"precision": "bf16"}, "one thread": {"threads": 1}}
-    runs = fastest(data, {name: {**setting, **job} for name, job in jobs.items()})
-    return {name: run["rate"] for name, run in runs.items()}
-
-
 def chunks(data: str) -> Result:
     """Return rate and peak memory of a batch of 320 pairs, whole and 32 at a time."""
     batch, chunk = 320, 32
@@ -123,34 +108,11 @@ def chunks(data: str) -> Result:
     }
 
 
-def embedding(data: str) -> Result:
-    """Return patches per second of `embed_patches` and of the tutorials' loop."""
-    setting = {"px": 224, "blocks": 0, "feature_layer": "blocks.4", "embedding": True}
-    tutorial = {**setting, "off": ["layout", "allocator", "cut"]}
-    runs = fastest(data, {"tutorial": tutorial, "ours": setting})
-    rates = {name: run["rate"] for name, run in runs.items()}
-    gap = abs(runs["tutorial"]["sum"] / runs["ours"]["sum"] - 1)
-    return {"rates": rates, "ratio": rates["ours"] / rates["tutorial"], "gap": gap}
-
-
 def seconds_of(function: Callable[[], Any]) -> tuple[float, Any]:
     """Return how long a call takes, and what it returns."""
     started = time.perf_counter()
     value = function()
     return time.perf_counter() - started, value
-
-
-def start_up() -> dict[str, float]:
-    """Return seconds until the package is imported, and until the command line shows its help."""
-    commands = {
-        "import": [sys.executable, "-c", "import seal_lite"],
-        "help": [str(Path(sys.executable).with_name("seal-lite")), "--help"],
-    }
-    seconds = {}
-    for name, command in commands.items():
-        run = lambda command=command: subprocess.check_output(command)  # noqa: E731
-        seconds[name] = min(seconds_of(run)[0] for _ in range(3))
-    return seconds
 
 
 def scaling() -> list[Result]:
@@ -204,43 +166,13 @@ def probing(*, samples: int = 8, n: int = 2500, d: int = 1024, genes: int = 50) 
     }
 
 
-def searching(*, n: int = 1_000_000, d: int = 512, queries: int = 100, top: int = 10) -> Result:
-    """Return seconds of an exact search in n unit vectors, of faiss and ours on a memory map."""
-    rng = np.random.default_rng(0)
-    with tempfile.TemporaryDirectory() as folder:
-        file = Path(folder) / "gallery.npy"
-        gallery = np.lib.format.open_memmap(file, "w+", np.float32, (n, d))
-        for start in range(0, n, 50_000):
-            part = rng.standard_normal((50_000, d), dtype=np.float32)[: n - start]
-            gallery[start : start + 50_000] = part / np.linalg.norm(part, axis=1, keepdims=True)
-        asked = np.array(gallery[:: n // queries][:queries])
-        asked += 0.05 * rng.standard_normal(asked.shape, dtype=np.float32)
-        asked /= np.linalg.norm(asked, axis=1, keepdims=True)
-        index = faiss.IndexFlatIP(d)
-        index.add(np.asarray(gallery))
-        theirs = [seconds_of(lambda: index.search(asked, top)) for _ in range(3)]
-        ours = [seconds_of(lambda: search(asked, gallery, top=top)) for _ in range(3)]
-    seconds = {"faiss": min(s for s, _ in theirs), "ours": min(s for s, _ in ours)}
-    return {
-        "seconds": seconds,
-        "ratio": seconds["faiss"] / seconds["ours"],
-        "agree": float((theirs[0][1][1] == ours[0][1][0]).mean()),
-        **{"gallery": n, "features": d, "queries": queries, "top": top},
-        "threads": torch.get_num_threads(),
-    }
-
-
 def main(data: str) -> None:
     """Measure everything and write the results file."""
     result = {
         "training": training(data),
-        "parts": parts(data),
         "chunks": chunks(data),
-        "embedding": embedding(data),
-        "start_up": start_up(),
         "scale": scaling(),
         "probing": probing(),
-        "searching": searching(),
         "provenance": provenance(load_sections(data, SECTIONS), Config()),
     }
     RESULT.write_text(json.dumps(result, indent=1) + "\n")

@@ -1,4 +1,4 @@
-"""Training steps and embeddings on the clock, with what makes them fast switched off by name.
+"""Training steps on the clock, with what makes them fast switched off by name.
 
     python benchmarks/steps.py '{"data": ..., "sections": [...], "px": 224, ..., "off": ["cache"]}'
 
@@ -29,7 +29,7 @@ OFF = {
     "layout": "channels last",
     "allocator": "large buffers kept by glibc",
 }
-DEFAULTS = {"off": [], "embedding": False, "precision": "no", "chunk": 0, "threads": 0}
+DEFAULTS = {"off": [], "chunk": 0}
 
 
 def peak_bytes() -> int:
@@ -76,23 +76,6 @@ def build_encoder(job: SimpleNamespace) -> Any:
     return encoder
 
 
-class Embedding:
-    """Steps that embed a batch of patches; a step's value is the sum of all dimensions."""
-
-    def __init__(self, job: SimpleNamespace, encoder: Any, sections: list[Any]) -> None:
-        self.patches = np.concatenate([section.patches for section in sections])
-        self.encoder = encoder
-        self.batch = job.batch
-
-    def step(self, number: int) -> float:
-        """Embed the next patches, from the start again where they end."""
-        from seal_lite.encoders.embedding import embed_patches
-
-        rows = np.arange(number * self.batch, (number + 1) * self.batch) % len(self.patches)
-        x = embed_patches(self.encoder, self.patches[rows], batch_size=self.batch)
-        return float(np.abs(x).sum())
-
-
 class Training:
     """Steps that train on a batch of pairs; a step's value is its loss."""
 
@@ -121,9 +104,8 @@ class Training:
 
         torch.manual_seed(number)  # the gene encoder's samples
         hidden, x = next(self.batches)
-        with torch.autocast("cpu", torch.bfloat16, enabled=self.job.precision == "bf16"):
-            outputs = self.model(hidden, x, chunk=self.job.chunk)
-            loss = seal_loss(outputs, self.model.config)["loss"]
+        outputs = self.model(hidden, x, chunk=self.job.chunk)
+        loss = seal_loss(outputs, self.model.config)["loss"]
         self.optimizer.zero_grad()
         loss.backward()
         self.optimizer.step()
@@ -138,13 +120,12 @@ def run(job: SimpleNamespace) -> dict[str, Any]:
     from seal_lite import load_sections
     from seal_lite.encoders import vision
 
-    torch.set_num_threads(job.threads or torch.get_num_threads())
     sections = load_sections(job.data, job.sections, patch_um=job.um, patch_px=job.px)
     encoder = build_encoder(job)
     layout = torch.Tensor.contiguous if "layout" in job.off else vision.channels_last
     values = []
     with mock.patch.object(vision, "channels_last", layout):
-        work = (Embedding if job.embedding else Training)(job, encoder, sections)
+        work = Training(job, encoder, sections)
         clock = [time.perf_counter()]
         for number in range(job.steps + 1):
             values.append(work.step(number))
@@ -152,8 +133,6 @@ def run(job: SimpleNamespace) -> dict[str, Any]:
     seconds = np.diff(clock).tolist()[1:]
     result = {"seconds": seconds, "rate": job.batch * job.steps / sum(seconds)}
     result |= {"threads": torch.get_num_threads(), "peak_bytes": peak_bytes()}
-    if isinstance(work, Embedding):
-        return {**result, "sum": values[-1]}
     about = {"pairs": len(work.pairs), "cache_seconds": work.cache_seconds}
     return {**result, **about, "losses": values}
 
