@@ -2,7 +2,7 @@
 
     python benchmarks/bench.py HER2ST        # minutes on 2 cores
 
-What depends on the process (its allocator, its peak memory) runs in one of its own: `steps.py`,
+What depends on the process (its threads, its peak memory) runs in one of its own: `throughput.py`,
 `scale.py`.
 """
 
@@ -13,8 +13,6 @@ import os
 import shutil
 import subprocess
 import sys
-import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -30,20 +28,16 @@ from seal_lite.data.phantom import phantom
 from seal_lite.evaluation.ridge import Sums, hest_bench_ridge
 from seal_lite.evaluation.targets import pearson
 from seal_lite.training.provenance import provenance
-from steps import OFF
+from throughput import seconds_of
 
 FOLDER = Path(__file__).parent
 RESULT = FOLDER.parent / "results/bench.json"
 SECTIONS = ["C2", "C3"]
-JOB = {"sections": SECTIONS, "um": 224.0, "batch": 64, "steps": 3, "off": []}
-SETTINGS = {  # pixels, tuned blocks and feature layer
-    "the default: 160 px, 3 stages": {"px": 160, "blocks": 3, "feature_layer": "blocks.4"},
-    "224 px, 1 stage": {"px": 224, "blocks": 1, "feature_layer": "blocks.4"},
-    "224 px, the network's last stage": {"px": 224, "blocks": 1, "feature_layer": "blocks.6"},
+SETTINGS: dict[str, dict[str, Any]] = {
+    "the default: 160 px, 3 stages": {},
+    "224 px, 1 stage": {"patch_px": 224, "tune_blocks": 1},
 }
-LOOPS = {"tutorial": [*OFF], "streamed": ["cache"], "cached": []}  # what is switched off
 SIZES = (7_000, 70_000, 700_000)  # pairs
-ROUNDS = 2  # of which the faster counts: whatever else runs can only slow one down
 
 Result = dict[str, Any]
 
@@ -60,59 +54,19 @@ def python(script: str, *arguments: Any) -> Any:
     return json.loads(lines[-1]) if lines else None
 
 
-def fastest(data: str, jobs: dict[str, Result]) -> dict[str, Result]:
-    """Run every job of `steps.py`, in turn, `ROUNDS` times; return the fastest run of each."""
-    runs: dict[str, list[Result]] = {name: [] for name in jobs}
-    for _ in range(ROUNDS):
-        for name, job in jobs.items():
-            runs[name].append(python("steps.py", json.dumps({"data": data, **JOB, **job})))
-            print(name, round(runs[name][-1]["rate"], 1), flush=True)
-    return {name: max(rounds, key=lambda run: run["rate"]) for name, rounds in runs.items()}
-
-
 def spread(values: list[Any]) -> float:
     """Return the largest difference between runs, of any step's value."""
     return float(np.ptp(values, axis=0).max())
 
 
-def training(data: str) -> dict[str, Result]:
-    """Return pairs per second of every loop and the largest difference of their losses."""
+def throughput(data: str) -> dict[str, Result]:
+    """Return what `throughput.py` measures of every setting."""
     results = {}
     for name, setting in SETTINGS.items():
-        runs = fastest(data, {loop: {**setting, "off": off} for loop, off in LOOPS.items()})
-        rates = {loop: run["rate"] for loop, run in runs.items()}
-        results[name] = {
-            "rates": rates,
-            "ratio": rates["cached"] / rates["tutorial"],
-            "gap": spread([run["losses"] for run in runs.values()]),
-            **{key: runs["cached"][key] for key in ("cache_seconds", "pairs", "threads")},
-        }
+        job = {"data": data, "sections": SECTIONS, **setting}
+        results[name] = python("throughput.py", json.dumps(job))
+        print(name, results[name], flush=True)
     return results
-
-
-def chunks(data: str) -> Result:
-    """Return rate and peak memory of a batch of 320 pairs, whole and 32 at a time."""
-    batch, chunk = 320, 32
-    setting = {**SETTINGS["the default: 160 px, 3 stages"], "batch": batch, "steps": 1}
-    jobs = {"whole": 0, "chunks": chunk}
-    runs = {}
-    for name, size in jobs.items():
-        job = {"data": data, **JOB, **setting, "off": ["cache"], "chunk": size}
-        runs[name] = python("steps.py", json.dumps(job))
-    return {
-        "batch": batch,
-        "chunk": chunk,
-        "gap": spread([run["losses"] for run in runs.values()]),
-        "peak_bytes": {name: run["peak_bytes"] for name, run in runs.items()},
-        "rates": {name: run["rate"] for name, run in runs.items()},
-    }
-
-
-def seconds_of(function: Callable[[], Any]) -> tuple[float, Any]:
-    """Return how long a call takes, and what it returns."""
-    started = time.perf_counter()
-    value = function()
-    return time.perf_counter() - started, value
 
 
 def scaling() -> list[Result]:
@@ -155,8 +109,10 @@ def probing(*, samples: int = 8, n: int = 2500, d: int = 1024, genes: int = 50) 
         train = [Sums.total(sums[:fold] + sums[fold + 1 :]) for fold in range(samples)]
         return [pearson(hest_bench_ridge(s, x[i]), y[i]) for i, s in enumerate(train)]
 
-    published, published_r = seconds_of(lambda: [published_fold(i) for i in range(samples)])
-    ours, our_r = seconds_of(our_folds)
+    published_r = []
+    published = seconds_of(lambda: published_r.extend(map(published_fold, range(samples))))
+    our_r = []
+    ours = seconds_of(lambda: our_r.extend(our_folds()))
     return {
         "seconds": {"upstream": published, "ours": ours},
         "ratio": published / ours,
@@ -169,8 +125,7 @@ def probing(*, samples: int = 8, n: int = 2500, d: int = 1024, genes: int = 50) 
 def main(data: str) -> None:
     """Measure everything and write the results file."""
     result = {
-        "training": training(data),
-        "chunks": chunks(data),
+        "throughput": throughput(data),
         "scale": scaling(),
         "probing": probing(),
         "provenance": provenance(load_sections(data, SECTIONS), Config()),

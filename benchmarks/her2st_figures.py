@@ -11,21 +11,17 @@ from __future__ import annotations
 import json
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
+from matplotlib.figure import Figure
 
-from seal_lite import SEAL, load_sections, plots
+from seal_lite import SEAL, Section, load_sections, plots
 from seal_lite.data.section import load_counts
 from seal_lite.encoders.embedding import embed_patches
 from seal_lite.evaluation.retrieval import gene_set_profile, retrieval_scores, search
 from seal_lite.evaluation.targets import noise_ceiling, patch_targets, pearson, target_genes
 from seal_lite.tutorial import charts
-
-if TYPE_CHECKING:
-    from matplotlib.figure import Figure
-
-    from seal_lite import Section
 
 ROOT = Path(__file__).parents[1]
 TARGET = "pearson_residuals"

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -23,10 +24,18 @@ import numpy as np
 from seal_lite import Config, Section, finetune, load_sections
 from seal_lite.data.genes import GenePanel
 from seal_lite.data.shards import read_shards, write_shards
-from steps import peak_bytes
 
 CONFIG = Config(patch_px=32, n_views=4, tune_blocks=1, batch_size=256, epochs=1)
 SHARD_PAIRS = 5000
+
+
+def peak_bytes() -> int:
+    """Return the most memory that this process has held, as Linux reports it.
+
+    The maximum of `getrusage` outlives `exec`, so that it may be the parent's.
+    """
+    status = Path("/proc/self/status").read_text()
+    return 1024 * int(re.search(r"VmHWM:\s+(\d+) kB", status)[1])
 
 
 def drawn_sections(sections: list[Section], panel: GenePanel, pairs: int) -> Iterator[Any]:

@@ -14,18 +14,15 @@ import json
 import sys
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 from PIL import Image
 
-from seal_lite import Config
+from seal_lite import SEAL, Config, Section
 from seal_lite.encoders.embedding import embed_patches
 from seal_lite.evaluation.retrieval import gene_set_profile
 from seal_lite.tutorial import begin, finetuned
-
-if TYPE_CHECKING:
-    from seal_lite import SEAL, Section
 
 OUT = Path(__file__).parent / "extra/explorer/data.js"
 LIMIT = 5_000_000  # bytes

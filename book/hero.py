@@ -10,23 +10,18 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import matplotlib.pyplot as plt
 import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
 from matplotlib.patches import Circle, FancyArrowPatch, FancyBboxPatch, Rectangle
 
-from seal_lite import Config, finetune, load_sections
+from seal_lite import Config, Section, finetune, load_sections
 from seal_lite.data.phantom import GroundTruth, phantom
 from seal_lite.encoders.embedding import embed_patches
 from seal_lite.evaluation.targets import pearson, target_genes
 from seal_lite.plots import COLOURS, GREY, INK, STYLE, discs, tissue
-
-if TYPE_CHECKING:
-    from matplotlib.axes import Axes
-    from matplotlib.figure import Figure
-
-    from seal_lite import Section
 
 ROOT = Path(__file__).parents[1]
 MARKERS = ("ERBB2", "COL1A1", "CD3E", "ADIPOQ")  # of tumour, stroma, T cells, fat

@@ -1,11 +1,10 @@
-"""Figures of the results pages: intervals in rows, and an epoch against its size."""
+"""Figures of the results pages: intervals in rows."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 import matplotlib.pyplot as plt
-import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
 
 from pages.evaluations import (
     METRIC_LABELS,
@@ -19,10 +18,6 @@ from pages.evaluations import (
 from pages.markdown import label
 from seal_lite import plots
 from seal_lite.tutorial import charts
-
-if TYPE_CHECKING:
-    from matplotlib.axes import Axes
-    from matplotlib.figure import Figure
 
 
 @plots.styled
@@ -103,23 +98,3 @@ def slide_points(record: Result) -> Rows:
         if row["features"] in SLIDE_ENCODERS:
             points.append(point)
     return points
-
-
-@plots.styled
-def scale_curves(bench: Result) -> Figure:
-    """Draw time and peak memory of an epoch against its pairs, on logarithmic axes."""
-    runs = bench["scale"]
-    pairs = np.array([run["pairs"] for run in runs])
-    figure, axes = plt.subplots(1, 2, figsize=(8, 3))
-    for ax, key, unit, ylabel, slope in (
-        (axes[0], "seconds", 1, "seconds an epoch", 1),
-        (axes[1], "peak_bytes", 1e9, "peak memory, GB", 0),
-    ):
-        values = np.array([run[key] for run in runs]) / unit
-        fitted = np.polyfit(np.log(pairs), np.log(values), 1)[0]
-        ax.loglog(pairs, values, "o-", color=plots.COLOURS[0], label=f"slope {fitted:.2f}")
-        ax.loglog(pairs, values[-1] * (pairs / pairs[-1]) ** slope, ls=":", color=plots.GREY)
-        ax.set(xlabel="pairs", ylabel=ylabel)
-        ax.legend()
-    axes[1].set_ylim(0.1, 10)
-    return figure

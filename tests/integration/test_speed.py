@@ -1,46 +1,20 @@
-"""What makes training and embedding fast changes no result: the loops of benchmarks/steps.py."""
+"""Training and embedding keep close to the network's own speed, in bounded memory."""
 
 import sys
-from types import SimpleNamespace
 
-import numpy as np
 import pytest
 
-JOB = {"sections": ["PA1"], "px": 64, "um": 224.0, "batch": 16, "steps": 2, "blocks": 1}
-TUTORIAL = ["cache", "cut", "merged", "layout"]  # what is off in the loop that tutorials show
 
+def test_loop_and_limit_are_timed_side_by_side(phantom_root):
+    from throughput import run
 
-@pytest.fixture
-def run(phantom_root, monkeypatch):
-    """Run steps with something switched off; returns what steps.py prints."""
-    import steps
-    from seal_lite.encoders import vision
-
-    assert set(steps.OFF) == {*TUTORIAL, "allocator"}  # which is set once, on import
-    monkeypatch.setattr(vision, "channels_last", vision.channels_last)  # put back afterwards
-
-    def run(off, **job):
-        job = {**steps.DEFAULTS, **JOB, "data": str(phantom_root), **job, "off": off}
-        return steps.run(SimpleNamespace(**job))
-
-    return run
-
-
-@pytest.mark.parametrize(
-    "feature_layer", ["blocks.4", pytest.param("blocks.6", marks=pytest.mark.nightly)]
-)
-def test_three_steps_have_the_losses_of_the_tutorials_loop(run, feature_layer):
-    fast = run([], feature_layer=feature_layer)
-    slow = run(TUTORIAL, feature_layer=feature_layer)
-    assert len(set(fast["losses"])) == 3
-    np.testing.assert_allclose(fast["losses"], slow["losses"], atol=1e-4)
-
-
-def test_an_embedding_is_that_of_the_whole_network(run):
-    job = {"feature_layer": "blocks.4", "blocks": 0, "embedding": True}
-    fast = run([], **job)
-    slow = run(["layout", "cut"], **job)
-    assert fast["sum"] == pytest.approx(slow["sum"], rel=1e-4)
+    job = {"data": str(phantom_root), "sections": ["PA1"], "patch_px": 64, "batch_size": 16}
+    result = run({**job, "tune_blocks": 1})
+    for work in ("cached", "streamed", "embedding"):
+        assert result[work]["rate"] > 0
+        assert result[work]["limit"] > 0
+    # The frozen blocks are part of the streamed limit alone.
+    assert result["streamed"]["limit"] < result["cached"]["limit"]
 
 
 @pytest.mark.nightly

@@ -19,7 +19,6 @@ ROOT = Path(__file__).parents[2]
 CONDA_NAMES = {"pytorch": "torch"}  # conda-forge name -> package index name, where they differ
 IMPORT_NAMES = {
     "PIL": "pillow",
-    "faiss": "faiss-cpu",
     "skimage": "scikit-image",
     "sklearn": "scikit-learn",
     "yaml": "pyyaml",
