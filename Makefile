@@ -23,12 +23,12 @@ PARAMETERS := -p DATASET phantom -p BACKBONE tf_efficientnet_lite0
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
 .PHONY: help install unit test nightly lint notebooks executed book record record-her2st \
-  record-phantom record-shifts record-figures tasks trials pitfalls subtlety bench promises hero \
+  record-phantom record-shifts record-figures tasks trials pitfalls subtlety bench bench-gpu promises hero \
   sync lock clean
 say = @printf '\n== %s\n' $(1)
 
 help: ## show this list
-	@sed -n 's/^\([a-z]*\):.*## /  make \1|/p' Makefile | awk -F'|' '{printf "%-18s %s\n", $$1, $$2}'
+	@sed -n 's/^\([a-z-]*\):.*## /  make \1|/p' Makefile | awk -F'|' '{printf "%-18s %s\n", $$1, $$2}'
 
 unit: $(STAMP) ## after each edit: the unit tests, in two minutes on two cores
 	$(ONE_THREAD) $(PY) -m pytest tests/unit -n $(CORES) --dist loadfile -m "not nightly"
@@ -144,6 +144,9 @@ subtlety: $(STAMP) ## measure how subtle the phantom's subtle genes are: minutes
 
 bench: $(STAMP) ## time what the book says is fast, beside what it is compared with: minutes
 	$(PY) benchmarks/bench.py $(HER2ST)
+
+bench-gpu: $(STAMP) ## time training on this machine's card, beside its own limit: 8 minutes
+	$(PY) benchmarks/gpu.py
 
 promises: $(STAMP) ## kill, damage and crowd the package, and count what happens: half an hour
 	$(PY) tests/integration/under_load.py results/promises.json --kills 60 --mutants 30 --cycles 500

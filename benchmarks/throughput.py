@@ -24,7 +24,7 @@ from seal_lite import SEAL, Config, load_sections
 from seal_lite.data.genes import GenePanel
 from seal_lite.encoders.embedding import embed_patches, image_batches
 from seal_lite.training.callbacks import Callback
-from seal_lite.training.distributed import make_accelerator
+from seal_lite.training.distributed import join_processes
 from seal_lite.training.loader import Activations, Pairs
 from seal_lite.training.loop import train
 
@@ -43,7 +43,7 @@ class Limit(Callback):
 
     def on_epoch_end(self, model: SEAL, history: list[dict[str, Any]]) -> None:
         """Run the blocks forward and backward."""
-        hidden = self.hidden.to(model.encoder.mean.device)
+        hidden = self.hidden
         started = clock()
         for _ in range(self.steps):
             if self.images is not None:
@@ -70,15 +70,15 @@ def share(rates: list[float], limits: list[float]) -> dict[str, float]:
 def training(sections: list[Any], config: Config, *, cached: bool) -> dict[str, float]:
     """Return pairs per second of the loop, of the limit, and their ratio."""
     panel = GenePanel.from_config(sections, config)
-    accelerator = make_accelerator(config)
-    model = SEAL.build(panel, config).to(accelerator.device)
+    state, device = join_processes()
+    model = SEAL.build(panel, config, device=device)
     activations = Activations(model.encoder, sections, config, cached=cached, progress=False)
     pairs = Pairs(sections, panel, config, activations)
     images = None
     if not cached:
-        images = first_images(sections, config.batch_size).to(accelerator.device)
+        images = first_images(sections, config.batch_size).to(device)
     limit = Limit(pairs, images)
-    history = train(model, pairs, accelerator, callbacks=[limit], progress=False)
+    history = train(model, pairs, state, callbacks=[limit], progress=False)
     rates = [epoch["pairs_per_s"] for epoch in history]
     limits = [pairs.steps * config.batch_size / seconds for seconds in limit.seconds]
     return share(rates[1:], limits[1:])
@@ -94,7 +94,7 @@ def embedding(sections: list[Any], config: Config) -> dict[str, float]:
     """Return patches per second of `embed_patches`, of the bare forward pass, and their ratio."""
     encoder = SEAL.build(GenePanel.from_config(sections, config), config).encoder.eval()
     patches = np.concatenate([section.patches for section in sections])
-    images = first_images(sections, config.batch_size)
+    images = first_images(sections, config.batch_size).to(encoder.device)
 
     def run_limit() -> None:
         with torch.inference_mode():

@@ -277,8 +277,8 @@ print("loss by epoch:", *(f"{loss:.3f}" for loss in by_hand))
 #
 # All sections of the held-out patient stay out, including the fitting of the gene panel. Called
 # again with the same arguments, `finetune` returns the finished run; interrupted, it resumes to the
-# same result. The folder's name ends in a hash of the code, so a run of older code is never taken
-# for a new one. `finetuned(here)` fills in this book's arguments.
+# same result. A folder with a run of other data or settings is refused. `finetuned(here)` fills in
+# this book's arguments.
 
 # %%
 #| alt: The training loss and its three terms, a line each, by epoch.

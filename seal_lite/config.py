@@ -15,7 +15,7 @@ from seal_lite.io import read_json
 CHOICES: dict[str, tuple[str, ...]] = {
     "hvg": ("pearson_residuals", "seurat"),
     "zscore": ("section", "train"),
-    "precision": ("no", "bf16", "fp16"),
+    "precision": ("auto", "no", "bf16", "fp16"),
 }
 ABOVE_ZERO = {  # every other number may be 0, none may be negative
     "patch_um",
@@ -88,7 +88,7 @@ class Config:
     weight_decay: float = 0.01
     warmup: float = 0.1  # share of the steps with rising learning rate
     grad_clip: float = 1.0  # the gradient's norm is cut to this; one bad batch cannot break a run
-    precision: str = "no"  # accelerate's mixed precision: no, bf16, fp16
+    precision: str = "auto"  # bf16 or fp16 as the card has it, float32 ("no") on a CPU
     seed: int = 0
 
     def __post_init__(self) -> None:

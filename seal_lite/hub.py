@@ -29,7 +29,10 @@ if TYPE_CHECKING:
 
 
 def load_encoder(
-    run: str | Path, *, precision: torch.dtype = torch.float32
+    run: str | Path,
+    *,
+    precision: torch.dtype = torch.float32,
+    device: str | torch.device = "auto",
 ) -> tuple[nn.Module, v2.Compose, torch.dtype]:
     """Return a run's encoder as (module, transform, precision).
 
@@ -41,6 +44,8 @@ def load_encoder(
         A run folder, or "hf-hub:OWNER/NAME".
     precision
         The type of the module's weights.
+    device
+        Where the module is put; "auto" is the fastest of this machine (`resolve_device`).
 
     Returns
     -------
@@ -57,7 +62,7 @@ def load_encoder(
     InputError
         The run cannot be loaded, as for `SEAL.from_pretrained`.
     """
-    model = SEAL.from_pretrained(run)
+    model = SEAL.from_pretrained(run, device=device)
     px = model.config.patch_px
     row = model.encoder.row
     transform = v2.Compose(
@@ -210,7 +215,7 @@ def push_to_hub(
     InputError
         The run cannot be loaded, the card cannot be written, or the hub refuses the upload.
     """
-    SEAL.from_pretrained(run)  # a run that cannot be loaded is not uploaded
+    SEAL.from_pretrained(run, device="cpu")  # a run that cannot be loaded is not uploaded
     card = model_card(run, scores=scores)
     remedy = "go online, or `hf auth login` with a token that may write"
     with reading(repo, fault="cannot be written", remedy=remedy):

@@ -1,14 +1,15 @@
-"""Files that are complete or absent, folders that one run at a time writes into, size checks."""
+"""Files that are complete or absent, folders of one run at a time, size checks, reading ahead."""
 
 from __future__ import annotations
 
 import hashlib
 import json
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from filelock import FileLock, Timeout
 
@@ -17,6 +18,8 @@ from seal_lite.errors import InputError, reading
 if TYPE_CHECKING:
     import h5py
 
+Item = TypeVar("Item")
+Result = TypeVar("Result")
 DEFLATE_LIMIT = 1100  # deflate packs at most 1,032 bytes into one; more is damage, or a bomb
 RUN_REMEDY = "give a folder that `finetune` finished"
 TEMPORARY_SUFFIXES = (".lock", ".part")  # of files that exist only while something is written
@@ -141,3 +144,16 @@ def refuse_h5_bomb(file: h5py.File) -> None:
     sizes: list[int] = []
     file.visititems(lambda _, item: sizes.append(getattr(item, "nbytes", 0)))
     refuse_bomb(os.fsdecode(file.filename), sum(sizes))
+
+
+def read_ahead(read: Callable[[Item], Result], items: Iterable[Item]) -> Iterator[Result]:
+    """Yield read(item) of every item, in order, while a thread reads the next one."""
+    with ThreadPoolExecutor(1) as reader:
+        pending: Future[Result] | None = None
+        for item in items:
+            following = reader.submit(read, item)
+            if pending is not None:
+                yield pending.result()
+            pending = following
+        if pending is not None:
+            yield pending.result()

@@ -11,6 +11,7 @@ from seal_lite.cli.options import (
     AllowLeakage,
     Backbone,
     Data,
+    Device,
     JsonFile,
     OptionalRun,
     Preset,
@@ -47,6 +48,7 @@ def probe(
     train: Annotated[str, typer.Option(help="Sections that the probe is fitted on.")],
     test: Annotated[str, typer.Option(help="Sections that it is scored on.")],
     json_file: JsonFile,
+    device: Device = "auto",
 ) -> None:
     """Score a run against the frozen encoder and the controls on held-out sections."""
     from seal_lite.data.phantom.truth import GroundTruth
@@ -55,7 +57,7 @@ def probe(
     from seal_lite.model.seal import SEAL
     from seal_lite.training.provenance import provenance
 
-    model = SEAL.from_pretrained(run)
+    model = SEAL.from_pretrained(run, device=device)
     config = model.config
     train_names = split_names(train)
     test_names = split_names(test)
@@ -114,7 +116,9 @@ def score_run(
         typer.echo(f"{n_missing} of {len(all_genes)} genes are not in the run's panel")
     models = {"tuned": model}
     config = model.config
-    features = fold_features(train, test, genes, models=models, config=config)
+    features = fold_features(
+        train, test, genes, models=models, config=config, device=model.encoder.device
+    )
     scores = score_models(
         train, test, genes, models=models, features=features, truth=truth, seed=config.seed
     )
@@ -142,6 +146,7 @@ def crossval(  # noqa: PLR0913 (a command has as many options as it needs)
     preset: Preset = "default",
     set_: Set = None,
     allow_leakage: AllowLeakage = False,
+    device: Device = "auto",
 ) -> None:
     """Leave one group out: finetune and fit everything inside each fold, score on the rest."""
     from seal_lite.data.leakage import check_leakage
@@ -167,6 +172,7 @@ def crossval(  # noqa: PLR0913 (a command has as many options as it needs)
         train_groups=train_groups,
         seeds=seeds,
         leakage=leakage,
+        device=device,
     )
     typer.echo(summary(result).round(3).to_string())
     for verdict in verdicts(result):
@@ -183,6 +189,7 @@ def hest_bench(
     run: OptionalRun = None,
     backbone: Backbone = None,
     allow_leakage: AllowLeakage = False,
+    device: Device = "auto",
 ) -> None:
     """Score a run, or a frozen encoder, on HEST-bench's tasks as published, beside controls."""
     from seal_lite.encoders.registry import backbone_row
@@ -195,7 +202,7 @@ def hest_bench(
     )
     from seal_lite.training.provenance import provenance
 
-    model, config = read_run_or_backbone(run, backbone)
+    model, config = read_run_or_backbone(run, backbone, device=device)
     row = backbone_row(config.backbone)
     models = {} if model is None else {"tuned": model}
     px = row.px if model is None else hest_px(config, row)
@@ -205,7 +212,7 @@ def hest_bench(
     results = []
     for task, leaked_samples in zip(hest_tasks, leaked, strict=True):
         samples = task.load(px=px)
-        features, layers = embed_all(samples.values(), models, config)
+        features, layers = embed_all(samples.values(), models, config, device=device)
         result = run_hest_bench(task, samples, config, features=features, layers=layers)
         origin = provenance(samples.values(), config, run=str(run), leaked=leaked_samples)
         results.append({**result, "provenance": origin})
@@ -238,6 +245,7 @@ def retrieve(
     genes: Annotated[str, typer.Option(help="Gene set of the query: ERBB2,GRB7.")],
     out: Annotated[Path, typer.Option(callback=check_output_file, help="Figure to write (PNG).")],
     top: Top = 10,
+    device: Device = "auto",
 ) -> None:
     """Find the patches of a section that match a gene set, and draw them."""
     from seal_lite import plots
@@ -245,7 +253,7 @@ def retrieve(
     from seal_lite.evaluation.retrieval import gene_set_profile, retrieval_scores, search
     from seal_lite.model.seal import SEAL
 
-    model = SEAL.from_pretrained(run)
+    model = SEAL.from_pretrained(run, device=device)
     gene_set = split_names(genes)
     profile = gene_set_profile(model.panel, gene_set)
     (loaded,) = read_sections(data, [section], model.config)
@@ -284,6 +292,7 @@ def retrieval_bench(
     sections: Sections = None,
     gmt: Annotated[Path | None, typer.Option(help="Gene sets of the queries (GMT).")] = None,
     top: Top = 10,
+    device: Device = "auto",
 ) -> None:
     """Score retrieval from genes to images and back: in a slide, across slides and patients."""
     import pandas as pd
@@ -293,7 +302,7 @@ def retrieval_bench(
     from seal_lite.model.seal import SEAL
     from seal_lite.training.provenance import provenance
 
-    model = SEAL.from_pretrained(run)
+    model = SEAL.from_pretrained(run, device=device)
     gene_sets = None if gmt is None else read_gene_sets(gmt, model.panel.genes)
     loaded = read_sections(data, split_optional(sections), model.config)
     embeddings = [embed_patches(model.encoder, section.patches) for section in loaded]

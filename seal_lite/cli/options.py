@@ -59,6 +59,9 @@ Preset = Annotated[str, typer.Option(help="default, or paper (the released SEAL 
 Set = Annotated[list[str] | None, typer.Option("--set", help="Override a setting: key=value.")]
 Seeds = Annotated[int, typer.Option(min=1, help="Number of runs of each fold.")]
 Top = Annotated[int, typer.Option(min=1, help="Number of patches to retrieve.")]
+Device = Annotated[
+    str, typer.Option(help="Where networks run: auto (cuda, then mps, then cpu), or a name.")
+]
 AllowLeakage = Annotated[
     bool, typer.Option(help="Test on data seen in training; marks the result.")
 ]
@@ -103,7 +106,9 @@ def read_sections(data: Path, names: Sequence[str] | None, config: Config) -> li
     return load_sections(data, names, patch_um=config.patch_um, patch_px=config.patch_px)
 
 
-def read_run_or_backbone(run: Path | None, backbone: str | None) -> tuple[SEAL | None, Config]:
+def read_run_or_backbone(
+    run: Path | None, backbone: str | None, *, device: str = "auto"
+) -> tuple[SEAL | None, Config]:
     """Return the run's model and config, or None and the config of a frozen encoder."""
     if (run is None) == (backbone is None):
         raise InputError("give either --run or --backbone")
@@ -111,7 +116,7 @@ def read_run_or_backbone(run: Path | None, backbone: str | None) -> tuple[SEAL |
         return None, build_config(backbone=backbone)
     from seal_lite.model.seal import SEAL
 
-    model = SEAL.from_pretrained(run)
+    model = SEAL.from_pretrained(run, device=device)
     return model, model.config
 
 

@@ -9,6 +9,7 @@ import typer
 
 from seal_lite.cli.options import (
     Backbone,
+    Device,
     JsonFile,
     OptionalRun,
     Seeds,
@@ -32,14 +33,15 @@ def embed(
     patch_um: Annotated[
         float | None, typer.Option(min=1.0, help="Edge of a patch; default: as in training.")
     ] = None,
+    device: Device = "auto",
 ) -> None:
     """Write every slide's features as TRIDENT does: tissue, a grid of patches, H5."""
     from seal_lite.encoders.vision import build_encoder
     from seal_lite.slides.embed import embed_slides, list_slides
 
-    model, config = read_run_or_backbone(run, backbone)
+    model, config = read_run_or_backbone(run, backbone, device=device)
     if model is None:
-        encoder = build_encoder(config.backbone)
+        encoder = build_encoder(config.backbone, device=device)
         training_px = encoder.row.px
     else:
         encoder = model.encoder

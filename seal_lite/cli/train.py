@@ -9,6 +9,7 @@ import typer
 
 from seal_lite.cli.options import (
     Data,
+    Device,
     Include,
     Preset,
     Run,
@@ -50,6 +51,7 @@ def finetune(  # noqa: PLR0913 (a command has as many options as it needs)
     ] = 0,
     preset: Preset = "default",
     set_: Set = None,
+    device: Device = "auto",
 ) -> None:
     """Finetune the encoder on pairs of expression and tissue, or on shards of them."""
     from seal_lite.data.shards import holds_shards, read_shards
@@ -69,7 +71,14 @@ def finetune(  # noqa: PLR0913 (a command has as many options as it needs)
         sections = read_sections(data, split_names(train), config)
         genes = required_genes([section.adata for section in sections], data, include)
     _, history = loop.finetune(
-        sections, config, panel=panel, out=out, include=genes, cache_dir=cache, chunk=chunk
+        sections,
+        config,
+        panel=panel,
+        out=out,
+        include=genes,
+        cache_dir=cache,
+        chunk=chunk,
+        device=device,
     )
     losses = [row["loss"] for row in history if row["phase"] == "joint"]
     typer.echo(f"loss {losses[0]:.3f} -> {losses[-1]:.3f} in {len(losses)} epochs; run is in {out}")

@@ -32,6 +32,7 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 ROOM = 0.8  # the share of free disk or memory that the cache may take
+_INTACT: set[tuple[Path, int, int]] = set()  # files checked by this process: path, size, time
 
 
 class PrefixCache:
@@ -49,7 +50,7 @@ class PrefixCache:
         Arrays are memory-mapped from files ``<key>-<checksum>.npy`` there, and written first where
         they are absent. A file appears only when it is complete. None keeps arrays in memory.
     batch_size
-        Number of images whose prefix is computed at once.
+        Number of images whose prefix is computed at once; None leaves it to the encoder.
     progress
         Show a progress bar.
     """
@@ -61,7 +62,7 @@ class PrefixCache:
         n_views: int,
         jitter: float,
         folder: str | Path | None = None,
-        batch_size: int = 16,
+        batch_size: int | None = None,
         progress: bool = True,
     ) -> None:
         self.encoder = encoder
@@ -108,7 +109,8 @@ class PrefixCache:
 
         Returns
         -------
-        array (n_views, n, ...) float32
+        array (n_views, n, ...)
+            In the encoder's working precision; `as_tensor` reads it.
         """
         if self.folder is None:
             return self._compute(section, np.empty)
@@ -128,7 +130,10 @@ class PrefixCache:
         tail = tuple(f"{stage}." for stage in encoder.tail_stages)
         tensors = {**encoder.base.state_dict(), "mean": encoder.mean, "std": encoder.std}
         fixed = {name: tensor for name, tensor in tensors.items() if not name.startswith(tail)}
-        return hash_tensors(fixed, salt=repr((encoder.prefix_stages, self.n_views, self.jitter)))
+        salt = repr((encoder.prefix_stages, self.n_views, self.jitter))
+        if encoder.working_dtype != torch.float32:
+            salt += str(encoder.working_dtype)
+        return hash_tensors(fixed, salt=salt)
 
     def _files(self, section: Section | Shard) -> list[Path]:
         """List the section's files in the folder, intact or not."""
@@ -139,7 +144,7 @@ class PrefixCache:
     def _intact_file(self, section: Section | Shard) -> Path | None:
         """Return the section's file, if there is one; remove files that lack their checksum."""
         for path in self._files(section):
-            if path.stem.endswith(_checksum(path)):
+            if _is_intact(path):
                 return path
             log.warning("%s: is damaged; it is computed again", path)
             path.unlink()
@@ -154,6 +159,7 @@ class PrefixCache:
             array.flush()
             path = folder / f"{self.key(section)}-{_checksum(part)}.npy"
             os.replace(part, path)
+            _INTACT.add(_version(path))
         finally:  # the disk may be full
             part.unlink(missing_ok=True)
         return path
@@ -161,30 +167,60 @@ class PrefixCache:
     def _compute(self, section: Section | Shard, allocate: Callable[..., np.ndarray]) -> np.ndarray:
         """Compute the activations of all views in an array from ``allocate(dtype=, shape=)``."""
         n = len(section.rows)
-        starts = range(0, n, self.batch_size)
+        size = self.batch_size or self.encoder.batch_size(section.patches.shape[1])
+        starts = range(0, n, size)
         batches = [(view, start) for view in range(self.n_views) for start in starts]
         title = f"cache {section.name}"
         array = None
         for view, start in tqdm(batches, title, disable=not self.progress, leave=False):
-            rows = range(start, min(start + self.batch_size, n))
+            rows = range(start, min(start + size, n))
             hidden = self._run_prefix(section, rows, view)  # (b, ...)
             if array is None:
-                array = allocate(dtype=np.float32, shape=(self.n_views, n, *hidden.shape[1:]))
+                array = allocate(dtype=hidden.dtype, shape=(self.n_views, n, *hidden.shape[1:]))
             array[view, rows.start : rows.stop] = hidden
         assert array is not None, "a section has patches"
         return array
 
     def _run_prefix(self, section: Section | Shard, rows: range, view: int) -> np.ndarray:
-        """Return the activations (b, ...) float32 of one view of b neighbouring patches."""
+        """Return the activations (b, ...) of one view of b neighbouring patches."""
         images = make_views(
             section.patches[rows.start : rows.stop],
             [section.key(i) for i in rows],
             [view] * len(rows),
             jitter=self.jitter,
-            device=self.encoder.mean.device,
+            device=self.encoder.device,
         )  # (b, 3, px, px)
         with torch.inference_mode():
-            return self.encoder.prefix(images).float().cpu().numpy()
+            return as_array(self.encoder.prefix(images).cpu())
+
+
+def as_array(hidden: torch.Tensor) -> np.ndarray:
+    """Return activations as an array; NumPy has no bfloat16, whose bits become uint16."""
+    if hidden.dtype == torch.bfloat16:
+        hidden = hidden.view(torch.uint16)
+    return hidden.numpy()
+
+
+def as_tensor(array: np.ndarray) -> torch.Tensor:
+    """Return the activations that `as_array` stored."""
+    tensor = torch.from_numpy(array)
+    return tensor.view(torch.bfloat16) if array.dtype == np.uint16 else tensor
+
+
+def _is_intact(path: Path) -> bool:
+    """Return whether a file has the checksum in its name; a process reads a file once for it."""
+    if _version(path) in _INTACT:
+        return True
+    intact = path.stem.endswith(_checksum(path))
+    if intact:
+        _INTACT.add(_version(path))
+    return intact
+
+
+def _version(path: Path) -> tuple[Path, int, int]:
+    """Return what changes when a file does: path, size and time in ns."""
+    status = path.stat()
+    return path.absolute(), status.st_size, status.st_mtime_ns
 
 
 def _checksum(path: Path) -> str:

@@ -45,16 +45,46 @@ def make_views(
         In [0, 1].
     """
     # Bytes go to the device: they are a quarter of the floats.
-    images = torch.from_numpy(np.ascontiguousarray(patches)).to(device)  # (n, h, w, 3)
-    images = images.permute(0, 3, 1, 2).float() / 255  # (n, 3, h, w)
-    elements, log_scales = view_parameters(keys, views, jitter=jitter)
+    pixels = torch.from_numpy(np.ascontiguousarray(patches)).to(device)  # (n, h, w, 3)
+    return augment(pixels, *view_parameters(keys, views, jitter=jitter), views)
+
+
+def augment(
+    pixels: torch.Tensor,
+    elements: np.ndarray,
+    log_scales: np.ndarray,
+    views: Sequence[int] | np.ndarray,
+) -> torch.Tensor:
+    """Return the views of patches, all computed at once where the pixels are.
+
+    Parameters
+    ----------
+    pixels : Tensor (n, h, w, 3) uint8
+    elements, log_scales
+        As `view_parameters` returns them.
+    views : (n,)
+        As in `make_views`.
+
+    Returns
+    -------
+    Tensor (n, 3, h, w) float32
+        In [0, 1].
+    """
+    images = as_images(pixels)  # (n, 3, h, w)
     augmented = np.flatnonzero(np.asarray(views))
     if len(augmented):
-        scales = torch.from_numpy(log_scales[augmented])
+        scales = torch.from_numpy(log_scales[augmented]).to(images.device)
         images[augmented] = jitter_stains(images[augmented], scales)
-        for i in augmented:
-            images[i] = dihedral(images[i], int(elements[i]))
+    for element in range(1, 8):  # element 0 leaves an image as it is
+        rows = np.flatnonzero(elements == element)
+        if len(rows):
+            images[rows] = dihedral(images[rows], element)
     return images
+
+
+def as_images(pixels: torch.Tensor) -> torch.Tensor:
+    """Return pixels (n, h, w, 3) uint8 as images (n, 3, h, w) float32 in [0, 1]."""
+    return pixels.permute(0, 3, 1, 2).float() / 255
 
 
 def view_parameters(

@@ -18,6 +18,12 @@ import torch
 from torch import nn
 
 from seal_lite.encoders import hooks
+from seal_lite.encoders.devices import (
+    computing_in,
+    find_batch_size,
+    resolve_device,
+    resolve_precision,
+)
 from seal_lite.encoders.registry import BACKBONES, Backbone, backbone_row, load_backbone
 from seal_lite.errors import InputError, reading
 
@@ -48,6 +54,9 @@ class VisionEncoder(nn.Module):
 
     Attributes
     ----------
+    precision : str
+        As in `resolve_precision`, for prefix and tail alike; "no" unless `build_encoder` or you
+        set another.
     feature_layer : str
         Name of the stage at which the embedding is read.
     prefix_stages, tail_stages : list of str
@@ -81,6 +90,8 @@ class VisionEncoder(nn.Module):
         super().__init__()
         prefix_stages, tail_stages = _split_stages(net, row, tune_blocks)
         self.row = row
+        self.precision = "no"
+        self._batch_sizes: dict[tuple[torch.device, int], int] = {}
         self.prefix_stages = prefix_stages
         self.tail_stages = tail_stages
         self.feature_layer = [*prefix_stages, *tail_stages][-1]
@@ -117,6 +128,23 @@ class VisionEncoder(nn.Module):
         hidden = self.prefix(images)  # (b, ...)
         return self.tail(hidden)  # (b, dim)
 
+    @property
+    def device(self) -> torch.device:
+        """Where the encoder is."""
+        return self.mean.device
+
+    @property
+    def working_dtype(self) -> torch.dtype:
+        """The type in which prefix and tail compute, where the encoder is."""
+        return resolve_precision(self.precision, self.device)
+
+    def batch_size(self, px: int) -> int:
+        """Return how many images of `px` by `px` to embed at once; measured on a card, once."""
+        key = (self.device, px)
+        if key not in self._batch_sizes:
+            self._batch_sizes[key] = find_batch_size(self, px=px, device=self.device)
+        return self._batch_sizes[key]
+
     def prefix(self, images: torch.Tensor) -> torch.Tensor:
         """Return the activations that enter the first tuned block.
 
@@ -130,7 +158,8 @@ class VisionEncoder(nn.Module):
         Returns
         -------
         Tensor (b, ...)
-            Tokens (b, tokens, width), a feature map in the network's layout, or (b, width).
+            Tokens (b, tokens, width), a feature map in the network's layout, or (b, width), in
+            `working_dtype`.
         """
         normalised = (images - self.mean) / self.std  # (b, 3, h, w)
         if self.tail_stages:
@@ -139,12 +168,13 @@ class VisionEncoder(nn.Module):
         elif self.feature_layer != OUTPUT:
             stop = self._stage(self.feature_layer).register_forward_hook(hooks.stop_after)
         else:
-            return self._run_network(normalised)  # (b, ...)
+            return self._in_working_dtype(self._run_network(normalised))  # (b, ...)
         with stop:
             try:
-                return self._run_network(normalised)
+                hidden = self._run_network(normalised)
             except hooks.Stopped as stopped:
-                return stopped.activations  # (b, ...)
+                hidden = stopped.activations
+        return self._in_working_dtype(hidden)  # (b, ...)
 
     def tail(self, hidden: torch.Tensor) -> torch.Tensor:
         """Return the pooled embedding (b, dim) of what `prefix` returned, (b, ...)."""
@@ -228,10 +258,19 @@ class VisionEncoder(nn.Module):
                 weights[original_name] = tensor
         return hash_tensors(dict(sorted(weights.items())))
 
+    def _in_working_dtype(self, hidden: torch.Tensor) -> torch.Tensor:
+        """Return activations in half precision where the encoder computes in it.
+
+        Autocast leaves some layers' outputs in float32, and a cache of these takes twice the room.
+        """
+        dtype = self.working_dtype
+        return hidden if dtype == torch.float32 else hidden.to(dtype)
+
     def _run_network(self, images: torch.Tensor) -> torch.Tensor:
         """Run the row's ``call`` on normalised images (b, 3, h, w); return (b, ...)."""
         call = getattr(self.base, self.row.call)
-        output = call(channels_last(images), **self.row.call_args)
+        with computing_in(self.working_dtype, self.device):
+            output = call(channels_last(images), **self.row.call_args)
         output = getattr(output, "last_hidden_state", output)  # as transformers returns it
         return hooks.hidden_states(output)
 
@@ -369,7 +408,13 @@ def fingerprint(encoder: VisionEncoder) -> str:
 
 
 def build_encoder(
-    name: str, *, pretrained: bool = True, seed: int = 0, **tuning: Any
+    name: str,
+    *,
+    pretrained: bool = True,
+    seed: int = 0,
+    device: str | torch.device = "auto",
+    precision: str = "auto",
+    **tuning: Any,
 ) -> VisionEncoder:
     """Return an encoder by name, in eval mode.
 
@@ -381,6 +426,10 @@ def build_encoder(
         False draws random weights: the control without pretraining.
     seed
         Draws LoRA's initial weights, and the random weights of the control.
+    device
+        Where it is put; "auto" as in `resolve_device`.
+    precision
+        In which it computes; "auto" as in `resolve_precision`.
     **tuning
         `tune_blocks`, `rank`, `alpha` and `dropout` of `VisionEncoder`.
 
@@ -391,6 +440,7 @@ def build_encoder(
         row states. Also where a network without a row has blocks that do not follow one another,
         and as `VisionEncoder` does.
     """
+    place = resolve_device(device)
     row = backbone_row(name)
     net = load_backbone(row, pretrained=pretrained, seed=seed)
     if pretrained and row.fingerprint:
@@ -400,7 +450,8 @@ def build_encoder(
         encoder = VisionEncoder(net, row, **tuning).eval()
     if name not in BACKBONES:
         _check_cut(encoder)
-    return encoder
+    encoder.precision = precision
+    return encoder.to(place)
 
 
 def _check_fingerprint(encoder: VisionEncoder) -> None:

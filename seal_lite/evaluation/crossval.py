@@ -37,6 +37,8 @@ from seal_lite.training.run import claim_folder
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
+    import torch
+
     from seal_lite.config import Config
     from seal_lite.data.phantom.truth import GroundTruth
     from seal_lite.data.section import Section
@@ -197,6 +199,7 @@ def crossval(  # noqa: PLR0913 (an entry point)
     train_groups: int | None = None,
     seeds: int = 3,
     leakage: Sequence[str] = (),
+    device: str | torch.device = "auto",
     progress: bool = True,
 ) -> dict:
     """Run every fold and seed, and write ``out/metrics.json`` and ``out/per_gene.csv``.
@@ -225,6 +228,8 @@ def crossval(  # noqa: PLR0913 (an entry point)
         Number of finetunings of each fold.
     leakage
         Findings of `leakage.check_leakage` that were allowed; they mark the result.
+    device
+        Where the networks run (`resolve_device`).
     progress
         Show progress bars.
 
@@ -254,7 +259,7 @@ def crossval(  # noqa: PLR0913 (an entry point)
     for train, tests in splits:
         genes = genes_to_score([s.adata for s in train], truth)
         folds.append(Fold(train, tests, genes))
-    _check_folds(folds, config)
+    _check_folds(folds, config, device=device)
     claim_folder(out, origin, same=("groups", "train_groups"))
     with exclusive_folder(out):
         write_atomic(out / "provenance.json", json.dumps(origin, indent=1))
@@ -262,7 +267,9 @@ def crossval(  # noqa: PLR0913 (an entry point)
         for fold in folds:
             for seed in range(seeds):
                 seeded = dataclasses.replace(config, seed=seed)
-                results += _resume_fold(fold, seeded, out, truth=truth, progress=progress)
+                results += _resume_fold(
+                    fold, seeded, out, truth=truth, device=device, progress=progress
+                )
         shutil.rmtree(out / "cache", ignore_errors=True)  # gigabytes that no result needs
         classes = None if truth is None else truth.classes
         result: dict = {
@@ -284,18 +291,24 @@ def crossval(  # noqa: PLR0913 (an entry point)
     return result
 
 
-def _check_folds(folds: Sequence[Fold], config: Config) -> None:
+def _check_folds(folds: Sequence[Fold], config: Config, *, device: str | torch.device) -> None:
     """Raise `InputError` where a fold cannot be run, before any work is done."""
     for fold in folds:
         check_batch_size(fold.train, config)
         check_genes_present(fold.held_out, fold.genes)
     first = folds[0]
     panel = GenePanel.from_config(first.train, config, include=first.genes)
-    SEAL.build(panel, config)
+    SEAL.build(panel, config, device=device)
 
 
 def _resume_fold(
-    fold: Fold, config: Config, out: Path, *, truth: GroundTruth | None, progress: bool
+    fold: Fold,
+    config: Config,
+    out: Path,
+    *,
+    truth: GroundTruth | None,
+    device: str | torch.device,
+    progress: bool,
 ) -> list[dict]:
     """Read the results of a fold with the config's seed; run it first where it is not finished."""
     name = f"{fold.name}-{config.seed}"
@@ -308,6 +321,7 @@ def _resume_fold(
             cache_dir=out / "cache",
             runs=out / f"runs/{name}",
             truth=truth,
+            device=device,
             progress=progress,
         )
         write_atomic(path, json.dumps(results))
@@ -321,6 +335,7 @@ def run_fold(
     cache_dir: str | Path | None = None,
     runs: Path | None = None,
     truth: GroundTruth | None = None,
+    device: str | torch.device = "auto",
     progress: bool = True,
 ) -> list[dict]:
     """Finetune on true and on shuffled pairs, then score everything on the held-out sections.
@@ -338,6 +353,8 @@ def run_fold(
         again. None keeps none.
     truth
         The phantom's ground truth; None for real data.
+    device
+        Where the networks run (`resolve_device`).
     progress
         Show progress bars.
 
@@ -356,11 +373,18 @@ def run_fold(
             shuffle_pairs=shuffle_pairs,
             cache_dir=cache_dir,
             out=None if runs is None else runs / name,
+            device=device,
             progress=progress,
         )
     train, held_out, genes = fold.train, fold.held_out, fold.genes
     features = fold_features(
-        train, held_out, genes, models=models, config=config, cache_dir=cache_dir
+        train,
+        held_out,
+        genes,
+        models=models,
+        config=config,
+        cache_dir=cache_dir,
+        device=device,
     )
     scores = score_models(
         train, held_out, genes, models=models, features=features, truth=truth, seed=config.seed

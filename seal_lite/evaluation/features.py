@@ -16,6 +16,8 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
     from pathlib import Path
 
+    import torch
+
     from seal_lite.config import Config
     from seal_lite.data.section import Section
     from seal_lite.model.seal import SEAL
@@ -47,6 +49,7 @@ def embed_all(
     config: Config,
     *,
     cache_dir: str | Path | None = None,
+    device: str | torch.device = "auto",
 ) -> tuple[Features, Features]:
     """Return all embeddings that an evaluation compares.
 
@@ -60,6 +63,9 @@ def embed_all(
         Its backbone is the frozen encoder, its seed draws the random weights.
     cache_dir
         Folder of the prefix cache; None runs without one.
+    device
+        Where the frozen encoder and the one with random weights run (`resolve_device`). The models
+        run where they are.
 
     Returns
     -------
@@ -76,10 +82,22 @@ def embed_all(
         tuned_layers = embed_feature_layers(model.encoder, sections, cache_dir=cache_dir)
         features[name] = tuned_layers[model.encoder.feature_layer]
     # LoRA starts as a no-op, so the seed matters to random weights only.
-    frozen = build_encoder(config.backbone, tune_blocks=config.tune_blocks, seed=config.seed)
+    frozen = build_encoder(
+        config.backbone,
+        tune_blocks=config.tune_blocks,
+        seed=config.seed,
+        device=device,
+        precision=config.precision,
+    )
     layers = embed_feature_layers(frozen, sections, cache_dir=cache_dir)
     features["frozen"] = layers[frozen.feature_layer]
-    random = build_encoder(config.backbone, pretrained=False, seed=config.seed)
+    random = build_encoder(
+        config.backbone,
+        pretrained=False,
+        seed=config.seed,
+        device=device,
+        precision=config.precision,
+    )
     features["random_init"] = [embed_patches(random, s.patches) for s in sections]
     features["colour"] = [colour_statistics(s.patches) for s in sections]
     features["log_depth"] = [np.log(depth(s.adata)[s.rows])[:, None] for s in sections]
@@ -94,6 +112,7 @@ def fold_features(
     models: Mapping[str, SEAL],
     config: Config,
     cache_dir: str | Path | None = None,
+    device: str | torch.device = "auto",
 ) -> Features:
     """Return the features of a fold: those of `embed_all`, and "frozen_best".
 
@@ -103,7 +122,7 @@ def fold_features(
         The sections that train and those held out.
     genes
         The genes to score; "frozen_best" is the `best_feature_layer` for them.
-    models, config, cache_dir
+    models, config, cache_dir, device
         As in `embed_all`.
 
     Returns
@@ -111,7 +130,9 @@ def fold_features(
     dict
         By name, (n_i, d) of each section, training sections first.
     """
-    features, layers = embed_all([*train, *test], models, config, cache_dir=cache_dir)
+    features, layers = embed_all(
+        [*train, *test], models, config, cache_dir=cache_dir, device=device
+    )
     features["frozen_best"] = layers[best_feature_layer(layers, train, genes)]
     return features
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 
 import torch
 import torch.distributed as dist
@@ -21,6 +22,23 @@ def gather_batch(x: Tensor) -> Tensor:
     if dist.is_available() and dist.is_initialized():
         return torch.cat(all_gather(x))
     return x
+
+
+@contextmanager
+def own_randomness(device: torch.device) -> Iterator[None]:
+    """Let each process draw random numbers of its own; afterwards all draw the same ones again.
+
+    So each part of a batch has its own dropout masks, while what every process computes on the
+    whole batch stays alike. A single process draws as ever.
+    """
+    if not (dist.is_available() and dist.is_initialized()):
+        yield
+        return
+    cards = [device] if device.type == "cuda" else []
+    with torch.random.fork_rng(devices=cards):
+        seed = int(torch.randint(2**62, ()))  # the same in all processes
+        torch.manual_seed(seed + dist.get_rank())
+        yield
 
 
 def map_chunks(function: Callable[[Tensor], Tensor], x: Tensor, size: int) -> Tensor:

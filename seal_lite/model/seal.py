@@ -25,7 +25,7 @@ from seal_lite.errors import InputError
 from seal_lite.model import storage
 from seal_lite.model.gene_vae import GeneVAE
 from seal_lite.model.losses import GeneOutputs, PairOutputs
-from seal_lite.model.parallel import gather_batch, map_chunks
+from seal_lite.model.parallel import gather_batch, map_chunks, own_randomness
 
 LOWEST_TEMPERATURE = 0.01  # CLIP's bound
 
@@ -82,8 +82,12 @@ class SEAL(nn.Module):
         )
 
     @classmethod
-    def build(cls, panel: GenePanel, config: Config) -> SEAL:
+    def build(
+        cls, panel: GenePanel, config: Config, *, device: str | torch.device = "auto"
+    ) -> SEAL:
         """Return a fresh model on the config's backbone; `config.seed` fixes every initial weight.
+
+        It is on `device`, of which "auto" is the fastest of this machine (`resolve_device`).
 
         Raises
         ------
@@ -96,6 +100,8 @@ class SEAL(nn.Module):
         encoder = build_encoder(
             config.backbone,
             seed=config.seed,
+            device=device,
+            precision=config.precision,
             tune_blocks=config.tune_blocks,
             rank=config.lora_rank,
             alpha=config.lora_alpha,
@@ -103,7 +109,7 @@ class SEAL(nn.Module):
         )
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(config.seed)
-            return cls(encoder, panel, config)
+            return cls(encoder, panel, config).to(encoder.device)
 
     def forward(self, hidden: Tensor, x: Tensor, *, chunk: int = 0) -> PairOutputs:
         """Compute what the loss of a batch of b pairs needs.
@@ -120,7 +126,9 @@ class SEAL(nn.Module):
             Number of images whose activations are held at once; the backward pass computes them
             again (Gao et al., 2021, GradCache). 0 holds those of all.
         """
-        e = gather_batch(map_chunks(self.encoder.tail, hidden, chunk))  # (b, dim)
+        with own_randomness(hidden.device):
+            own_e = map_chunks(self.encoder.tail, hidden, chunk)  # (this process's b, dim)
+        e = gather_batch(own_e)  # (b, dim)
         x = gather_batch(x)  # (b, genes)
         z, gene_reconstruction, kl = self.genes(x)  # (b, d), (b, genes), ()
         return PairOutputs(
@@ -231,8 +239,10 @@ class SEAL(nn.Module):
         )
 
     @classmethod
-    def from_pretrained(cls, run: str | Path) -> SEAL:
+    def from_pretrained(cls, run: str | Path, *, device: str | torch.device = "auto") -> SEAL:
         """Load a run folder, or "hf-hub:OWNER/NAME", strictly and in eval mode.
+
+        It is put on `device`, of which "auto" is the fastest of this machine (`resolve_device`).
 
         Raises
         ------
@@ -243,7 +253,7 @@ class SEAL(nn.Module):
         run = storage.local_folder(run)
         config = Config.from_json(run / "config.json")
         panel = GenePanel.load(run / "panel.json")
-        model = cls.build(panel, config)
+        model = cls.build(panel, config, device=device)
         storage.check_base(run, model.encoder)
         tensors = storage.read_tensors(run, adapted=bool(model.encoder.adapted))
         model.load_trainable(tensors, source=run)

@@ -16,7 +16,7 @@ from seal_lite.data.images import IMAGE_SUFFIXES, Slide, open_slide, tissue_mask
 from seal_lite.data.patches import check_resolution
 from seal_lite.encoders.embedding import embed_patches
 from seal_lite.errors import InputError
-from seal_lite.io import atomic_file, lock
+from seal_lite.io import atomic_file, lock, read_ahead
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -156,11 +156,14 @@ def write_features(
     corners = grid(slide, patch_um=patch_um)
     if not len(corners):
         log.warning("%s: no tissue found: its file has no patches", slide.path)
+
+    def read(start: int) -> np.ndarray:
+        batch = corners[start : start + PATCHES_IN_MEMORY]
+        return np.stack([slide.read(x, y, edge=edge, px=patch_px) for x, y in batch])
+
     parts = [np.zeros((0, encoder.row.dim), np.float32)]
-    for i in range(0, len(corners), PATCHES_IN_MEMORY):
-        batch = corners[i : i + PATCHES_IN_MEMORY]
-        images = [slide.read(x, y, edge=edge, px=patch_px) for x, y in batch]
-        parts.append(embed_patches(encoder, np.stack(images)))
+    for patches in read_ahead(read, range(0, len(corners), PATCHES_IN_MEMORY)):
+        parts.append(embed_patches(encoder, patches))
     with atomic_file(file) as part, h5py.File(part, "w") as h5:
         h5["features"] = np.concatenate(parts)
         h5["coords"] = np.rint(corners).astype(int)

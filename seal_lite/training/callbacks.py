@@ -5,6 +5,8 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
     from seal_lite.model.seal import SEAL
 
 
@@ -18,8 +20,11 @@ class Callback:
     def on_fit_start(self, model: SEAL) -> None:
         """Run before the first step; a run that resumes has loaded its checkpoint."""
 
-    def on_step_end(self, model: SEAL, terms: dict[str, float]) -> None:
-        """Run after the optimizer's step on a batch whose loss terms were `terms`."""
+    def on_step_end(self, model: SEAL, terms: dict[str, Tensor]) -> None:
+        """Run after the optimizer's step on a batch whose loss terms, scalars (), were `terms`.
+
+        They are on the model's device; reading one waits for the step.
+        """
 
     def on_epoch_end(self, model: SEAL, history: list[dict[str, Any]]) -> None:
         """Run before the epoch's checkpoint is written; the last entry of `history` is its own.

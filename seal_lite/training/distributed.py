@@ -5,27 +5,35 @@ from __future__ import annotations
 import datetime
 
 import torch
-from accelerate import Accelerator, InitProcessGroupKwargs
+from accelerate import PartialState
+from accelerate.utils import parse_flag_from_env, reduce
 from torch import nn
 
-from seal_lite.config import Config
+from seal_lite.encoders.devices import resolve_device
 
 PATIENCE = datetime.timedelta(days=1)  # the other processes wait while the first fills the cache
 
 
-def make_accelerator(config: Config) -> Accelerator:
-    """Return accelerate's object for device, precision and processes of this run."""
-    patience = InitProcessGroupKwargs(timeout=PATIENCE)
-    return Accelerator(mixed_precision=config.precision, kwargs_handlers=[patience])
+def join_processes(device: str | torch.device = "auto") -> tuple[PartialState, torch.device]:
+    """Return accelerate's state of all processes, and the device of this one.
+
+    A single process runs on `device`, as `resolve_device` reads it. Under `accelerate launch` each
+    process has the device that it was launched for.
+    """
+    on_cpu = parse_flag_from_env("ACCELERATE_USE_CPU")
+    state = PartialState(cpu=on_cpu, timeout=PATIENCE)
+    if state.num_processes > 1:
+        return state, resolve_device(state.device)
+    return state, resolve_device(device)
 
 
-def average_gradients(accelerator: Accelerator, model: nn.Module) -> None:
+def average_gradients(state: PartialState, model: nn.Module) -> None:
     """Replace all gradients by their mean over processes, in one message.
 
     A single process keeps its own. LoRA's gradients are few, so that nothing overlaps with the
     backward pass.
     """
-    if accelerator.num_processes == 1:
+    if state.num_processes == 1:
         return
     trained = []
     gradients = []
@@ -33,7 +41,7 @@ def average_gradients(accelerator: Accelerator, model: nn.Module) -> None:
         if parameter.grad is not None:
             trained.append(parameter)
             gradients.append(parameter.grad.flatten())
-    mean = accelerator.reduce(torch.cat(gradients), "mean")  # (all gradients,)
+    mean = reduce(torch.cat(gradients), "mean")  # (all gradients,)
     parts = mean.split([len(gradient) for gradient in gradients])
     for parameter, part in zip(trained, parts, strict=True):
         parameter.grad = part.view_as(parameter)

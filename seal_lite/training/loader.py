@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -13,12 +14,37 @@ from seal_lite.config import Config
 from seal_lite.data.genes import GenePanel
 from seal_lite.data.section import Section
 from seal_lite.data.shards import Shard
-from seal_lite.encoders.prefix_cache import PrefixCache
-from seal_lite.encoders.views import make_views
+from seal_lite.encoders.prefix_cache import PrefixCache, as_tensor
+from seal_lite.encoders.views import augment, view_parameters
 from seal_lite.encoders.vision import VisionEncoder
 from seal_lite.errors import InputError
+from seal_lite.io import read_ahead
 
 Sections = Sequence[Section] | Sequence[Shard]
+
+
+@dataclass(frozen=True)
+class ViewedPatches:
+    """Patches as they are read, and the view that the device makes of each.
+
+    Parameters
+    ----------
+    pixels : Tensor (b, h, w, 3) uint8
+    elements : array (b,) int
+    log_scales : array (b, 3) float32
+        As `view_parameters` returns them.
+    views : array (b,) int
+        The number of each patch's view.
+    """
+
+    pixels: Tensor
+    elements: np.ndarray
+    log_scales: np.ndarray
+    views: np.ndarray
+
+
+# What reading gives, before the device has done its part.
+Read = Tensor | ViewedPatches
 
 
 def check_batch_size(sections: Sections, config: Config, *, processes: int = 1) -> None:
@@ -105,8 +131,15 @@ class Activations:
             if cache.fits(sections):
                 self.stored = [cache.activations(section) for section in sections]
 
-    def read(self, sections: np.ndarray, rows: np.ndarray, views: np.ndarray) -> Tensor:
-        """Return activations (b, ...) of b patches.
+    @property
+    def device(self) -> torch.device:
+        """Where the encoder is, and so the activations."""
+        return self.encoder.device
+
+    def read(self, sections: np.ndarray, rows: np.ndarray, views: np.ndarray) -> Read:
+        """Read stored activations (b, ...), or the patches that `finish` makes them of.
+
+        No network runs, so that a thread may read ahead of the training.
 
         Parameters
         ----------
@@ -118,16 +151,25 @@ class Activations:
         places = list(zip(sections, rows, strict=True))
         if self.stored is not None:
             read = [self.stored[s][v, row] for (s, row), v in zip(places, views, strict=True)]
-            return torch.from_numpy(np.stack(read))
-        images = make_views(  # (b, 3, h, w)
-            np.stack([self.sections[s].patches[row] for s, row in places]),
-            [self.sections[s].key(row) for s, row in places],
-            views,
-            jitter=self.jitter,
-            device=next(self.encoder.parameters()).device,
-        )
+            return self._pinned(as_tensor(np.stack(read)))
+        patches = np.stack([self.sections[s].patches[row] for s, row in places])
+        keys = [self.sections[s].key(row) for s, row in places]
+        parameters = view_parameters(keys, views, jitter=self.jitter)
+        return ViewedPatches(self._pinned(torch.from_numpy(patches)), *parameters, views)
+
+    def finish(self, read: Read) -> Tensor:
+        """Return the activations (b, ...) of what `read` returned, on the encoder's device."""
+        device = self.device
+        if isinstance(read, Tensor):
+            return read.to(device, non_blocking=True)
+        pixels = read.pixels.to(device, non_blocking=True)
+        images = augment(pixels, read.elements, read.log_scales, read.views)  # (b, 3, h, w)
         with torch.no_grad():
             return torch.cat([self.encoder.prefix(part) for part in images.split(self.chunk)])
+
+    def _pinned(self, tensor: Tensor) -> Tensor:
+        """Return the tensor in memory from which a card copies while it computes."""
+        return tensor.pin_memory() if self.device.type == "cuda" else tensor
 
 
 class Pairs:
@@ -205,13 +247,18 @@ class Pairs:
 
         Order and views depend on (seed, `number`) alone. The order is a full shuffle, which shards
         allow: any row of theirs is read equally fast. b is this process's part of the batch size;
-        an incomplete last batch is left out.
+        an incomplete last batch is left out. A thread reads the next batch while this one trains.
+        Both tensors are on the encoder's device.
         """
         rng = np.random.default_rng([self.config.seed, number])
         order = rng.permutation(len(self))
         views = rng.integers(self.config.n_views, size=len(order))
-        for part in self._parts(len(order)):
-            yield self.batch(order[part], views[part])
+
+        def read(part: slice) -> tuple[Read, Tensor]:
+            return self._read(order[part], views[part])
+
+        for patches, x in read_ahead(read, self._parts(len(order))):
+            yield self.activations.finish(patches), x.to(self.device, non_blocking=True)
 
     def expression_epoch(self, number: int) -> Iterator[tuple[None, Tensor]]:
         """Yield batches of (None, z-scored expression (b, genes)), with the extra profiles.
@@ -222,16 +269,25 @@ class Pairs:
         order = rng.permutation(len(self) + self.n_extra)
         for part in self._parts(len(order)):
             sections, rows = self._places(order[part])
-            yield None, self._profiles(sections, rows)
+            yield None, self._profiles(sections, rows).to(self.device, non_blocking=True)
 
     def batch(self, index: np.ndarray, views: np.ndarray) -> tuple[Tensor, Tensor]:
         """Return activations (b, ...) and expression (b, genes) of the pairs `index` (b,).
 
         `views` (b,) says which view of each patch.
         """
+        read, x = self._read(index, views)
+        return self.activations.finish(read), x.to(self.device)
+
+    @property
+    def device(self) -> torch.device:
+        """Where batches are put: where the encoder is."""
+        return self.activations.device
+
+    def _read(self, index: np.ndarray, views: np.ndarray) -> tuple[Read, Tensor]:
+        """Read what `batch` needs, without running a network."""
         sections, rows = self._places(index)
-        hidden = self.activations.read(sections, rows, views)
-        return hidden, self._profiles(sections, rows)
+        return self.activations.read(sections, rows, views), self._profiles(sections, rows)
 
     def _parts(self, n: int) -> Iterator[slice]:
         """Yield this process's part of every whole batch of n."""

@@ -11,18 +11,20 @@ from typing import Any
 
 import numpy as np
 import torch
-from accelerate import Accelerator
+from accelerate import PartialState
 from torch import Tensor
+from torch.amp import GradScaler
 from torch.optim.lr_scheduler import LambdaLR
 from tqdm import tqdm
 
 from seal_lite.config import Config
 from seal_lite.data.genes import GenePanel
+from seal_lite.encoders.devices import computing_in
 from seal_lite.errors import InputError
 from seal_lite.model.losses import PairOutputs, seal_loss, warmup_loss
 from seal_lite.model.seal import SEAL
 from seal_lite.training.callbacks import Callback
-from seal_lite.training.distributed import average_gradients, make_accelerator
+from seal_lite.training.distributed import average_gradients, join_processes
 from seal_lite.training.loader import (
     Activations,
     Pairs,
@@ -61,6 +63,7 @@ def finetune(  # noqa: PLR0913
     chunk: int = 0,
     loss: Loss = seal_loss,
     callbacks: Sequence[Callback] = (),
+    device: str | torch.device = "auto",
     progress: bool = True,
 ) -> tuple[SEAL, History]:
     """Finetune the config's backbone on pairs of patch and expression.
@@ -96,6 +99,9 @@ def finetune(  # noqa: PLR0913
         Warm-up epochs use `warmup_loss`.
     callbacks
         Objects whose methods run between steps and epochs.
+    device
+        Where it runs, and where the model is afterwards; "auto" is the fastest of this machine
+        (`resolve_device`). A run that was interrupted may resume on another.
     progress
         Whether to show progress bars.
 
@@ -114,6 +120,8 @@ def finetune(  # noqa: PLR0913
         fill a batch, and where `extra_expression` does not fit the panel; in training for a loss
         that is not finite.
     """
+    state, place = join_processes(device)
+
     # Data: the genes, and what this run is computed from.
     if panel is None:
         panel = GenePanel.from_config(sections, config, include=include)  # type: ignore[arg-type]
@@ -125,19 +133,18 @@ def finetune(  # noqa: PLR0913
     if out is not None:
         claimed = claim_folder(out, record, same=SAME_RUN)
         if claimed.get("finished"):
-            return load_finished(out)
+            return load_finished(out, device=place)
 
     # Model.
-    accelerator = make_accelerator(config)
-    check_batch_size(sections, config, processes=accelerator.num_processes)
+    check_batch_size(sections, config, processes=state.num_processes)
     check_extra_expression(extra_expression, panel)
-    model = SEAL.build(panel, config).to(accelerator.device)
+    model = SEAL.build(panel, config, device=place)
 
     # All input has proved good: only now is there a folder. One process writes, and shows progress.
-    is_main = accelerator.is_main_process
+    is_main = state.is_main_process
     folder = out if is_main else None
     with open_run(folder, record):
-        with accelerator.main_process_first():  # the others find its cache
+        with state.main_process_first():  # the others find its cache
             activations = Activations(
                 model.encoder,
                 sections,
@@ -154,12 +161,12 @@ def finetune(  # noqa: PLR0913
             activations,
             shuffle_pairs=shuffle_pairs,
             extra_expression=extra_expression,
-            share=(accelerator.process_index, accelerator.num_processes),
+            share=(state.process_index, state.num_processes),
         )
         history = train(
             model,
             pairs,
-            accelerator,
+            state,
             loss=loss,
             callbacks=callbacks,
             out=out,
@@ -173,7 +180,7 @@ def finetune(  # noqa: PLR0913
 def train(
     model: SEAL,
     pairs: Pairs,
-    accelerator: Accelerator,
+    state: PartialState,
     *,
     loss: Loss = seal_loss,
     callbacks: Sequence[Callback] = (),
@@ -185,14 +192,16 @@ def train(
     Arguments and the returned history are those of `finetune`.
     """
     config = model.config
-    device = accelerator.device
-    folder = out if accelerator.is_main_process else None
+    device = model.encoder.device
+    dtype = model.encoder.working_dtype
+    folder = out if state.is_main_process else None
 
     # Optimizer: the encoder's adapter and the new heads each have their own learning rate.
     adapter = [p for p in model.encoder.parameters() if p.requires_grad]
     heads = [p for name, p in model.named_parameters() if not name.startswith("encoder.")]
     groups = [{"params": adapter, "lr": config.lr_lora}, {"params": heads, "lr": config.lr_heads}]
-    optimizer = torch.optim.AdamW(groups, weight_decay=config.weight_decay)
+    on_card = device.type == "cuda"
+    optimizer = torch.optim.AdamW(groups, weight_decay=config.weight_decay, fused=on_card)
 
     # Schedule: the gene encoder's warm-up epochs at the full rate, then a rise and a cosine.
     warmup_steps = config.gene_warmup_epochs * pairs.expression_steps
@@ -202,9 +211,9 @@ def train(
         return learning_rate(step - warmup_steps, steps=joint_steps, warmup=config.warmup)
 
     scheduler = LambdaLR(optimizer, rate)
-    optimizer = accelerator.prepare_optimizer(optimizer)  # unscales fp16 gradients
+    scaler = GradScaler(device.type, enabled=dtype == torch.float16)
 
-    history: History = load_checkpoint(out, model, optimizer, scheduler)
+    history: History = load_checkpoint(out, model, optimizer, scheduler, scaler)
     for callback in callbacks:
         callback.on_fit_start(model)
 
@@ -215,54 +224,68 @@ def train(
         model.train()
         joint = epoch >= config.gene_warmup_epochs
         batches: Batches = pairs.epoch(epoch) if joint else pairs.expression_epoch(epoch)
-        totals: dict[str, float] = {}
-        steps = 0
+        steps: list[dict[str, Tensor]] = []  # each loss term, by step
         started = time.perf_counter()
 
         for hidden, x in batches:  # (b, ...), or None in the warm-up; (b, genes)
             # Forward.
-            x = x.to(device)
-            with accelerator.autocast():
+            with computing_in(dtype, device):
                 if hidden is None:
                     terms = warmup_loss(model.forward_genes(x), config)
                 else:
-                    outputs = model(hidden.to(device), x, chunk=pairs.activations.chunk)
+                    outputs = model(hidden, x, chunk=pairs.activations.chunk)
                     terms = loss(outputs, config)
 
             # Backward.
             optimizer.zero_grad()
-            accelerator.backward(terms["loss"])
-            values = {name: term.item() for name, term in terms.items()}
-            if not math.isfinite(values["loss"]):
-                remedy = "lower lr_lora or lr_heads"
-                raise InputError(f"epoch {epoch}: the loss is {values['loss']}; {remedy}")
-            average_gradients(accelerator, model)
-            accelerator.clip_grad_norm_(model.parameters(), config.grad_clip)
-            optimizer.step()
+            scaler.scale(terms["loss"]).backward()
+            average_gradients(state, model)
+            scaler.unscale_(optimizer)
+            torch.nn.utils.clip_grad_norm_(model.parameters(), config.grad_clip)
+            scaler.step(optimizer)
+            scaler.update()
             scheduler.step()
 
-            steps += 1
-            for name, value in values.items():
-                totals[name] = totals.get(name, 0.0) + value
+            # Values stay on the device: to read one would wait for the step.
+            steps.append({name: term.detach() for name, term in terms.items()})
             for callback in callbacks:
-                callback.on_step_end(model, values)
+                callback.on_step_end(model, steps[-1])
 
+        means = _mean_terms(steps, epoch)
         seconds = time.perf_counter() - started
         history.append(
             {
                 "epoch": epoch,
                 "phase": "joint" if joint else "genes",
-                **{name: total / steps for name, total in totals.items()},
+                **means,
                 "lr_lora": optimizer.param_groups[0]["lr"],
                 "seconds": seconds,
-                "pairs_per_s": steps * config.batch_size / seconds,
+                "pairs_per_s": len(steps) * config.batch_size / seconds,
             }
         )
         bar.set_postfix(loss=f"{history[-1]['loss']:.3f}")
         for callback in callbacks:
             callback.on_epoch_end(model, history)
-        save_checkpoint(folder, model, optimizer, scheduler, history)
+        save_checkpoint(folder, model, optimizer, scheduler, scaler, history)
     return history
+
+
+def _mean_terms(steps: list[dict[str, Tensor]], epoch: int) -> dict[str, float]:
+    """Return the mean of each loss term over an epoch's steps.
+
+    Raises
+    ------
+    InputError
+        The loss of a step is not finite.
+    """
+    means = {}
+    for name in steps[0]:
+        values = torch.stack([terms[name].float() for terms in steps]).tolist()  # one transfer
+        if name == "loss" and not all(map(math.isfinite, values)):
+            worst = next(value for value in values if not math.isfinite(value))
+            raise InputError(f"epoch {epoch}: the loss is {worst}; lower lr_lora or lr_heads")
+        means[name] = sum(values) / len(values)
+    return means
 
 
 def learning_rate(step: int, *, steps: int, warmup: float) -> float:

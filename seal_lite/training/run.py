@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch.amp import GradScaler
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
@@ -60,11 +61,13 @@ def claim_folder(out: Path, record: dict[str, Any], *, same: Sequence[str] = ())
     return claimed
 
 
-def load_finished(out: Path) -> tuple[SEAL, list[dict[str, Any]]]:
+def load_finished(
+    out: Path, *, device: str | torch.device = "auto"
+) -> tuple[SEAL, list[dict[str, Any]]]:
     """Return the model and the history of a finished run."""
     (out / CHECKPOINT).unlink(missing_ok=True)
     lines = (out / HISTORY).read_text().splitlines()
-    return SEAL.from_pretrained(out), [json.loads(line) for line in lines]
+    return SEAL.from_pretrained(out, device=device), [json.loads(line) for line in lines]
 
 
 @contextmanager
@@ -97,6 +100,7 @@ def save_checkpoint(
     model: SEAL,
     optimizer: Optimizer,
     scheduler: LRScheduler,
+    scaler: GradScaler,
     history: list[dict[str, Any]],
 ) -> None:
     """Write what a run needs to resume; None writes nothing."""
@@ -106,6 +110,7 @@ def save_checkpoint(
         "model": model.trainable(),
         "optimizer": optimizer.state_dict(),
         "scheduler": scheduler.state_dict(),
+        "scaler": scaler.state_dict(),  # empty but for fp16
         "history": history,
     }
     with (
@@ -116,15 +121,24 @@ def save_checkpoint(
 
 
 def load_checkpoint(
-    out: Path | None, model: SEAL, optimizer: Optimizer, scheduler: LRScheduler
+    out: Path | None,
+    model: SEAL,
+    optimizer: Optimizer,
+    scheduler: LRScheduler,
+    scaler: GradScaler,
 ) -> list[dict[str, Any]]:
-    """Restore the state of an interrupted run and return its history; [] where there is none."""
+    """Restore the state of an interrupted run and return its history; [] where there is none.
+
+    The run may have begun on another device.
+    """
     if out is None or not (out / CHECKPOINT).exists():
         return []
     path = out / CHECKPOINT
     with reading(path, remedy="remove it: the run starts again"):
-        state = torch.load(path, weights_only=True)
+        state = torch.load(path, map_location="cpu", weights_only=True)
     model.load_trainable(state["model"], source=path)
     optimizer.load_state_dict(state["optimizer"])
     scheduler.load_state_dict(state["scheduler"])
+    if state.get("scaler"):
+        scaler.load_state_dict(state["scaler"])
     return state["history"]

@@ -15,17 +15,16 @@ CONFIG = replace(TINY, batch_size=128, w_kl=0.01, w_corr=0.5)
 def write_step(sections, out: Path) -> None:
     """Write the loss of a step, and every gradient, to OUT/step.safetensors."""
     import torch
-    from accelerate import Accelerator
     from safetensors.torch import save_file
 
     from seal_lite.data.genes import GenePanel
     from seal_lite.model.losses import seal_loss
     from seal_lite.model.seal import SEAL
-    from seal_lite.training.distributed import average_gradients
+    from seal_lite.training.distributed import average_gradients, join_processes
     from seal_lite.training.loader import Activations, Pairs
 
-    accelerator = Accelerator()
-    share = accelerator.process_index, accelerator.num_processes
+    state, _ = join_processes()
+    share = state.process_index, state.num_processes
     panel = GenePanel.from_config(sections, CONFIG)
     model = SEAL.build(panel, CONFIG).train()
     activations = Activations(model.encoder, sections, CONFIG, progress=False)
@@ -34,8 +33,8 @@ def write_step(sections, out: Path) -> None:
     hidden, x = next(pairs.epoch(0))
     loss = seal_loss(model(hidden, x), CONFIG)["loss"]
     loss.backward()
-    average_gradients(accelerator, model)
-    if accelerator.is_main_process:
+    average_gradients(state, model)
+    if state.is_main_process:
         tensors = {"loss": loss.detach()}
         for name, parameter in model.named_parameters():
             if parameter.grad is not None:

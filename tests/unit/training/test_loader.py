@@ -29,8 +29,13 @@ def encoder():
 class Echo:
     """Activations that say which patch and view was read."""
 
+    device = torch.device("cpu")
+
     def read(self, sections, rows, views):
         return torch.from_numpy(np.stack([sections, rows, views], axis=1))
+
+    def finish(self, read):
+        return read
 
 
 @pytest.fixture
@@ -159,8 +164,10 @@ def test_parts_of_a_batch_make_up_the_batch(make_pairs):
 
 def test_stored_and_computed_activations_are_the_same(make_activations):
     places = np.array([0, 1, 1, 0]), np.array([3, 0, 9, 3]), np.array([0, 2, 1, 1])
-    stored = make_activations().read(*places)
-    computed = make_activations(cached=False, chunk=3).read(*places)
+    cached = make_activations()
+    streamed = make_activations(cached=False, chunk=3)
+    stored = cached.finish(cached.read(*places))
+    computed = streamed.finish(streamed.read(*places))
     torch.testing.assert_close(computed, stored, rtol=1e-4, atol=1e-4)
     assert not torch.equal(stored[0], stored[3])  # two views of one patch
 

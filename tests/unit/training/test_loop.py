@@ -184,6 +184,65 @@ def test_an_interrupted_run_resumes_to_the_same_bits(trained, sections, tiny, tm
     assert not (out / "checkpoint.pt").exists()
 
 
+@pytest.mark.filterwarnings("ignore:.*lr_scheduler.step")  # fp16 skips steps that overflow
+@pytest.mark.parametrize("precision", ["bf16", "fp16"])
+def test_half_precision_trains_and_resumes_to_the_same_bits(sections, tmp_path, precision):
+    """One process trains in float32, then in half precision. fp16 also resumes its loss scale."""
+    config = replace(SHORT, epochs=2)
+    _, full_history = finetune(sections[:1], config, progress=False)
+    config = replace(config, precision=precision)
+    whole, history = finetune(sections[:1], config, device="cpu", progress=False)
+    out = tmp_path / "run"
+    with pytest.raises(KeyboardInterrupt):
+        finetune(sections[:1], config, out=out, callbacks=[Interrupt(5)], progress=False)
+    state = torch.load(out / "checkpoint.pt", weights_only=True)
+    assert ("scale" in state["scaler"]) == (precision == "fp16")
+    resumed, again = finetune(sections[:1], config, out=out, callbacks=[Interrupt(None)])
+    assert terms(again) == terms(history)
+    assert same_bits(resumed, whole)
+    for half, full in zip(terms(history), terms(full_history), strict=True):
+        assert half != full
+        assert half["loss"] == pytest.approx(full["loss"], rel=0.2)
+
+
+def test_a_checkpoint_is_read_onto_the_cpu_wherever_it_was_written(
+    sections, tiny, tmp_path, monkeypatch
+):
+    out = tmp_path / "run"
+    with pytest.raises(KeyboardInterrupt):
+        finetune(sections[:1], tiny, out=out, callbacks=[Interrupt(5)], progress=False)
+    load = torch.load
+    places = {}
+
+    def note_place(path, **options):
+        places[path] = options.get("map_location")
+        return load(path, **options)
+
+    monkeypatch.setattr(torch, "load", note_place)
+    finetune(sections[:1], tiny, out=out, callbacks=[Interrupt(None)], progress=False)
+    assert places[out / "checkpoint.pt"] == "cpu"
+
+
+def test_no_step_waits_for_its_loss(sections, monkeypatch):
+    """To read it would stop the stream of work that a card computes."""
+    read = []
+    terms_of_steps = []
+    item = torch.Tensor.item
+
+    def note(tensor):
+        read.append(tensor.data_ptr())
+        return item(tensor)
+
+    class Steps(Callback):
+        def on_step_end(self, model, terms):
+            terms_of_steps.extend(terms.values())
+
+    monkeypatch.setattr(torch.Tensor, "item", note)
+    finetune(sections[:1], SHORT, callbacks=[Steps()], progress=False)
+    assert len(terms_of_steps) > 4
+    assert not {term.data_ptr() for term in terms_of_steps} & set(read)
+
+
 def test_another_seed_is_another_result(trained, sections):
     _, history = finetune(sections[:1], replace(TINY, seed=1, epochs=1), progress=False)
     assert terms(history)[0] != terms(trained[2])[0]

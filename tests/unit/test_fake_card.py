@@ -1,0 +1,168 @@
+"""No public path mixes devices: what runs a network, with its weights on a pretended card.
+
+Under `FakeTensorMode` a tensor has shape, type and device, and no values. An operation on tensors
+of two devices raises, as it does on a machine with a card. So these tests see a missing `.to`, and
+no wrong value.
+"""
+
+from contextlib import nullcontext
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+from helpers import TINY
+from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode, unset_fake_temporarily
+
+from seal_lite.encoders import embed_feature_layers, embed_patches
+
+pytestmark = pytest.mark.filterwarnings("ignore:CUDA is not available")  # by autocast
+CARD = torch.device("cuda", 0)
+TO_ARRAY = torch.Tensor.numpy
+
+
+@pytest.fixture(scope="module")
+def panel(sections):
+    from seal_lite.data.genes import GenePanel
+
+    return GenePanel.fit([section.adata for section in sections], n_genes=TINY.n_genes)
+
+
+@pytest.fixture
+def fake_card(monkeypatch):
+    """Pretend that there is a card; a module that moves there loses its values."""
+    from seal_lite.encoders import devices, prefix_cache, vision
+    from seal_lite.evaluation import features
+    from seal_lite.model import seal
+
+    mode = FakeTensorMode(allow_non_fake_inputs=True)
+    build_encoder = vision.build_encoder
+
+    def build(name, *, device="auto", **options):
+        with unset_fake_temporarily():  # weights are read as ever
+            encoder = build_encoder(name, device="cpu", **options)
+        return encoder.to(devices.resolve_device(device))
+
+    for module in (features, seal):
+        monkeypatch.setattr(module, "build_encoder", build)
+    # What depends on values, or on a card.
+    monkeypatch.setattr(devices, "synchronize", lambda _: None)
+    monkeypatch.setattr(prefix_cache, "hash_tensors", lambda *_, **__: "0" * 64)
+    monkeypatch.setattr(devices, "has_cuda", lambda: True)
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation=True: True)
+    monkeypatch.setattr(torch.random, "fork_rng", lambda **_: nullcontext())
+    monkeypatch.setattr(torch.nn.Module, "to", move)
+    monkeypatch.setattr(torch.Tensor, "numpy", to_array)
+    monkeypatch.setattr(torch.Tensor, "pin_memory", lambda tensor: tensor)
+    monkeypatch.setattr(torch, "set_float32_matmul_precision", lambda _: None)
+    with mode:
+        yield
+
+
+def move(module, device="cpu", dtype=None):
+    """Replace a module's tensors by fake ones on the device."""
+    if torch.device(device).type == "cpu":
+        return module
+    for part in module.modules():
+        for name, value in part._parameters.items():
+            if value is not None:
+                fake = torch.empty(value.shape, dtype=value.dtype, device=device)
+                part._parameters[name] = torch.nn.Parameter(fake, value.requires_grad)
+        for name, value in part._buffers.items():
+            if value is not None:
+                part._buffers[name] = torch.empty(value.shape, dtype=value.dtype, device=device)
+    return module
+
+
+def to_array(tensor, **options):
+    """Return zeros of a fake tensor's shape; only one on the CPU becomes an array."""
+    if not isinstance(tensor, FakeTensor):
+        return TO_ARRAY(tensor, **options)
+    assert tensor.device.type == "cpu", "an array is made of a tensor on the card"
+    return np.zeros(tuple(tensor.shape), np.float32)
+
+
+@pytest.fixture
+def model(panel, fake_card):
+    from seal_lite import SEAL
+
+    return SEAL.build(panel, TINY)
+
+
+def test_a_mixed_operation_is_seen(model):
+    images = torch.zeros(2, 3, 64, 64)
+    with pytest.raises(RuntimeError, match=r"device|cuda"):
+        model.encoder.prefix(images)
+    hidden = model.encoder.prefix(images.to(CARD))
+    with pytest.raises(RuntimeError, match=r"device|cuda"):
+        model.encoder.tail(hidden.cpu())
+
+
+def test_a_built_model_is_on_the_card_and_computes_in_bf16(model):
+    assert {tensor.device for tensor in model.state_dict().values()} == {CARD}
+    hidden = model.encoder.prefix(torch.zeros(2, 3, 64, 64, device=CARD))
+    assert (hidden.device, hidden.dtype) == (CARD, torch.bfloat16)
+
+
+def test_patches_are_embedded(model, sections):
+    patches = sections[0].patches
+    assert embed_patches(model.encoder, patches).shape == (len(patches), model.encoder.row.dim)
+
+
+@pytest.mark.parametrize("cached", [True, False])
+def test_every_feature_layer_is_embedded(model, sections, cached, tmp_path):
+    folder = tmp_path if cached else None
+    layers = embed_feature_layers(model.encoder, sections, cache_dir=folder)
+    assert [len(layer) for layer in layers.values()] == [len(sections)] * len(layers)
+
+
+@pytest.mark.parametrize("cached", [True, False])
+def test_a_batch_is_read_and_its_loss_computed(model, panel, sections, cached):
+    from seal_lite.model.losses import seal_loss, warmup_loss
+    from seal_lite.training.loader import Activations, Pairs
+
+    activations = Activations(model.encoder, sections, TINY, cached=cached, progress=False)
+    pairs = Pairs(sections, panel, TINY, activations)
+    hidden, x = next(pairs.epoch(0))
+    assert (hidden.device, x.device) == (CARD, CARD)
+    loss = seal_loss(model(hidden, x, chunk=8), TINY)["loss"]
+    assert loss.device == CARD
+    _, x = next(pairs.expression_epoch(0))
+    assert warmup_loss(model.forward_genes(x), TINY)["loss"].device == CARD
+
+
+def test_the_heads_take_arrays_and_give_arrays(model, panel):
+    e = np.zeros((4, model.encoder.row.dim), np.float32)
+    x = np.zeros((4, len(panel.genes)), np.float32)
+    for array in (model.encode_genes(x), model.project_images(e), model.predict_genes(e)):
+        assert isinstance(array, np.ndarray)
+        assert len(array) == 4
+
+
+def test_the_controls_of_an_evaluation_are_embedded(model, sections):
+    from seal_lite.evaluation.features import embed_all
+
+    features, layers = embed_all(sections, {"tuned": model}, TINY)
+    assert {"tuned", "frozen", "random_init"} <= set(features)
+    assert len(layers) == 2
+
+
+def test_sections_get_their_embedding(model, sections):
+    from seal_lite.hub import add_embedding
+
+    adata = add_embedding(sections[0], model.encoder)
+    assert adata.obsm["X_seal"].shape[1] == model.encoder.row.dim
+
+
+def test_slides_are_embedded(model, tmp_path):
+    from seal_lite.slides import embed
+
+    slide = SimpleNamespace(
+        read=lambda x, y, *, edge, px: np.zeros((px, px, 3), np.uint8),
+        um_per_px=1.0,
+        size=(640, 640),
+    )
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(embed, "grid", lambda slide, *, patch_um: np.zeros((3, 2), int))
+        embed.write_features(model.encoder, slide, tmp_path / "s.h5", patch_um=64.0, patch_px=64)
+    assert (tmp_path / "s.h5").exists()
