@@ -62,6 +62,8 @@ class Backbone:
         Edge of the images that it reads, in pixels; the usual one where not `fixed`.
     fixed
         The network reads images of `px` pixels only.
+    px_step
+        Where not `fixed`, the edge of an image is a multiple of this many pixels.
     um_per_px
         Scale of its training images, in um per pixel; None where it has none.
     mean, std
@@ -100,6 +102,7 @@ class Backbone:
     prefix_tokens: int = 1
     px: int = 224
     fixed: bool = True
+    px_step: int = 1
     um_per_px: float | None = None
     mean: tuple[float, ...] = HALF
     std: tuple[float, ...] = HALF
@@ -113,6 +116,15 @@ class Backbone:
     gated: bool = False
     extra: str = ""
     card: str = ""
+
+    def check_px(self, px: int) -> None:
+        """Raise an `InputError` where the network reads no images of `px` pixels."""
+        if self.fixed and px != self.px:
+            raise InputError(f"{self.name}: reads {self.px} px; set patch_px={self.px}")
+        if not self.fixed and px % self.px_step:
+            nearest = max(1, round(px / self.px_step)) * self.px_step
+            message = f"{self.name}: reads multiples of {self.px_step} px, not {px}"
+            raise InputError(f"{message}; set patch_px={nearest}")
 
 
 def _read_table() -> dict[str, Backbone]:

@@ -357,7 +357,10 @@ def fingerprint(encoder: VisionEncoder) -> str:
     str
         16 hex digits.
     """
-    px = encoder.row.px if encoder.row.fixed else 64
+    row = encoder.row
+    px = row.px
+    if not row.fixed:
+        px = 64 if row.px_step == 1 else 10 * row.px_step
     ramp = torch.linspace(0, 1, px * px * 3).reshape(1, px, px, 3).permute(0, 3, 1, 2)
     image = torch.sin(9 * ramp) ** 2  # (1, 3, px, px)
     with torch.inference_mode():

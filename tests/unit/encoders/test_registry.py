@@ -34,7 +34,7 @@ PATHOLOGY_ENCODERS = (
     "musk",
     "omiclip",
 )
-IMAGENET_ENCODERS = ("resnet50", "tf_efficientnet_lite0")
+NATURAL_ENCODERS = ("resnet50", "tf_efficientnet_lite0", "dinov2_s14")
 # Of each network that can be built without its weights: the number of its blocks, and of the layers
 # that LoRA adapts in the last of them.
 ARCHITECTURES = {
@@ -51,13 +51,14 @@ ARCHITECTURES = {
     "lunit_vits8": (12, 4),
     "resnet50": (4, 9),
     "tf_efficientnet_lite0": (7, 6),
+    "dinov2_s14": (12, 4),
     "phikon": (12, 6),
     "phikon_v2": (24, 6),
 }
 DEFAULT = "tf_efficientnet_lite0"
 
 
-@pytest.mark.parametrize("name", PATHOLOGY_ENCODERS + IMAGENET_ENCODERS)
+@pytest.mark.parametrize("name", PATHOLOGY_ENCODERS + NATURAL_ENCODERS)
 def test_a_row_is_complete(name):
     row = encoders.BACKBONES[name]
     assert row.dim > 0
