@@ -78,6 +78,9 @@ class Backbone:
     lora, whole
         Patterns for the names, inside a block, of the layers that LoRA adapts, and of those that
         are tuned whole.
+    lora_per_block
+        Number of layers that LoRA adapts in each block, which is checked; 0 where blocks differ or
+        the number is not known.
     fingerprint
         The `fingerprint` of the network with the right weights; None is not checked.
     licence, gated, card, extra
@@ -111,6 +114,7 @@ class Backbone:
     tuple_blocks: bool = False
     lora: str = ".*"
     whole: str = ""
+    lora_per_block: int = 0
     fingerprint: str | None = None
     licence: str = "unknown"
     gated: bool = False

@@ -18,6 +18,7 @@ from tqdm import tqdm
 
 from seal_lite.config import Config
 from seal_lite.data.genes import GenePanel
+from seal_lite.encoders.vision import check_adapted
 from seal_lite.errors import InputError
 from seal_lite.model.losses import PairOutputs, seal_loss, warmup_loss
 from seal_lite.model.seal import SEAL
@@ -112,7 +113,7 @@ def finetune(  # noqa: PLR0913
     InputError
         Before any work where `out` holds a run of other settings or data, where the pairs do not
         fill a batch, and where `extra_expression` does not fit the panel; in training for a loss
-        that is not finite.
+        that is not finite, and where the first gradients do not reach all that LoRA adapts.
     """
     # Data: the genes, and what this run is computed from.
     if panel is None:
@@ -236,6 +237,8 @@ def train(
             if not math.isfinite(values["loss"]):
                 remedy = "lower lr_lora or lr_heads"
                 raise InputError(f"epoch {epoch}: the loss is {values['loss']}; {remedy}")
+            if hidden is not None and not steps:
+                check_adapted(model.encoder)
             average_gradients(accelerator, model)
             accelerator.clip_grad_norm_(model.parameters(), config.grad_clip)
             optimizer.step()

@@ -2,6 +2,7 @@
 
 import importlib.resources
 import json
+import re
 import sys
 from dataclasses import replace
 from itertools import combinations
@@ -101,8 +102,33 @@ def test_a_row_fits_its_architecture(name):
         encoder = encoders.VisionEncoder(net, row, tune_blocks=1).eval().to("meta")
         assert encoder(torch.rand(2, 3, row.px, row.px)).shape == (2, row.dim)
     assert len(encoder.adapted) == n_layers
+    assert row.lora_per_block in (n_layers, 0)
+    assert row.lora_per_block or name in ("resnet50", "tf_efficientnet_lite0")
     last_block = encoder.tail_stages[0]
     assert all(layer.startswith(f"{last_block}.") for layer in encoder.adapted)
+
+
+OLD_VIT = "intermediate.dense output.dense"
+OLD_ATTENTION = (
+    "attention.attention.query attention.attention.key attention.attention.value "
+    "attention.output.dense"
+)
+ATTENTION = "attention.q_proj attention.k_proj attention.v_proj attention.o_proj"
+
+
+@pytest.mark.parametrize(
+    ("name", "layers"),
+    [
+        ("phikon", f"{OLD_ATTENTION} {OLD_VIT}"),  # transformers 5.0 and 5.8
+        ("phikon", f"{ATTENTION} mlp.fc1 mlp.fc2"),  # 5.15, 5.23
+        ("phikon_v2", f"{OLD_ATTENTION} mlp.fc1 mlp.fc2"),  # 5.0, 5.8, 5.15
+        ("phikon_v2", f"{ATTENTION} mlp.fc1 mlp.fc2"),  # 5.23
+    ],
+)
+def test_a_row_knows_the_layers_of_every_transformers_5(name, layers):
+    row = encoders.BACKBONES[name]
+    matching = [layer for layer in layers.split() if re.fullmatch(row.lora, layer)]
+    assert len(matching) == row.lora_per_block == 6
 
 
 def test_a_timm_transformer_without_a_row_gets_one_from_its_configuration():
