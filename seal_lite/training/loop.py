@@ -234,11 +234,7 @@ def train(
             optimizer.zero_grad()
             accelerator.backward(terms["loss"])
             values = {name: term.item() for name, term in terms.items()}
-            if not math.isfinite(values["loss"]):
-                remedy = "lower lr_lora or lr_heads"
-                raise InputError(f"epoch {epoch}: the loss is {values['loss']}; {remedy}")
-            if hidden is not None and not steps:
-                check_adapted(model.encoder)
+            _check_step(model, values, epoch, first_joint=joint and not steps)
             average_gradients(accelerator, model)
             accelerator.clip_grad_norm_(model.parameters(), config.grad_clip)
             optimizer.step()
@@ -266,6 +262,19 @@ def train(
             callback.on_epoch_end(model, history)
         save_checkpoint(folder, model, optimizer, scheduler, history)
     return history
+
+
+def _check_step(model: SEAL, values: dict[str, float], epoch: int, *, first_joint: bool) -> None:
+    """Raise an `InputError` where a step's backward pass did not do what training needs.
+
+    That is a finite loss. In the first step of a joint epoch it is also a gradient for every layer
+    that LoRA adapts.
+    """
+    if not math.isfinite(values["loss"]):
+        remedy = "lower lr_lora or lr_heads"
+        raise InputError(f"epoch {epoch}: the loss is {values['loss']}; {remedy}")
+    if first_joint:
+        check_adapted(model.encoder)
 
 
 def learning_rate(step: int, *, steps: int, warmup: float) -> float:
