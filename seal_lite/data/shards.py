@@ -252,8 +252,8 @@ class Shard:
         """
         if tuple(panel.genes) != self.genes:
             raise InputError(
-                f"{self.path}: was written with another gene panel; give the one that `read_shards` "
-                "returns, or write it again"
+                f"{self.path}: was written with another gene panel; give the one that "
+                "`read_shards` returns, or write it again"
             )
         return self._expression
 
