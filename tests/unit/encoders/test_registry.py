@@ -28,6 +28,7 @@ PATHOLOGY_ENCODERS = (
     "h0_mini",
     "phikon",
     "phikon_v2",
+    "midnight",
     "hibou_l",
     "kaiko_vits8",
     "kaiko_vitb8",
@@ -55,6 +56,7 @@ ARCHITECTURES = {
     "dinov2_s14": (12, 4),
     "phikon": (12, 6),
     "phikon_v2": (24, 6),
+    "midnight": (40, 7),
 }
 DEFAULT = "tf_efficientnet_lite0"
 
@@ -74,7 +76,7 @@ def test_a_row_is_complete(name):
 
 def build_architecture(name):
     """The row's network without weights; of transformers' models, by the hub's configuration."""
-    if name not in ("phikon", "phikon_v2"):
+    if name not in ("phikon", "phikon_v2", "midnight"):
         return encoders.load_backbone(encoders.BACKBONES[name], pretrained=False)
     import transformers
 
@@ -86,6 +88,14 @@ def build_architecture(name):
             patch_size=16,
             num_attention_heads=16,
             image_size=224,
+        ),
+        "midnight": transformers.Dinov2Config(
+            hidden_size=1536,
+            num_hidden_layers=40,
+            patch_size=14,
+            num_attention_heads=24,
+            image_size=224,
+            use_swiglu_ffn=True,
         ),
     }
     return transformers.AutoModel.from_config(configs[name], **encoders.BACKBONES[name].args)
