@@ -31,29 +31,27 @@ def embed(
         float | None, typer.Option(min=1e-3, help="Scale of images that do not state it.")
     ] = None,
     patch_um: Annotated[
-        float | None, typer.Option(min=1.0, help="Edge of a patch; default: as in training.")
+        float | None, typer.Option(min=1.0, help="Edge of a patch; default: the encoder's own.")
     ] = None,
     device: Device = "auto",
 ) -> None:
     """Write every slide's features as TRIDENT does: tissue, a grid of patches, H5."""
     from seal_lite.encoders.vision import build_encoder
-    from seal_lite.slides.embed import embed_slides, list_slides
+    from seal_lite.slides.embed import embed_slides, list_slides, patch_size
 
     model, config = read_run_or_backbone(run, backbone, device=device)
     if model is None:
         encoder = build_encoder(config.backbone, device=device)
-        training_px = encoder.row.px
+        patch_um, patch_px = patch_size(encoder.row, None, patch_um=patch_um)
     else:
         encoder = model.encoder
-        training_px = config.patch_px
-    if patch_um is None:
-        patch_um = config.patch_um
+        patch_um, patch_px = patch_size(encoder.row, config, patch_um=patch_um)
     files = embed_slides(
         encoder,
         list_slides(slides),
         out,
         patch_um=patch_um,
-        patch_px=round(patch_um * training_px / config.patch_um),
+        patch_px=patch_px,
         um_per_px=um_per_px,
     )
     typer.echo(f"features of {len(files)} slides are in {out}")

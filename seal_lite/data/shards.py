@@ -7,6 +7,7 @@
     FOLDER/<section>.h5     the pairs of one section:
         img (n, px, px, 3) uint8            patches
         key (n,) bytes                      their names, "section/barcode"
+        genes (g,) bytes                    the panel's genes, in its order
         lowest (g,) float32                 the lowest z-score of each gene
         data, indices, indptr               z-scores above the lowest, as a sparse matrix by rows
 
@@ -128,6 +129,7 @@ def _write_shard(path: Path, section: Section, panel: GenePanel) -> None:
         file.attrs.update(name=section.name, digest=section.digest)
         file["img"] = section.patches
         file["key"] = np.char.encode(section.keys)
+        file["genes"] = np.char.encode(panel.genes)
         file["data"] = z[is_above]
         file["lowest"] = lowest
         file["indices"] = layout.indices
@@ -202,8 +204,12 @@ class Shard:
 
     Attributes
     ----------
+    path : Path
+        The file.
     name, digest : str
         Those of the section.
+    genes : tuple of str
+        The genes of the expression, in the order of the panel that it was written with.
     rows : range
         The n pairs.
     patches : h5py.Dataset
@@ -216,6 +222,7 @@ class Shard:
     """
 
     def __init__(self, path: str | Path) -> None:
+        self.path = Path(path)
         access = h5py.h5p.create(h5py.h5p.FILE_ACCESS)
         # HDF5 would keep the 64 KB around each row that was read in memory.
         access.set_sieve_buf_size(0)
@@ -226,6 +233,7 @@ class Shard:
             self.digest: str = file.attrs["digest"]
             self.patches = file["img"]
             self._keys = file["key"][:]
+            self.genes = tuple(gene.decode() for gene in file["genes"][:])
             self._expression = Rows(file)
         self.rows = range(len(self._keys))
 
@@ -236,8 +244,17 @@ class Shard:
     def expression(self, panel: GenePanel) -> Rows:
         """Return z-scored expression by index, on the panel that the shard was written with.
 
-        `Section.expression` takes any panel; here it must be the one that `read_shards` returns.
+        Raises
+        ------
+        InputError
+            Where `panel` has other genes, or another order of them. `Section.expression` takes any
+            panel; here it must be the one that `read_shards` returns.
         """
+        if tuple(panel.genes) != self.genes:
+            raise InputError(
+                f"{self.path}: was written with another gene panel; give the one that "
+                "`read_shards` returns, or write it again"
+            )
         return self._expression
 
 

@@ -49,13 +49,15 @@ def adapt_blocks(
     Raises
     ------
     InputError
-        LoRA finds no layer in the blocks.
+        LoRA finds no layer in the blocks, or another number in a block than the row states.
     """
     candidates = _modules_inside(net, blocks, row.lora)
     matrices = [name for name in candidates if _is_matrix(net, name)]
     if not matrices:
         remedy = f"install {row.extra}" if row.extra else "tune more blocks"
         raise InputError(f"backbone {row.name}: LoRA finds no layer in {blocks}; {remedy}")
+    if row.lora_per_block:
+        _check_counts(row, blocks, matrices)
     config = LoraConfig(
         r=rank,
         lora_alpha=alpha,  # type: ignore[arg-type]  # peft takes any float
@@ -71,6 +73,22 @@ def adapt_blocks(
         if isinstance(layer, lora_layer.Conv2d):
             _speed_up_convolution(layer, dropout)
     return adapted, matrices
+
+
+def _check_counts(row: Backbone, blocks: list[str], matrices: list[str]) -> None:
+    """Raise an `InputError` where LoRA finds another number of layers than the row states.
+
+    Another version of the network's package may name them otherwise. The others would be tuned, and
+    the run would lose the rest without a word.
+    """
+    for block in blocks:
+        n_found = sum(name.startswith(f"{block}.") for name in matrices)
+        if n_found != row.lora_per_block:
+            remedy = f"install {row.extra}" if row.extra else "correct `lora` in its row"
+            raise InputError(
+                f"backbone {row.name}: LoRA finds {n_found} layers in {block}, "
+                f"not {row.lora_per_block}; {remedy}"
+            )
 
 
 def _modules_inside(net: nn.Module, blocks: list[str], pattern: str) -> list[str]:

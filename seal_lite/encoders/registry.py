@@ -62,6 +62,8 @@ class Backbone:
         Edge of the images that it reads, in pixels; the usual one where not `fixed`.
     fixed
         The network reads images of `px` pixels only.
+    px_step
+        Where not `fixed`, the edge of an image is a multiple of this many pixels.
     um_per_px
         Scale of its training images, in um per pixel; None where it has none.
     mean, std
@@ -76,6 +78,9 @@ class Backbone:
     lora, whole
         Patterns for the names, inside a block, of the layers that LoRA adapts, and of those that
         are tuned whole.
+    lora_per_block
+        Number of layers that LoRA adapts in each block, which is checked; 0 where blocks differ or
+        the number is not known.
     fingerprint
         The `fingerprint` of the network with the right weights; None is not checked.
     licence, gated, card, extra
@@ -100,6 +105,7 @@ class Backbone:
     prefix_tokens: int = 1
     px: int = 224
     fixed: bool = True
+    px_step: int = 1
     um_per_px: float | None = None
     mean: tuple[float, ...] = HALF
     std: tuple[float, ...] = HALF
@@ -108,11 +114,21 @@ class Backbone:
     tuple_blocks: bool = False
     lora: str = ".*"
     whole: str = ""
+    lora_per_block: int = 0
     fingerprint: str | None = None
     licence: str = "unknown"
     gated: bool = False
     extra: str = ""
     card: str = ""
+
+    def check_px(self, px: int) -> None:
+        """Raise an `InputError` where the network reads no images of `px` pixels."""
+        if self.fixed and px != self.px:
+            raise InputError(f"{self.name}: reads {self.px} px; set patch_px={self.px}")
+        if not self.fixed and px % self.px_step:
+            nearest = max(1, round(px / self.px_step)) * self.px_step
+            message = f"{self.name}: reads multiples of {self.px_step} px, not {px}"
+            raise InputError(f"{message}; set patch_px={nearest}")
 
 
 def _read_table() -> dict[str, Backbone]:

@@ -67,7 +67,8 @@ class VisionEncoder(nn.Module):
     Raises
     ------
     InputError
-        The network has fewer than `tune_blocks` blocks, or LoRA finds no layer in them.
+        The network has fewer than `tune_blocks` blocks, or LoRA does not find in them what the row
+        states.
 
     Notes
     -----
@@ -239,6 +240,20 @@ class VisionEncoder(nn.Module):
         """The network itself, with LoRA's layers in place where it was adapted."""
         return self.net.get_base_model() if self.adapted else self.net
 
+    def layers_without_gradient(self) -> list[str]:
+        """List the layers whose LoRA the backward pass has not reached.
+
+        Some networks use a layer's weight without calling the layer. What LoRA adds there has no
+        effect, and is never trained.
+        """
+        silent = []
+        for name in self.adapted:
+            parameters = self._stage(name).named_parameters()
+            added = [parameter for key, parameter in parameters if "lora_" in key]
+            if all(parameter.grad is None for parameter in added):
+                silent.append(name)
+        return silent
+
     def base_digest(self) -> str:
         """Return the SHA-256 of the weights that finetuning leaves as they were loaded.
 
@@ -396,7 +411,10 @@ def fingerprint(encoder: VisionEncoder) -> str:
     str
         16 hex digits.
     """
-    px = encoder.row.px if encoder.row.fixed else 64
+    row = encoder.row
+    px = row.px
+    if not row.fixed:
+        px = 64 if row.px_step == 1 else 10 * row.px_step
     ramp = torch.linspace(0, 1, px * px * 3).reshape(1, px, px, 3).permute(0, 3, 1, 2)
     image = torch.sin(9 * ramp) ** 2  # (1, 3, px, px)
     with torch.inference_mode():
@@ -437,8 +455,8 @@ def build_encoder(
     ------
     InputError
         The weights cannot be loaded, or the loaded network embeds a fixed image otherwise than its
-        row states. Also where a network without a row has blocks that do not follow one another,
-        and as `VisionEncoder` does.
+        row states. Also where a network without a row has blocks that do not follow one another, or
+        layers on which LoRA has no effect, and as `VisionEncoder` does.
     """
     place = resolve_device(device)
     row = backbone_row(name)
@@ -450,6 +468,7 @@ def build_encoder(
         encoder = VisionEncoder(net, row, **tuning).eval()
     if name not in BACKBONES:
         _check_cut(encoder)
+        _check_gradients(encoder)
     encoder.precision = precision
     return encoder.to(place)
 
@@ -472,3 +491,32 @@ def _check_cut(encoder: VisionEncoder) -> None:
     remedy = "use another, or name its blocks in a row of backbones.toml"
     with reading(f"backbone {row.name}", fault=fault, remedy=remedy), torch.inference_mode():
         encoder(torch.zeros(1, 3, row.px, row.px))
+
+
+def _check_gradients(encoder: VisionEncoder) -> None:
+    """Raise an `InputError` where LoRA has no effect on a layer that it adapts."""
+    if not encoder.adapted:
+        return
+    row = encoder.row
+    with torch.no_grad():
+        hidden = encoder.prefix(torch.zeros(1, 3, row.px, row.px))  # (1, ...)
+    encoder.tail(hidden).sum().backward()
+    check_adapted(encoder)
+    encoder.zero_grad(set_to_none=True)
+
+
+def check_adapted(encoder: VisionEncoder) -> None:
+    """Check, after a backward pass, that it reached every layer that LoRA adapts.
+
+    Raises
+    ------
+    InputError
+        Where it did not. The message names the first such layer.
+    """
+    silent = encoder.layers_without_gradient()
+    if silent:
+        raise InputError(
+            f"backbone {encoder.row.name}: no gradient reaches LoRA on {len(silent)} of "
+            f"{len(encoder.adapted)} layers, the first {silent[0]}; set lora_rank=0, or leave them "
+            "out of `lora` in a row of backbones.toml"
+        )

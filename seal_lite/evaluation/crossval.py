@@ -7,6 +7,7 @@ in the same way on shuffled pairs, which shares all that finetuning does except 
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import json
 import logging
 import math
@@ -47,6 +48,7 @@ if TYPE_CHECKING:
     Split: TypeAlias = tuple[list[Section], dict[str, list[Section]]]
 
 log = logging.getLogger(__name__)
+LONGEST_NAME = 200  # bytes; file systems take 255, and a temporary file's name is longer
 
 
 @dataclass(frozen=True)
@@ -311,7 +313,7 @@ def _resume_fold(
     progress: bool,
 ) -> list[dict]:
     """Read the results of a fold with the config's seed; run it first where it is not finished."""
-    name = f"{fold.name}-{config.seed}"
+    name = _file_name(fold, config.seed)
     path = out / f"folds/{name}.json"
     if not path.exists():
         log.info("fold: test %s, seed %d", fold.name, config.seed)
@@ -326,6 +328,19 @@ def _resume_fold(
         )
         write_atomic(path, json.dumps(results))
     return read_json(path, remedy="remove it: the fold runs again")
+
+
+def _file_name(fold: Fold, seed: int) -> str:
+    """Return the name of a fold's results and runs, shortened where a file system would refuse it.
+
+    A long name keeps its beginning, and a hash of the whole tells it from others.
+    """
+    tail = f"-{seed}"
+    encoded = fold.name.encode()
+    if len(encoded) + len(tail) <= LONGEST_NAME:
+        return fold.name + tail
+    tail = f"...{hashlib.sha256(encoded).hexdigest()[:16]}{tail}"
+    return encoded[: LONGEST_NAME - len(tail)].decode(errors="ignore") + tail
 
 
 def run_fold(

@@ -219,7 +219,7 @@ def hest_px(config: Config, backbone: Backbone) -> int:
     Raises
     ------
     InputError
-        Where the backbone has one input size, and that would be another scale.
+        Where the backbone does not read that many.
     """
     px = round(HEST_UM * config.patch_px / config.patch_um)
     if backbone.fixed and px != config.patch_px:
@@ -228,6 +228,7 @@ def hest_px(config: Config, backbone: Backbone) -> int:
             f"{HEST_UM:g} um are {px} px"
         )
         raise InputError(f"{message}; finetune with --set patch_um={HEST_UM:g}")
+    backbone.check_px(px)
     return px
 
 

@@ -95,8 +95,7 @@ class SEAL(nn.Module):
             Where the backbone reads patches of another size, and as `build_encoder` does.
         """
         row = backbone_row(config.backbone)
-        if row.fixed and row.px != config.patch_px:
-            raise InputError(f"{row.name}: reads {row.px} px; set patch_px={row.px}")
+        row.check_px(config.patch_px)
         encoder = build_encoder(
             config.backbone,
             seed=config.seed,

@@ -12,6 +12,7 @@ from filelock import Timeout
 from PIL import Image
 from tqdm import tqdm
 
+from seal_lite.config import Config
 from seal_lite.data.images import IMAGE_SUFFIXES, Slide, open_slide, tissue_mask
 from seal_lite.data.patches import check_resolution
 from seal_lite.encoders.embedding import embed_patches
@@ -21,6 +22,7 @@ from seal_lite.io import atomic_file, lock, read_ahead
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from seal_lite.encoders.registry import Backbone
     from seal_lite.encoders.vision import VisionEncoder
 
 log = logging.getLogger(__name__)
@@ -66,6 +68,44 @@ def _um_per_px(slide: Slide) -> float:
     if not slide.um_per_px:
         raise InputError(f"{slide.path}: does not state its um per px; give --um-per-px")
     return slide.um_per_px
+
+
+def patch_size(
+    row: Backbone, config: Config | None, *, patch_um: float | None = None
+) -> tuple[float, int]:
+    """Return the edge of a patch, in um and in px, at the scale that an encoder was trained at.
+
+    Parameters
+    ----------
+    row
+        The encoder's row.
+    config
+        Settings of the run that finetuned it. None for a frozen encoder: then the row states the
+        scale. A row without one sees `Config.patch_um` across its own number of pixels.
+    patch_um
+        Edge of a patch in um; None for that of the training.
+
+    Raises
+    ------
+    InputError
+        Where the encoder does not read as many pixels as `patch_um` has at that scale.
+    """
+    if config is not None:
+        px = config.patch_px
+        um = config.patch_um
+    else:
+        px = row.px
+        um = Config.patch_um if row.um_per_px is None else row.um_per_px * row.px
+    if patch_um is None:
+        return um, px
+    asked_px = round(patch_um * px / um)
+    try:
+        row.check_px(asked_px)
+    except InputError as error:
+        fault = f"--patch-um {patch_um:g}: is {asked_px} px at {um / px:.3g} um per px"
+        remedy = f"leave it out: {um:g} um are {px} px"
+        raise InputError(f"{fault}, which {row.name} does not read; {remedy}") from error
+    return patch_um, asked_px
 
 
 def list_slides(folder: str | Path) -> list[Path]:

@@ -20,6 +20,7 @@ from tqdm import tqdm
 from seal_lite.config import Config
 from seal_lite.data.genes import GenePanel
 from seal_lite.encoders.devices import computing_in
+from seal_lite.encoders.vision import check_adapted
 from seal_lite.errors import InputError
 from seal_lite.model.losses import PairOutputs, seal_loss, warmup_loss
 from seal_lite.model.seal import SEAL
@@ -118,7 +119,7 @@ def finetune(  # noqa: PLR0913
     InputError
         Before any work where `out` holds a run of other settings or data, where the pairs do not
         fill a batch, and where `extra_expression` does not fit the panel; in training for a loss
-        that is not finite.
+        that is not finite, and where the first gradients do not reach all that LoRA adapts.
     """
     state, place = join_processes(device)
 
@@ -239,6 +240,8 @@ def train(
             # Backward.
             optimizer.zero_grad()
             scaler.scale(terms["loss"]).backward()
+            if joint and not steps:
+                check_adapted(model.encoder)
             average_gradients(state, model)
             scaler.unscale_(optimizer)
             torch.nn.utils.clip_grad_norm_(model.parameters(), config.grad_clip)

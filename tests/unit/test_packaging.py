@@ -112,9 +112,10 @@ def core() -> dict[str, SpecifierSet]:
 
 
 def extras() -> dict[str, SpecifierSet]:
-    """What `seal_lite[data,slides]` brings beside."""
+    """What `seal_lite[data,slides,dinov2]` brings beside."""
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
-    return parse([p for name in ("data", "slides") for p in project["optional-dependencies"][name]])
+    names = ("data", "slides", "dinov2")
+    return parse([p for name in names for p in project["optional-dependencies"][name]])
 
 
 def test_the_lock_pins_every_dependency_within_its_range():

@@ -1,5 +1,7 @@
 """Commands that need no run: what they print, and what they pass on."""
 
+from dataclasses import replace
+
 import pytest
 
 from seal_lite.data import download
@@ -70,8 +72,26 @@ def test_embed_keeps_the_scale_of_the_frozen_encoder(cli, tmp_path, monkeypatch)
     code, output, _ = cli(*arguments)
     assert (code, output) == (0, f"features of 1 slides are in {tmp_path / 'out'}\n")
     cli(*arguments, "--patch-um", 112)
-    px = calls[0]["patch_px"]
     assert calls == [
-        {"patch_um": 224.0, "patch_px": px, "um_per_px": 0.5},
-        {"patch_um": 112.0, "patch_px": round(px / 2), "um_per_px": 0.5},
+        {"patch_um": 224.0, "patch_px": 224, "um_per_px": 0.5},  # its row states no scale
+        {"patch_um": 112.0, "patch_px": 112, "um_per_px": 0.5},
     ]
+
+
+def test_embed_gives_a_frozen_encoder_the_scale_of_its_row(cli, tmp_path, monkeypatch):
+    """A pathology encoder was handed patches at half the resolution that it was trained at."""
+    from seal_lite.encoders import BACKBONES
+    from seal_lite.slides import embed
+
+    row = replace(BACKBONES["test_vit"], um_per_px=0.5)  # 160 px
+    monkeypatch.setitem(BACKBONES, "test_vit", row)
+    calls = []
+    monkeypatch.setattr(embed, "list_slides", lambda folder: [folder / "a.png"])
+    monkeypatch.setattr(embed, "embed_slides", lambda *_, **sizes: calls.append(sizes) or ["a.h5"])
+    arguments = ["embed", "--backbone", "test_vit", "--slides", tmp_path, "--out", tmp_path / "out"]
+    assert cli(*arguments)[0] == 0
+    assert calls == [{"patch_um": 80.0, "patch_px": 160, "um_per_px": None}]
+    code, _, error = cli(*arguments, "--patch-um", 40)
+    assert code == 2
+    assert "--patch-um 40: is 80 px at 0.5 um per px, which test_vit does not read" in error
+    assert len(calls) == 1

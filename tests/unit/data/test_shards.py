@@ -82,6 +82,21 @@ def test_shards_of_other_data_are_never_mixed(sections, panel, folder):
         write_shards([other_section], folder, panel=panel, config=TINY)
 
 
+def test_a_shard_takes_its_own_panel_only(panel, folder):
+    """Another panel of as many genes would train on the wrong ones without a word."""
+    from seal_lite.data.shards import Shard, read_shards
+
+    shard = Shard(folder / "PA1.h5")
+    _, stored_panel = read_shards(folder, TINY)
+    assert shard.genes == panel.genes
+    assert len(shard.expression(stored_panel)[0]) == len(panel.genes)
+    first, second, *others = panel.genes
+    message = "PA1.h5: was written with another gene panel; give the one that `read_shards` returns"
+    for genes in [(second, first, *others), ("OTHER", second, *others), (second, *others)]:
+        with pytest.raises(InputError, match=message):
+            shard.expression(replace(panel, genes=genes))
+
+
 def test_what_is_no_shard_is_named(folder, tmp_path):
     from seal_lite.data.shards import Shard, read_shards
 

@@ -96,3 +96,40 @@ def test_lora_without_a_layer_to_adapt_is_an_input_error():
     row = replace(encoders.BACKBONES["tiny_vit"], lora="no_such_layer")
     with pytest.raises(InputError, match="LoRA finds no layer"):
         encoders.VisionEncoder(encoders.load_backbone(row), row, tune_blocks=1)
+
+
+def test_another_number_of_layers_than_the_row_states_is_an_input_error():
+    """As with a version of transformers that names the attention's layers otherwise."""
+    row = replace(encoders.BACKBONES["tiny_vit"], lora=r"mlp\.fc[12]", extra="timm>=1")
+    message = r"tiny_vit: LoRA finds 2 layers in blocks.4, not 4; install timm>=1"
+    with pytest.raises(InputError, match=message):
+        encoders.VisionEncoder(encoders.load_backbone(row), row, tune_blocks=2)
+
+
+@both_kinds
+def test_a_backward_pass_reaches_every_adapted_layer(name, images):
+    encoder = encoders.build_encoder(name, tune_blocks=2)
+    assert encoder.layers_without_gradient() == encoder.adapted
+    encoder(images).sum().backward()
+    assert encoder.layers_without_gradient() == []
+
+
+@pytest.mark.parametrize("name", ["beit_tiny", "eva_tiny"])
+def test_lora_that_no_gradient_reaches_is_an_input_error(name, monkeypatch):
+    """BEiT and EVA use the weight of `qkv` without calling the layer."""
+    import timm
+
+    kinds = {"beit_tiny": "beit_base_patch16_224", "eva_tiny": "eva02_tiny_patch14_224"}
+    create = timm.create_model
+    small = {"embed_dim": 48, "depth": 2, "num_heads": 3}
+    monkeypatch.setattr(
+        timm,
+        "create_model",
+        lambda name, **options: create(kinds[name], **{**options, **small, "pretrained": False}),
+    )
+    message = rf"{name}: no gradient reaches LoRA on 1 of \d layers, the first blocks.1.attn.qkv;"
+    with pytest.raises(InputError, match=message):
+        encoders.build_encoder(name, pretrained=False, tune_blocks=1)
+    whole = encoders.build_encoder(name, pretrained=False, tune_blocks=1, rank=0)
+    assert whole.adapted == []
+    assert all(parameter.grad is None for parameter in whole.parameters())

@@ -2,6 +2,7 @@
 
 import importlib.resources
 import json
+import re
 import sys
 from dataclasses import replace
 from itertools import combinations
@@ -27,6 +28,7 @@ PATHOLOGY_ENCODERS = (
     "h0_mini",
     "phikon",
     "phikon_v2",
+    "midnight",
     "hibou_l",
     "kaiko_vits8",
     "kaiko_vitb8",
@@ -34,7 +36,7 @@ PATHOLOGY_ENCODERS = (
     "musk",
     "omiclip",
 )
-IMAGENET_ENCODERS = ("resnet50", "tf_efficientnet_lite0")
+NATURAL_ENCODERS = ("resnet50", "tf_efficientnet_lite0", "dinov2_s14")
 # Of each network that can be built without its weights: the number of its blocks, and of the layers
 # that LoRA adapts in the last of them.
 ARCHITECTURES = {
@@ -51,13 +53,15 @@ ARCHITECTURES = {
     "lunit_vits8": (12, 4),
     "resnet50": (4, 9),
     "tf_efficientnet_lite0": (7, 6),
+    "dinov2_s14": (12, 4),
     "phikon": (12, 6),
     "phikon_v2": (24, 6),
+    "midnight": (40, 7),
 }
 DEFAULT = "tf_efficientnet_lite0"
 
 
-@pytest.mark.parametrize("name", PATHOLOGY_ENCODERS + IMAGENET_ENCODERS)
+@pytest.mark.parametrize("name", PATHOLOGY_ENCODERS + NATURAL_ENCODERS)
 def test_a_row_is_complete(name):
     row = encoders.BACKBONES[name]
     assert row.dim > 0
@@ -72,7 +76,7 @@ def test_a_row_is_complete(name):
 
 def build_architecture(name):
     """The row's network without weights; of transformers' models, by the hub's configuration."""
-    if name not in ("phikon", "phikon_v2"):
+    if name not in ("phikon", "phikon_v2", "midnight"):
         return encoders.load_backbone(encoders.BACKBONES[name], pretrained=False)
     import transformers
 
@@ -84,6 +88,14 @@ def build_architecture(name):
             patch_size=16,
             num_attention_heads=16,
             image_size=224,
+        ),
+        "midnight": transformers.Dinov2Config(
+            hidden_size=1536,
+            num_hidden_layers=40,
+            patch_size=14,
+            num_attention_heads=24,
+            image_size=224,
+            use_swiglu_ffn=True,
         ),
     }
     return transformers.AutoModel.from_config(configs[name], **encoders.BACKBONES[name].args)
@@ -100,8 +112,33 @@ def test_a_row_fits_its_architecture(name):
         encoder = encoders.VisionEncoder(net, row, tune_blocks=1).eval().to("meta")
         assert encoder(torch.rand(2, 3, row.px, row.px)).shape == (2, row.dim)
     assert len(encoder.adapted) == n_layers
+    assert row.lora_per_block in (n_layers, 0)
+    assert row.lora_per_block or name in ("resnet50", "tf_efficientnet_lite0")
     last_block = encoder.tail_stages[0]
     assert all(layer.startswith(f"{last_block}.") for layer in encoder.adapted)
+
+
+OLD_VIT = "intermediate.dense output.dense"
+OLD_ATTENTION = (
+    "attention.attention.query attention.attention.key attention.attention.value "
+    "attention.output.dense"
+)
+ATTENTION = "attention.q_proj attention.k_proj attention.v_proj attention.o_proj"
+
+
+@pytest.mark.parametrize(
+    ("name", "layers"),
+    [
+        ("phikon", f"{OLD_ATTENTION} {OLD_VIT}"),  # transformers 5.0 and 5.8
+        ("phikon", f"{ATTENTION} mlp.fc1 mlp.fc2"),  # 5.15, 5.23
+        ("phikon_v2", f"{OLD_ATTENTION} mlp.fc1 mlp.fc2"),  # 5.0, 5.8, 5.15
+        ("phikon_v2", f"{ATTENTION} mlp.fc1 mlp.fc2"),  # 5.23
+    ],
+)
+def test_a_row_knows_the_layers_of_every_transformers_5(name, layers):
+    row = encoders.BACKBONES[name]
+    matching = [layer for layer in layers.split() if re.fullmatch(row.lora, layer)]
+    assert len(matching) == row.lora_per_block == 6
 
 
 def test_a_timm_transformer_without_a_row_gets_one_from_its_configuration():

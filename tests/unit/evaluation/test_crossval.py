@@ -340,3 +340,26 @@ def test_a_shift_is_scored_in_and_out_of_distribution(tmp_path):
     assert {delta["mean"] for delta in result["delta_gap"]} != {0.0}
     with pytest.raises(InputError, match="--train-groups"):
         crossval(sections, CONFIG, train_groups=1, out=tmp_path / "other", **options)
+
+
+@pytest.mark.parametrize("letter", ["P", "\N{GREEK SMALL LETTER MU}"])
+def test_many_groups_of_long_names_fit_a_file_name(letter, tmp_path, monkeypatch):
+    """Sixty groups held out together: their names joined are longer than a file name may be."""
+    sections = [make_section("A1", seed=0, labels={"site": "A"})]
+    for i in range(60):
+        labels = {"site": f"{letter}{i:02}-a-patient-with-a-long-name"}
+        sections.append(make_section(f"B{i}", seed=1, labels=labels))
+    (split,) = folds_of(sections, groups_of(sections, "site"), 1)
+    fold = Fold(*split, GENES)
+    assert len(fold.name.encode()) > 1500
+    monkeypatch.setattr(crossval_module, "run_fold", lambda fold, config, **_: [config.seed])
+    for seed in (0, 1):
+        seeded = replace(CONFIG, seed=seed)
+        results = crossval_module._resume_fold(fold, seeded, tmp_path, truth=None, progress=False)
+        assert results == [seed]
+    other = replace(fold, tests=dict(list(fold.tests.items())[:-1]))
+    names = {crossval_module._file_name(each, seed) for each in (fold, other) for seed in (0, 1)}
+    assert len(names) == 4
+    assert max(len(name.encode()) for name in names) <= 200
+    short = Fold(split[0], {"PB": [], "PC": []}, GENES)
+    assert crossval_module._file_name(short, 3) == "PB+PC-3"

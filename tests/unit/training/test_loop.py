@@ -344,3 +344,22 @@ def test_profiles_without_an_image_train_the_warmup_and_leave_the_schedule(secti
     assert terms(history)[0] != terms(trained[2])[0]
     assert history[0]["lr_lora"] == pytest.approx(TINY.lr_lora)
     assert history[-1]["lr_lora"] == pytest.approx(0, abs=1e-12)
+
+
+def test_lora_that_no_gradient_reaches_is_an_input_error(sections, trained, monkeypatch):
+    """BEiT uses the weight of `qkv` without calling the layer, which its row does not know."""
+    from seal_lite.encoders import BACKBONES
+
+    args = {"num_classes": 0, "img_size": TINY.patch_px, "embed_dim": 48, "num_heads": 3}
+    beit = replace(
+        BACKBONES["test_vit"],
+        name="tiny_beit",
+        source="beit_base_patch16_224",
+        args={**args, "depth": 2},
+        dim=48,
+        px=TINY.patch_px,
+    )
+    monkeypatch.setitem(BACKBONES, "tiny_beit", beit)
+    config = replace(SHORT, backbone="tiny_beit", tune_blocks=1)
+    with pytest.raises(InputError, match="LoRA on 1 of 4 layers, the first blocks.1.attn.qkv"):
+        finetune(sections, config, panel=trained[1].panel, progress=False)
