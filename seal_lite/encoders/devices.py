@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
@@ -73,9 +74,11 @@ def resolve_precision(precision: str, device: torch.device) -> torch.dtype:
     return torch.bfloat16 if has_bf16 else torch.float16
 
 
-def computing_in(dtype: torch.dtype, device: torch.device) -> torch.autocast:
+def computing_in(dtype: torch.dtype, device: torch.device) -> AbstractContextManager[Any]:
     """Return the context in which a network on `device` computes in `dtype`."""
-    return torch.autocast(device.type, dtype, enabled=dtype != torch.float32)
+    if dtype == torch.float32:
+        return nullcontext()
+    return torch.autocast(device.type, dtype)
 
 
 def synchronize(device: torch.device) -> None:

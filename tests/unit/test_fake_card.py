@@ -53,7 +53,7 @@ def fake_card(monkeypatch):
     monkeypatch.setattr(torch.random, "fork_rng", lambda **_: nullcontext())
     monkeypatch.setattr(torch.nn.Module, "to", move)
     monkeypatch.setattr(torch.Tensor, "numpy", to_array)
-    monkeypatch.setattr(torch.Tensor, "pin_memory", lambda tensor: tensor)
+    monkeypatch.setattr(torch.Tensor, "pin_memory", lambda pixels: fake(mode, pixels))
     monkeypatch.setattr(torch, "set_float32_matmul_precision", lambda _: None)
     with mode:
         yield
@@ -72,6 +72,11 @@ def move(module, device="cpu", dtype=None):
             if value is not None:
                 part._buffers[name] = torch.empty(value.shape, dtype=value.dtype, device=device)
     return module
+
+
+def fake(mode, tensor):
+    """Return a fake of what a thread has read; the mode itself is on in the test's thread alone."""
+    return tensor if isinstance(tensor, FakeTensor) else mode.from_tensor(tensor)
 
 
 def to_array(tensor, **options):

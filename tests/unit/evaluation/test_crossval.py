@@ -355,7 +355,8 @@ def test_many_groups_of_long_names_fit_a_file_name(letter, tmp_path, monkeypatch
     monkeypatch.setattr(crossval_module, "run_fold", lambda fold, config, **_: [config.seed])
     for seed in (0, 1):
         seeded = replace(CONFIG, seed=seed)
-        results = crossval_module._resume_fold(fold, seeded, tmp_path, truth=None, progress=False)
+        options = {"truth": None, "device": "cpu", "progress": False}
+        results = crossval_module._resume_fold(fold, seeded, tmp_path, **options)
         assert results == [seed]
     other = replace(fold, tests=dict(list(fold.tests.items())[:-1]))
     names = {crossval_module._file_name(each, seed) for each in (fold, other) for seed in (0, 1)}
