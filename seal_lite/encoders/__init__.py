@@ -11,11 +11,12 @@ import lazy_loader
 __getattr__, __dir__, __all__ = lazy_loader.attach(
     __name__,
     submod_attrs={
+        "checks": ["fingerprint"],
         "embedding": ["embed_feature_layers", "embed_patches", "image_batches"],
         "prefix_cache": ["PrefixCache"],
         "registry": ["BACKBONES", "Backbone", "backbone_row", "load_backbone"],
         "views": ["make_views", "view_parameters"],
-        "vision": ["VisionEncoder", "build_encoder", "find_blocks", "fingerprint"],
+        "vision": ["VisionEncoder", "build_encoder", "find_blocks"],
     },
 )
 

@@ -19,8 +19,8 @@ from tqdm import tqdm
 
 from seal_lite.config import Config
 from seal_lite.data.genes import GenePanel
+from seal_lite.encoders.checks import check_adapted
 from seal_lite.encoders.devices import computing_in
-from seal_lite.encoders.vision import check_adapted
 from seal_lite.errors import InputError
 from seal_lite.model.losses import PairOutputs, seal_loss, warmup_loss
 from seal_lite.model.seal import SEAL
