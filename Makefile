@@ -135,6 +135,7 @@ tasks: $(STAMP) ## score their encoders on the other evaluations: HEST-bench, re
 
 trials: $(STAMP) ## choose settings, and measure what each part is worth: hours, needs her2st
 	$(PY) benchmarks/trials.py $(HER2ST)
+	$(PY) benchmarks/trials.py $(HER2ST) --arms transformer_trials
 
 pitfalls: $(STAMP) ## measure what evaluation pitfalls are worth: a minute, needs her2st
 	$(PY) benchmarks/pitfalls.py $(HER2ST)

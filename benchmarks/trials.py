@@ -1,10 +1,12 @@
 """Which settings earn their place, measured on real tissue: results/trials.json.
 
     python benchmarks/trials.py HER2ST [--only ARM ...]        # hours on 2 cores
+    python benchmarks/trials.py HER2ST --arms transformer_trials
 
-trials.tsv lists the arms. Each changes the full recipe, which has every part of the method, trains
-on each pair of the four sections with a seed of its own, and is scored on the two others. The file
-is written after every run, and a finished run is not repeated. One process runs on each core.
+trials.tsv lists the arms. Each changes the settings of the first, which for the default encoder has
+every part of the method. It trains on each pair of the four sections with a seed of its own, and is
+scored on the two others. The file is written after every run, and a finished run is not repeated.
+One process runs on each core. transformer_trials.tsv does the same for a transformer.
 
 Read one way this is the ablation: six trainings, compared with the full recipe run by run. Read the
 other way it is the cross-validation inside every outer fold: of the two sections that a run scores,
@@ -45,7 +47,6 @@ from seal_lite.training.provenance import provenance
 from variants import VARIANTS
 
 ROOT = Path(__file__).parents[1]
-RESULT = ROOT / "results/trials.json"
 CACHE = ROOT / "runs/trials/cache"
 SECTIONS = ("C2", "C3", "C4", "C5")
 FULL_RECIPE = Config(w_corr=0.5, gene_warmup_epochs=2)
@@ -71,18 +72,19 @@ class Job(NamedTuple):
         return hashlib.sha256(repr(work).encode()).hexdigest()[:12]
 
 
-def read_arms() -> dict[str, Arm]:
-    """Return the arms of trials.tsv by name, their settings parsed."""
-    path = Path(__file__).with_name("trials.tsv")
+def read_arms(path: Path) -> tuple[Config, dict[str, Arm]]:
+    """Return the settings of the first arm, and by name what the arms change, parsed."""
     table = pd.read_csv(path, sep="\t", index_col="arm", keep_default_na=False, dtype=str)
     arms = table.to_dict("index")
+    first = next(iter(arms.values()))
+    base = FULL_RECIPE.override(first["settings"].split())
     for arm in arms.values():
         assignments = arm.pop("settings").split()
-        config = FULL_RECIPE.override(assignments)
+        config = base.override(assignments)
         names = [assignment.partition("=")[0] for assignment in assignments]
         arm["changes"] = {name: getattr(config, name) for name in names}
         arm["second_um"] = float(arm["second_um"]) if arm["second_um"] else None
-    return arms
+    return base, arms
 
 
 def splits() -> Iterator[tuple[tuple[str, ...], tuple[str, ...], int]]:
@@ -208,18 +210,19 @@ def use_one_core(cores: multiprocessing.Queue) -> None:
     threadpool_limits(1)
 
 
-def main(root: str, only: list[str] | None) -> None:
-    """Measure what is not in the results file yet."""
-    arms = read_arms()
-    about = provenance(load_sections(root, SECTIONS), FULL_RECIPE, seeds=len(list(splits())))
+def main(root: str, name: str, only: list[str] | None) -> None:
+    """Measure those arms of NAME.tsv that are not in results/NAME.json yet."""
+    base, arms = read_arms(Path(__file__).with_name(f"{name}.tsv"))
+    path = ROOT / f"results/{name}.json"
+    about = provenance(load_sections(root, SECTIONS), base, seeds=len(list(splits())))
     about["device"] = about["device"].replace(f"{torch.get_num_threads()} threads", "1 thread")
     version = {"package": about["package"], "commit": about["commit"]}
-    runs = json.loads(RESULT.read_text())["runs"] if RESULT.exists() else []
+    runs = json.loads(path.read_text())["runs"] if path.exists() else []
     finished = {(run["arm"], *run["train"], run["stamp"]): run for run in runs}
     rows = []
     jobs = {}
     for (name, arm), (training, test, seed) in itertools.product(arms.items(), splits()):
-        config = dataclasses.replace(FULL_RECIPE, seed=seed, **arm["changes"])
+        config = dataclasses.replace(base, seed=seed, **arm["changes"])
         job = Job(root, training, test, config, arm["variant"], arm["second_um"])
         key = (name, *training, job.stamp())
         if key in finished:
@@ -237,12 +240,13 @@ def main(root: str, only: list[str] | None) -> None:
         for i, scores in tqdm(zip(jobs, results, strict=True), total=len(jobs)):
             rows[i]["scores"] = scores
             runs = [row for row in rows if "scores" in row]
-            write_atomic(RESULT, json.dumps({"provenance": about, "arms": arms, "runs": runs}))
+            write_atomic(path, json.dumps({"provenance": about, "arms": arms, "runs": runs}))
 
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("root", metavar="HER2ST")
+    parser.add_argument("--arms", default="trials", help="trials, or transformer_trials")
     parser.add_argument("--only", nargs="*", metavar="ARM", help="names of arms")
     options = parser.parse_args()
-    main(options.root, options.only)
+    main(options.root, options.arms, options.only)

@@ -28,6 +28,7 @@ from seal_lite.training.callbacks import Callback
 
 Arguments = dict[str, Any]
 LITE0 = BACKBONES["tf_efficientnet_lite0"]
+DINOV2 = BACKBONES["dinov2_s14"]
 
 
 def replace_contrast(outputs: PairOutputs, config: Config, contrast: Tensor) -> dict[str, Tensor]:
@@ -156,7 +157,15 @@ BACKBONES["lite0_centre_pooling"] = replace(
     fingerprint=None,  # its embedding is another
 )
 
+BACKBONES["dinov2_s14_mean"] = replace(
+    DINOV2, name="dinov2_s14_mean", embedding="mean", fingerprint=None
+)
+BACKBONES["dinov2_s14_class_mean"] = replace(
+    DINOV2, name="dinov2_s14_class_mean", embedding="class+mean", dim=768, fingerprint=None
+)
+
 VARIANTS: dict[str, Callable[[list[Section], GenePanel, Config], Arguments]] = {
+    "shuffled": lambda *_: {"shuffle_pairs": True},
     "siglip": lambda *_: {"loss": siglip_loss},
     "expression_targets": lambda *_: {"loss": expression_target_loss},
     "average_weights": lambda *_: {"callbacks": [AverageWeights()]},

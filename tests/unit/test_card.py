@@ -1,11 +1,12 @@
-"""No public path mixes devices: what runs a network, with its weights on a pretended card.
+"""No public path mixes devices: what runs a network, on a pretended card and on a real one.
 
 Under `FakeTensorMode` a tensor has shape, type and device, and no values. An operation on tensors
 of two devices raises, as it does on a machine with a card. So these tests see a missing `.to`, and
-no wrong value.
+no wrong value. `pytest -m gpu` runs the same tests, and a training, on a real card.
 """
 
 from contextlib import nullcontext
+from dataclasses import replace
 from types import SimpleNamespace
 
 import numpy as np
@@ -28,9 +29,15 @@ def panel(sections):
     return GenePanel.fit([section.adata for section in sections], n_genes=TINY.n_genes)
 
 
-@pytest.fixture
-def fake_card(monkeypatch):
-    """Pretend that there is a card; a module that moves there loses its values."""
+@pytest.fixture(params=["pretended", pytest.param("real", marks=pytest.mark.gpu)])
+def card(request, monkeypatch):
+    """A card: a real one, or one where a module that moves there loses its values."""
+    if request.param == "real":
+        if not torch.cuda.is_available():
+            pytest.skip("this machine has no card")
+        yield
+        return
+    from seal_lite import io
     from seal_lite.encoders import devices, prefix_cache, vision
     from seal_lite.evaluation import features
     from seal_lite.model import seal
@@ -54,6 +61,7 @@ def fake_card(monkeypatch):
     monkeypatch.setattr(torch.nn.Module, "to", move)
     monkeypatch.setattr(torch.Tensor, "numpy", to_array)
     monkeypatch.setattr(torch.Tensor, "pin_memory", lambda pixels: fake(mode, pixels))
+    monkeypatch.setattr(io, "ThreadPoolExecutor", AtOnce)  # the mode is no friend of threads
     monkeypatch.setattr(torch, "set_float32_matmul_precision", lambda _: None)
     with mode:
         yield
@@ -74,8 +82,19 @@ def move(module, device="cpu", dtype=None):
     return module
 
 
+class AtOnce(nullcontext):
+    """An executor that does its work when it is given."""
+
+    def __enter__(self):
+        return self
+
+    def submit(self, function, *arguments):
+        value = function(*arguments)
+        return SimpleNamespace(result=lambda: value)
+
+
 def fake(mode, tensor):
-    """Return a fake of what a thread has read; the mode itself is on in the test's thread alone."""
+    """Return a fake of what was read; `.to` does not make one in inference mode."""
     return tensor if isinstance(tensor, FakeTensor) else mode.from_tensor(tensor)
 
 
@@ -88,7 +107,7 @@ def to_array(tensor, **options):
 
 
 @pytest.fixture
-def model(panel, fake_card):
+def model(panel, card):
     from seal_lite import SEAL
 
     return SEAL.build(panel, TINY)
@@ -132,6 +151,8 @@ def test_a_batch_is_read_and_its_loss_computed(model, panel, sections, cached):
     assert (hidden.device, x.device) == (CARD, CARD)
     loss = seal_loss(model(hidden, x, chunk=8), TINY)["loss"]
     assert loss.device == CARD
+    if not isinstance(loss, FakeTensor):  # a pretended card has no backward pass
+        loss.backward()
     _, x = next(pairs.expression_epoch(0))
     assert warmup_loss(model.forward_genes(x), TINY)["loss"].device == CARD
 
@@ -171,3 +192,22 @@ def test_slides_are_embedded(model, tmp_path):
         patch.setattr(embed, "grid", lambda slide, *, patch_um: np.zeros((3, 2), int))
         embed.write_features(model.encoder, slide, tmp_path / "s.h5", patch_um=64.0, patch_px=64)
     assert (tmp_path / "s.h5").exists()
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="this machine has no card")
+@pytest.mark.parametrize("precision", ["no", "auto", "fp16"])
+def test_a_card_trains_as_the_cpu_does(sections, tmp_path, precision):
+    from seal_lite import SEAL, finetune
+
+    _, expected = finetune(sections[:1], TINY, device="cpu", progress=False)
+    config = replace(TINY, precision=precision)
+    out = tmp_path / "run"
+    model, history = finetune(sections[:1], config, out=out, progress=False)
+    assert model.encoder.device == CARD
+    losses = [epoch["loss"] for epoch in history]
+    assert losses == pytest.approx([epoch["loss"] for epoch in expected], rel=0.1)
+    patches = sections[1].patches
+    on_cpu = embed_patches(SEAL.from_pretrained(out, device="cpu").encoder, patches)
+    on_card = embed_patches(SEAL.from_pretrained(out).encoder, patches)
+    np.testing.assert_allclose(on_card, on_cpu, atol=0.05 * np.abs(on_cpu).max())
