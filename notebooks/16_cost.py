@@ -359,8 +359,8 @@ pd.DataFrame(hours).T.rename_axis("hours, extrapolated").round(2)
 
 # %% [markdown]
 # And does it fit? A T4 has 16 GB and no bfloat16, so `precision="auto"` trains in fp16 there. A
-# block keeps about 20 numbers per token and channel for the way back, two bytes each; weights take
-# four. From that follows, *derived* and not measured, how many images a step may hold:
+# block keeps about 20 numbers per token and channel for the backward pass, two bytes each; weights
+# take four. From that follows, *derived* and not measured, how many images a step may hold:
 
 # %%
 FREE, KEPT = 0.8 * 16e9, 20 * 2  # bytes of the card; bytes per token and channel of a block

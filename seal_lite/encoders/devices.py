@@ -87,6 +87,11 @@ def synchronize(device: torch.device) -> None:
         torch.cuda.synchronize(device)
 
 
+def pinned(tensor: torch.Tensor, device: torch.device) -> torch.Tensor:
+    """Return a tensor in memory from which a card copies while it computes; others need none."""
+    return tensor.pin_memory() if device.type == "cuda" else tensor
+
+
 def find_batch_size(
     network: Callable[[torch.Tensor], Any], *, px: int, device: torch.device
 ) -> int:

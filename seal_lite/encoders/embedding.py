@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 
+from seal_lite.encoders.devices import pinned
 from seal_lite.encoders.prefix_cache import PrefixCache, as_tensor
 from seal_lite.encoders.views import as_images, make_views
 from seal_lite.encoders.vision import VisionEncoder
@@ -124,7 +125,7 @@ def _images_on_device(
 
     def read(start: int) -> torch.Tensor:
         pixels = torch.from_numpy(np.ascontiguousarray(patches[start : start + size]))
-        return pixels.pin_memory() if encoder.device.type == "cuda" else pixels
+        return pinned(pixels, encoder.device)
 
     for pixels in read_ahead(read, range(0, len(patches), size)):
         yield as_images(pixels.to(encoder.device, non_blocking=True))

@@ -14,6 +14,7 @@ from seal_lite.config import Config
 from seal_lite.data.genes import GenePanel
 from seal_lite.data.section import Section
 from seal_lite.data.shards import Shard
+from seal_lite.encoders.devices import pinned
 from seal_lite.encoders.prefix_cache import PrefixCache, as_tensor
 from seal_lite.encoders.views import augment, view_parameters
 from seal_lite.encoders.vision import VisionEncoder
@@ -151,11 +152,11 @@ class Activations:
         places = list(zip(sections, rows, strict=True))
         if self.stored is not None:
             read = [self.stored[s][v, row] for (s, row), v in zip(places, views, strict=True)]
-            return self._pinned(as_tensor(np.stack(read)))
+            return pinned(as_tensor(np.stack(read)), self.device)
         patches = np.stack([self.sections[s].patches[row] for s, row in places])
         keys = [self.sections[s].key(row) for s, row in places]
         parameters = view_parameters(keys, views, jitter=self.jitter)
-        return ViewedPatches(self._pinned(torch.from_numpy(patches)), *parameters, views)
+        return ViewedPatches(pinned(torch.from_numpy(patches), self.device), *parameters, views)
 
     def finish(self, read: Read) -> Tensor:
         """Return the activations (b, ...) of what `read` returned, on the encoder's device."""
@@ -166,10 +167,6 @@ class Activations:
         images = augment(pixels, read.elements, read.log_scales, read.views)  # (b, 3, h, w)
         with torch.no_grad():
             return torch.cat([self.encoder.prefix(part) for part in images.split(self.chunk)])
-
-    def _pinned(self, tensor: Tensor) -> Tensor:
-        """Return the tensor in memory from which a card copies while it computes."""
-        return tensor.pin_memory() if self.device.type == "cuda" else tensor
 
 
 class Pairs:
