@@ -34,7 +34,7 @@ from seal_lite.training.loop import train
 
 RESULT = Path(__file__).parents[1] / "results/gpu.json"
 NETWORKS = {
-    "ViT-S/16": "vit_small_patch16_224",
+    "ViT-S/14": "dinov2_s14",
     "ViT-B/16": "vit_base_patch16_224",
     "ViT-L/16": "vit_large_patch16_224",
     "ViT-H/14": "vit_huge_patch14_224",

@@ -15,6 +15,7 @@ import sys
 import time
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -22,6 +23,7 @@ import torch
 
 from seal_lite import SEAL, Config, load_sections
 from seal_lite.data.genes import GenePanel
+from seal_lite.encoders.devices import synchronize
 from seal_lite.encoders.embedding import embed_patches, image_batches
 from seal_lite.training.callbacks import Callback
 from seal_lite.training.distributed import join_processes
@@ -44,19 +46,18 @@ class Limit(Callback):
     def on_epoch_end(self, model: SEAL, history: list[dict[str, Any]]) -> None:
         """Run the blocks forward and backward."""
         hidden = self.hidden
-        started = clock()
+        started = clock(hidden.device)
         for _ in range(self.steps):
             if self.images is not None:
                 with torch.no_grad():
                     hidden = model.encoder.prefix(self.images)
             model.encoder.tail(hidden).sum().backward()
-        self.seconds.append(clock() - started)
+        self.seconds.append(clock(hidden.device) - started)
 
 
-def clock() -> float:
+def clock(device: torch.device) -> float:
     """Return the time in seconds, when all that was sent to the device is done."""
-    if torch.cuda.is_available():
-        torch.cuda.synchronize()
+    synchronize(device)
     return time.perf_counter()
 
 
@@ -105,16 +106,17 @@ def embedding(sections: list[Any], config: Config) -> dict[str, float]:
     rates = []
     limits = []
     for _ in range(ROUNDS):
-        limits.append(steps * len(images) / seconds_of(run_limit))
-        rates.append(len(patches) / seconds_of(lambda: embed_patches(encoder, patches)))
+        limits.append(steps * len(images) / seconds_of(run_limit, encoder.device))
+        run_embedding = partial(embed_patches, encoder, patches)
+        rates.append(len(patches) / seconds_of(run_embedding, encoder.device))
     return share(rates, limits)
 
 
-def seconds_of(function: Callable[[], Any]) -> float:
+def seconds_of(function: Callable[[], Any], device: torch.device) -> float:
     """Return how long a call takes."""
-    started = clock()
+    started = clock(device)
     function()
-    return clock() - started
+    return clock(device) - started
 
 
 def run(job: dict[str, Any]) -> dict[str, Any]:

@@ -58,7 +58,7 @@ from seal_lite.encoders.vision import build_encoder
 from seal_lite.model.losses import clip_loss, seal_loss
 from seal_lite.model.seal import SEAL
 from seal_lite.training.loader import Activations, Pairs
-from seal_lite.training.loop import learning_rate
+from seal_lite.training.loop import learning_rate, parameter_groups
 from seal_lite.tutorial import begin, charts, finetuned
 from seal_lite.tutorial.frames import slider
 
@@ -246,10 +246,7 @@ def held_out(model):
 model = SEAL.build(panel, config).to(device)
 activations = Activations(model.encoder, train, config, cache_dir="runs/cache")
 pairs = Pairs(train, panel, config, activations)
-tuned = [p for p in model.encoder.parameters() if p.requires_grad]
-heads = [p for name, p in model.named_parameters() if not name.startswith("encoder.")]
-groups = [{"params": tuned, "lr": config.lr_lora}, {"params": heads, "lr": config.lr_heads}]
-optimizer = torch.optim.AdamW(groups, weight_decay=config.weight_decay)
+optimizer = torch.optim.AdamW(parameter_groups(model, config))
 steps = config.epochs * (len(pairs) // config.batch_size)
 schedule = torch.optim.lr_scheduler.LambdaLR(
     optimizer, lambda step: learning_rate(step, steps=steps, warmup=config.warmup)

@@ -253,14 +253,14 @@ print("loss of the first batch:", first)
 #
 # A contrast wants many negatives, and a batch's activations want memory. But the loss needs only
 # the embeddings, which are small. So compute them some images at a time and keep nothing else; on
-# the way back compute each part again, this time with its activations
+# the backward pass compute each part again, this time with its activations
 # {cite:p}`chen2016checkpointing`. The gradient is that of the whole batch, for one more forward
 # pass of the tail {cite:p}`gao2021gradcache`. That is `chunk`:
 
 
 # %%
 def held(function, *args, **options) -> float:
-    """MB that a forward pass keeps for the way back."""
+    """MB that a forward pass keeps for the backward pass."""
     size = 0
 
     def pack(tensor):
@@ -308,7 +308,7 @@ with plt.rc_context(plots.STYLE):
         label="the tail, of one part",
     )
     ax.invert_yaxis()
-    ax.set(xlabel="MB kept for the way back, at most")
+    ax.set(xlabel="MB kept for the backward pass, at most")
     ax.legend(loc="lower right")
 plt.close(figure)
 figure
@@ -409,7 +409,7 @@ print(fits)
 
 # %% [markdown]
 # **3.** Batch 384 as in the paper: how much memory do the activations of a ViT-H's *tuned* blocks
-# take, if a block keeps about 20 numbers per token and channel for the way back?
+# take, if a block keeps about 20 numbers per token and channel for the backward pass?
 
 # %% tags=["hide-cell", "solution"]
 # One block is harmless; all 32 do not fit on one card. That is when `chunk` is needed.

@@ -197,12 +197,9 @@ def train(
     dtype = model.encoder.working_dtype
     folder = out if state.is_main_process else None
 
-    # Optimizer: the encoder's adapter and the new heads each have their own learning rate.
-    adapter = [p for p in model.encoder.parameters() if p.requires_grad]
-    heads = [p for name, p in model.named_parameters() if not name.startswith("encoder.")]
-    groups = [{"params": adapter, "lr": config.lr_lora}, {"params": heads, "lr": config.lr_heads}]
+    # Optimizer.
     on_card = device.type == "cuda"
-    optimizer = torch.optim.AdamW(groups, weight_decay=config.weight_decay, fused=on_card)
+    optimizer = torch.optim.AdamW(parameter_groups(model, config), fused=on_card)
 
     # Schedule: the gene encoder's warm-up epochs at the full rate, then a rise and a cosine.
     warmup_steps = config.gene_warmup_epochs * pairs.expression_steps
@@ -271,6 +268,24 @@ def train(
             callback.on_epoch_end(model, history)
         save_checkpoint(folder, model, optimizer, scheduler, scaler, history)
     return history
+
+
+def parameter_groups(model: SEAL, config: Config) -> list[dict[str, Any]]:
+    """Return the optimizer's four groups: what is tuned of the encoder, then the heads.
+
+    Each has its own learning rate. Weights decay, while biases, norms and the temperature, which
+    have fewer than two dimensions, do not.
+    """
+    trained = {name: p for name, p in model.named_parameters() if p.requires_grad}
+    adapter = [p for name, p in trained.items() if name.startswith("encoder.")]
+    heads = [p for name, p in trained.items() if not name.startswith("encoder.")]
+    groups = []
+    for parameters, rate in ((adapter, config.lr_lora), (heads, config.lr_heads)):
+        weights = [p for p in parameters if p.ndim >= 2]
+        others = [p for p in parameters if p.ndim < 2]
+        groups.append({"params": weights, "lr": rate, "weight_decay": config.weight_decay})
+        groups.append({"params": others, "lr": rate, "weight_decay": 0.0})
+    return groups
 
 
 def _mean_terms(steps: list[dict[str, Tensor]], epoch: int) -> dict[str, float]:

@@ -11,7 +11,7 @@ from helpers import TINY
 from seal_lite import SEAL, InputError, finetune
 from seal_lite.model.losses import seal_loss
 from seal_lite.training.callbacks import Callback
-from seal_lite.training.loop import learning_rate
+from seal_lite.training.loop import learning_rate, parameter_groups
 
 SHORT = replace(TINY, epochs=1, gene_warmup_epochs=0, n_views=1)  # 4 steps
 TERMS = ("loss", "clip", "gene", "image", "kl")
@@ -275,6 +275,23 @@ def test_encoder_and_heads_have_their_own_learning_rates(sections, trained, fres
     assert moved.pop(setting) == [0.0] * (1 if setting == "lr_lora" else 2)
     (others,) = moved.values()
     assert min(others) > 1e-4
+
+
+def test_only_weights_decay(fresh):
+    config = replace(SHORT, weight_decay=0.3)
+    names = {parameter: name for name, parameter in fresh.named_parameters()}
+    decay = {}
+    for group in parameter_groups(fresh, config):
+        for parameter in group["params"]:
+            decay[names[parameter]] = group["weight_decay"]
+    assert set(decay) == {name for name, p in fresh.named_parameters() if p.requires_grad}
+    spared = {name for name, value in decay.items() if value == 0}
+    assert spared
+    for name, parameter in fresh.named_parameters():
+        if parameter.requires_grad:
+            is_weight = parameter.ndim > 1
+            assert decay[name] == (0.3 if is_weight else 0.0), name
+    assert any(name.endswith("bias") for name in spared)
 
 
 @pytest.mark.filterwarnings("ignore")
