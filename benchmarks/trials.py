@@ -38,7 +38,7 @@ from tqdm import tqdm
 from seal_lite import SEAL, Config, InputError, Section, finetune, load_sections
 from seal_lite.data.genes import GenePanel
 from seal_lite.encoders.embedding import embed_feature_layers
-from seal_lite.encoders.vision import build_encoder
+from seal_lite.evaluation.features import frozen_layers
 from seal_lite.evaluation.retrieval import retrieval_scores
 from seal_lite.evaluation.scores import decoder_scores, genes_to_score, probe_scores, score_sections
 from seal_lite.evaluation.targets import TARGETS, patch_targets, stack_targets
@@ -126,12 +126,11 @@ def train(
     if job.variant:
         arguments |= VARIANTS[job.variant](training, panel, config)
     model, history = finetune(**arguments, cache_dir=CACHE, progress=False)
-    frozen = build_encoder(config.backbone, tune_blocks=config.tune_blocks)
-    layers = embed_feature_layers(frozen, sections, cache_dir=CACHE)
+    own, layers = frozen_layers(sections, config, cache_dir=CACHE)
     tuned_layers = embed_feature_layers(model.encoder, sections, cache_dir=CACHE)
     tuned = tuned_layers[model.encoder.feature_layer]
     features = {"tuned": tuned} | {f"frozen {layer}": x for layer, x in layers.items()}
-    features["tuned + frozen"] = side_by_side(tuned, layers[frozen.feature_layer])
+    features["tuned + frozen"] = side_by_side(tuned, layers[own])
     return model, features, sum(epoch["seconds"] for epoch in history)
 
 

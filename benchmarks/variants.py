@@ -22,7 +22,7 @@ from seal_lite import SEAL, Config, Section
 from seal_lite.data.genes import GenePanel
 from seal_lite.data.section import read_counts
 from seal_lite.encoders.registry import BACKBONES, load_backbone
-from seal_lite.encoders.vision import build_encoder
+from seal_lite.encoders.vision import encoder_for
 from seal_lite.model.losses import PairOutputs, seal_loss, weighted_sum
 from seal_lite.training.callbacks import Callback
 
@@ -75,7 +75,7 @@ def near_the_base(sections: list[Section], panel: GenePanel, config: Config) -> 
 
     Their squared distance, in units of the frozen one's variance over the batch, joins the loss.
     """
-    frozen = build_encoder(config.backbone, tune_blocks=config.tune_blocks).requires_grad_(False)
+    frozen = encoder_for(config).requires_grad_(False)
 
     def near_base_loss(outputs: PairOutputs, config: Config) -> dict[str, Tensor]:
         terms = seal_loss(outputs, config)

@@ -50,7 +50,7 @@ from seal_lite.data.patches import extract_patches
 from seal_lite.data.registration import neighbour_mean
 from seal_lite.data.section import Section
 from seal_lite.encoders.views import make_views, view_parameters
-from seal_lite.encoders.vision import build_encoder
+from seal_lite.encoders.vision import encoder_for
 from seal_lite.evaluation.targets import pearson, section_targets, target_genes
 from seal_lite.training.loader import Activations, Pairs
 from seal_lite.tutorial import begin
@@ -233,7 +233,7 @@ plots.patches(drawn, titles, patch_um=config.patch_um, columns=4)
 
 # %%
 panel = GenePanel.from_config([section], config)
-encoder = build_encoder(config.backbone, tune_blocks=config.tune_blocks)
+encoder = encoder_for(config)
 activations = Activations(encoder, [section], config, cached=False)
 pairs = Pairs([section], panel, config, activations)
 hidden, expression = next(pairs.epoch(0))

@@ -51,7 +51,7 @@ from torch import nn
 
 from seal_lite import plots
 from seal_lite.encoders.embedding import embed_patches
-from seal_lite.encoders.vision import build_encoder
+from seal_lite.encoders.vision import encoder_for
 from seal_lite.tutorial import begin, finetuned, frames
 
 here = begin(DATASET, BACKBONE, EPOCHS, SMOKE, seed=SEED)
@@ -202,13 +202,7 @@ figure
 # is tuned whole. peft {cite:p}`mangrulkar2022peft` puts the layers in, by name:
 
 # %%
-encoder = build_encoder(
-    config.backbone,
-    tune_blocks=config.tune_blocks,
-    rank=config.lora_rank,
-    alpha=config.lora_alpha,
-    dropout=config.lora_dropout,
-)
+encoder = encoder_for(config)
 
 
 def adapted(encoder) -> dict:
@@ -235,7 +229,7 @@ table
 # [chosen by measurement](../trials.md), not by thrift.
 #
 # A name that matches nothing raises no error in peft by itself: you train the heads on a frozen
-# network and wonder. So `build_encoder` counts what it hit, and refuses to go on if the number is
+# network and wonder. So `encoder_for` counts what it hit, and refuses to go on if the number is
 # wrong:
 
 # %%

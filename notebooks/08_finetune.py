@@ -45,6 +45,7 @@ SEED = 0
 import itertools
 import json
 import time
+from dataclasses import replace
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -54,7 +55,7 @@ import torch
 from seal_lite import Config, plots
 from seal_lite.data.genes import GenePanel
 from seal_lite.encoders.embedding import embed_feature_layers, embed_patches, image_batches
-from seal_lite.encoders.vision import build_encoder
+from seal_lite.encoders.vision import encoder_for
 from seal_lite.model.losses import clip_loss, seal_loss
 from seal_lite.model.seal import SEAL
 from seal_lite.training.loader import Activations, Pairs
@@ -157,8 +158,7 @@ way_of_a_pair(SEAL.build(panel, config).eval())
 # stands among the [recorded results](../results.md).
 
 # %%
-adapter = {"rank": config.lora_rank, "alpha": config.lora_alpha, "dropout": config.lora_dropout}
-encoder = build_encoder(config.backbone, tune_blocks=config.tune_blocks, seed=SEED, **adapter)
+encoder = encoder_for(config)
 row = encoder.row
 trainable = sum(p.numel() for p in encoder.parameters() if p.requires_grad)
 total = sum(p.numel() for p in encoder.parameters())
@@ -173,7 +173,7 @@ print(f"LoRA in {len(encoder.adapted)} modules, {trainable:,} of {total:,} numbe
 # it [starts at nothing](06_lora.ipynb), so the adapted encoder is at first exactly the frozen one:
 
 # %%
-frozen = build_encoder(config.backbone, tune_blocks=0)
+frozen = encoder_for(replace(config, tune_blocks=0))
 few = test.patches[:16]
 no_op = float(np.abs(embed_patches(encoder, few) - embed_patches(frozen, few)).max())
 print(f"largest difference of the embeddings before training: {no_op}")

@@ -54,7 +54,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from seal_lite import plots
 from seal_lite.data.genes import GenePanel
 from seal_lite.data.shards import read_shards, write_shards
-from seal_lite.encoders.vision import build_encoder
+from seal_lite.encoders.vision import encoder_for
 from seal_lite.model.losses import seal_loss
 from seal_lite.model.seal import SEAL
 from seal_lite.training.loader import Activations, Pairs
@@ -99,7 +99,7 @@ def split(name: str, px: int, tune_blocks: int) -> dict:
     }
 
 
-encoder = build_encoder(config.backbone, tune_blocks=config.tune_blocks)
+encoder = encoder_for(config)
 image = torch.rand(1, 3, config.patch_px, config.patch_px)
 hidden = encoder.prefix(image)
 counted = {
@@ -211,7 +211,7 @@ table = pd.DataFrame(speeds).T.rename_axis("blocks tuned")
 table["faster by"] = table.cached / table.plain
 table["at most, by count"] = [
     1 + operations(e.prefix, image) / (3 * operations(e.tail, e.prefix(image)))
-    for e in (build_encoder(config.backbone, tune_blocks=k) for k in (1, 3))
+    for e in (encoder_for(dataclasses.replace(config, tune_blocks=k)) for k in (1, 3))
 ]
 table.round(1)
 

@@ -24,6 +24,7 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(
     ],
     submod_attrs={
         "config": ["Config", "preset"],
+        "encoders.registry": ["config_for"],
         "data.section": ["Section", "load_sections"],
         "errors": ["InputError"],
         "hub": ["load_encoder"],

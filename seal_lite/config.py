@@ -15,6 +15,7 @@ from seal_lite.io import read_json
 CHOICES: dict[str, tuple[str, ...]] = {
     "hvg": ("pearson_residuals", "seurat"),
     "zscore": ("section", "train"),
+    "pooling": ("own", "class", "mean", "class+mean"),
     "precision": ("auto", "no", "bf16", "fp16"),
 }
 ABOVE_ZERO = {  # every other number may be 0, none may be negative
@@ -27,7 +28,7 @@ ABOVE_ZERO = {  # every other number may be 0, none may be negative
     "epochs",
     "grad_clip",
 }
-SHARES = {"smooth", "lora_dropout", "head_dropout", "soft_targets", "warmup"}  # within 0 to 1
+SHARES = {"smooth", "depth", "lora_dropout", "head_dropout", "soft_targets", "warmup"}  # 0 to 1
 LEAST = {"batch_size": 2}  # the contrast needs negatives
 
 
@@ -57,6 +58,8 @@ class Config:
 
     # vision encoder
     backbone: str = "tf_efficientnet_lite0"  # a name of `seal-lite encoders`, or any timm model
+    depth: float = 1.0  # share of the blocks that stay; those behind are removed
+    pooling: str = "own"  # of a transformer's tokens: "class", "mean", "class+mean", or its own way
     tune_blocks: int = 3  # LoRA on the last k blocks up to the feature layer
     lora_rank: int = 32  # 0: no LoRA, all weights of the tuned blocks
     lora_alpha: float = 64.0
@@ -169,8 +172,30 @@ class Config:
             raise InputError(f"{path}: {error}") from None
 
 
-def preset(name: str) -> Config:
-    """Return the `default` settings, or those of the `paper`.
+# What a family of networks needs beside the defaults, chosen as results/transformers.md tells.
+RECIPES: dict[str, dict[str, Any]] = {
+    "convolution": {},
+    "transformer": {
+        "patch_um": 112.0,
+        "patch_px": 224,
+        "depth": 0.75,
+        "pooling": "class+mean",
+        "tune_blocks": 5,
+        "lr_lora": 1e-3,
+    },
+}
+SMALL: dict[str, Any] = {"n_views": 4, "epochs": 8}  # for a machine without a card
+
+
+def preset(name: str, *, recipe: str = "convolution") -> Config:
+    """Return the `default` settings, the `small` ones, or those of the `paper`.
+
+    Parameters
+    ----------
+    name
+        `small` is `default` with fewer views and epochs, for two cores.
+    recipe
+        Family of the network, of `RECIPES`; the paper's settings do not depend on it.
 
     Raises
     ------
@@ -184,9 +209,11 @@ def preset(name: str) -> Config:
     0.5 * mse + 10 * mean_g (1 - c_gg)^2.
     """
     if name == "default":
-        return Config()
+        return Config(**RECIPES[recipe])
+    if name == "small":
+        return Config(**RECIPES[recipe], **SMALL)
     if name != "paper":
-        raise InputError(f"--preset {name}: unknown; use default or paper")
+        raise InputError(f"--preset {name}: unknown; use default, small or paper")
     return Config(
         patch_um=112.0,
         patch_px=224,

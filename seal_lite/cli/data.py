@@ -33,6 +33,7 @@ BACKBONE_COLUMNS = [
     "px",
     "um_per_px",
     "embedding",
+    "recipe",
     "licence",
     "gated",
     "card",
@@ -125,10 +126,14 @@ def encoders() -> None:
     """List the pretrained encoders that have a short name; any other timm model has its own."""
     import pandas as pd
 
+    from seal_lite.config import RECIPES
     from seal_lite.encoders.registry import BACKBONES
 
     table = pd.DataFrame([vars(row) for row in BACKBONES.values()])
     typer.echo(table[BACKBONE_COLUMNS].fillna("").to_string(index=False))
+    for family, settings in RECIPES.items():
+        changes = " ".join(f"{name}={value}" for name, value in settings.items())
+        typer.echo(f"recipe {family}: {changes or 'the defaults'}")
     typer.echo("or any timm model by its own name, hf-hub:OWNER/MODEL or local-dir:FOLDER")
 
 

@@ -55,7 +55,7 @@ OptionalRun = Annotated[Path | None, typer.Option(help="Run folder that `finetun
 Backbone = Annotated[str | None, typer.Option(help="Or a frozen encoder by name.")]
 Sections = Annotated[str | None, typer.Option(help="C2,C3,...; default: all that can be used.")]
 Include = Annotated[str | None, typer.Option(help="More genes that the panel must hold: ERBB2,...")]
-Preset = Annotated[str, typer.Option(help="default, or paper (the released SEAL settings).")]
+Preset = Annotated[str, typer.Option(help="default, small (for a CPU), or paper (as released).")]
 Set = Annotated[list[str] | None, typer.Option("--set", help="Override a setting: key=value.")]
 Seeds = Annotated[int, typer.Option(min=1, help="Number of runs of each fold.")]
 Top = Annotated[int, typer.Option(min=1, help="Number of patches to retrieve.")]
@@ -89,14 +89,19 @@ def build_config(
     overrides: Sequence[str] | None = None,
     **settings: str | int | None,
 ) -> Config:
-    """Return a preset with `key=value` overrides, then the settings that are not None."""
-    from seal_lite.config import preset
+    """Return a preset with `key=value` overrides, then the settings that are not None.
+
+    The preset is that of the backbone which these name.
+    """
+    from seal_lite.config import Config
+    from seal_lite.encoders.registry import config_for
 
     assignments = list(overrides or [])
     for name, value in settings.items():
         if value is not None:
             assignments.append(f"{name}={value}")
-    return preset(preset_name).override(assignments)
+    backbone = Config().override(assignments).backbone
+    return config_for(backbone, preset_name).override(assignments)
 
 
 def read_sections(data: Path, names: Sequence[str] | None, config: Config) -> list[Section]:

@@ -11,12 +11,18 @@ import lazy_loader
 __getattr__, __dir__, __all__ = lazy_loader.attach(
     __name__,
     submod_attrs={
+        "blocks": ["find_blocks"],
         "checks": ["fingerprint"],
-        "embedding": ["embed_feature_layers", "embed_patches", "image_batches"],
+        "embedding": [
+            "embed_every_layer",
+            "embed_feature_layers",
+            "embed_patches",
+            "image_batches",
+        ],
         "prefix_cache": ["PrefixCache"],
-        "registry": ["BACKBONES", "Backbone", "backbone_row", "load_backbone"],
+        "registry": ["BACKBONES", "Backbone", "backbone_row", "config_for", "load_backbone"],
         "views": ["make_views", "view_parameters"],
-        "vision": ["VisionEncoder", "build_encoder", "find_blocks"],
+        "vision": ["VisionEncoder", "build_encoder", "encoder_for"],
     },
 )
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -89,14 +89,46 @@ def embed_feature_layers(
     cache = None
     if cache_dir is not None:
         cache = PrefixCache(encoder, n_views=1, jitter=0.0, folder=cache_dir)
-    embeddings: dict[str, list[np.ndarray]] = {}
+    embedded = []
     for section in sections:
         hidden_batches = _run_prefix_on(section, encoder, cache)
-        batches = [encoder.feature_layers(hidden) for hidden in hidden_batches]
-        for stage in batches[0]:
-            joined = torch.cat([batch[stage] for batch in batches])  # (n, width)
-            embeddings.setdefault(stage, []).append(joined.float().cpu().numpy())
-    return embeddings
+        embedded.append(_join_batches(encoder.feature_layers(hidden) for hidden in hidden_batches))
+    return {stage: [layers[stage] for layers in embedded] for stage in embedded[0]}
+
+
+@torch.inference_mode()
+def embed_every_layer(
+    encoder: VisionEncoder, sections: Sequence[Section]
+) -> dict[str, list[np.ndarray]]:
+    """Return the embeddings of patches at every block up to the feature layer.
+
+    Parameters
+    ----------
+    encoder
+        It is set to eval mode.
+    sections
+        Their patches are embedded as they are, without augmentation.
+
+    Returns
+    -------
+    dict
+        {stage: arrays (n, width) float32, one for each section}. The feature layer comes last.
+    """
+    encoder.eval()
+    embedded = []
+    for section in sections:
+        batches = _images_on_device(encoder, section.patches)
+        embedded.append(_join_batches(encoder.every_layer(images) for images in batches))
+    return {stage: [layers[stage] for layers in embedded] for stage in embedded[0]}
+
+
+def _join_batches(batches: Iterable[dict[str, torch.Tensor]]) -> dict[str, np.ndarray]:
+    """Return the embeddings (n, width) float32 at each stage, from those of batches."""
+    parts: dict[str, list[torch.Tensor]] = {}
+    for batch in batches:
+        for stage, embeddings in batch.items():
+            parts.setdefault(stage, []).append(embeddings.float())
+    return {stage: torch.cat(tensors).cpu().numpy() for stage, tensors in parts.items()}
 
 
 def _run_prefix_on(

@@ -17,10 +17,13 @@ import torch
 from huggingface_hub.errors import GatedRepoError, RepositoryNotFoundError
 from torch import nn
 
+from seal_lite.config import Config, preset
 from seal_lite.errors import InputError
 
 HALF = (0.5, 0.5, 0.5)
+TIMM_LOADER = "timm.create_model"
 TIMM = {"pretrained": True, "num_classes": 0}
+SMALL_PX = 140  # edge of the patches of the small preset, or the next smaller that can be read
 
 
 @dataclass(frozen=True)
@@ -81,6 +84,8 @@ class Backbone:
     lora_per_block
         Number of layers that LoRA adapts in each block, which is checked; 0 where blocks differ or
         the number is not known.
+    recipe
+        The family whose settings suit it, one of `config.RECIPES`.
     fingerprint
         The `fingerprint` of the network with the right weights; None is not checked.
     licence, gated, card, extra
@@ -115,6 +120,7 @@ class Backbone:
     lora: str = ".*"
     whole: str = ""
     lora_per_block: int = 0
+    recipe: str = "transformer"
     fingerprint: str | None = None
     licence: str = "unknown"
     gated: bool = False
@@ -129,6 +135,32 @@ class Backbone:
             nearest = max(1, round(px / self.px_step)) * self.px_step
             message = f"{self.name}: reads multiples of {self.px_step} px, not {px}"
             raise InputError(f"{message}; set patch_px={nearest}")
+
+    def pooled(self, pooling: str) -> Backbone:
+        """Return the row with the embedding read in another way.
+
+        Parameters
+        ----------
+        pooling
+            "class", "mean" or "class+mean" of the tokens; "own" changes nothing.
+
+        Raises
+        ------
+        InputError
+            Where the network returns no tokens to pool, or has no class token.
+        """
+        if pooling in ("own", self.embedding):
+            return self
+        row = self
+        if self.loader == TIMM_LOADER and self.call == "forward":
+            row = replace(self, call="forward_features")  # what `forward` pools
+        elif self.embedding == "output":
+            raise InputError(f"pooling={pooling}: {self.name} pools by itself; set pooling=own")
+        if "class" in pooling and (self.recipe != "transformer" or not self.prefix_tokens):
+            raise InputError(f"pooling={pooling}: {self.name} has no class token; set pooling=mean")
+        width = self.dim // 2 if self.embedding == "class+mean" else self.dim
+        dim = 2 * width if pooling == "class+mean" else width
+        return replace(row, embedding=pooling, dim=dim)
 
 
 def _read_table() -> dict[str, Backbone]:
@@ -161,7 +193,7 @@ def backbone_row(name: str) -> Backbone:
         return BACKBONES[name]
     import timm  # here: it takes seconds, and a row needs no network
 
-    row = Backbone(name=name, loader="timm.create_model", source=name, dim=0, args=TIMM, arch=name)
+    row = Backbone(name=name, loader=TIMM_LOADER, source=name, dim=0, args=TIMM, arch=name)
     with _loading_errors(row), torch.device("meta"):
         net: Any = timm.create_model(name, num_classes=0)
     config = net.pretrained_cfg
@@ -171,10 +203,46 @@ def backbone_row(name: str) -> Backbone:
         px=config["input_size"][-1],
         prefix_tokens=getattr(net, "num_prefix_tokens", 0),
         fixed=hasattr(net, "patch_embed"),
+        recipe="transformer" if _is_transformer(net) else "convolution",
         mean=tuple(config["mean"]),
         std=tuple(config["std"]),
         licence=config.get("license") or "unknown",
     )
+
+
+def config_for(backbone: str, preset_name: str = "default") -> Config:
+    """Return the settings that suit an encoder: those of its family, at its own scale.
+
+    Parameters
+    ----------
+    backbone
+        The encoder's name.
+    preset_name
+        `default`, `small` or `paper`, as in `config.preset`. `small` also shrinks the patches, in
+        pixels, where the network reads other sizes than that of its training.
+
+    Raises
+    ------
+    InputError
+        No such encoder or preset is known.
+    """
+    row = backbone_row(backbone)
+    config = replace(preset(preset_name, recipe=row.recipe), backbone=backbone)
+    if backbone == Config.backbone:
+        return config
+    px = row.px
+    if preset_name == "small" and not row.fixed:
+        px = max(1, SMALL_PX // row.px_step) * row.px_step
+    config = replace(config, patch_px=px)
+    if row.um_per_px:
+        config = replace(config, patch_um=row.px * row.um_per_px)
+    pools_by_itself = row.embedding == "output" and row.loader != TIMM_LOADER
+    return replace(config, pooling="own") if pools_by_itself else config
+
+
+def _is_transformer(net: nn.Module) -> bool:
+    """Return whether a network of `timm` maps patches to tokens and has one list of blocks."""
+    return hasattr(net, "patch_embed") and hasattr(net, "blocks")
 
 
 def load_backbone(row: Backbone, *, pretrained: bool = True, seed: int = 0) -> nn.Module:

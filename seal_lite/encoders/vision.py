@@ -11,12 +11,14 @@ import hashlib
 import re
 from collections.abc import Mapping
 from contextlib import ExitStack, suppress
+from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import nn
 
-from seal_lite.encoders import hooks
+from seal_lite.config import Config
+from seal_lite.encoders import blocks
 from seal_lite.encoders.checks import check_cut, check_fingerprint, check_gradients
 from seal_lite.encoders.devices import (
     computing_in,
@@ -165,15 +167,15 @@ class VisionEncoder(nn.Module):
         normalised = (images - self.mean) / self.std  # (b, 3, h, w)
         if self.tail_stages:
             first_tuned = self._stage(self.tail_stages[0])
-            stop = first_tuned.register_forward_pre_hook(hooks.stop_before)
+            stop = first_tuned.register_forward_pre_hook(blocks.stop_before)
         elif self.feature_layer != OUTPUT:
-            stop = self._stage(self.feature_layer).register_forward_hook(hooks.stop_after)
+            stop = self._stage(self.feature_layer).register_forward_hook(blocks.stop_after)
         else:
             return self._in_working_dtype(self._run_network(normalised))  # (b, ...)
         with stop:
             try:
                 hidden = self._run_network(normalised)
-            except hooks.Stopped as stopped:
+            except blocks.Stopped as stopped:
                 hidden = stopped.activations
         return self._in_working_dtype(hidden)  # (b, ...)
 
@@ -196,6 +198,30 @@ class VisionEncoder(nn.Module):
             {stage: Tensor (b, width of that stage)}. The feature layer comes last.
         """
         outputs = self._run_tail(hidden)
+        return {stage: self.pool(output) for stage, output in outputs.items()}
+
+    def every_layer(self, images: torch.Tensor) -> dict[str, torch.Tensor]:
+        """Return the pooled output of every block up to the feature layer.
+
+        Parameters
+        ----------
+        images : Tensor (b, 3, h, w)
+            In [0, 1].
+
+        Returns
+        -------
+        dict
+            {stage: Tensor (b, width of that stage)}. The feature layer comes last.
+        """
+        normalised = (images - self.mean) / self.std  # (b, 3, h, w)
+        outputs: dict[str, torch.Tensor] = {}
+        with ExitStack() as stack:
+            for name in [*self.prefix_stages, *self.tail_stages]:
+                if name != OUTPUT:
+                    keep = blocks.Keep(name, outputs, stop=name == self.feature_layer)
+                    stack.enter_context(self._stage(name).register_forward_hook(keep))
+            with suppress(blocks.Stopped):
+                outputs[OUTPUT] = self._run_network(normalised)
         return {stage: self.pool(output) for stage, output in outputs.items()}
 
     def pool(self, x: torch.Tensor) -> torch.Tensor:
@@ -287,7 +313,7 @@ class VisionEncoder(nn.Module):
         with computing_in(self.working_dtype, self.device):
             output = call(channels_last(images), **self.row.call_args)
         output = getattr(output, "last_hidden_state", output)  # as transformers returns it
-        return hooks.hidden_states(output)
+        return blocks.hidden_states(output)
 
     def _run_tail(self, hidden: torch.Tensor) -> dict[str, torch.Tensor]:
         """Return {stage: its output} for the last stage of the prefix and all of the tail.
@@ -304,13 +330,13 @@ class VisionEncoder(nn.Module):
         with ExitStack() as stack:
             for name in self.prefix_stages:
                 block = self._stage(name)
-                stack.enter_context(hooks.skipped(block, returns_tuple=self.row.tuple_blocks))
-            feed = hooks.Feed(channels_last(hidden))
+                stack.enter_context(blocks.skipped(block, returns_tuple=self.row.tuple_blocks))
+            feed = blocks.Feed(channels_last(hidden))
             stack.enter_context(self._stage(tuned[0]).register_forward_pre_hook(feed))
             for name in tuned:
-                keep = hooks.Keep(name, outputs, stop=name == self.feature_layer)
+                keep = blocks.Keep(name, outputs, stop=name == self.feature_layer)
                 stack.enter_context(self._stage(name).register_forward_hook(keep))
-            with suppress(hooks.Stopped):
+            with suppress(blocks.Stopped):
                 outputs[OUTPUT] = self._run_network(blank)
         return outputs
 
@@ -323,56 +349,12 @@ class VisionEncoder(nn.Module):
         return self.base.get_submodule(name)
 
 
-def find_blocks(net: nn.Module) -> list[str]:
-    """Return the names of a network's transformer blocks or convolution stages, in order.
-
-    These are siblings of one class, in a list or numbered alike (``layer1``, ``layer2``). Of
-    several such groups, the one with the most weights is taken.
-
-    Returns
-    -------
-    list of str
-        Empty where a network has no such siblings.
-    """
-    best: list[str] = []
-    most_weights = 0
-    for parent, module in net.named_modules():
-        for siblings in _numbered_siblings(module):
-            blocks = [_join(parent, child) for child in siblings]
-            n_weights = sum(_count_weights(net.get_submodule(block)) for block in blocks)
-            if n_weights > most_weights:
-                best = blocks
-                most_weights = n_weights
-    return best
-
-
-def _numbered_siblings(module: nn.Module) -> list[list[str]]:
-    """Group the children with weights and numbered names by class; keep groups of two or more."""
-    groups: dict[tuple[str, type], list[str]] = {}
-    for name, child in module.named_children():
-        if _count_weights(child):
-            key = (name.rstrip("0123456789"), type(child))
-            groups.setdefault(key, []).append(name)
-    return [names for names in groups.values() if len(names) > 1 and names[0][-1].isdigit()]
-
-
-def _count_weights(module: nn.Module) -> int:
-    """Count the entries of all weight tensors."""
-    return sum(parameter.numel() for parameter in module.parameters())
-
-
-def _join(parent: str, child: str) -> str:
-    """Return the dotted name of a child of a module; the root's name is empty."""
-    return f"{parent}.{child}" if parent else child
-
-
 def _stages_up_to_feature_layer(net: nn.Module, row: Backbone) -> list[str]:
     """List the blocks up to the row's feature layer; without one, all and `OUTPUT`."""
-    blocks = find_blocks(net.get_submodule(row.blocks))
-    stages = [_join(row.blocks, block) for block in blocks]
+    names = blocks.find_blocks(net, inside=row.blocks)
     if not row.feature_layer:
-        return [*stages, OUTPUT]
-    return stages[: stages.index(row.feature_layer) + 1]
+        return [*names, OUTPUT]
+    return names[: names.index(row.feature_layer) + 1]
 
 
 def _split_stages(net: nn.Module, row: Backbone, tune_blocks: int) -> tuple[list[str], list[str]]:
@@ -408,6 +390,8 @@ def build_encoder(
     seed: int = 0,
     device: str | torch.device = "auto",
     precision: str = "auto",
+    depth: float = 1.0,
+    pooling: str = "own",
     **tuning: Any,
 ) -> VisionEncoder:
     """Return an encoder by name, in eval mode.
@@ -424,6 +408,12 @@ def build_encoder(
         Where it is put; "auto" as in `resolve_device`.
     precision
         In which it computes; "auto" as in `resolve_precision`.
+    depth
+        The share of the blocks that stay; those behind are removed, and the network's last norm
+        reads what is left.
+    pooling
+        How the embedding is read of the tokens: "class", "mean", "class+mean", or the network's
+        "own" way.
     **tuning
         `tune_blocks`, `rank`, `alpha` and `dropout` of `VisionEncoder`.
 
@@ -432,13 +422,19 @@ def build_encoder(
     InputError
         The weights cannot be loaded, or the loaded network embeds a fixed image otherwise than its
         row states. Also where a network without a row has blocks that do not follow one another, or
-        layers on which LoRA has no effect, and as `VisionEncoder` does.
+        layers on which LoRA has no effect, where it has no such depth or pooling, and as
+        `VisionEncoder` does.
     """
     place = resolve_device(device)
     row = backbone_row(name)
     net = load_backbone(row, pretrained=pretrained, seed=seed)
     if pretrained and row.fingerprint:
         check_fingerprint(VisionEncoder(net, row))
+    row = row.pooled(pooling)
+    if depth < 1:
+        names = blocks.find_blocks(net, inside=row.blocks)
+        left = blocks.remove_last_blocks(net, names, depth=depth)
+        row = replace(row, feature_layer=left[-1] if row.feature_layer else "")
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)  # LoRA's A matrices
         encoder = VisionEncoder(net, row, **tuning).eval()
@@ -447,3 +443,25 @@ def build_encoder(
         check_gradients(encoder)
     encoder.precision = precision
     return encoder.to(place)
+
+
+def encoder_for(
+    config: Config, *, pretrained: bool = True, device: str | torch.device = "auto"
+) -> VisionEncoder:
+    """Return the encoder with which a config's finetuning starts; LoRA has no effect yet.
+
+    `pretrained` and `device` are those of `build_encoder`, and so are the errors.
+    """
+    return build_encoder(
+        config.backbone,
+        pretrained=pretrained,
+        seed=config.seed,
+        device=device,
+        precision=config.precision,
+        depth=config.depth,
+        pooling=config.pooling,
+        tune_blocks=config.tune_blocks,
+        rank=config.lora_rank,
+        alpha=config.lora_alpha,
+        dropout=config.lora_dropout,
+    )

@@ -7,8 +7,12 @@ from typing import TYPE_CHECKING, TypeAlias
 import numpy as np
 
 from seal_lite.data.genes import depth
-from seal_lite.encoders.embedding import embed_feature_layers, embed_patches
-from seal_lite.encoders.vision import build_encoder
+from seal_lite.encoders.embedding import (
+    embed_every_layer,
+    embed_feature_layers,
+    embed_patches,
+)
+from seal_lite.encoders.vision import build_encoder, encoder_for
 from seal_lite.evaluation.probes import inner_scores
 from seal_lite.evaluation.targets import patch_targets
 
@@ -70,38 +74,57 @@ def embed_all(
     Returns
     -------
     features : dict
-        By name, (n_i, d) of each section: those of ``models``; "frozen", the frozen encoder at the
-        same feature layer; "random_init", the network with random weights; "colour" (d = 6);
-        "log_depth" (d = 1).
+        By name, (n_i, d) of each section: those of ``models``; "frozen", the encoder as it is
+        loaded; "random_init", the network with random weights, read as the tuned one is; "colour"
+        (d = 6); "log_depth" (d = 1).
     layers : dict
-        By feature layer of the frozen encoder, (n_i, d) of each section, for `best_feature_layer`.
+        The second of what `frozen_layers` returns.
     """
     sections = list(sections)
     features: Features = {}
     for name, model in models.items():
         tuned_layers = embed_feature_layers(model.encoder, sections, cache_dir=cache_dir)
         features[name] = tuned_layers[model.encoder.feature_layer]
-    # LoRA starts as a no-op, so the seed matters to random weights only.
-    frozen = build_encoder(
-        config.backbone,
-        tune_blocks=config.tune_blocks,
-        seed=config.seed,
-        device=device,
-        precision=config.precision,
-    )
-    layers = embed_feature_layers(frozen, sections, cache_dir=cache_dir)
-    features["frozen"] = layers[frozen.feature_layer]
-    random = build_encoder(
-        config.backbone,
-        pretrained=False,
-        seed=config.seed,
-        device=device,
-        precision=config.precision,
-    )
+    own, layers = frozen_layers(sections, config, cache_dir=cache_dir, device=device)
+    features["frozen"] = layers[own]
+    random = encoder_for(config, pretrained=False, device=device)
     features["random_init"] = [embed_patches(random, s.patches) for s in sections]
     features["colour"] = [colour_statistics(s.patches) for s in sections]
     features["log_depth"] = [np.log(depth(s.adata)[s.rows])[:, None] for s in sections]
     return features, layers
+
+
+def frozen_layers(
+    sections: Sequence[Section],
+    config: Config,
+    *,
+    cache_dir: str | Path | None = None,
+    device: str | torch.device = "auto",
+) -> tuple[str, Features]:
+    """Return the frozen embeddings among which the strongest baseline is.
+
+    Parameters
+    ----------
+    sections, config, cache_dir, device
+        As in `embed_all`.
+
+    Returns
+    -------
+    own : str
+        The layer of the encoder's own embedding.
+    layers : dict
+        By layer, (n_i, d) of each section: every block up to that one, as the encoder's row reads
+        it; and, where the config reads another depth or pooling, the layers from which finetuning
+        starts, "... as tuned".
+    """
+    frozen = build_encoder(config.backbone, device=device, precision=config.precision)
+    layers = embed_every_layer(frozen, sections)
+    if config.depth == 1 and config.pooling in ("own", frozen.row.embedding):
+        return frozen.feature_layer, layers
+    start = encoder_for(config, device=device)
+    start_layers = embed_feature_layers(start, sections, cache_dir=cache_dir)
+    as_tuned = {f"{layer} as tuned": embeddings for layer, embeddings in start_layers.items()}
+    return frozen.feature_layer, layers | as_tuned
 
 
 def fold_features(

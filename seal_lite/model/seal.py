@@ -20,7 +20,7 @@ from torch.nn.functional import normalize
 from seal_lite.config import Config
 from seal_lite.data.genes import GenePanel
 from seal_lite.encoders.registry import backbone_row
-from seal_lite.encoders.vision import VisionEncoder, build_encoder
+from seal_lite.encoders.vision import VisionEncoder, encoder_for
 from seal_lite.errors import InputError
 from seal_lite.model import storage
 from seal_lite.model.gene_vae import GeneVAE
@@ -96,16 +96,7 @@ class SEAL(nn.Module):
         """
         row = backbone_row(config.backbone)
         row.check_px(config.patch_px)
-        encoder = build_encoder(
-            config.backbone,
-            seed=config.seed,
-            device=device,
-            precision=config.precision,
-            tune_blocks=config.tune_blocks,
-            rank=config.lora_rank,
-            alpha=config.lora_alpha,
-            dropout=config.lora_dropout,
-        )
+        encoder = encoder_for(config, device=device)
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(config.seed)
             return cls(encoder, panel, config).to(encoder.device)

@@ -6,10 +6,9 @@ import logging
 import os
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any
 
 import torch
 
@@ -20,7 +19,7 @@ from seal_lite.data.phantom.truth import GroundTruth
 from seal_lite.data.readers.catalogue import list_sections
 from seal_lite.data.readers.legacy_st import patient_of
 from seal_lite.data.section import Section, load_sections
-from seal_lite.encoders.registry import backbone_row
+from seal_lite.encoders.registry import config_for
 from seal_lite.evaluation.scores import genes_to_score
 
 log = logging.getLogger(__name__)
@@ -126,7 +125,7 @@ def begin(
         "phantom" or "her2st", which are written or downloaded into ``data/``, a folder of sections,
         or "auto".
     backbone
-        An encoder's name, or "auto". Patches get the size, in pixels and um, of its training.
+        An encoder's name, or "auto"; the settings are those of `config_for`.
     epochs
         0 means "auto".
     smoke
@@ -141,12 +140,11 @@ def begin(
     scale = _choose_scale(dataset, smoke=smoke)
     root = _find_sections(scale.dataset if dataset == "auto" else dataset, smoke=smoke)
     backbone = scale.backbone if backbone == "auto" else backbone
-    config = Config(
-        backbone=backbone,
+    config = replace(
+        config_for(backbone),
         epochs=epochs or scale.epochs,
         n_views=scale.n_views,
         seed=seed,
-        **_patch_size(backbone),
     )
     names = list_sections(root)
     held_out = test or names[-1]
@@ -173,14 +171,3 @@ def _find_sections(dataset: str, *, smoke: bool) -> Path:
     if dataset == "her2st":
         return fetch_her2st("data/her2st", sections=HER2ST)
     return Path(dataset)
-
-
-def _patch_size(backbone: str) -> dict[str, Any]:
-    """Return the settings that make patches as large as those that an encoder was trained on."""
-    if backbone == Config.backbone:
-        return {}
-    row = backbone_row(backbone)
-    size: dict[str, Any] = {"patch_px": row.px}
-    if row.um_per_px:
-        size["patch_um"] = row.px * row.um_per_px
-    return size

@@ -5,6 +5,7 @@ import os
 import pytest
 
 from seal_lite.cli import evaluate, options, slides
+from seal_lite.config import RECIPES
 from seal_lite.errors import InputError
 
 
@@ -28,6 +29,13 @@ def test_settings_override_assignments_and_these_the_preset():
     )
     assert (config.epochs, config.seed, config.backbone) == (3, 9, "resnet18")
     assert config.temperature == 0.05  # the preset's
+
+
+def test_settings_are_those_of_the_encoders_family_unless_given():
+    config = options.build_config("default", ["lr_lora=0.5"], backbone="dinov2_s14")
+    assert config.lr_lora == 0.5
+    assert config.depth == RECIPES["transformer"]["depth"]
+    assert options.build_config("default", ["backbone=dinov2_s14", "lr_lora=0.5"]) == config
 
 
 def test_a_folder_to_write_may_exist_or_not(tmp_path):

@@ -12,7 +12,8 @@ import pytest
 import torch
 
 from seal_lite import encoders
-from seal_lite.config import Config
+from seal_lite.config import RECIPES, Config, preset
+from seal_lite.encoders.blocks import remove_last_blocks
 from seal_lite.errors import InputError
 
 PATHOLOGY_ENCODERS = (
@@ -118,6 +119,26 @@ def test_a_row_fits_its_architecture(name):
     assert all(layer.startswith(f"{last_block}.") for layer in encoder.adapted)
 
 
+TRANSFORMERS = sorted(ARCHITECTURES.keys() - {"resnet50", "tf_efficientnet_lite0"})
+
+
+@pytest.mark.parametrize("name", TRANSFORMERS)
+def test_a_transformer_runs_as_its_recipe_reads_it(name):
+    config = encoders.config_for(name)
+    row = encoders.BACKBONES[name].pooled(config.pooling)
+    with torch.device("meta"):
+        net = build_architecture(name)
+        names = encoders.find_blocks(net, inside=row.blocks)
+        left = remove_last_blocks(net, names, depth=config.depth)
+        if row.feature_layer:
+            row = replace(row, feature_layer=left[-1])
+        encoder = encoders.VisionEncoder(net, row, tune_blocks=config.tune_blocks).eval()
+        images = torch.rand(2, 3, config.patch_px, config.patch_px)
+        assert encoder.to("meta")(images).shape == (2, row.dim)
+    assert len(left) == round(config.depth * len(names))
+    assert len(encoder.adapted) >= 2 * config.tune_blocks
+
+
 OLD_VIT = "intermediate.dense output.dense"
 OLD_ATTENTION = (
     "attention.attention.query attention.attention.key attention.attention.value "
@@ -153,6 +174,31 @@ def test_a_timm_transformer_without_a_row_gets_one_from_its_configuration():
         encoder = encoders.VisionEncoder(net, row, tune_blocks=1)
     assert len(encoder.adapted) == 4
     assert all(layer.startswith("blocks.11.") for layer in encoder.adapted)
+
+
+def test_settings_for_an_encoder_are_those_of_its_family_at_its_scale():
+    assert encoders.config_for("tf_efficientnet_lite0") == Config()
+    config = encoders.config_for("dinov2_s14")
+    assert (config.patch_um, config.patch_px) == (112, 224)
+    for name, value in RECIPES["transformer"].items():
+        assert getattr(config, name) == value
+    convolution = encoders.config_for("resnet50")
+    assert (convolution.depth, convolution.pooling, convolution.lr_lora) == (1, "own", 4e-3)
+    assert encoders.config_for("conch").pooling == "own"
+    assert encoders.config_for("vit_tiny_patch16_224").depth == config.depth
+    assert encoders.config_for("resnet18").depth == 1
+
+
+def test_small_settings_shrink_what_may_shrink():
+    config = encoders.config_for("dinov2_s14", "small")
+    assert (config.patch_um, config.patch_px) == (112, 140)
+    assert config.epochs < Config.epochs
+    assert encoders.config_for("uni", "small").patch_px == 224
+
+
+def test_the_papers_settings_are_the_same_for_all_encoders():
+    paper = preset("paper")
+    assert encoders.config_for("uni", "paper") == replace(paper, backbone="uni")
 
 
 @pytest.mark.parametrize("name", ["no_such_model", ""])

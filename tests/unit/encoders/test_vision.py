@@ -97,6 +97,79 @@ def test_feature_layers_are_the_embeddings_of_networks_cut_there(name, images):
     torch.testing.assert_close(layers[earlier.feature_layer], cut_there(images))
 
 
+@both_kinds
+@torch.inference_mode()
+def test_every_layer_is_the_embedding_of_a_network_cut_there(name, images):
+    encoder = encoders.build_encoder(name, tune_blocks=2)
+    layers = encoder.every_layer(images)
+    assert list(layers) == [*encoder.prefix_stages, *encoder.tail_stages]
+    torch.testing.assert_close(layers[encoder.feature_layer], encoder(images))
+    first = replace(encoder.row, feature_layer=encoder.prefix_stages[0])
+    cut_there = encoders.VisionEncoder(encoders.load_backbone(first), first)
+    torch.testing.assert_close(layers[first.feature_layer], cut_there(images))
+
+
+@torch.inference_mode()
+def test_without_its_last_blocks_a_transformer_ends_in_its_own_norm(images):
+    encoder = encoders.build_encoder("tiny_vit", tune_blocks=2, depth=0.5)
+    assert encoder.prefix_stages == ["blocks.0"]
+    assert encoder.tail_stages == ["blocks.1", "blocks.2", "output"]
+    net = encoders.load_backbone(encoder.row)
+    tokens = net.patch_embed(normalise(images, encoder.row))
+    tokens = net.norm_pre(net._pos_embed(tokens))
+    for block in net.blocks[:3]:  # of 6
+        tokens = block(tokens)
+    torch.testing.assert_close(encoder(images), net.norm(tokens)[:, 0])
+
+
+def test_without_its_last_blocks_a_network_is_read_at_the_last_that_is_left(images):
+    encoder = encoders.build_encoder("tiny_cnn", depth=0.5)
+    assert encoder.feature_layer == "blocks.1"
+    whole = encoders.build_encoder("tiny_cnn").every_layer(images)
+    torch.testing.assert_close(encoder(images), whole["blocks.1"])
+
+
+def test_at_least_two_blocks_are_left():
+    stages = encoders.build_encoder("tiny_vit", depth=0.0).prefix_stages
+    assert stages == ["blocks.0", "blocks.1", "output"]
+
+
+def test_blocks_that_are_no_list_cannot_be_left_out():
+    with pytest.raises(InputError, match=r"depth=0\.5.*no list; set depth=1"):
+        encoders.build_encoder("test_resnet", pretrained=False, depth=0.5)
+
+
+@pytest.mark.parametrize("pooling", ["class", "mean", "class+mean"])
+@torch.inference_mode()
+def test_tokens_are_pooled_as_asked(pooling, images):
+    encoder = encoders.build_encoder("tiny_vit", pooling=pooling)
+    net = encoders.load_backbone(encoder.row)
+    tokens = net.forward_features(normalise(images, encoder.row))
+    parts = {"class": tokens[:, 0], "mean": tokens[:, 1:].mean(1)}
+    expected = torch.cat([parts[part] for part in pooling.split("+")], 1)
+    torch.testing.assert_close(encoder(images), expected)
+    assert encoder.row.dim == expected.shape[1]
+
+
+@torch.inference_mode()
+def test_a_network_of_timm_that_pools_by_itself_can_be_pooled_otherwise():
+    encoder = encoders.build_encoder("test_vit3", pretrained=False, pooling="mean")
+    images = torch.rand(2, 3, encoder.row.px, encoder.row.px)
+    net = encoders.load_backbone(encoders.backbone_row("test_vit3"), pretrained=False)
+    tokens = net.forward_features(normalise(images, encoder.row))
+    expected = tokens[:, encoder.row.prefix_tokens :].mean(1)
+    torch.testing.assert_close(encoder(images), expected)
+
+
+@pytest.mark.parametrize(
+    ("name", "pooling", "remedy"),
+    [("conch", "mean", "pooling=own"), ("tiny_cnn", "class", "pooling=mean")],
+)
+def test_a_pooling_that_a_network_does_not_have_is_an_input_error(name, pooling, remedy):
+    with pytest.raises(InputError, match=remedy):
+        encoders.backbone_row(name).pooled(pooling)
+
+
 @pytest.mark.parametrize("rule", ["class", "mean", "class+mean"])
 @torch.inference_mode()
 def test_tokens_are_pooled_by_the_rows_rule(rule, images):
