@@ -50,6 +50,7 @@ ROOT = Path(__file__).parents[1]
 CACHE = ROOT / "runs/trials/cache"
 SECTIONS = ("C2", "C3", "C4", "C5")
 FULL_RECIPE = Config(w_corr=0.5, gene_warmup_epochs=2)
+READING = {"backbone", "patch_um", "patch_px", "depth", "pooling"}  # what frozen layers depend on
 CLAIMS = ("pearson_residuals", "log1p_cp10k|depth")  # the targets that discount depth
 
 Arm = dict[str, Any]
@@ -65,6 +66,7 @@ class Job(NamedTuple):
     config: Config
     variant: str  # of `VARIANTS`; empty for the method itself
     second_um: float | None  # edge of a second, larger patch, um
+    frozen: bool  # whether the frozen layers are scored, too; most arms share those of the first
 
     def stamp(self) -> str:
         """Return what names the work in the results file, so that a changed arm runs again."""
@@ -126,11 +128,12 @@ def train(
     if job.variant:
         arguments |= VARIANTS[job.variant](training, panel, config)
     model, history = finetune(**arguments, cache_dir=CACHE, progress=False)
-    own, layers = frozen_layers(sections, config, cache_dir=CACHE)
     tuned_layers = embed_feature_layers(model.encoder, sections, cache_dir=CACHE)
-    tuned = tuned_layers[model.encoder.feature_layer]
-    features = {"tuned": tuned} | {f"frozen {layer}": x for layer, x in layers.items()}
-    features["tuned + frozen"] = side_by_side(tuned, layers[own])
+    features = {"tuned": tuned_layers[model.encoder.feature_layer]}
+    if job.frozen:
+        own, layers = frozen_layers(sections, config, cache_dir=CACHE)
+        features |= {f"frozen {layer}": x for layer, x in layers.items()}
+        features["tuned + frozen"] = side_by_side(features["tuned"], layers[own])
     return model, features, sum(epoch["seconds"] for epoch in history)
 
 
@@ -153,10 +156,11 @@ def predict_by_retrieval(
 def measure(job: Job) -> dict[str, Any]:
     """Finetune once; return the seconds, and by test section the mean r of every reading.
 
-    A reading is "features/probe/target". Features are the tuned embedding, the frozen ones at every
-    feature layer, and both side by side. Both probes read them; the model's decoder and retrieval
-    read the tuned one. A second scale has an encoder of its own, whose features stand beside the
-    first one's. "recall@10" is that of a spot's profile for its own patch within its section.
+    A reading is "features/probe/target". Features are the tuned embedding and, where the job asks
+    for them, the frozen ones at every layer, and both side by side. Both probes read them; the
+    model's decoder and retrieval read the tuned one. A second scale has an encoder of its own,
+    whose features stand beside the first one's. "recall@10" is that of a spot's profile for its own
+    patch within its section.
     """
     scales = [job.config]
     if job.second_um:
@@ -222,7 +226,9 @@ def main(root: str, name: str, only: list[str] | None) -> None:
     jobs = {}
     for (name, arm), (training, test, seed) in itertools.product(arms.items(), splits()):
         config = dataclasses.replace(base, seed=seed, **arm["changes"])
-        job = Job(root, training, test, config, arm["variant"], arm["second_um"])
+        is_first = arm is next(iter(arms.values()))
+        frozen = is_first or bool(arm["second_um"] or READING & arm["changes"].keys())
+        job = Job(root, training, test, config, arm["variant"], arm["second_um"], frozen)
         key = (name, *training, job.stamp())
         if key in finished:
             rows.append(finished[key])

@@ -42,8 +42,8 @@ def arm_scores(record: Result, arm: str, key: str) -> pd.Series:
 
 
 def gaps(record: Result, arm: str, key: str, *, minus: tuple[str, str] | None = None) -> pd.Series:
-    """Return paired differences to another (arm, key), by default the full recipe's `key`."""
-    other = arm_scores(record, *(minus or (FULL_RECIPE, key)))
+    """Return paired differences to another (arm, key), by default the first arm's `key`."""
+    other = arm_scores(record, *(minus or (arms_of(record)[0], key)))
     return (arm_scores(record, arm, key) - other).dropna()
 
 
@@ -56,6 +56,19 @@ def difference(
     ]
     mean = float(np.mean([gap.mean() for gap in by_training]))
     return {"mean": mean, "ci95": bootstrap_ci(by_training)}
+
+
+def best_frozen(record: Result, probe: str) -> str:
+    """Return the key of the frozen layer with the best mean, over all runs of the first arm.
+
+    It is chosen on the sections that it is scored on, which favours the frozen encoder.
+    """
+    first = arms_of(record)[0]
+    run = next(run for run in record["runs"] if run["arm"] == first)
+    row = next(row for row in run["scores"].values() if isinstance(row, dict))
+    ending = f"/{probe}/pearson_residuals"
+    keys = [key for key in row if key.startswith("frozen ") and key.endswith(ending)]
+    return max(keys, key=lambda key: arm_scores(record, first, key).mean())
 
 
 def votes(record: Result, arm: str) -> dict[str, float]:
