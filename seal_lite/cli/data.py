@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from seal_lite.data.genes import GenePanel
 
 DATASETS = ("her2st", "visium", "hest")
+NO_SECTION = 2  # exit code of a check that finds no section to train on
 BACKBONE_COLUMNS = [
     "name",
     "dim",
@@ -73,7 +74,10 @@ def check(
     run: OptionalRun = None,
     set_: Set = None,
 ) -> None:
-    """Report on data before training: pairs, scale, depth, images, and what seems wrong."""
+    """Report on data before training: pairs, scale, depth, images, and what seems wrong.
+
+    The exit code is 0 where there is a section to train on.
+    """
     from seal_lite.data.report import check_page, check_sections
     from seal_lite.io import write_atomic
 
@@ -87,6 +91,8 @@ def check(
         typer.echo(f"- {message}")
     n_pairs = sum(len(section_check.section.rows) for section_check in checks)
     typer.echo(f"{n_pairs} pairs in {len(checks)} sections; wrote {out}")
+    if not checks:
+        raise typer.Exit(NO_SECTION)
 
 
 def read_panel(run: Path) -> GenePanel:

@@ -252,7 +252,11 @@ def _drop_shallow_spots(adata: AnnData, *, name: str, path: Path) -> tuple[AnnDa
     """Return the spots with at least `MIN_COUNTS` counts, and the number of the others."""
     is_deep = _is_deep(adata)
     if not is_deep.any():
-        raise InputError(f"{path}: no spot has {MIN_COUNTS} counts; give raw ones, or pool wider")
+        deepest = adata.layers["counts"].sum(1).max()
+        raise InputError(
+            f"{path}: no spot has {MIN_COUNTS} counts, the deepest has {deepest:.0f} of "
+            f"{adata.n_vars} genes; give the raw counts of all genes, or for bins a larger pool_um"
+        )
     n_shallow = int((~is_deep).sum())
     if n_shallow:
         log.info("%s: %d spots with under %d counts: dropped", name, n_shallow, MIN_COUNTS)

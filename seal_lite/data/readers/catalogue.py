@@ -23,10 +23,12 @@ from seal_lite.data.readers.hest import read_hest
 from seal_lite.data.readers.legacy_st import read_legacy_st
 from seal_lite.data.readers.spatialdata import read_spatialdata
 from seal_lite.data.readers.visium import (
+    Sample,
     hires_image,
     is_of_series,
     read_visium,
     read_visium_hd,
+    read_visium_of_series,
 )
 from seal_lite.data.readers.xenium import read_xenium
 from seal_lite.errors import InputError, reading
@@ -87,7 +89,7 @@ SOURCES = (
             "*_matrix.mtx",
             "*_matrix.mtx.gz",
         ),
-        read_visium,
+        read_visium_of_series,
         accepts=is_of_series,
     ),
     Source(
@@ -114,6 +116,7 @@ IMAGE_PATTERNS = (
     "{name}/*he_image*",
     "{name}/*",
     "{name}/outs/*",
+    "{name}/microscope_image/*",
     "{name}.*",
     "{name}.zarr/images",
 )
@@ -188,7 +191,7 @@ def _marking_files(root: Path, pattern: str) -> list[tuple[Path, Path]]:
             continue
         rest = "/".join(parts[depth:])
         paths = sorted(root.glob(rest)) if rest else [root]
-        visible = [path for path in paths if path.exists() and not path.name.startswith(".")]
+        visible = [path for path in paths if not path.name.startswith(".")]
         if visible:
             return [(path, base) for path in visible]
     return []
@@ -215,11 +218,12 @@ def section_image(section: SectionFile) -> Path | None:
         As `image_path`.
     """
     image = image_path(section.base, section.name)
-    if image is None and section.reader in (read_visium, read_visium_hd):
-        if section.path.parent == section.base:  # one of several samples in a folder
-            image = _find_image(section.base, section.name, ("{name}_*",))
+    if image is None and section.reader is read_visium_of_series:
+        image = _find_image(section.base, section.name, ("{name}_*",))
         if image is None:
-            image = hires_image(section.path)
+            image = hires_image(Sample.of_series(section.path))
+    elif image is None and section.reader in (read_visium, read_visium_hd):
+        image = hires_image(Sample.at(section.path))
     return image
 
 

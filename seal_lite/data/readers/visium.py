@@ -65,23 +65,28 @@ MIN_PLACED = 0.1  # share of the barcodes with counts that must have a position
 
 
 def read_visium(path: Path, labels: dict[str, str]) -> AnnData:
-    """Read the section of Visium that a file with counts or positions marks."""
-    return _read_spots(path, step_um=VISIUM_STEP_UM, spot_um=VISIUM_SPOT_UM)
+    """Read the folder of Visium in which a file with counts or positions lies."""
+    return _read_spots(path, Sample.at(path), step_um=VISIUM_STEP_UM, spot_um=VISIUM_SPOT_UM)
+
+
+def read_visium_of_series(path: Path, labels: dict[str, str]) -> AnnData:
+    """Read one of several samples of Visium in a folder, whose files begin with its name."""
+    sample = Sample.of_series(path)
+    return _read_spots(path, sample, step_um=VISIUM_STEP_UM, spot_um=VISIUM_SPOT_UM)
 
 
 def read_visium_hd(path: Path, labels: dict[str, str]) -> AnnData:
     """Read Visium HD's bins of one size from their folder, square_SIZEum."""
     size_um = float(re.sub(r"\D", "", path.name))
-    adata = _read_spots(path, step_um=(size_um, size_um), spot_um=size_um)
+    adata = _read_spots(path, Sample(path), step_um=(size_um, size_um), spot_um=size_um)
     stated = _read_scale_factors(adata.uns["spots_path"]).get("microns_per_pixel")
     if stated:
         adata.uns["um_per_px"] = float(stated)
     return adata
 
 
-def _read_spots(path: Path, **lengths_um: Any) -> AnnData:
-    """Read counts and positions of the sample at `path`; `lengths_um` become metadata."""
-    sample = Sample.at(path)
+def _read_spots(path: Path, sample: Sample, **lengths_um: Any) -> AnnData:
+    """Read counts and positions of a sample; `lengths_um` become metadata."""
     counts_path = sample.file(COUNTS_PATTERNS)
     if counts_path is None:
         raise InputError(f"{path}: no counts beside it; add filtered_feature_bc_matrix.h5")
@@ -131,16 +136,20 @@ class Sample:
 
     @classmethod
     def at(cls, path: Path) -> Sample:
-        """Return the sample that a file, or a folder of bins, belongs to."""
+        """Return the only sample of the folder in which a file, or a folder of bins, lies."""
         if path.is_dir():
             return cls(path)
-        if is_of_series(path):
-            return cls(path.parent, glob.escape(_split_name(path)[0]))
         inner_folder = "spatial" if "tissue_positions" in path.name else "feature_bc_matrix"
         is_inside = "feature_bc_matrix.h5" not in path.name and path.parent.name.endswith(
             inner_folder
         )
         return cls(path.parents[1] if is_inside else path.parent)
+
+    @classmethod
+    def of_series(cls, path: Path) -> Sample:
+        """Return the sample of a file beside those of other samples."""
+        name, _ = _split_name(path)
+        return cls(path.parent, glob.escape(name))
 
     def files(self, patterns: tuple[str, ...]) -> list[Path]:
         """Return the files that the first of the patterns that has any matches."""
@@ -191,9 +200,9 @@ def _split_name(path: Path) -> tuple[str, str]:
 # ---------------------------------------------------------------------------- images
 
 
-def hires_image(path: Path) -> Path | None:
-    """Return Space Ranger's own small image of the sample at `path`, where its scale is known."""
-    images = Sample.at(path).files(HIRES_PATTERNS)
+def hires_image(sample: Sample) -> Path | None:
+    """Return Space Ranger's own small image of a sample, where its scale is known."""
+    images = sample.files(HIRES_PATTERNS)
     return next((image for image in images if image_scale(image) is not None), None)
 
 
