@@ -343,8 +343,16 @@ FAULTS = [
         ("counts of two libraries", edit_h5(MATRIX, name_two_libraries), "several libraries"),
         ("counts of antibodies", edit_h5(MATRIX, make_antibodies), "no features of type Gene"),
         ("a pixel is text", replace(POSITIONS, ",120.7", ",top", 1), "is not a number"),
-        ("a column is lost", replace(POSITIONS, "pxl_col_in_fullres", "x"), "is missing; restore"),
-        ("a barcode twice", edit(POSITIONS, repeat_line), "a barcode is listed twice"),
+        (
+            "a column of pixels is lost",
+            replace(POSITIONS, "pxl_col_in_fullres", "x"),
+            "is missing; restore",
+        ),
+        (
+            "the position of a barcode twice",
+            edit(POSITIONS, repeat_line),
+            "a barcode is listed twice",
+        ),
         (
             "a small image of no known scale",
             all_of(
@@ -362,6 +370,11 @@ FAULTS = [
         (
             "positions of other barcodes",
             replace(POSITIONS, "A", "T"),
+            "0% of its barcodes are in tissue_positions.csv",
+        ),
+        (
+            "no spot on tissue",
+            replace(POSITIONS, "-1,1,", "-1,0,"),
             "none of its spots is on tissue",
         ),
     ),
