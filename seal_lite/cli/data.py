@@ -74,10 +74,7 @@ def check(
     run: OptionalRun = None,
     set_: Set = None,
 ) -> None:
-    """Report on data before training: pairs, scale, depth, images, and what seems wrong.
-
-    The exit code is 0 where there is a section to train on.
-    """
+    """Report on data before training: pairs, scale, depth, images, and what seems wrong."""
     from seal_lite.data.report import check_page, check_sections
     from seal_lite.io import write_atomic
 
