@@ -102,13 +102,14 @@ def _read_spots(path: Path, sample: Sample, **lengths_um: Any) -> AnnData:
         log.info("%s: %d barcodes have no position: dropped", counts_path, n_lost)
         adata = adata[is_placed].copy()
     spots = positions.iloc[rows[is_placed]].set_axis(adata.obs_names)
-    in_tissue = positions.get("in_tissue", pd.Series(dtype=float)) == 1
+    in_tissue = positions.get("in_tissue", pd.Series(0, positions.index)) == 1
+    without_counts = np.delete(in_tissue.to_numpy(), rows[is_placed])
     columns = [column for column in ("in_tissue", *ARRAY) if column in spots]
     adata.obs = spots[columns]
     adata.obsm["spatial"] = spots[PIXELS].to_numpy(float)
     adata.uns = {
         "spots_path": positions_path,
-        "spots_without_counts": int(in_tissue.drop(in_tissue.index[rows[is_placed]]).sum()),
+        "spots_without_counts": int(without_counts.sum()),
         "spots_without_position": int((~is_placed).sum()),
         "px_of_full_image": True,
         **lengths_um,

@@ -89,6 +89,7 @@ def lose_library_ids(folder, truth):
 def add_other_images(folder, truth):
     """Space Ranger's own, a CytAssist's, and what a Mac leaves beside a file."""
     small = Image.fromarray(truth.image[::4, ::4])
+    small.save(folder / "spatial/cytassist_image.tiff")
     for name in ("aligned_fiducials.jpg", "detected_tissue_image.jpg", "S1_CytAssist_image.tif"):
         small.save(folder / name)
     for name in ("._tissue_image.tif", "._filtered_feature_bc_matrix.h5"):
@@ -250,6 +251,10 @@ def with_text(path):
     table.to_csv(path, index=False, quoting=1)
 
 
+def without_a_word_on_tissue(path):
+    pd.read_csv(path).drop(columns="in_tissue").to_csv(path, index=False)
+
+
 def in_parquet(path):
     pd.read_csv(path).astype(str).to_parquet(path.with_suffix(".parquet"))
     path.unlink()
@@ -276,6 +281,7 @@ def with_a_spot_that_has_no_pixel(path):
         with_the_barcodes_as_row_names,
         in_another_order,
         with_text,
+        without_a_word_on_tissue,
         in_parquet,
         without_a_header_under_the_new_name,
         with_a_header_under_the_old_name,
@@ -379,6 +385,12 @@ def test_a_folder_with_positions_alone_or_counts_alone_says_what_is_missing(fold
 
 
 # ---------------------------------------------------------------------------- images
+
+
+def test_the_image_may_lie_in_the_microscope_s_folder(folder, truth):
+    (folder / "microscope_image").mkdir()
+    (folder / "tissue_image.tif").rename(folder / "microscope_image/tissue_image.tif")
+    check_same(folder.parent, truth)
 
 
 @pytest.mark.parametrize("named", [True, False])
