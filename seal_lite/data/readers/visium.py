@@ -273,8 +273,14 @@ def _read_mtx(path: Path) -> AnnData:
     features = _read_names(path, f"{sample}features.tsv", f"{sample}genes.tsv")
     barcodes = _read_names(path, f"{sample}barcodes.tsv")
     matrix = mmread(path).tocsr().astype(np.float32)
-    if matrix.shape == (len(features), len(barcodes)):
+    shape = (len(barcodes), len(features))
+    if matrix.shape == shape[::-1]:  # as 10x writes it
         matrix = matrix.T.tocsr()
+    if matrix.shape != shape:
+        raise InputError(
+            f"{path}: is {matrix.shape[0]} x {matrix.shape[1]}, but beside it are {shape[1]} "
+            f"features and {shape[0]} barcodes; take the three files of one matrix"
+        )
     var = pd.DataFrame({"gene_ids": features[0].to_numpy()}, index=features.iloc[:, :2].iloc[:, -1])
     if 2 in features:
         var["feature_types"] = features[2].to_numpy()
@@ -297,7 +303,7 @@ def _read_names(matrix_path: Path, *names: str) -> pd.DataFrame:
 def _read_positions(path: Path) -> pd.DataFrame:
     """Read positions with or without a header, as numbers, indexed by the barcodes.
 
-    Spots without a pixel are left out.
+    Spots without a pixel, or a place on the array that others have, are left out.
 
     Raises
     ------
@@ -313,13 +319,15 @@ def _read_positions(path: Path) -> pd.DataFrame:
     if "barcode" not in table:
         table = table.reset_index(drop=isinstance(table.index, pd.RangeIndex))
         table = table.rename(columns={table.columns[0]: "barcode"})
-    missing = [column for column in PIXELS if column not in table]
-    if missing:
-        raise InputError(f"{path}: column {', '.join(missing)} is missing; restore it")
     columns = [column for column in POSITIONS_COLUMNS[1:] if column in table]
     positions = pd.DataFrame({column: _numbers(table[column], path) for column in columns})
     positions.index = pd.Index(table["barcode"].astype(str), name="barcode")
-    positions = positions[positions[PIXELS].notna().all(axis=1)]
+    positions = positions.dropna(axis=1, how="all")
+    missing = [column for column in PIXELS if column not in positions]
+    if missing:
+        raise InputError(f"{path}: column {', '.join(missing)} is missing; restore it")
+    places = [column for column in (*PIXELS, *ARRAY) if column in positions]
+    positions = positions.dropna(subset=places)
     if not positions.index.is_unique:
         raise InputError(f"{path}: a barcode is listed twice; keep one row each")
     return positions

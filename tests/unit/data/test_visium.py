@@ -183,6 +183,17 @@ def test_counts_as_matrix_market(folder, truth, write):
     check_same(folder.parent, truth)
 
 
+def test_a_matrix_beside_the_barcodes_of_another_is_refused(folder, truth):
+    (folder / "filtered_feature_bc_matrix.h5").unlink()
+    write_mtx(folder, truth)
+    (folder / "barcodes.tsv").write_text("\n".join(truth.barcodes[:20]))
+    with pytest.raises(InputError, match="matrix.mtx: is 4 x 36, but beside it are 4 features and"):
+        read_counts(folder.parent, "S1")
+    (folder / "barcodes.tsv").unlink()
+    with pytest.raises(InputError, match="matrix.mtx: no barcodes.tsv beside it; restore it"):
+        read_counts(folder.parent, "S1")
+
+
 def test_of_raw_counts_those_on_tissue_are_taken(folder, truth):
     (folder / "filtered_feature_bc_matrix.h5").unlink()
     counts = np.vstack([truth.counts, np.full((1, 4), 500, np.float32)])
@@ -302,6 +313,16 @@ def test_spots_with_counts_or_a_position_alone_are_dropped_and_counted(folder, t
     np.testing.assert_array_equal(adata.layers["counts"].toarray(), truth.counts[2:])
     assert adata.uns["spots_without_position"] == 2
     assert adata.uns["spots_without_counts"] == 1
+
+
+def test_a_spot_without_a_place_on_the_array_is_dropped_alone(folder, truth):
+    table = pd.read_csv(positions_of(folder))
+    table.loc[0, "array_row"] = np.nan
+    table.to_csv(positions_of(folder), index=False)
+    adata = read_counts(folder.parent, "S1")
+    assert list(adata.obs_names) == truth.barcodes[1:]
+    assert adata.uns["grid"] == "hex"
+    assert adata.uns["spots_without_position"] == 1
 
 
 def name_a_pixel(table):
