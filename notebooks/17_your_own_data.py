@@ -101,14 +101,15 @@ figure
 
 # %%
 pd.set_option("display.max_colwidth", None)
-table = {s.pattern: s.reader.__doc__.split("\n")[0].rstrip(".") for s in SOURCES}
+table = {s.patterns[0]: s.reader.__doc__.split("\n")[0].rstrip(".") for s in SOURCES}
 pd.DataFrame({"is read as": table.values()}, pd.Index(table.keys(), name="in your folder"))
 
 # %% [markdown]
 # The image lies in the section's folder, or beside its file under the same name: JPEG, PNG, TIFF,
-# pyramidal TIFF, SVS and whatever else tiffslide opens. Visium needs the full-resolution image that
+# pyramidal TIFF, SVS and whatever else tiffslide opens. Visium wants the full-resolution image that
 # Space Ranger was given: the `tissue_hires_image.png` in its output is 2,000 pixels wide, for more
-# than 6.5 mm of tissue, and a patch of 112 µm would be some thirty of them.
+# than 6.5 mm of tissue, and a patch of 112 µm would be some thirty of them. Where that one alone is
+# there, it is read at its own scale, and `check` names it.
 #
 # To try it without a data set of your own (the first is a breast cancer of 10x Genomics; the second
 # needs access to HEST-1k on the hub):

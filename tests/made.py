@@ -49,7 +49,7 @@ def make_truth() -> Truth:
         xy=ARRAY * [PITCH_PX, PITCH_PX * 3**0.5] + [100.3, 120.7],
         counts=np.random.default_rng(0).poisson(60, (n, 4)).astype(np.float32),
         image=np.stack([cols // 2, rows // 2, np.full_like(rows, 9)], -1).astype(np.uint8),
-        barcodes=[f"{i:016b}-1".replace("0", "A").replace("1", "C") for i in range(n)],
+        barcodes=[f"{i:016b}".replace("0", "A").replace("1", "C") + "-1" for i in range(n)],
     )
 
 

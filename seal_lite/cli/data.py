@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from seal_lite.data.genes import GenePanel
 
 DATASETS = ("her2st", "visium", "hest")
+NO_SECTION = 2  # exit code of a check that finds no section to train on
 BACKBONE_COLUMNS = [
     "name",
     "dim",
@@ -88,6 +89,8 @@ def check(
         typer.echo(f"- {message}")
     n_pairs = sum(len(section_check.section.rows) for section_check in checks)
     typer.echo(f"{n_pairs} pairs in {len(checks)} sections; wrote {out}")
+    if not checks:
+        raise typer.Exit(NO_SECTION)
 
 
 def read_panel(run: Path) -> GenePanel:

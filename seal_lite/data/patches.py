@@ -55,13 +55,17 @@ def extract_patches(
     """
     name = adata.uns["section_id"]
     if not adata.uns["image_path"]:
-        raise InputError(f"section {name}: no image beside its counts; fetch it or leave it out")
+        raise InputError(
+            f"section {name}: no image beside its counts of {adata.n_obs} spots and {adata.n_vars} "
+            "genes; add the full-resolution image that Space Ranger was given, or leave it out"
+        )
     path = Path(adata.uns["image_path"])
     if path.suffix == ".h5":
         return _cut_ready_patches(adata, path, patch_um, patch_px)
     slide = open_slide(path)
     edge = patch_um / adata.uns["um_per_px"]
-    check_resolution(f"section {name}", patch_um=patch_um, patch_px=patch_px, edge=edge)
+    subject = f"section {name} ({path.name})"
+    check_resolution(subject, patch_um=patch_um, patch_px=patch_px, edge=edge)
     if edge > min(slide.size):
         raise InputError(
             f"section {name}: no patch of {patch_um:g} um ({edge:.0f} px) fits into its "

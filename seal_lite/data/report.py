@@ -23,6 +23,7 @@ from seal_lite.data.images import PLAIN_SUFFIXES, open_slide, tissue_mask
 from seal_lite.data.leakage import correlation, find_leakage
 from seal_lite.data.patches import extract_patches, thumbnail
 from seal_lite.data.readers.catalogue import find_sections
+from seal_lite.data.readers.visium import is_small_image
 from seal_lite.data.section import MIN_COUNTS, Section, mixtures, read_counts
 from seal_lite.errors import InputError
 
@@ -121,7 +122,8 @@ def check_sections(
             continue
         checks.append(check)
         messages += [f"{name}: {doubt}" for doubt in _doubts_about_section(check, panel)]
-    messages += _doubts_about_all(root, checks, config)
+    if checks:
+        messages += _doubts_about_all(root, checks, config)
     return messages, checks
 
 
@@ -148,6 +150,7 @@ def _facts(section: Section, maps: np.ndarray) -> dict[str, object]:
     metadata = adata.uns
     n_dropped = {
         "without counts": metadata["spots_without_counts"],
+        "without a position": metadata["spots_without_position"],
         "off the image": adata.n_obs - len(maps),
         f"under {MIN_COUNTS} counts": metadata["shallow_spots"],
     }
@@ -174,6 +177,7 @@ def _doubts_about_section(check: SectionCheck, panel: GenePanel | None) -> list[
     if is_whole_image:
         image, px_per_px = thumbnail(section.adata, um_per_px=THUMBNAIL_UM_PER_PX)
         coords = section.adata.obsm["spatial"] / px_per_px
+        doubts.append(_doubt_size(section))
         doubts.append(_doubt_scale(section))
         doubts.append(_doubt_glass(image, coords))
         doubts.append(_doubt_orientation(image, coords, depth(section.adata)))
@@ -196,6 +200,15 @@ def _doubt_genes(section: Section, panel: GenePanel | None) -> str | None:
     if not missing:
         return None
     return f"lacks {len(missing)} of the panel's {len(panel.genes)} genes, as {missing[0]}"
+
+
+def _doubt_size(section: Section) -> str | None:
+    """Name a section whose image is one that Space Ranger has made smaller."""
+    path = Path(section.adata.uns["image_path"])
+    if not is_small_image(path):
+        return None
+    um_per_px = section.adata.uns["um_per_px"]
+    return f"its image is {path.name}, {um_per_px:.1f} um per px; the full image shows more"
 
 
 def _doubt_scale(section: Section) -> str | None:

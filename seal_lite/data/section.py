@@ -17,8 +17,8 @@ from seal_lite.data.patches import Thumbnail, extract_patches, thumbnail
 from seal_lite.data.readers.catalogue import (
     SectionFile,
     find_sections,
-    image_path,
     list_sections,
+    section_image,
     section_labels,
 )
 from seal_lite.data.readers.common import ARRAY, POOL_UM, make_spots, raw_counts
@@ -28,6 +28,7 @@ from seal_lite.data.readers.gene_names import (
     guess_species,
     use_symbols,
 )
+from seal_lite.data.readers.visium import image_scale
 from seal_lite.data.registration import locate_spots, pool
 from seal_lite.errors import InputError, reading
 
@@ -134,7 +135,7 @@ def read_counts(root: str | Path, name: str) -> AnnData:
         array_row where there is an array. `uns`: section_id, patient_id, species, labels (of the
         reader and of sections.tsv); um_per_px, pitch_um and spot_um (of the spots), grid ("square",
         "hex" or "free"); image_path (empty without an image); gene_names ("symbols" or "Ensembl
-        ids"); spots_without_counts, shallow_spots (how many).
+        ids"); spots_without_counts, spots_without_position, shallow_spots (how many).
 
     Raises
     ------
@@ -145,14 +146,18 @@ def read_counts(root: str | Path, name: str) -> AnnData:
     labels = section_labels(file.base, name)
     with reading(file.path, remedy="restore what is missing"):
         raw = file.reader(file.path, labels)
+        image = raw.uns.get("image_path")
+        if not image:
+            image = section_image(file)
+        if image and raw.uns.get("px_of_full_image"):
+            _shrink_to(Path(image), raw)
         adata = _select_spots(raw, file.path)
     metadata = {**raw.uns, **labels}
-    image = raw.uns.get("image_path")
-    if not image:
-        image = image_path(file.base, name)
+    labels = {**raw.uns.get("labels", {}), **labels}
+    del raw  # a section of bins is large
     species = _species_name(metadata, adata)  # by names as they are written
-    adata = use_symbols(adata, folder=file.base)
     adata = _place_on_slide(adata, metadata, path=file.path, image=image)
+    adata = use_symbols(adata, folder=file.base)
     adata, n_shallow = _drop_shallow_spots(adata, name=name, path=file.path)
     patient = metadata.get("patient")
     if not patient:
@@ -162,10 +167,11 @@ def read_counts(root: str | Path, name: str) -> AnnData:
         "section_id": name,
         "patient_id": patient,
         "image_path": "" if image is None else str(image),
-        "labels": {**raw.uns.get("labels", {}), **labels},
+        "labels": labels,
         "species": species,
         "gene_names": "Ensembl ids" if are_ensembl_ids(adata.var_names) else "symbols",
         "spots_without_counts": metadata.get("spots_without_counts", 0),
+        "spots_without_position": metadata.get("spots_without_position", 0),
         "shallow_spots": n_shallow,
     }
     return adata
@@ -177,6 +183,19 @@ def _locate(root: str | Path, name: str) -> SectionFile:
     if name not in sections:
         raise InputError(f"{root}: no section '{name}'; it has {', '.join(sorted(sections))}")
     return sections[name]
+
+
+def _shrink_to(image: Path, raw: AnnData) -> None:
+    """Convert places in px of the full image, where `image` is one that Space Ranger has shrunk."""
+    scale = image_scale(image)
+    if scale is None:
+        raise InputError(
+            f"{image}: no scalefactors_json.json beside it states its scale; "
+            "restore that, or give the full image"
+        )
+    raw.obsm["spatial"] = raw.obsm["spatial"] * scale
+    if "um_per_px" in raw.uns:
+        raw.uns["um_per_px"] /= scale
 
 
 def _select_spots(raw: AnnData, path: Path) -> AnnData:
@@ -233,7 +252,11 @@ def _drop_shallow_spots(adata: AnnData, *, name: str, path: Path) -> tuple[AnnDa
     """Return the spots with at least `MIN_COUNTS` counts, and the number of the others."""
     is_deep = _is_deep(adata)
     if not is_deep.any():
-        raise InputError(f"{path}: no spot has {MIN_COUNTS} counts; give raw ones, or pool wider")
+        deepest = adata.layers["counts"].sum(1).max()
+        raise InputError(
+            f"{path}: no spot has {MIN_COUNTS} counts, the deepest has {deepest:.0f} of "
+            f"{adata.n_vars} genes; give the raw counts of all genes, or for bins a larger pool_um"
+        )
     n_shallow = int((~is_deep).sum())
     if n_shallow:
         log.info("%s: %d spots with under %d counts: dropped", name, n_shallow, MIN_COUNTS)
@@ -297,6 +320,8 @@ def load_counts(root: str | Path, names: Sequence[str] | None = None) -> list[An
         `read_counts` does.
     """
     with_image = list_sections(root)
+    if not with_image:
+        raise InputError(f"{root}: no section has both counts and an image; add images")
     names = list(with_image if names is None else names)
     for name in names:
         if name not in with_image:

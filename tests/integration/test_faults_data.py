@@ -28,6 +28,7 @@ SPOTS = "legacy/data/ST-spotfiles/PA1_selection.tsv"
 IMAGE = "legacy/data/ST-imgs/PA/PA1/HE_PA1.jpg"
 MATRIX = "visium/S1/filtered_feature_bc_matrix.h5"
 POSITIONS = "visium/S1/spatial/tissue_positions.csv"
+HIRES = "S1/spatial/tissue_hires_image.png"
 ALIGNMENT = "xenium/S1/S1_he_imagealignment.csv"
 OTHER_GENES = {
     "Ensembl ids": [f"ENSG{i:011d}" for i in range(4)],
@@ -103,6 +104,21 @@ def displace_first(spots):
 
 def keep_one_row(spots):
     return spots[spots.y == spots.y.iloc[30]]
+
+
+def name_two_libraries(file):
+    barcodes = np.char.replace(file["matrix/barcodes"][:], b"-1", b"-2")
+    file["matrix/barcodes"][::2] = barcodes[::2]
+
+
+def make_antibodies(file):
+    n = len(file["matrix/features/feature_type"])
+    del file["matrix/features/feature_type"]
+    file["matrix/features/feature_type"] = np.array(["Antibody Capture"] * n, "S")
+
+
+def repeat_line(text):
+    return text + text.splitlines()[1]
 
 
 def describe(text):
@@ -317,11 +333,48 @@ FAULTS = [
         "visium",
         ("a matrix ends early", truncate(MATRIX), "cannot be read"),
         ("a matrix declares 4 TB", declare_terabytes(MATRIX, "matrix/data"), "declares"),
-        ("no scale factors", remove("visium/S1/spatial/scalefactors_json.json"), "cannot be read"),
-        ("no positions", remove(POSITIONS), "cannot be read"),
+        ("no positions", remove(POSITIONS), "no tissue_positions.csv beside it"),
+        ("no counts", remove(MATRIX), "no counts beside it"),
+        (
+            "counts of two samples",
+            copy(MATRIX, "visium/S1/S2_filtered_feature_bc_matrix.h5"),
+            "give each sample a folder of its own",
+        ),
+        ("counts of two libraries", edit_h5(MATRIX, name_two_libraries), "several libraries"),
+        ("counts of antibodies", edit_h5(MATRIX, make_antibodies), "no features of type Gene"),
+        ("a pixel is text", replace(POSITIONS, ",120.7", ",top", 1), "is not a number"),
+        (
+            "a column of pixels is lost",
+            replace(POSITIONS, "pxl_col_in_fullres", "x"),
+            "is missing; restore",
+        ),
+        (
+            "the position of a barcode twice",
+            edit(POSITIONS, repeat_line),
+            "a barcode is listed twice",
+        ),
+        (
+            "a small image of no known scale",
+            all_of(
+                remove("visium/S1/spatial/scalefactors_json.json"),
+                write("visium/sections.tsv", f"section\timage\nS1\t{HIRES}\n"),
+            ),
+            "no scalefactors_json.json beside it",
+        ),
+        (
+            "a small image of too little detail",
+            write("visium/sections.tsv", f"section\timage\nS1\t{HIRES}\n"),
+            "tissue_hires_image.png): has 8.00 um/px",
+        ),
+        ("no image at all", remove("visium/S1/image.tif"), "tissue_hires_image.png): has 8.00"),
         (
             "positions of other barcodes",
-            replace(POSITIONS, "-C,", "-2,"),
+            replace(POSITIONS, "A", "T"),
+            "0% of its barcodes are in tissue_positions.csv",
+        ),
+        (
+            "no spot on tissue",
+            replace(POSITIONS, "-1,1,", "-1,0,"),
             "none of its spots is on tissue",
         ),
     ),

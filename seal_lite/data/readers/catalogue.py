@@ -10,8 +10,9 @@ A folder holds sections of any of the formats in `SOURCES`, and may hold two tab
 from __future__ import annotations
 
 import glob
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from fnmatch import fnmatch
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -21,7 +22,14 @@ from seal_lite.data.readers.h5ad import read_anndata
 from seal_lite.data.readers.hest import read_hest
 from seal_lite.data.readers.legacy_st import read_legacy_st
 from seal_lite.data.readers.spatialdata import read_spatialdata
-from seal_lite.data.readers.visium import read_visium, read_visium_hd
+from seal_lite.data.readers.visium import (
+    Sample,
+    hires_image,
+    is_of_series,
+    read_visium,
+    read_visium_hd,
+    read_visium_of_series,
+)
 from seal_lite.data.readers.xenium import read_xenium
 from seal_lite.errors import InputError, reading
 
@@ -37,34 +45,67 @@ class Source:
 
     Attributes
     ----------
-    pattern
-        Glob pattern of the file, or folder, that marks a section. The first * is its name.
+    patterns
+        Glob patterns of the file, or folder, that marks a section, the preferred first. The first *
+        is its name.
     reader
         Function (path, labels) that reads the section which the file at `path` marks. The labels
         are its row of sections.tsv.
+    accepts
+        Function (path) that returns whether a matching file marks a section.
     """
 
-    pattern: str
+    patterns: tuple[str, ...]
     reader: Reader
-
-    def name_of(self, path: Path, base: Path) -> str:
-        """Return the name of the section that a file under `base` marks."""
-        parts = Path(self.pattern).parts
-        position = next(i for i, part in enumerate(parts) if "*" in part)
-        _, _, suffix = parts[position].partition("*")
-        return path.relative_to(base).parts[position].removesuffix(suffix)
+    accepts: Callable[[Path], bool] = Path.exists
 
 
+def _name_of(path: Path, base: Path, pattern: str) -> str:
+    """Return the name of the section that a file under `base` marks."""
+    parts = Path(pattern).parts
+    position = next(i for i, part in enumerate(parts) if "*" in part)
+    _, _, suffix = parts[position].partition("*")
+    return path.relative_to(base).parts[position].removesuffix(suffix)
+
+
+def _below(folders: Sequence[str], *names: str) -> tuple[str, ...]:
+    """Return patterns of each name below each of the folders."""
+    return tuple(folder + name for name in names for folder in folders)
+
+
+SAMPLE_FOLDERS = ("*/outs/", "*/")
+BIN_FOLDERS = ("*/outs/binned_outputs/", "*/binned_outputs/", *SAMPLE_FOLDERS)
 SOURCES = (
-    Source("data/ST-cnts/*.tsv.gz", read_legacy_st),
-    Source("st/*.h5ad", read_hest),
-    Source("*/*filtered_feature_bc_matrix.h5", read_visium),
-    Source("*/outs/*filtered_feature_bc_matrix.h5", read_visium),
-    Source("*/binned_outputs", read_visium_hd),
-    Source("*/outs/binned_outputs", read_visium_hd),
-    Source("*/transcripts.parquet", read_xenium),
-    Source("*.h5ad", read_anndata),
-    Source("*.zarr", read_spatialdata),
+    Source(("data/ST-cnts/*.tsv.gz",), read_legacy_st),
+    Source(("st/*.h5ad",), read_hest),
+    Source(  # bins of 16 um, of 8 um, of any other two-digit size, of any size
+        _below(BIN_FOLDERS, "square_016um", "square_008um", "square_0[1-9]?um", "square_*um"),
+        read_visium_hd,
+    ),
+    Source(
+        (
+            "*_filtered_feature_bc_matrix.h5",
+            "*_raw_feature_bc_matrix.h5",
+            "*_matrix.mtx",
+            "*_matrix.mtx.gz",
+        ),
+        read_visium_of_series,
+        accepts=is_of_series,
+    ),
+    Source(
+        _below(
+            SAMPLE_FOLDERS,
+            "*filtered_feature_bc_matrix.h5",
+            "*raw_feature_bc_matrix.h5",
+            "*feature_bc_matrix/*matrix.mtx*",
+            "*_matrix.mtx*",
+            "spatial/*tissue_positions*",
+        ),
+        read_visium,
+    ),
+    Source(("*/transcripts.parquet",), read_xenium),
+    Source(("*.h5ad",), read_anndata),
+    Source(("*.zarr",), read_spatialdata),
 )
 # Where the image of a section is sought, in this order. A pattern without * names the image itself;
 # of the others' matches, those with an image's suffix count.
@@ -75,8 +116,17 @@ IMAGE_PATTERNS = (
     "{name}/*he_image*",
     "{name}/*",
     "{name}/outs/*",
+    "{name}/microscope_image/*",
     "{name}.*",
     "{name}.zarr/images",
+)
+# Names, in lower case, of images that Space Ranger writes beside the one it has read.
+BY_PRODUCTS = (
+    "tissue_hires_image",
+    "tissue_lowres_image",
+    "aligned_fiducials",
+    "aligned_tissue_image",
+    "detected_tissue_image",
 )
 NUMBER_COLUMNS = ("um_per_px", "pitch_um", "spot_um", "pool_um")  # of sections.tsv
 
@@ -113,23 +163,38 @@ def find_sections(root: str | Path) -> dict[str, SectionFile]:
     """
     root = Path(root).absolute()
     sections: dict[str, SectionFile] = {}
+    claimed: set[Path] = set()  # a file marks one section, and what a folder of bins holds none
     for source in SOURCES:
-        for path, base in _marking_files(root, source.pattern):
-            name = source.name_of(path, base)
-            sections.setdefault(name, SectionFile(name, path, base, source.reader))
+        for pattern in source.patterns:
+            for path, base in _marking_files(root, pattern):
+                if not claimed.isdisjoint([path, *path.parents]) or not source.accepts(path):
+                    continue
+                claimed.add(path)
+                name = _name_of(path, base, pattern)
+                sections.setdefault(name, SectionFile(name, path, base, source.reader))
     if not sections:
-        patterns = ", ".join(source.pattern for source in SOURCES)
+        patterns = ", ".join(source.patterns[-1] for source in SOURCES)
         raise InputError(f"{root}: holds no section; one is marked by {patterns}")
     return sections
 
 
 def _marking_files(root: Path, pattern: str) -> list[tuple[Path, Path]]:
-    """Return (path, base) of the files that match a pattern under `root`, or with `root` in it."""
-    inside = sorted(root.glob(pattern))
-    if inside:
-        return [(path, root) for path in inside]
-    beside = root.parent.glob(pattern)
-    return [(path, root.parent) for path in beside if root in (path, *path.parents)]
+    """Return (path, base) of the files that match a pattern.
+
+    The base is `root`, or else a folder above it which the pattern leads from through `root`.
+    """
+    parts = Path(pattern).parts
+    bases = (root, *root.parents)
+    for depth, base in enumerate(bases[: len(parts) + 1]):
+        is_on_the_way = all(map(fnmatch, root.relative_to(base).parts, parts[:depth]))
+        if not is_on_the_way:
+            continue
+        rest = "/".join(parts[depth:])
+        paths = sorted(root.glob(rest)) if rest else [root]
+        visible = [path for path in paths if not path.name.startswith(".")]
+        if visible:
+            return [(path, base) for path in visible]
+    return []
 
 
 def list_sections(root: str | Path) -> list[str]:
@@ -141,7 +206,25 @@ def list_sections(root: str | Path) -> list[str]:
         If there is no section at all, or as `image_path`.
     """
     sections = find_sections(root).values()
-    return sorted(s.name for s in sections if image_path(s.base, s.name) is not None)
+    return sorted(section.name for section in sections if section_image(section) is not None)
+
+
+def section_image(section: SectionFile) -> Path | None:
+    """Return a section's image as `image_path`, else the small one that Space Ranger has made.
+
+    Raises
+    ------
+    InputError
+        As `image_path`.
+    """
+    image = image_path(section.base, section.name)
+    if image is None and section.reader is read_visium_of_series:
+        image = _find_image(section.base, section.name, ("{name}_*",))
+        if image is None:
+            image = hires_image(Sample.of_series(section.path))
+    elif image is None and section.reader in (read_visium, read_visium_hd):
+        image = hires_image(Sample.at(section.path))
+    return image
 
 
 def image_path(base: str | Path, name: str) -> Path | None:
@@ -159,10 +242,15 @@ def image_path(base: str | Path, name: str) -> Path | None:
         if not path.exists():
             raise InputError(f"{path}: no such image; correct sections.tsv")
         return path
-    for pattern in IMAGE_PATTERNS:
+    return _find_image(base, name, IMAGE_PATTERNS)
+
+
+def _find_image(base: Path, name: str, patterns: Sequence[str]) -> Path | None:
+    """Return the image that the first matching pattern finds."""
+    for pattern in patterns:
         matches = sorted(base.glob(pattern.format(name=glob.escape(name))))
         if "*" in pattern:
-            matches = [path for path in matches if path.suffix.lower() in IMAGE_SUFFIXES]
+            matches = _full_images(matches)
         if len(matches) > 1:
             raise InputError(
                 f"{matches[0]}: is not the only image there ({matches[1].name}); "
@@ -171,6 +259,22 @@ def image_path(base: str | Path, name: str) -> Path | None:
         if matches:
             return matches[0]
     return None
+
+
+def _full_images(paths: Sequence[Path]) -> list[Path]:
+    """Return the images among files, but for Space Ranger's and, beside another, CytAssist's."""
+    images = []
+    for path in paths:
+        is_by_product = any(word in path.name.lower() for word in BY_PRODUCTS)
+        is_hidden = path.name.startswith(".")
+        if path.suffix.lower() in IMAGE_SUFFIXES and not is_by_product and not is_hidden:
+            images.append(path)
+    named_by_10x = [path for path in images if "tissue_image" in path.name.lower()]
+    of_microscope = [path for path in images if "cytassist" not in path.name.lower()]
+    for preferred in (named_by_10x, of_microscope):
+        if len(preferred) == 1:
+            return preferred
+    return images
 
 
 def section_labels(base: str | Path, name: str) -> dict[str, str]:

@@ -286,18 +286,6 @@ def test_a_folder_without_a_section_is_refused(tmp_path):
         list_sections(tmp_path)
 
 
-def test_counts_without_a_full_image_are_not_listed(tmp_path, truth):
-    write_visium(tmp_path / "S1", truth)
-    assert list_sections(tmp_path) == []
-
-
-def test_a_missing_file_of_a_folder_is_refused(tmp_path, truth):
-    write_visium(tmp_path / "S1", truth)
-    (tmp_path / "S1/spatial/scalefactors_json.json").unlink()
-    with pytest.raises(InputError, match="S1/filtered_feature_bc_matrix.h5: cannot be read"):
-        read_counts(tmp_path, "S1")
-
-
 def test_the_table_chooses_one_of_two_images(tmp_path, truth):
     write_visium(tmp_path / "S1", truth)
     for name in ("a.tif", "b.tif"):
