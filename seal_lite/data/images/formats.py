@@ -26,8 +26,11 @@ Image.MAX_IMAGE_PIXELS = 2**31  # plain images are trusted local files of about 
 
 
 def is_hidden(path: Path) -> bool:
-    """Return whether a file is hidden, as the ._NAME that macOS writes beside each NAME."""
-    return path.name.startswith(".")
+    """Return whether a path, relative to the folder in question, is or lies in a hidden one.
+
+    macOS writes a hidden ._NAME beside each NAME on disks of other systems.
+    """
+    return any(part.startswith(".") for part in path.parts)
 
 
 def open_slide(path: str | Path, *, um_per_px: float | None = None) -> Slide:

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from seal_lite.data.images import IMAGE_SUFFIXES
+from seal_lite.data.images import IMAGE_SUFFIXES, is_hidden
 from seal_lite.data.readers.common import read_table
 from seal_lite.data.readers.h5ad import read_anndata
 from seal_lite.data.readers.hest import read_hest
@@ -125,7 +125,8 @@ def find_sections(root: str | Path) -> dict[str, SectionFile]:
 
 def _marking_files(root: Path, pattern: str) -> list[tuple[Path, Path]]:
     """Return (path, base) of the files that match a pattern under `root`, or with `root` in it."""
-    inside = sorted(root.glob(pattern))
+    matches = sorted(root.glob(pattern))
+    inside = [path for path in matches if not is_hidden(path.relative_to(root))]
     if inside:
         return [(path, root) for path in inside]
     beside = root.parent.glob(pattern)
@@ -161,6 +162,7 @@ def image_path(base: str | Path, name: str) -> Path | None:
         return path
     for pattern in IMAGE_PATTERNS:
         matches = sorted(base.glob(pattern.format(name=glob.escape(name))))
+        matches = [path for path in matches if not is_hidden(path.relative_to(base))]
         if "*" in pattern:
             matches = [path for path in matches if path.suffix.lower() in IMAGE_SUFFIXES]
         if len(matches) > 1:

@@ -117,7 +117,7 @@ def test_slides_of_the_wrong_scale_are_named_before_any_is_embedded(folder, enco
     size = {"patch_um": 128.0, "patch_px": 160}
     with pytest.raises(InputError, match="plain.png: .* um per px"):
         embed_slides(encoder, slides, tmp_path, **size)
-    with pytest.raises(InputError, match="pyramid.tif: has 4.00 um/px"):
+    with pytest.raises(InputError, match="plain.png: has 4.00 um/px"):
         embed_slides(encoder, slides, tmp_path, um_per_px=4.0, **size)
     assert list(tmp_path.iterdir()) == []
 
