@@ -120,7 +120,9 @@ def locate_spots(
     if not scale > 0:
         raise InputError(f"{path}: um_per_px is {scale:g}; correct it")
     if contradiction is not None:
-        notes.append(f"its array contradicts the coordinates and is set aside ({contradiction})")
+        notes.append(
+            f"its array contradicts the coordinates and is set aside ({contradiction.fault})"
+        )
         log.warning("%s: %s", path, notes[-1])
         adata.obs = adata.obs.drop(columns=list(ARRAY))
     pitch = scale * _usual_distance(np.asarray(adata.obsm["spatial"]))
@@ -196,7 +198,11 @@ def _check_pitch(path: Path, scale: float, *, stated: float, measured: float) ->
 
 
 class ContradictionError(InputError):
-    """An array and the coordinates of its spots contradict each other."""
+    """An array and the coordinates of its spots, in the file `source`, contradict each other."""
+
+    def __init__(self, source: str | Path, fault: str, remedy: str) -> None:
+        super().__init__(f"{source}: {fault}; {remedy}")
+        self.fault = fault
 
 
 @dataclass(frozen=True)
@@ -235,9 +241,12 @@ def _lattice(
     gaps = _numbering_steps(numbering)
     numbering = (numbering - numbering.min(axis=0)) / gaps
     chosen = slice(None) if fit_to is None else fit_to
-    axes = _fit_axes(numbering[chosen], adata.obsm["spatial"][chosen], source)
-    if metadata.get("upright"):
-        _check_upright(axes, source)
+    axes = _fit_axes(
+        numbering[chosen],
+        adata.obsm["spatial"][chosen],
+        upright=bool(metadata.get("upright")),
+        source=source,
+    )
     grid = _grid_kind(numbering, axes)
     pitch = _length(metadata, "pitch_um")
     if "step_um" in metadata:
@@ -286,9 +295,8 @@ def um_per_px(
         If the spots lie on one line, an upright image has axes swapped or mirrored, the scales of
         the two axes differ by more than 5%, or a spot lies more than half a step off the fit.
     """
-    axes = _fit_axes(adata.obs[list(ARRAY)].to_numpy(float), adata.obsm["spatial"], source)
-    if upright:
-        _check_upright(axes, source)
+    numbering = adata.obs[list(ARRAY)].to_numpy(float)
+    axes = _fit_axes(numbering, adata.obsm["spatial"], upright=upright, source=source)
     step = _fitting_step(axes, np.array([step_um]), None, source)
     return _scale_of(axes, step)
 
@@ -299,13 +307,17 @@ def _numbering_steps(numbering: np.ndarray) -> np.ndarray:
     return np.maximum(np.gcd.reduce(from_first, axis=0), 1)
 
 
-def _fit_axes(array: np.ndarray, xy: np.ndarray, source: str | Path) -> np.ndarray:
+def _fit_axes(
+    array: np.ndarray, xy: np.ndarray, *, upright: bool, source: str | Path
+) -> np.ndarray:
     """Return x, y in px of a step along the columns, along the rows, (2, 2): least squares."""
     pixels = np.asarray(xy, float)
     design = np.c_[array, np.ones(len(array))]
     _check_rank(design, source)
     coefficients, *_ = np.linalg.lstsq(design, pixels, rcond=None)
     axes = coefficients[:2]
+    if upright:
+        _check_upright(axes, source)
     _check_residuals(design @ coefficients - pixels, axes, source)
     return axes
 
@@ -347,8 +359,9 @@ def _fitting_step(
     fits = largest < MAX_STRETCH * smallest
     if not fits.any():
         raise ContradictionError(
-            f"{source}: the array's axes have {largest[0]:.3f} and {smallest[0]:.3f} px per um; "
-            "rescale or unshear the image"
+            source,
+            f"the array's axes have {largest[0]:.3f} and {smallest[0]:.3f} px per um",
+            "rescale or unshear the image",
         )
     fitting = steps[fits]
     if stated is None:
@@ -362,7 +375,7 @@ def _check_rank(design: np.ndarray, source: str | Path) -> None:
     too_few = len(design) < 3
     if too_few or np.linalg.matrix_rank(design - design.mean(axis=0) + [0, 0, 1]) < 3:
         raise ContradictionError(
-            f"{source}: spots lie on one line, so um per px is unknown; add spots"
+            source, "spots lie on one line, so um per px is unknown", "add spots"
         )
 
 
@@ -383,7 +396,7 @@ def _check_residuals(residuals: np.ndarray, axes: np.ndarray, source: str | Path
     off = np.abs(residuals).max(axis=1)
     if off.max() > step_px / 2 or np.median(off) > MAX_USUAL_OFFSET * step_px:
         raise ContradictionError(
-            f"{source}: a spot is {off.max():.0f} px off its place on the array; correct it"
+            source, f"a spot is {off.max():.0f} px off its place on the array", "correct it"
         )
 
 
