@@ -172,7 +172,7 @@ def _set_aside(file: TiffFile, chosen: TiffPageSeries) -> tuple[str, ...]:
     if not sizes:
         return ()
     shape = " x ".join(str(length) for length in chosen.shape)
-    return (f"its image of {shape} is read, and not {', '.join(sizes)}",)
+    return (f"holds several images: {shape} is read, and not {', '.join(sizes)}",)
 
 
 # ------------------------------------------------------------------------------ which pixels
