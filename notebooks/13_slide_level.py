@@ -75,9 +75,9 @@ print(f"{len(slides)} slides of {PATIENTS} patients")
 # %% [markdown]
 # ## From a slide to a bag
 #
-# Tissue is what has colour: the saturation of a thumbnail, cut at Otsu's threshold
-# {cite:p}`otsu1979`. A grid of regions, as large in micrometres as those of the training, covers
-# it; what is mostly glass is left out.
+# Tissue is a piece of the thumbnail that is darker than the glass and has colour. A grid of
+# regions, as large in micrometres as those of the training, covers it; what is mostly glass is
+# left out.
 
 # %%
 #| alt: A slide, and beside it its tissue in grey under a grid of square regions, framed where they

@@ -20,7 +20,9 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 MAX_UPSAMPLING = 2.0  # more would ask for detail the scanner never recorded
-MAX_OFF_IMAGE = 0.1  # share of spots off the image; those of a section lie on tissue
+# Share of spots off the image, and where the image states the same scale as the spots.
+MAX_OFF_IMAGE, MAX_OFF_PART = 0.5, 0.9
+SCALE_TOLERANCE = 0.1  # relative difference between the um per px of image and spots
 HEST_UM = 112.0  # edge of HEST's ready patches: 224 px at 0.5 um per px
 
 
@@ -74,20 +76,31 @@ def extract_patches(
     centres = np.asarray(adata.obsm["spatial"])
     corners = centres - edge / 2
     is_inside = (corners >= 0).all(axis=1) & (corners + edge <= slide.size).all(axis=1)
-    _check_on_image(name, slide, centres, is_inside)
+    _check_on_image(name, slide, centres, is_inside, um_per_px=adata.uns["um_per_px"])
+    for note in slide.notes:
+        log.warning("%s: its image %s %s", name, path.name, note)
     if not is_inside.all():
         log.info("%s: %d patches leave the image: dropped", name, (~is_inside).sum())
     rows = np.flatnonzero(is_inside)
     patches = np.empty((len(rows), patch_px, patch_px, 3), np.uint8)
-    for i, (x, y) in enumerate(corners[rows]):
+    top_down = np.argsort(corners[rows, 1], kind="stable")  # an image in strips is decoded once
+    for i in top_down:
+        x, y = corners[rows[i]]
         patches[i] = slide.read(x, y, edge=edge, px=patch_px)
     return rows, patches
 
 
-def _check_on_image(name: str, slide: Slide, centres: np.ndarray, is_inside: np.ndarray) -> None:
-    """Raise `InputError` where too many spots lie off the image, or no patch inside it."""
+def _check_on_image(
+    name: str, slide: Slide, centres: np.ndarray, is_inside: np.ndarray, *, um_per_px: float
+) -> None:
+    """Raise `InputError` where too few spots lie on the image, or no patch inside it.
+
+    That the image itself states the spots' scale speaks for a part of a section.
+    """
     is_off = ((centres < 0) | (centres > slide.size)).any(axis=1)
-    if is_off.mean() > MAX_OFF_IMAGE or not is_inside.any():
+    is_same_scale = slide.um_per_px and abs(slide.um_per_px / um_per_px - 1) < SCALE_TOLERANCE
+    most = MAX_OFF_PART if is_same_scale else MAX_OFF_IMAGE
+    if is_off.mean() > most or not is_inside.any():
         raise InputError(
             f"section {name}: {is_off.mean():.0%} of its spots, {1 - is_inside.mean():.0%} of its "
             f"patches lie off its {_size_text(slide)}; image and coordinates must share one scale"

@@ -172,15 +172,17 @@ def _facts(section: Section, maps: np.ndarray) -> dict[str, object]:
 def _doubts_about_section(check: SectionCheck, panel: GenePanel | None) -> list[str]:
     """Return what is odd about one section, in sentences without its name."""
     section = check.section
-    doubts = [_doubt_depth(section), _doubt_genes(section, panel)]
+    doubts: list[str | None] = [_doubt_depth(section), _doubt_genes(section, panel)]
     is_whole_image = not section.adata.uns["image_path"].endswith(".h5")  # not HEST's patches
     if is_whole_image:
         image, px_per_px = thumbnail(section.adata, um_per_px=THUMBNAIL_UM_PER_PX)
         coords = section.adata.obsm["spatial"] / px_per_px
         doubts.append(_doubt_size(section))
+        doubts += _image_notes(section)
         doubts.append(_doubt_scale(section))
         doubts.append(_doubt_glass(image, coords))
         doubts.append(_doubt_orientation(image, coords, depth(section.adata)))
+    doubts += section.adata.uns.get("notes", [])
     return [doubt for doubt in doubts if doubt is not None]
 
 
@@ -209,6 +211,14 @@ def _doubt_size(section: Section) -> str | None:
         return None
     um_per_px = section.adata.uns["um_per_px"]
     return f"its image is {path.name}, {um_per_px:.1f} um per px; the full image shows more"
+
+
+def _image_notes(section: Section) -> list[str]:
+    """Name what of a slide is not used, or not believed."""
+    path = Path(section.adata.uns["image_path"])
+    if path.suffix.lower() in PLAIN_SUFFIXES:  # of which all is used
+        return []
+    return [f"its image {path.name} {note}" for note in open_slide(path).notes]
 
 
 def _doubt_scale(section: Section) -> str | None:

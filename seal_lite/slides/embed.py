@@ -13,7 +13,14 @@ from PIL import Image
 from tqdm import tqdm
 
 from seal_lite.config import Config
-from seal_lite.data.images import IMAGE_SUFFIXES, Slide, open_slide, tissue_mask
+from seal_lite.data.images import (
+    IMAGE_SUFFIXES,
+    UNREAD_SUFFIXES,
+    Slide,
+    is_hidden,
+    open_slide,
+    tissue_mask,
+)
 from seal_lite.data.patches import check_resolution
 from seal_lite.encoders.embedding import embed_patches
 from seal_lite.errors import InputError
@@ -66,7 +73,7 @@ def grid(slide: Slide, *, patch_um: float) -> np.ndarray:
 def _um_per_px(slide: Slide) -> float:
     """Return the slide's scale, or raise an `InputError` where it is unknown."""
     if not slide.um_per_px:
-        raise InputError(f"{slide.path}: does not state its um per px; give --um-per-px")
+        raise InputError(f"{slide.path}: {slide.scale_fault}; give --um-per-px")
     return slide.um_per_px
 
 
@@ -111,16 +118,24 @@ def patch_size(
 def list_slides(folder: str | Path) -> list[Path]:
     """Return every slide or image under a folder, sorted.
 
+    Hidden files are no slides. Slides of a format that cannot be read are named in the log.
+
     Raises
     ------
     InputError
         Where the folder holds none, or two files of one name without suffix.
     """
-    slides = sorted(
-        path for path in Path(folder).rglob("*") if path.suffix.lower() in IMAGE_SUFFIXES
-    )
+    folder = Path(folder)
+    below = sorted(folder.rglob("*"))
+    files = [path for path in below if not is_hidden(path.relative_to(folder))]
+    slides = [path for path in files if path.suffix.lower() in IMAGE_SUFFIXES]
+    unread = [path.name for path in files if path.suffix.lower() in UNREAD_SUFFIXES]
+    skipped = f"{', '.join(unread)}: cannot be read; convert them to TIFF" if unread else ""
     if not slides:
-        raise InputError(f"{folder}: holds no slide; give one with {', '.join(IMAGE_SUFFIXES)}")
+        suffixes = ", ".join(IMAGE_SUFFIXES)
+        raise InputError(f"{folder}: holds no slide; " + (skipped or f"give one with {suffixes}"))
+    if skipped:
+        log.warning("%s: %s", folder, skipped)
     names = set()
     for path in slides:
         if path.stem in names:
@@ -158,7 +173,7 @@ def embed_slides(
     patch_px
         Edge of a patch in px, as the encoder reads it.
     um_per_px
-        Scale of full resolution; overrides what the slides state.
+        Scale of full resolution, for slides that do not state it.
 
     Returns
     -------
@@ -177,6 +192,8 @@ def embed_slides(
         slide = open_slide(path, um_per_px=um_per_px)
         edge = patch_um / _um_per_px(slide)
         check_resolution(path, patch_um=patch_um, patch_px=patch_px, edge=edge)
+        for note in slide.notes:
+            log.warning("%s: %s", path, note)
     for wait in (False, True):  # first the slides that no other process is embedding
         for path, file in tqdm(missing, "embed", disable=wait):
             with suppress(Timeout), lock(file, wait=wait):

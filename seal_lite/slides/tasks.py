@@ -10,21 +10,26 @@ one bag (early fusion).
 
 from __future__ import annotations
 
+import logging
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import pandas as pd
 import yaml
 from sklearn.model_selection import StratifiedGroupKFold
 
+from seal_lite.data.images import IMAGE_SUFFIXES, UNREAD_SUFFIXES
 from seal_lite.errors import InputError, reading
 from seal_lite.io import open_h5
+
+log = logging.getLogger(__name__)
 
 Kind = Literal["classification", "regression", "survival"]
 Fold = tuple[np.ndarray, np.ndarray]
 N_FOLDS = 5  # of a task that has no fold columns
+UNKNOWN = ("", "na", "n/a", "nan", "none", "null")  # what stands for an unknown value
 
 
 @dataclass(frozen=True)
@@ -92,7 +97,8 @@ def read_slide_task(folder: str | Path) -> SlideTask:
     samples = table.drop_duplicates(columns.sample)
     y, classes = _read_labels(path, samples, columns)
     folds = _read_folds(path, samples, columns, y)
-    _check_folds(path, folds, case=samples.case_id.to_numpy(), y=y, kind=columns.kind)
+    case = samples.case_id.to_numpy()
+    _check_folds(path, folds, case=case, y=y, kind=columns.kind, classes=classes)
     slides_of = table.groupby(columns.sample, sort=False).slide_id
     slides = {sample: list(names) for sample, names in slides_of}
     return SlideTask(folder.name, columns.kind, slides, y, classes, folds)
@@ -100,9 +106,13 @@ def read_slide_task(folder: str | Path) -> SlideTask:
 
 def _read_table(folder: Path) -> tuple[pd.DataFrame, _Columns]:
     """Read config.yaml and k=all.tsv, all values as text."""
-    with reading(folder, fault="is no task with config.yaml and k=all.tsv"):
+    for name in ("config.yaml", "k=all.tsv"):
+        if not (folder / name).is_file():
+            raise InputError(f"{folder}: is no task, for it has no {name}; restore that file")
+    fault = "is no task with config.yaml and k=all.tsv"
+    with reading(folder, fault=fault, remedy="correct them"):
         config = yaml.safe_load((folder / "config.yaml").read_text())
-        table = pd.read_csv(folder / "k=all.tsv", sep="\t", dtype=str)
+        table = _read_text(folder / "k=all.tsv", config)
         label = config["task_col"]
         sample = config["sample_col"]
         extra = config.get("extra_cols") or []
@@ -115,6 +125,22 @@ def _read_table(folder: Path) -> tuple[pd.DataFrame, _Columns]:
     return table, _Columns(kind, sample, [label], folds)
 
 
+def _read_text(path: Path, config: dict[str, Any]) -> pd.DataFrame:
+    """Read a table as text; a cell that is empty, or says that it is, is NaN.
+
+    A class of the label_dict may have any name, also NA.
+    """
+    table = pd.read_csv(path, sep="\t", dtype=str, keep_default_na=False)
+    table = table.apply(lambda column: column.str.strip())
+    is_unknown = table.apply(lambda column: column.str.lower().isin(UNKNOWN))
+    classes = config.get("label_dict") or {}
+    names = [str(name) for pair in classes.items() for name in pair]
+    label = config["task_col"]
+    if label in table:
+        is_unknown[label] &= ~table[label].isin(names) | (table[label] == "")
+    return table.mask(is_unknown)
+
+
 def _check_table(path: Path, table: pd.DataFrame, columns: _Columns) -> None:
     """Check that columns exist, that none has gaps, and that a sample's rows agree."""
     needed = ["case_id", "slide_id", columns.sample, *columns.labels]
@@ -125,7 +151,11 @@ def _check_table(path: Path, table: pd.DataFrame, columns: _Columns) -> None:
         raise InputError(f"{path}: has no rows; restore them")
     has_gap = table[needed].isna().any()
     if has_gap.any():
-        raise InputError(f"{path}: a {has_gap.idxmax()} is empty; fill it, or drop its row")
+        column = has_gap.idxmax()
+        row = int(table[column].isna().argmax()) + 2  # the header is row 1
+        raise InputError(
+            f"{path}: the {column} of row {row} is empty or unknown; fill it, or drop its row"
+        )
     for column in ["case_id", *columns.labels, *columns.folds]:
         n_values = table.groupby(columns.sample)[column].nunique(dropna=False)
         if n_values.max() > 1:
@@ -165,16 +195,30 @@ def _read_folds(path: Path, samples: pd.DataFrame, columns: _Columns, y: np.ndar
 
 
 def _check_folds(
-    path: Path, folds: list[Fold], *, case: np.ndarray, y: np.ndarray, kind: Kind
+    path: Path,
+    folds: list[Fold],
+    *,
+    case: np.ndarray,
+    y: np.ndarray,
+    kind: Kind,
+    classes: list[str],
 ) -> None:
-    """Check that no case is in both halves of a fold, and that each half has two classes."""
+    """Check that no case is in both halves of a fold, and that each half has two classes.
+
+    A class that one half lacks is named in the log.
+    """
     for i, (train, test) in enumerate(folds):
         shared = set(case[train]) & set(case[test])
         if shared:
             raise InputError(f"{path}: case {min(shared)} is on both sides of fold {i}; move it")
-        n_classes = min(len(np.unique(y[train])), len(np.unique(y[test])))
-        if kind == "classification" and n_classes < 2:
+        if kind != "classification":
+            continue
+        trained, tested = set(y[train]), set(y[test])
+        if min(len(trained), len(tested)) < 2:
             raise InputError(f"{path}: fold {i} trains or tests on one class; merge folds")
+        for half, absent in (("trains", tested - trained), ("tests", trained - tested)):
+            for k in sorted(absent):
+                log.warning("%s: fold %d %s no %s", path, i, half, classes[k])
 
 
 def read_bags(task: SlideTask, folder: str | Path) -> list[np.ndarray]:
@@ -201,7 +245,7 @@ def read_bags(task: SlideTask, folder: str | Path) -> list[np.ndarray]:
     bags = []
     widths: set[int] = set()
     for sample, slides in task.slides.items():
-        parts = [_read_features(folder / f"{slide}.h5") for slide in slides]
+        parts = [_read_features(_features_path(folder, slide)) for slide in slides]
         widths.update(x.shape[1] for x in parts)
         if len(widths) > 1:
             text = " and ".join(str(width) for width in sorted(widths))
@@ -213,9 +257,26 @@ def read_bags(task: SlideTask, folder: str | Path) -> list[np.ndarray]:
     return bags
 
 
+def _features_path(folder: Path, slide: str) -> Path:
+    """Return the file of a slide, whose name in the task may have the suffix of an image."""
+    names = [slide]
+    if Path(slide).suffix.lower() in (*IMAGE_SUFFIXES, *UNREAD_SUFFIXES):
+        names.append(Path(slide).stem)
+    for name in names:
+        path = folder / f"{name}.h5"
+        if path.is_file():
+            return path
+    raise InputError(
+        f"{folder}: has no {slide}.h5; embed that slide there, or correct its slide_id"
+    )
+
+
 def _read_features(path: Path) -> np.ndarray:
     """Return the features (n, d) float32 of one slide."""
     broken = reading(path, fault="holds no dataset features", remedy="embed it again")
     with broken, open_h5(path) as file:
         x = np.asarray(file["features"], np.float32)
-        return x.reshape(-1, x.shape[-1])
+        x = x.reshape(-1, x.shape[-1])
+    if not np.isfinite(x).all():
+        raise InputError(f"{path}: a feature is NaN or infinite; embed the slide again")
+    return x

@@ -140,16 +140,20 @@ def halve(image):
     return image.resize((image.width // 2, image.height // 2))
 
 
-def write_16_bit(root):
+def write_slide(shape, *, dtype=np.uint8, dots=(5000, "CENTIMETER"), **options):
+    """The slide has other pixels, and states its scale in dots per unit."""
     import tifffile
 
-    tifffile.imwrite(
-        root / "h5ad/S1.tif",
-        np.zeros((512, 512, 3), np.uint16),
-        photometric="rgb",
-        resolution=(5000, 5000),
-        resolutionunit="CENTIMETER",
-    )
+    def damage(root):
+        tifffile.imwrite(
+            root / "h5ad/S1.tif",
+            np.zeros(shape, dtype),
+            resolution=(dots[0], dots[0]),
+            resolutionunit=dots[1],
+            **{"photometric": "rgb", **options},
+        )
+
+    return damage
 
 
 def declare_gigabytes(root):
@@ -306,7 +310,22 @@ FAULTS = [
     ),
     *fault_table(
         "h5ad",
-        ("16 bits a channel", write_16_bit, "more than 8 bits"),
+        ("16 bits a channel", write_slide((512, 512, 3), dtype=np.uint16), "more than 8 bits"),
+        (
+            "five channels",
+            write_slide((5, 512, 512), photometric="minisblack", metadata={"axes": "CYX"}),
+            "(C 5); convert it to 8-bit RGB",
+        ),
+        (
+            "colours of another kind",
+            write_slide((512, 512, 3), photometric="cielab"),
+            "CIELAB; convert it to 8-bit RGB",
+        ),
+        (
+            "a screen's dots per inch",
+            write_slide((512, 512, 3), dots=(96, "INCH")),
+            "um per px is unknown (S1.tif states 264.6 um per px, not believed); give um_per_px",
+        ),
         ("a slide ends early", truncate("h5ad/S1.tif", 0.3), "S1.tif: cannot be read"),
         ("an AnnData ends early", truncate("h5ad/S1.h5ad"), "S1.h5ad: cannot be read"),
         ("an AnnData declares 4 TB", declare_terabytes("h5ad/S1.h5ad", "X/data"), "declares"),

@@ -55,6 +55,37 @@ def set_features(name, shape):
     return edit_h5(f"features/{name}.h5", change)
 
 
+def spoil_features(name):
+    """One feature of a slide is no number."""
+
+    def change(file):
+        file["features"][..., 3, 1] = np.nan
+
+    return edit_h5(f"features/{name}.h5", change)
+
+
+def write_channels(root):
+    """A slide of fluorescence."""
+    import tifffile
+
+    channels = np.zeros((5, 64, 64), np.uint8)
+    axes = {"axes": "CYX"}
+    tifffile.imwrite(root / "slides/f.tif", channels, photometric="minisblack", metadata=axes)
+
+
+def write_screen_shot(root):
+    """A TIFF whose writer gave it the 72 dots per inch of a screen."""
+    import tifffile
+
+    tifffile.imwrite(
+        root / "slides/f.tif",
+        np.zeros((64, 64, 3), np.uint8),
+        photometric="rgb",
+        resolution=(72, 72),
+        resolutionunit="INCH",
+    )
+
+
 ONE_PATIENT = "section\tpatient\nPA1\tA\nPB1\tA\n"
 
 FAULTS = [
@@ -129,6 +160,18 @@ FAULTS = [
             write("slides/t.tif", "tiff"),
             "t.tif: cannot be read",
         ),
+        (
+            "slides of another format only",
+            all_of(remove("slides"), make_folder("slides"), write("slides/a.mrxs", "x")),
+            "a.mrxs: cannot be read; convert them to TIFF",
+        ),
+        ("a slide of five channels", write_channels, "(C 5); convert it to 8-bit RGB"),
+        ("a screen's resolution", write_screen_shot, "states 352.8 um per px, not believed"),
+        (
+            "a patch that the transformer does not read",
+            "--backbone test_vit --patch-um 256",
+            "which test_vit does not read",
+        ),
         ("a scale of 0", "--um-per-px 0", "--um-per-px"),
         ("a patch of no width", "--patch-um 0", "--patch-um"),
     ),
@@ -136,7 +179,11 @@ FAULTS = [
         "slides",
         ("labels of one class", replace(TABLE, "wildtype", "mutant"), "one class"),
         ("no label", replace(TABLE, "status", "other"), "column status is missing"),
-        ("a label is empty", replace(TABLE, "\tmutant\t", "\t\t", 1), "a status is empty"),
+        (
+            "a label is empty",
+            replace(TABLE, "\tmutant\t", "\t\t", 1),
+            "the status of row 4 is empty",
+        ),
         (
             "a case with two labels",
             replace(TABLE, "c3_1\tmutant", "c3_1\twild"),
@@ -149,7 +196,9 @@ FAULTS = [
             write(CONFIG, "!!python/object/apply:os.mkdir [out]"),
             "is no task",
         ),
-        ("features are gone", remove("features/c7_0.h5"), "c7_0.h5"),
+        ("no task", "--task nowhere", "nowhere: is no task, for it has no config.yaml"),
+        ("features are gone", remove("features/c7_0.h5"), "c7_0.h5; embed that slide there"),
+        ("a feature is NaN", spoil_features("c7_0"), "c7_0.h5: a feature is NaN or infinite"),
         ("features end early", truncate("features/c7_0.h5"), "c7_0.h5"),
         (
             "features declare 4 TB",

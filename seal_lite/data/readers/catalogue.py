@@ -16,7 +16,7 @@ from fnmatch import fnmatch
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from seal_lite.data.images import IMAGE_SUFFIXES
+from seal_lite.data.images import IMAGE_SUFFIXES, is_hidden
 from seal_lite.data.readers.common import read_table
 from seal_lite.data.readers.h5ad import read_anndata
 from seal_lite.data.readers.hest import read_hest
@@ -191,7 +191,7 @@ def _marking_files(root: Path, pattern: str) -> list[tuple[Path, Path]]:
             continue
         rest = "/".join(parts[depth:])
         paths = sorted(root.glob(rest)) if rest else [root]
-        visible = [path for path in paths if not path.name.startswith(".")]
+        visible = [path for path in paths if not is_hidden(path.relative_to(base))]
         if visible:
             return [(path, base) for path in visible]
     return []
@@ -249,6 +249,7 @@ def _find_image(base: Path, name: str, patterns: Sequence[str]) -> Path | None:
     """Return the image that the first matching pattern finds."""
     for pattern in patterns:
         matches = sorted(base.glob(pattern.format(name=glob.escape(name))))
+        matches = [path for path in matches if not is_hidden(path.relative_to(base))]
         if "*" in pattern:
             matches = _full_images(matches)
         if len(matches) > 1:

@@ -19,6 +19,11 @@ log = logging.getLogger(__name__)
 
 # Ståhl et al., 2016: spots of 100 um, 200 um apart. The image is never turned against the array.
 LEGACY_ARRAY = {"step_um": (200.0, 200.0), "spot_um": 100.0, "upright": True}
+# Its successor has a spot in the middle of each square, and is numbered in half steps: 66 x 63 of
+# them between the same corners as 33 x 35 whole ones, or simply halves.
+STAGGERED_STEPS_UM = ((200.0 * 32 / 65, 200.0 * 34 / 62), (100.0, 100.0))
+STAGGERED_ARRAY = {"step_um": STAGGERED_STEPS_UM, "upright": True}
+MIN_STAGGERED = 16  # spots; fewer may lie on every second place by chance
 
 
 def read_legacy_st(path: Path, labels: dict[str, str]) -> AnnData:
@@ -44,6 +49,8 @@ def read_legacy_st(path: Path, labels: dict[str, str]) -> AnnData:
     n_missing = len(spots) - len(barcodes)
     if n_missing:
         log.info("%s: %d of %d selected spots have no counts: dropped", name, n_missing, len(spots))
+    places = spots[["x", "y"]].astype(float)
+    is_staggered = len(spots) >= MIN_STAGGERED and (places.sum(axis=1) % 2).nunique() == 1
     spots = spots.loc[barcodes]
     counts = counts.loc[barcodes]
     return make_spots(
@@ -55,7 +62,7 @@ def read_legacy_st(path: Path, labels: dict[str, str]) -> AnnData:
             "spots_path": spots_path,
             "spots_without_counts": n_missing,
             "patient": patient_of(name),
-            **LEGACY_ARRAY,
+            **(STAGGERED_ARRAY if is_staggered else LEGACY_ARRAY),
         },
     )
 

@@ -120,6 +120,24 @@ def test_a_slide_whose_own_scale_is_another_is_named(tmp_path, truth):
     assert "S1: its image says 2.000 um per px, its spots 1.000; which is right?" in messages
 
 
+def test_what_is_not_used_is_named(tmp_path, truth):
+    """Another image in the slide's file; an array numbered without its gaps."""
+    import tifffile
+    from made import UM, make_h5ad
+
+    adata = make_h5ad(truth)
+    n = adata.n_obs
+    adata.obs = adata.obs.assign(array_col=np.arange(n) % 5, array_row=np.arange(n) // 5)
+    adata.write_h5ad(tmp_path / "S1.h5ad")
+    scale = {"resolution": (1e4 / UM, 1e4 / UM), "resolutionunit": "CENTIMETER"}
+    with tifffile.TiffWriter(tmp_path / "S1.tif") as file:
+        file.write(truth.image, photometric="rgb", metadata=None, **scale)
+        file.write(truth.image[:100, :100, 0], photometric="minisblack", metadata=None)
+    messages, _ = check(tmp_path)
+    assert any("S1: its image S1.tif holds several images" in message for message in messages)
+    assert any("S1: its array contradicts the coordinates" in message for message in messages)
+
+
 def test_the_page_holds_messages_table_and_images_in_one_file(root, sections):
     from seal_lite.data.report import check_page
 

@@ -289,6 +289,40 @@ def test_spots_off_the_image_are_refused(tmp_path):
         load_sections(write(tmp_path, spots=spots), patch_px=8)
 
 
+def test_spots_beside_the_image_are_dropped_where_most_lie_on_it(tmp_path, caplog):
+    spots = spot_table(offset=(-5.0, 40.0))  # of 4 columns, 20 px apart, the first is off
+    with caplog.at_level(logging.INFO):
+        (section,) = load_sections(write(tmp_path, spots=spots), patch_px=8)
+    assert section.adata.n_obs == 16
+    np.testing.assert_array_equal(section.rows, spots[spots.x > 5].index)
+    assert "4 patches leave the image: dropped" in caplog.text
+
+
+def test_a_staggered_array_is_read_in_its_own_steps(tmp_path):
+    """The 2K array: a spot in the middle of each square, numbered in half steps."""
+    numbering = [(x, y) for y in range(4, 12) for x in range(4, 12) if (x + y) % 2 == 0]
+    spots = pd.DataFrame(numbering, columns=["x", "y"])
+    spots = spots.assign(pixel_x=12.0 * spots.x, pixel_y=12.0 * spots.y, selected=1)
+    image = np.full((180, 200, 3), 90, np.uint8)
+    adata = read_counts(write(tmp_path, spots=spots, image=image), "X1")
+    assert adata.uns["grid"] == "staggered"
+    assert adata.uns["um_per_px"] == pytest.approx(100 / 12)
+    assert adata.uns["pitch_um"] == pytest.approx(100 * 2**0.5)
+    # Published sections: 66 half steps are as long as 33 whole ones, 63 as 35.
+    spots.pixel_y *= (34 / 62) / (32 / 65)
+    adata = read_counts(write(tmp_path / "2K", spots=spots, image=image), "X1")
+    assert adata.uns["um_per_px"] == pytest.approx(200 * 32 / 65 / 12)
+
+
+def test_hidden_files_mark_no_section_and_are_no_image(tmp_path):
+    root = write(tmp_path)
+    counts = root / "data/ST-cnts/X1.tsv.gz"
+    image = next(root.glob("data/ST-imgs/*/X1/*"))
+    for path in (counts, image):
+        path.with_name(f"._{path.name}").write_bytes(b"\x00\x05\x16\x07")
+    assert list_sections(root) == ["X1"]
+
+
 def test_pixels_that_do_not_exist_are_refused(tmp_path):
     adata = read_counts(write(tmp_path), "X1")
     assert extract_patches(adata, patch_px=44)[1].shape[1] == 44  # 22.4 px: just below 2 x

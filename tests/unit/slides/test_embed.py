@@ -117,7 +117,7 @@ def test_slides_of_the_wrong_scale_are_named_before_any_is_embedded(folder, enco
     size = {"patch_um": 128.0, "patch_px": 160}
     with pytest.raises(InputError, match="plain.png: .* um per px"):
         embed_slides(encoder, slides, tmp_path, **size)
-    with pytest.raises(InputError, match="pyramid.tif: has 4.00 um/px"):
+    with pytest.raises(InputError, match="plain.png: has 4.00 um/px"):
         embed_slides(encoder, slides, tmp_path, um_per_px=4.0, **size)
     assert list(tmp_path.iterdir()) == []
 
@@ -152,3 +152,43 @@ def test_a_patch_has_the_scale_of_the_row_or_of_the_run():
     assert patch_size(dino, run, patch_um=112.0) == (112.0, 70)
     with pytest.raises(InputError, match="--patch-um 100: is 62 px at 1.6 um per px, which dinov2"):
         patch_size(dino, run, patch_um=100.0)
+
+
+def test_hidden_files_are_no_slides_and_formats_that_cannot_be_read_are_named(tmp_path, caplog):
+    from seal_lite.slides.embed import list_slides
+
+    (tmp_path / ".cache").mkdir()
+    for name in ("a.png", "._a.png", ".cache/b.png", "c.mrxs", "d.czi"):
+        (tmp_path / name).touch()
+    assert [path.name for path in list_slides(tmp_path)] == ["a.png"]
+    assert "c.mrxs, d.czi: cannot be read; convert them to TIFF" in caplog.text
+    (tmp_path / "a.png").unlink()
+    with pytest.raises(InputError, match="holds no slide; c.mrxs, d.czi: cannot be read"):
+        list_slides(tmp_path)
+
+
+def test_a_scale_that_is_given_fills_gaps_and_says_where_it_does_not_count(
+    folder, encoder, tmp_path, caplog
+):
+    from seal_lite.slides.embed import embed_slides
+
+    slides = [folder / "pyramid.tif", folder / "plain.png"]
+    files = embed_slides(encoder, slides, tmp_path, patch_um=256.0, patch_px=160, um_per_px=1.0)
+    scales = []
+    for file in files:
+        with h5py.File(file) as h5:
+            scales.append(float(h5["coords"].attrs["um_per_px_level0"]))
+    assert scales == [UM_PER_PX, 1.0]
+    assert "pyramid.tif: states 0.5 um per px, which counts, and not the 1 given" in caplog.text
+
+
+def test_a_screens_resolution_is_no_scale(tmp_path, encoder):
+    import tifffile
+
+    from seal_lite.slides.embed import embed_slides
+
+    path = tmp_path / "a.tif"
+    image = np.full((64, 64, 3), 244, np.uint8)
+    tifffile.imwrite(path, image, photometric="rgb", resolution=(72, 72), resolutionunit="INCH")
+    with pytest.raises(InputError, match="states 352.8 um per px, not believed; give --um-per-px"):
+        embed_slides(encoder, [path], tmp_path / "out", patch_um=128.0, patch_px=160)

@@ -88,7 +88,11 @@ def drop_rows(text):
 
 FAULTS = {
     "no label": ("k=all.tsv", replace("status", "other"), "k=all.tsv: column status is missing"),
-    "an empty label": ("k=all.tsv", replace("\tmutant\t", "\t\t"), "k=all.tsv: a status is empty"),
+    "an empty label": (
+        "k=all.tsv",
+        replace("\tmutant\t", "\t\t"),
+        "k=all.tsv: the status of row 2",
+    ),
     "two labels": ("k=all.tsv", replace("c3_1\tmutant", "c3_1\twild"), "c3 has two .* status"),
     "one class": ("k=all.tsv", replace("wildtype", "mutant"), "fold 0 .* one class"),
     "no row": ("k=all.tsv", drop_rows, "k=all.tsv: has no rows"),
@@ -141,7 +145,7 @@ def test_features_that_are_missing_wide_or_empty_are_named(write_task):
     task = read_slide_task(folder)
     file = features / "c7_0.h5"
     file.unlink()
-    with pytest.raises(InputError, match="c7_0.h5: holds no dataset features"):
+    with pytest.raises(InputError, match="has no c7_0.h5; embed that slide"):
         read_bags(task, features)
     write_features(file, (2, 9))
     with pytest.raises(InputError, match="several widths, 4 and 9"):
@@ -149,3 +153,51 @@ def test_features_that_are_missing_wide_or_empty_are_named(write_task):
     write_features(features / "c6_0.h5", (0, 4))
     with pytest.raises(InputError, match="c6 has no patch on tissue"):
         read_bags(task, features)
+
+
+def test_a_class_may_be_called_na_and_an_unknown_label_is_empty(write_task):
+    named = {"status": np.where(STATUS["status"] == "mutant", "NA", "wildtype")}
+    folder, _ = write_task(named, {"label_dict": {"0": "wildtype", "1": "NA"}})
+    assert read_slide_task(folder).classes == ["NA", "wildtype"]
+    folder, _ = write_task(named, NAMES)
+    with pytest.raises(InputError, match="the status of row 4 is empty or unknown"):
+        read_slide_task(folder)
+
+
+def test_a_class_that_one_half_of_a_fold_lacks_is_named(write_task, caplog):
+    folder, _ = write_task(STATUS, NAMES)
+    path = folder / "k=all.tsv"
+    rows = path.read_text().splitlines()
+    rows[1] = rows[1].replace("wildtype", "rare")  # c0, which the first fold tests
+    path.write_text("\n".join(rows))
+    task = read_slide_task(folder)
+    assert task.classes == ["mutant", "rare", "wildtype"]
+    assert "fold 0 trains no rare" in caplog.text
+    assert "fold 1 tests no rare" in caplog.text
+
+
+def test_a_slide_may_be_named_with_the_suffix_of_its_image(write_task):
+    folder, features = write_task(STATUS, NAMES)
+    plain = read_bags(read_slide_task(folder), features)
+    path = folder / "k=all.tsv"
+    path.write_text(path.read_text().replace("_0\t", "_0.svs\t").replace("_1\t", "_1.svs\t"))
+    named = read_bags(read_slide_task(folder), features)
+    for bag, other in zip(plain, named, strict=True):
+        np.testing.assert_array_equal(bag, other)
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+def test_one_feature_that_is_no_number_names_its_file(write_task, value):
+    folder, features = write_task(STATUS, NAMES)
+    with h5py.File(features / "c5_0.h5", "a") as file:
+        file["features"][..., 3, 1] = value
+    with pytest.raises(InputError, match="c5_0.h5: a feature is NaN or infinite"):
+        read_bags(read_slide_task(folder), features)
+
+
+@pytest.mark.parametrize("name", ["config.yaml", "k=all.tsv"])
+def test_a_task_without_one_of_its_files_says_which(write_task, name):
+    folder, _ = write_task(STATUS, NAMES)
+    (folder / name).unlink()
+    with pytest.raises(InputError, match=f"is no task, for it has no {name}; restore"):
+        read_slide_task(folder)

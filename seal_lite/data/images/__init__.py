@@ -1,0 +1,32 @@
+"""Images read by region, so that a slide of any size never enters memory as a whole.
+
+A plain image (JPEG, PNG) has one level and is decoded whole. TIFF, SVS and the like are read
+through tifffile and tiffslide, an image of a SpatialData store (OME-Zarr) through zarr.
+"""
+
+from seal_lite.data.images.colour import MIN_SATURATION, AnyImage, resized, tissue_mask, to_rgb
+from seal_lite.data.images.formats import (
+    IMAGE_SUFFIXES,
+    PLAIN_SUFFIXES,
+    UNREAD_SUFFIXES,
+    is_hidden,
+    open_image,
+    open_slide,
+)
+from seal_lite.data.images.slide import Box, Slide
+
+__all__ = [
+    "IMAGE_SUFFIXES",
+    "MIN_SATURATION",
+    "PLAIN_SUFFIXES",
+    "UNREAD_SUFFIXES",
+    "AnyImage",
+    "Box",
+    "Slide",
+    "is_hidden",
+    "open_image",
+    "open_slide",
+    "resized",
+    "tissue_mask",
+    "to_rgb",
+]

@@ -1,0 +1,295 @@
+"""Images of every kind of colours and planes are read as RGB on white, or named; their scale."""
+
+import numpy as np
+import pytest
+import tifffile
+from PIL import Image
+
+from seal_lite.data.images import open_slide, tissue_mask
+from seal_lite.errors import InputError
+
+SIDE = 512
+TILED = {"tile": (256, 256), "metadata": None}
+
+
+@pytest.fixture(scope="module")
+def scene():
+    """Red tells the column, green the row; blue is even."""
+    rows, cols = np.indices((SIDE, SIDE)) // 2
+    return np.stack([cols, rows, np.full_like(rows, 90)], -1).astype(np.uint8)
+
+
+def planes(image):
+    return np.moveaxis(image, -1, 0)
+
+
+def read(path):
+    """What is shown in the middle of the image, in its own pixels."""
+    return open_slide(path).read(200, 100, edge=64, px=64).astype(int)
+
+
+def write_palette(path, image):
+    """Each px is the number of its red in a table of three colours each."""
+    table = np.stack([np.arange(256), 255 - np.arange(256), np.full(256, 7)])
+    table = table.astype(np.uint16) * 257
+    tifffile.imwrite(path, image[..., 0], photometric="palette", colormap=table, **TILED)
+
+
+def write_cmyk(path, image):
+    ink = np.concatenate([255 - image, np.zeros_like(image[..., :1])], -1)
+    tifffile.imwrite(path, ink, photometric="separated", **TILED)
+
+
+def write_ycbcr(path, image):
+    luma = np.asarray(Image.fromarray(image).convert("YCbCr"))
+    tifffile.imwrite(path, luma, photometric="ycbcr", **TILED)
+
+
+def write_planar(path, image):
+    planar = {"photometric": "rgb", "planarconfig": "separate"}
+    tifffile.imwrite(path, planes(image), **planar, **TILED)
+
+
+def write_ome_planar(path, image):
+    tifffile.imwrite(
+        path, planes(image), ome=True, photometric="rgb", planarconfig="separate", tile=(256, 256)
+    )
+
+
+def write_channels(path, image):
+    tifffile.imwrite(path, planes(image), photometric="minisblack", metadata={"axes": "CYX"})
+
+
+def write_pages(path, image):
+    tifffile.imwrite(path, planes(image), photometric="minisblack", metadata=None)
+
+
+def write_deep_ome(path, image):
+    axes = {"axes": "TZCYXS"}
+    tifffile.imwrite(path, image[None, None, None], ome=True, photometric="rgb", metadata=axes)
+
+
+IN_COLOUR = {
+    "planar": write_planar,
+    "OME, planar": write_ome_planar,
+    "three channels": write_channels,
+    "three pages": write_pages,
+    "OME with axes of one": write_deep_ome,
+    "YCbCr that is not JPEG": write_ycbcr,
+    "CMYK": write_cmyk,
+}
+
+
+@pytest.mark.parametrize("kind", IN_COLOUR)
+def test_colours_come_back_from_every_order_of_planes(tmp_path, scene, kind):
+    path = tmp_path / "a.tif"
+    IN_COLOUR[kind](path, scene)
+    assert open_slide(path).size == (SIDE, SIDE)
+    shown = read(path)
+    expected = scene[100:164, 200:264].astype(int)
+    assert np.abs(shown - expected).max() <= 3  # of YCbCr in 8 bits
+
+
+def test_a_palette_is_looked_up(tmp_path, scene):
+    write_palette(tmp_path / "a.tif", scene)
+    red = scene[100:164, 200:264, 0].astype(int)
+    expected = np.stack([red, 255 - red, np.full_like(red, 7)], -1)
+    assert np.abs(read(tmp_path / "a.tif") - expected).max() <= 1
+
+
+def test_grey_is_light_where_its_tag_says_so(tmp_path, scene):
+    red = scene[..., 0]
+    tifffile.imwrite(tmp_path / "white.tif", 255 - red, photometric="miniswhite", **TILED)
+    tifffile.imwrite(tmp_path / "bits.tif", red > 120, photometric="minisblack", metadata=None)
+    expected = red[100:164, 200:264].astype(int)
+    for channel in range(3):
+        assert np.abs(read(tmp_path / "white.tif")[..., channel] - expected).max() <= 1
+    bits = open_slide(tmp_path / "bits.tif").thumbnail(1.0)
+    assert set(np.unique(bits)) == {0, 255}
+
+
+# Shape, and how it is written; words of the error.
+UNREAD = {
+    "five channels": ((5, 64, 64), {"metadata": {"axes": "CYX"}}, "C 5"),
+    "two channels": ((2, 64, 64), {"metadata": {"axes": "CYX"}}, "C 2"),
+    "a stack": ((3, 64, 64), {"imagej": True, "metadata": {"axes": "ZYX"}}, "Z 3"),
+    "a stack in colour": (
+        (4, 64, 64, 3),
+        {"photometric": "rgb", "metadata": {"axes": "ZYXS"}},
+        "Z 4",
+    ),
+    "CIELAB": ((64, 64, 3), {"photometric": "cielab", "metadata": None}, "CIELAB"),
+    "16 bits": (
+        (64, 64, 3),
+        {"photometric": "rgb", "metadata": None, "dtype": np.uint16},
+        "more than 8 bits",
+    ),
+}
+
+
+@pytest.mark.parametrize("kind", UNREAD)
+def test_what_no_h_and_e_image_has_is_named(tmp_path, kind):
+    shape, options, words = UNREAD[kind]
+    options = {"photometric": "minisblack", "dtype": np.uint8, **options}
+    tifffile.imwrite(tmp_path / "a.tif", shape=shape, **options)
+    with pytest.raises(InputError, match=f"a.tif: .*{words}.*; convert it to 8-bit RGB"):
+        open_slide(tmp_path / "a.tif")
+
+
+def test_of_several_images_the_one_in_colour_is_read_and_the_others_are_named(tmp_path, scene):
+    path = tmp_path / "a.tif"
+    with tifffile.TiffWriter(path) as file:
+        file.write(np.zeros((700, 600), np.uint8), photometric="minisblack", metadata=None)
+        file.write(scene, photometric="rgb", metadata=None)
+    slide = open_slide(path)
+    assert slide.size == (SIDE, SIDE)
+    (note,) = slide.notes
+    assert note.startswith("holds several images: 512 x 512 x 3 is read, and not unnamed (YX 700 x")
+
+
+# ---------------------------------------------------------------------------- transparency
+
+
+@pytest.fixture(params=["unassociated", "associated", "PNG", "PNG with a palette"])
+def transparent(request, tmp_path, scene):
+    """The left half is transparent, and black beneath; the rest is opaque."""
+    rgba = np.dstack([scene, np.full(scene.shape[:2], 255, np.uint8)])
+    rgba[:, : SIDE // 2] = 0
+    if request.param == "PNG":
+        Image.fromarray(rgba).save(tmp_path / "a.png")
+        return tmp_path / "a.png"
+    if request.param == "PNG with a palette":
+        Image.fromarray(rgba).quantize(256).save(tmp_path / "a.png")
+        return tmp_path / "a.png"
+    kind = {"unassociated": "unassalpha", "associated": "assocalpha"}[request.param]
+    tifffile.imwrite(tmp_path / "a.tif", rgba, photometric="rgb", extrasamples=[kind], **TILED)
+    return tmp_path / "a.tif"
+
+
+def test_what_is_transparent_is_white(transparent, scene):
+    slide = open_slide(transparent)
+    assert (slide.read(100, 100, edge=64, px=64) == 255).all()
+    opaque = slide.read(400, 100, edge=64, px=64).astype(int)
+    assert np.abs(opaque - scene[100:164, 400:464]).mean() < 8  # a palette has 256 colours
+
+
+def test_half_opaque_is_half_white(tmp_path):
+    colour = np.full((64, 64, 4), (200, 0, 0, 128), np.uint8)
+    tifffile.imwrite(
+        tmp_path / "a.tif", colour, photometric="rgb", extrasamples=["unassalpha"], metadata=None
+    )
+    premultiplied = np.full((64, 64, 4), (100, 0, 0, 128), np.uint8)
+    tifffile.imwrite(
+        tmp_path / "b.tif",
+        premultiplied,
+        photometric="rgb",
+        extrasamples=["assocalpha"],
+        metadata=None,
+    )
+    for name in ("a.tif", "b.tif"):
+        shown = open_slide(tmp_path / name).read(10, 10, edge=8, px=8).astype(int)
+        assert np.abs(shown - [227, 127, 127]).max() <= 1
+
+
+# ---------------------------------------------------------------------------- scale
+
+INCH, CM = "INCH", "CENTIMETER"
+APERIO = "Aperio Image Library v12\r\n64x64 (64x64) JPEG/RGB Q=70|AppMag = 20"
+SCALES = {
+    "OME, um": ({"ome": True, "metadata": {"PhysicalSizeX": 0.5, "PhysicalSizeXUnit": "µm"}}, 0.5),
+    "OME, no unit": ({"ome": True, "metadata": {"PhysicalSizeX": 0.5}}, 0.5),
+    "OME, nm": (
+        {"ome": True, "metadata": {"PhysicalSizeX": 500.0, "PhysicalSizeXUnit": "nm"}},
+        0.5,
+    ),
+    "ImageJ": ({"imagej": True, "resolution": (2, 2), "metadata": {"unit": "um"}}, 0.5),
+    "px per cm": ({"resolution": (2e4, 2e4), "resolutionunit": CM}, 0.5),
+    "MPP": ({"description": f"{APERIO}|MPP = 0.5", "metadata": None}, 0.5),
+    "MPP with a comma": ({"description": f"{APERIO}|MPP = 0,5", "metadata": None}, 0.5),
+    "no MPP": ({"description": APERIO, "metadata": None}, None),
+    "MPP of 0": ({"description": f"{APERIO}|MPP = 0", "metadata": None}, None),
+    "72 dpi": ({"resolution": (72, 72), "resolutionunit": INCH}, None),
+    "96 dpi": ({"resolution": (96, 96), "resolutionunit": INCH}, None),
+    "10 px per cm": ({"resolution": (10, 10), "resolutionunit": CM}, None),
+    "0 px per cm": ({"resolution": (0, 1), "resolutionunit": CM}, None),
+    "no unit": ({"metadata": None}, None),
+}
+
+
+def write_scaled(path, kind):
+    options, _ = SCALES[kind]
+    tifffile.imwrite(path, np.zeros((64, 64, 3), np.uint8), photometric="rgb", **options)
+
+
+@pytest.mark.parametrize("kind", SCALES)
+def test_the_scale_is_what_the_file_says_where_that_can_be_true(tmp_path, kind):
+    path = tmp_path / ("a.svs" if "MPP" in kind else "a.tif")
+    write_scaled(path, kind)
+    expected = SCALES[kind][1]
+    assert open_slide(path).um_per_px == (None if expected is None else pytest.approx(expected))
+    given = open_slide(path, um_per_px=0.25).um_per_px
+    assert given == pytest.approx(0.25 if expected is None else expected)
+
+
+def test_what_is_said_of_a_scale_is_noted(tmp_path):
+    write_scaled(tmp_path / "a.tif", "72 dpi")
+    write_scaled(tmp_path / "b.tif", "px per cm")
+    assert open_slide(tmp_path / "a.tif").notes == ("states 352.8 um per px, not believed",)
+    (note,) = open_slide(tmp_path / "b.tif", um_per_px=0.25).notes
+    assert note == "states 0.5 um per px, which counts, and not the 0.25 given"
+    assert open_slide(tmp_path / "b.tif", um_per_px=0.5).notes == ()
+
+
+# ---------------------------------------------------------------------------- strips and edges
+
+
+@pytest.mark.parametrize("rows", [1, 100, SIDE])
+def test_an_image_in_strips_is_decoded_once(tmp_path, scene, rows, monkeypatch):
+    path = tmp_path / "a.tif"
+    tifffile.imwrite(path, scene, photometric="rgb", rowsperstrip=rows, metadata=None)
+    slide = open_slide(path)
+    first = slide.read(20, 230, edge=64, px=64).astype(int)  # across two bands of 256 rows
+    assert np.abs(first - scene[230:294, 20:84]).max() <= 1
+    monkeypatch.setattr(tifffile.TiffPage, "decode", None)
+    monkeypatch.setattr(tifffile.FileHandle, "read", None)
+    elsewhere = slide.read(400, 240, edge=64, px=64).astype(int)
+    assert np.abs(elsewhere - scene[240:304, 400:464]).max() <= 1
+
+
+def test_the_last_pixels_of_an_image_that_is_no_multiple_of_its_tiles(tmp_path):
+    image = np.full((300, 300, 3), 250, np.uint8)
+    image[-30:, -30:] = [10, 200, 30]
+    tifffile.imwrite(tmp_path / "a.tif", image, photometric="rgb", **TILED)
+    slide = open_slide(tmp_path / "a.tif")
+    assert (slide.read(272, 272, edge=28, px=28) == [10, 200, 30]).all()
+    assert (slide.thumbnail(10)[-1, -1] == [10, 200, 30]).all()
+
+
+# ---------------------------------------------------------------------------- tissue
+
+
+def glass(shape=(120, 160), colour=(243, 243, 243)):
+    noise = np.random.default_rng(0).normal(0, 1.5, (*shape, 3))
+    return colour + noise
+
+
+def test_a_pale_piece_is_tissue_on_a_slide_that_is_mostly_glass():
+    image = glass()
+    image[20:40, 20:44] = [214, 217, 226]  # hardly any colour
+    image[24:30, 26:34] = [120, 110, 170]  # a few nuclei
+    image[80:90, 100:120] = [200, 201, 200]  # a shadow
+    mask = tissue_mask(image.astype(np.uint8))
+    assert mask[20:40, 20:44].mean() > 0.95
+    assert mask.sum() < 1.1 * 20 * 24
+
+
+@pytest.mark.parametrize("colour", [(243, 243, 243), (240, 238, 226)], ids=["grey", "yellowish"])
+def test_glass_alone_is_no_tissue(colour):
+    assert not tissue_mask(glass(colour=colour).astype(np.uint8)).any()
+
+
+def test_tissue_without_glass_is_tissue_and_black_is_not():
+    noise = np.random.default_rng(0).normal(0, 18, (60, 60, 1))
+    field = np.clip([190, 120, 180] + noise, 0, 255).astype(np.uint8)
+    assert tissue_mask(field).all()
+    assert not tissue_mask(np.zeros((60, 60, 3), np.uint8)).any()
