@@ -50,7 +50,7 @@ ROOT = Path(__file__).parents[1]
 CACHE = ROOT / "runs/trials/cache"
 SECTIONS = ("C2", "C3", "C4", "C5")
 FULL_RECIPE = Config(w_corr=0.5, gene_warmup_epochs=2)
-READING = {"backbone", "patch_um", "patch_px", "depth", "pooling"}  # what frozen layers depend on
+SEES = {"backbone", "patch_um", "patch_px"}  # what decides the frozen layers
 CLAIMS = ("pearson_residuals", "log1p_cp10k|depth")  # the targets that discount depth
 
 Arm = dict[str, Any]
@@ -227,7 +227,7 @@ def main(root: str, name: str, only: list[str] | None) -> None:
     for (name, arm), (training, test, seed) in itertools.product(arms.items(), splits()):
         config = dataclasses.replace(base, seed=seed, **arm["changes"])
         is_first = arm is next(iter(arms.values()))
-        frozen = is_first or bool(arm["second_um"] or READING & arm["changes"].keys())
+        frozen = is_first or bool(arm["second_um"] or SEES & arm["changes"].keys())
         job = Job(root, training, test, config, arm["variant"], arm["second_um"], frozen)
         key = (name, *training, job.stamp())
         if key in finished:

@@ -184,7 +184,7 @@ RECIPES: dict[str, dict[str, Any]] = {
         "lr_lora": 1e-3,
     },
 }
-SMALL: dict[str, Any] = {"n_views": 4, "epochs": 8}  # for a machine without a card
+SMALL: dict[str, Any] = {"n_views": 4, "epochs": 8, "batch_size": 32}  # for two cores
 
 
 def preset(name: str, *, recipe: str = "convolution") -> Config:
@@ -193,7 +193,7 @@ def preset(name: str, *, recipe: str = "convolution") -> Config:
     Parameters
     ----------
     name
-        `small` is `default` with fewer views and epochs, for two cores.
+        `small` is `default` with fewer views, epochs and pairs a step, for two cores.
     recipe
         Family of the network, of `RECIPES`; the paper's settings do not depend on it.
 
