@@ -58,17 +58,24 @@ def difference(
     return {"mean": mean, "ci95": bootstrap_ci(by_training)}
 
 
-def best_frozen(record: Result, probe: str) -> str:
-    """Return the key of the frozen layer with the best mean, over all runs of the first arm.
+def best_frozen(record: Result, arm: str, probe: str) -> str:
+    """Return the key of the frozen layer with the best mean over an arm's runs.
 
     It is chosen on the sections that it is scored on, which favours the frozen encoder.
     """
-    first = arms_of(record)[0]
-    run = next(run for run in record["runs"] if run["arm"] == first)
+    run = next(run for run in record["runs"] if run["arm"] == arm)
     row = next(row for row in run["scores"].values() if isinstance(row, dict))
     ending = f"/{probe}/pearson_residuals"
     keys = [key for key in row if key.startswith("frozen ") and key.endswith(ending)]
-    return max(keys, key=lambda key: arm_scores(record, first, key).mean())
+    return max(keys, key=lambda key: arm_scores(record, arm, key).mean())
+
+
+def gain_over_frozen(record: Result, arm: str, probe: str, *, of: str = "") -> dict[str, Any]:
+    """Return `difference` of an arm's tuned encoder to the best frozen layer of the arm `of`."""
+    measured = of or arm
+    best = best_frozen(record, measured, probe)
+    key = f"tuned/{probe}/pearson_residuals"
+    return difference(record, arm, key, minus=(measured, best))
 
 
 def votes(record: Result, arm: str) -> dict[str, float]:
