@@ -23,6 +23,7 @@ from seal_lite.data.images import PLAIN_SUFFIXES, open_slide, tissue_mask
 from seal_lite.data.leakage import correlation, find_leakage
 from seal_lite.data.patches import extract_patches, thumbnail
 from seal_lite.data.readers.catalogue import find_sections
+from seal_lite.data.readers.gene_names import spelled
 from seal_lite.data.section import MIN_COUNTS, Section, mixtures, read_counts
 from seal_lite.errors import InputError
 
@@ -192,7 +193,8 @@ def _doubt_genes(section: Section, panel: GenePanel | None) -> str | None:
     """Name a section that lacks genes of the panel."""
     if panel is None:
         return None
-    missing = [gene for gene in panel.genes if gene not in section.adata.var_names]
+    present = spelled(panel.genes, section.adata.var_names)
+    missing = [gene for gene in panel.genes if gene not in present]
     if not missing:
         return None
     return f"lacks {len(missing)} of the panel's {len(panel.genes)} genes, as {missing[0]}"
@@ -330,16 +332,14 @@ def _draw_section(check: SectionCheck, *, patch_um: float) -> dict[str, Figure]:
     section = check.section
     units = ("log10 counts", "share of tissue", "sharpness")
     order = np.argsort(check.sharpness)
-    if len(order) >= 2 * N_EXTREMES:
-        extremes = np.concatenate([order[:N_EXTREMES], order[-N_EXTREMES:]])
-    else:
-        extremes = order[:0]
-    titles = [f"{sharpness:.0f}" for sharpness in check.sharpness[extremes]]
+    if len(order) > 2 * N_EXTREMES:
+        order = np.concatenate([order[:N_EXTREMES], order[-N_EXTREMES:]])
+    titles = [f"{sharpness:.0f}" for sharpness in check.sharpness[order]]
     return {
         "where its spots lie": plots.overview(section),
         "its patches": plots.gene_maps(section, check.maps, units, label="as its title says"),
         "its least and its most sharp patches": plots.patches(
-            section.patches[extremes], titles, patch_um=patch_um
+            section.patches[order], titles, patch_um=patch_um
         ),
     }
 

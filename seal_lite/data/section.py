@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import pandas as pd
 
 from seal_lite.config import Config
 from seal_lite.data.patches import Thumbnail, extract_patches, thumbnail
@@ -21,10 +22,21 @@ from seal_lite.data.readers.catalogue import (
     list_sections,
     section_labels,
 )
-from seal_lite.data.readers.common import ARRAY, POOL_UM, make_spots, raw_counts
+from seal_lite.data.readers.common import (
+    ARRAY,
+    POOL_UM,
+    as_flags,
+    as_numbers,
+    coordinates,
+    counted_genes,
+    known,
+    make_spots,
+    text_of,
+)
 from seal_lite.data.readers.gene_names import (
     SPECIES,
     are_ensembl_ids,
+    gene_keys,
     guess_species,
     use_symbols,
 )
@@ -72,12 +84,15 @@ class Section:
         return self.adata.uns["patient_id"]
 
     def label(self, by: str) -> str | None:
-        """Return the section's value of "section", "patient" or a label, None where it has none."""
+        """Return the section's value of "section", "patient" or a label, None where it has none.
+
+        The case of a label's name is ignored.
+        """
         if by == "section":
             return self.name
         if by == "patient":
             return self.patient
-        return self.adata.uns.get("labels", {}).get(by)
+        return self.adata.uns.get("labels", {}).get(by.lower())
 
     @property
     def keys(self) -> list[str]:
@@ -105,7 +120,7 @@ class Section:
     @cached_property
     def digest(self) -> str:
         """SHA-256 over names, counts and pixels, in 64 hex digits: the version of the data."""
-        names = "\n".join([*self.keys, *self.adata.var_names])
+        names = "\n".join([*self.keys, *gene_keys(self.adata.var_names)])
         digest = hashlib.sha256(names.encode())
         counts = self.adata.layers["counts"]
         for array in (counts.data, counts.indices, counts.indptr, self.patches):
@@ -146,7 +161,7 @@ def read_counts(root: str | Path, name: str) -> AnnData:
     with reading(file.path, remedy="restore what is missing"):
         raw = file.reader(file.path, labels)
         adata = _select_spots(raw, file.path)
-    metadata = {**raw.uns, **labels}
+    metadata = known({**raw.uns, **labels})
     image = raw.uns.get("image_path")
     if not image:
         image = image_path(file.base, name)
@@ -182,21 +197,23 @@ def _locate(root: str | Path, name: str) -> SectionFile:
 def _select_spots(raw: AnnData, path: Path) -> AnnData:
     """Return the spots on tissue as a new AnnData, after checks of names, places and counts."""
     if "in_tissue" in raw.obs:
-        raw = raw[raw.obs.in_tissue.astype(float) == 1]
+        raw = raw[as_flags(path, "in_tissue", raw.obs.in_tissue)]
     if not raw.n_obs:
         raise InputError(f"{path}: none of its spots is on tissue; pair counts and positions")
     if "spatial" not in raw.obsm:
         raise InputError(f'{path}: has no obsm["spatial"]; give px of the full image there')
-    xy = np.asarray(raw.obsm["spatial"], np.float64)[:, :2]
+    xy = coordinates(path, raw)
     if not np.isfinite(xy).all():
         raise InputError(f"{path}: a coordinate is not a number; correct it")
     if not raw.obs_names.is_unique:
         raise InputError(f"{path}: a barcode is listed twice; keep one row each")
-    columns = [c for c in ARRAY if c in raw.obs and (raw.obs[c] == raw.obs[c].round()).all()]
+    array = {name: as_numbers(path, name, raw.obs[name]) for name in ARRAY if name in raw.obs}
+    whole = {name: place for name, place in array.items() if (place == place.round()).all()}
+    counts, genes = counted_genes(path, raw)
     return make_spots(
-        raw_counts(path, raw),
-        obs=raw.obs[columns].copy(),
-        genes=raw.var.copy(),
+        counts,
+        obs=pd.DataFrame(whole, index=raw.obs_names),
+        genes=genes.copy(),
         xy=xy,
         uns={},
     )
@@ -207,7 +224,8 @@ def _species_name(metadata: dict[str, Any], adata: AnnData) -> str:
     species = metadata.get("species")
     if not species:
         return guess_species(adata.var_names)
-    return SPECIES.get(species.lower(), species)
+    name = text_of(species)
+    return SPECIES.get(name.lower(), name)
 
 
 def _place_on_slide(
