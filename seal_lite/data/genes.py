@@ -125,7 +125,8 @@ def select_genes(
     """Return the ``n`` most variable genes of training sections, best first.
 
     Only genes that all sections have, with at least three counts in all, are considered; control
-    probes are not. They are spelled as in the first section. Fewer than ``n`` genes come back where there are fewer.
+    probes are not. They are spelled as in the first section. Fewer than ``n`` genes come back where
+    there are fewer.
 
     Parameters
     ----------

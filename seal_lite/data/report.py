@@ -178,6 +178,7 @@ def _doubts_about_section(check: SectionCheck, panel: GenePanel | None) -> list[
         doubts.append(_doubt_scale(section))
         doubts.append(_doubt_glass(image, coords))
         doubts.append(_doubt_orientation(image, coords, depth(section.adata)))
+    doubts += section.adata.uns.get("notes", [])
     return [doubt for doubt in doubts if doubt is not None]
 
 

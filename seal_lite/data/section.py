@@ -16,6 +16,7 @@ import pandas as pd
 from seal_lite.config import Config
 from seal_lite.data.patches import Thumbnail, extract_patches, thumbnail
 from seal_lite.data.readers.catalogue import (
+    NUMBER_COLUMNS,
     SectionFile,
     find_sections,
     image_path,
@@ -149,7 +150,8 @@ def read_counts(root: str | Path, name: str) -> AnnData:
         array_row where there is an array. `uns`: section_id, patient_id, species, labels (of the
         reader and of sections.tsv); um_per_px, pitch_um and spot_um (of the spots), grid ("square",
         "hex" or "free"); image_path (empty without an image); gene_names ("symbols" or "Ensembl
-        ids"); spots_without_counts, shallow_spots (how many).
+        ids"); spots_without_counts, shallow_spots (how many); notes (sentences about what was set
+        aside).
 
     Raises
     ------
@@ -161,20 +163,26 @@ def read_counts(root: str | Path, name: str) -> AnnData:
     with reading(file.path, remedy="restore what is missing"):
         raw = file.reader(file.path, labels)
         adata = _select_spots(raw, file.path)
-    metadata = known({**raw.uns, **labels})
+    metadata = _with_numbers(file.path, known({**raw.uns, **labels}))
     image = raw.uns.get("image_path")
     if not image:
         image = image_path(file.base, name)
+    if image and "unaligned" in metadata:
+        raise InputError(f"{file.path}: {metadata['unaligned']}")
     species = _species_name(metadata, adata)  # by names as they are written
+    notes = list(raw.uns.get("notes", []))
+    n_features = adata.n_vars
     adata = use_symbols(adata, folder=file.base)
+    if adata.n_vars < n_features:
+        n_dropped = n_features - adata.n_vars
+        notes.append(f"{n_dropped} of its features are no genes, or there twice: dropped")
     adata = _place_on_slide(adata, metadata, path=file.path, image=image)
     adata, n_shallow = _drop_shallow_spots(adata, name=name, path=file.path)
-    patient = metadata.get("patient")
-    if not patient:
-        patient = name
+    patient = text_of(metadata.get("patient", name))
     adata.obs = adata.obs.assign(section_id=name, patient_id=patient)
     adata.uns |= {
         "section_id": name,
+        "notes": [*notes, *adata.uns.get("notes", [])],
         "patient_id": patient,
         "image_path": "" if image is None else str(image),
         "labels": {**raw.uns.get("labels", {}), **labels},
@@ -184,6 +192,18 @@ def read_counts(root: str | Path, name: str) -> AnnData:
         "shallow_spots": n_shallow,
     }
     return adata
+
+
+def _with_numbers(path: Path, metadata: dict[str, Any]) -> dict[str, Any]:
+    """Return metadata in which lengths are numbers, which may be stored as text or bytes."""
+    lengths = {}
+    for name in NUMBER_COLUMNS:
+        if name in metadata:
+            text = text_of(metadata[name])
+            remedy = f"give {name} in sections.tsv"
+            with reading(path, fault=f"{name} '{text}' is no number", remedy=remedy):
+                lengths[name] = float(text)
+    return metadata | lengths
 
 
 def _locate(root: str | Path, name: str) -> SectionFile:

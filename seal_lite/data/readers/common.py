@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import logging
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -16,6 +17,8 @@ from seal_lite.io import open_h5
 
 if TYPE_CHECKING:
     from anndata import AnnData
+
+log = logging.getLogger(__name__)
 
 ARRAY = ("array_col", "array_row")  # columns of `obs`: where a spot lies on the array
 POOL_UM = 100.0  # edge of pseudo-spots; HEST pools to the same
@@ -71,6 +74,15 @@ def array_table(positions: np.ndarray) -> pd.DataFrame:
 def kept_metadata(uns: dict[str, Any]) -> dict[str, Any]:
     """Return those of an AnnData's unstructured metadata that a section uses."""
     return {key: value for key, value in uns.items() if key in KEPT_METADATA}
+
+
+def add_note(path: Path, adata: AnnData, note: str) -> None:
+    """Add to `uns["notes"]`, and to the log, a sentence about what was set aside; `check` shows it.
+
+    The sentence does not name the section.
+    """
+    log.warning("%s: %s", path, note)
+    adata.uns["notes"] = [*adata.uns.get("notes", []), note]
 
 
 def read_table(path: Path, *, needs: Sequence[str] = (), **options: Any) -> pd.DataFrame:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -12,6 +11,7 @@ from scipy.spatial import cKDTree
 
 from seal_lite.data.readers.common import (
     ARRAY,
+    add_note,
     as_flags,
     coordinates,
     is_unknown,
@@ -24,8 +24,6 @@ from seal_lite.io import refuse_bomb
 
 if TYPE_CHECKING:
     from anndata import AnnData
-
-log = logging.getLogger(__name__)
 
 PIXEL_COLUMNS = ["pxl_col_in_fullres", "pxl_row_in_fullres"]  # of `obs`, where `obsm` has none
 # Columns of `obs` that tell which section a row is of, where several were concatenated.
@@ -60,9 +58,9 @@ def read_anndata(path: Path, labels: dict[str, str]) -> AnnData:
     if "spatial" not in adata.obsm:
         _find_coordinates(path, adata)
     if "in_tissue" in adata.obs and not as_flags(path, "in_tissue", adata.obs.in_tissue).any():
-        log.warning("%s: in_tissue is 0 for all spots and so without meaning: set aside", path)
         del adata.obs["in_tissue"]
-    return one_library(path, adata, labels)
+        add_note(path, adata, "in_tissue is 0 for all spots: set aside, and all spots are read")
+    return one_library(path, adata, library=labels.get("library"))
 
 
 def _find_coordinates(path: Path, adata: AnnData) -> None:
@@ -87,7 +85,7 @@ def _read_store(path: Path) -> AnnData:
 
 
 def one_library(
-    path: Path, adata: AnnData, labels: dict[str, str], *, column: str | None = None
+    path: Path, adata: AnnData, *, library: str | None = None, column: str | None = None
 ) -> AnnData:
     """Return the spots of one section, where several were put into one AnnData.
 
@@ -98,17 +96,17 @@ def one_library(
     Raises
     ------
     InputError
-        If the label library names none of several sections that lie on one another, or is no name.
+        If `library` is none of the sections' names, or None where several lie on one another.
     """
     parts = _parts(path, adata, column)
     names = [] if parts is None else sorted(parts.dropna().unique())
-    if "library" in labels:
-        if labels["library"] not in names:
+    if library is not None:
+        if library not in names:
             raise InputError(
-                f"{path}: has no library {labels['library']} ({', '.join(names) or 'only one'}); "
+                f"{path}: has no library {library} ({', '.join(names) or 'only one'}); "
                 "correct the column library of sections.tsv"
             )
-        return adata[(parts == labels["library"]).to_numpy()].copy()
+        return adata[np.asarray(parts == library)].copy()
     if parts is not None and _lie_on_one_another(path, adata, parts):
         raise InputError(
             f"{path}: holds sections {', '.join(names)} by {parts.name}; write one file a section, "

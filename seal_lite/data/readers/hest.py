@@ -49,6 +49,6 @@ def read_hest(path: Path, labels: dict[str, str]) -> AnnData:
     if stated.get("st_technology") in POOLED:
         adata.obs = adata.obs.drop(columns=list(ARRAY), errors="ignore")
         fields = {name: value for name, value in fields.items() if name not in BIN_FIELDS}
-    adata.uns = fields
+    adata.uns = {**fields, "notes": adata.uns.get("notes", [])}
     adata.uns["labels"] = {key: str(stated[key]) for key in HEST_LABELS if key in stated}
     return adata
