@@ -35,6 +35,7 @@ MAX_ON_GLASS = 0.5  # share of spots on bare glass above which the section is na
 MIN_SHARPNESS = 0.5  # of the median section's
 MAX_SCALE_ERROR = 0.1  # relative difference between the um per px of image and spots
 MIN_R_GAIN = 0.15  # by how much another orientation must fit better to be named
+MIN_ORIENTED = 20  # spots; by chance, fewer fit another orientation as well
 TISSUE_COLOUR = 25  # range over R, G, B above which a pixel is tissue: glass has no colour
 THUMBNAIL_UM_PER_PX = 16.0
 N_EXTREMES = 3  # how many of the sharpest, and of the least sharp, patches the page shows
@@ -223,6 +224,8 @@ def _doubt_glass(image: np.ndarray, coords: np.ndarray) -> str | None:
 
 def _doubt_orientation(image: np.ndarray, coords: np.ndarray, counts: np.ndarray) -> str | None:
     """Name a section whose depth fits the stain better after a turn or a reflection."""
+    if len(coords) < MIN_ORIENTED:
+        return None
     r_of = orientations(image, coords, counts)
     best = max(r_of, key=r_of.__getitem__)
     if r_of[best] <= r_of[AS_THEY_ARE] + MIN_R_GAIN:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import logging
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -256,6 +256,8 @@ def _place_on_slide(
     if fit_to.sum() < MIN_FITTED:
         fit_to = np.ones(adata.n_obs, bool)
     layout = locate_spots(adata, metadata, path=path, image=image, fit_to=fit_to)
+    if not np.isfinite(layout.pitch_um):  # of one spot
+        layout = replace(layout, pitch_um=POOL_UM, spot_um=POOL_UM / 2)
     adata.uns = asdict(layout)
     if layout.pitch_um < FINE_UM:
         return pool(adata, float(metadata.get("pool_um", POOL_UM)))
