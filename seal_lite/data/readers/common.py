@@ -16,6 +16,8 @@ from seal_lite.errors import InputError, reading
 from seal_lite.io import open_h5
 
 if TYPE_CHECKING:
+    import h5py
+    import zarr
     from anndata import AnnData
 
 log = logging.getLogger(__name__)
@@ -26,6 +28,14 @@ UNKNOWN = ("", "nan", "none", "null", "na", "n/a", "<na>")  # what stands for a 
 FLAGS = {"1": True, "true": True, "yes": True} | dict.fromkeys(("0", "false", "no", "nan"), False)
 COUNT_LAYERS = ("counts", "raw_counts", "raw_count", "count", "raw", "umi", "umi_counts")
 KEPT_METADATA = ("um_per_px", "pitch_um", "spot_um", "patient", "species")  # of an AnnData's `uns`
+
+# What a section uses of an AnnData's folders.
+USED_PARTS = {
+    "layers": COUNT_LAYERS,
+    "obsm": ("spatial", "X_spatial"),
+    "uns": KEPT_METADATA,
+    "raw": ("X", "var"),
+}
 
 
 def make_spots(
@@ -116,7 +126,7 @@ def _require_columns(path: Path, table: pd.DataFrame, needs: Sequence[str]) -> N
 
 
 def read_h5ad(path: str | Path) -> AnnData:
-    """Read an AnnData file.
+    """Read of an AnnData file what a section uses.
 
     Raises
     ------
@@ -125,8 +135,24 @@ def read_h5ad(path: str | Path) -> AnnData:
     """
     import anndata as ad
 
-    with open_h5(path):
-        return ad.read_h5ad(path)
+    with open_h5(path) as file:
+        if file.attrs.get("encoding-type") == "anndata":
+            return read_parts(file)
+        return ad.read_h5ad(path)  # anndata 0.7 and before had another layout
+
+
+def read_parts(group: h5py.Group | zarr.Group) -> AnnData:
+    """Read of an AnnData on disk what a section uses; the rest may be large, or damaged."""
+    import anndata as ad
+
+    def read(folder: Any, names: Sequence[str]) -> dict[str, Any]:
+        return {name: ad.io.read_elem(folder[name]) for name in names if name in folder}
+
+    parts = read(group, ("X", "obs", "var"))
+    for folder, names in USED_PARTS.items():
+        if folder in group:
+            parts[folder] = read(group[folder], names)
+    return ad.AnnData(**parts)
 
 
 def counted_genes(path: str | Path, adata: AnnData) -> tuple[sp.csr_matrix, pd.DataFrame]:

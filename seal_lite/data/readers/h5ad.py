@@ -13,10 +13,12 @@ from seal_lite.data.readers.common import (
     ARRAY,
     add_note,
     as_flags,
+    as_numbers,
     coordinates,
     is_unknown,
     kept_metadata,
     read_h5ad,
+    read_parts,
     text_of,
 )
 from seal_lite.errors import InputError
@@ -75,13 +77,12 @@ def _find_coordinates(path: Path, adata: AnnData) -> None:
 
 def _read_store(path: Path) -> AnnData:
     """Read an AnnData store of zarr's version 2 or 3."""
-    import anndata as ad
     import zarr
 
     group = zarr.open_group(path, mode="r")
     arrays = [item for _, item in group.members(max_depth=None) if isinstance(item, zarr.Array)]
     refuse_bomb(path, sum(array.nbytes for array in arrays))
-    return ad.read_zarr(path)
+    return read_parts(group)
 
 
 def one_library(
@@ -139,8 +140,9 @@ def _lie_on_one_another(path: Path, adata: AnnData, parts: pd.Series) -> bool:
     """Return whether parts share places of the array, or have spots between those of others."""
     is_known = parts.notna().to_numpy()
     if set(ARRAY) <= set(adata.obs):
-        places = adata.obs[list(ARRAY)].astype(str)
-        if places[is_known].duplicated().any():
+        array = {name: as_numbers(path, name, adata.obs[name]) for name in ARRAY}
+        places = pd.DataFrame(array).assign(part=parts.to_numpy()).dropna().drop_duplicates()
+        if places.duplicated(list(ARRAY)).any():
             return True
     xy = coordinates(path, adata)
     is_placed = is_known & np.isfinite(xy).all(axis=1)

@@ -4,6 +4,7 @@ import json
 import shutil
 
 import anndata as ad
+import h5py
 import numpy as np
 import pandas as pd
 import pytest
@@ -99,6 +100,22 @@ def test_counts_are_found_where_the_field_puts_them(tmp_path, truth, change):
     adata = arrayed(truth)
     changed = change(adata)
     write_section(tmp_path, adata if changed is None else changed, truth)
+    check_counts(tmp_path, truth)
+
+
+def test_counts_in_raw_are_those_of_the_spots_on_tissue(tmp_path, truth):
+    adata = arrayed(truth)
+    adata.obs["in_tissue"] = np.arange(adata.n_obs) % 2
+    write_section(tmp_path, move_to_raw(adata), truth)
+    counts = read_counts(tmp_path, "S1").layers["counts"].toarray()
+    np.testing.assert_array_equal(counts, truth.counts[1::2])
+
+
+def test_what_a_section_does_not_use_is_not_read(tmp_path, truth):
+    write_section(tmp_path, arrayed(truth), truth)
+    with h5py.File(tmp_path / "S1.h5ad", "a") as file:
+        for name in ("uns/spatial", "obsm/X_umap", "layers/scaled", "obsp/distances"):
+            file.create_group(name).attrs["encoding-type"] = "of a later version"
     check_counts(tmp_path, truth)
 
 
