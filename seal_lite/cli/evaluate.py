@@ -107,7 +107,7 @@ def score_run(
     )
 
     all_genes = genes_to_score([section.adata for section in train], truth)
-    genes = [gene for gene in all_genes if gene in model.panel.genes]
+    genes = list(model.panel.positions(all_genes))
     if not genes:
         raise InputError(f"{run}: none of the genes to score is in its panel; finetune on --train")
     check_genes_present(test, genes)
@@ -320,9 +320,10 @@ def retrieval_bench(
 def read_gene_sets(gmt: Path, panel_genes: Sequence[str]) -> dict[str, list[str]]:
     """Return the genes of each set of a GMT file that are in the panel."""
     from seal_lite.data.pathways import read_gmt
+    from seal_lite.data.readers.gene_names import spelled
 
     rows = read_gmt(gmt)
-    in_panel = rows[rows.target.isin(panel_genes)]
+    in_panel = rows[rows.target.isin(spelled(rows.target, panel_genes))]
     if in_panel.empty:
         raise InputError(f"{gmt}: none of its genes is in the run's panel; give symbols")
     return in_panel.groupby("source").target.apply(list).to_dict()

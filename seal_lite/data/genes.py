@@ -13,7 +13,7 @@ import numpy as np
 import scipy.sparse as sp
 
 from seal_lite.config import Config
-from seal_lite.data.readers.gene_names import NOT_GENES
+from seal_lite.data.readers.gene_names import are_genes, gene_key, gene_keys, spelled
 from seal_lite.data.registration import neighbour_mean
 from seal_lite.errors import InputError, reading
 from seal_lite.io import RUN_REMEDY, read_json, write_atomic
@@ -89,7 +89,7 @@ def log_normalise(counts: np.ndarray | sp.spmatrix, *, total: float = 1e4) -> sp
 def columns(
     matrix: np.ndarray | sp.spmatrix, names: Iterable[str], genes: Sequence[str]
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Return the columns of ``genes``, matched by name.
+    """Return the columns of ``genes``, matched by name, whatever its case.
 
     Parameters
     ----------
@@ -107,8 +107,8 @@ def columns(
     present
         (g,) bool: whether the matrix has the gene.
     """
-    column_of = {name: i for i, name in enumerate(names)}
-    source = np.array([column_of.get(gene, -1) for gene in genes], int)
+    column_of = {gene_key(name): i for i, name in enumerate(names)}
+    source = np.array([column_of.get(gene_key(gene), -1) for gene in genes], int)
     present = source >= 0
     values = np.zeros((matrix.shape[0], len(source)), np.float32)
     values[:, present] = sp.csc_matrix(matrix)[:, source[present]].toarray()
@@ -125,7 +125,8 @@ def select_genes(
     """Return the ``n`` most variable genes of training sections, best first.
 
     Only genes that all sections have, with at least three counts in all, are considered; control
-    probes are not. Fewer than ``n`` genes come back where there are fewer.
+    probes are not. They are spelled as in the first section. Fewer than ``n`` genes come back where
+    there are fewer.
 
     Parameters
     ----------
@@ -173,11 +174,14 @@ def _join_usable_genes(adatas: Iterable[AnnData], *, min_spots: float) -> AnnDat
     """
     import anndata as ad
 
-    counts_only = [
-        ad.AnnData(adata.layers["counts"], obs=adata.obs[[]], var=adata.var[[]]) for adata in adatas
-    ]
+    adatas = list(adatas)
+    counts_only = []
+    for adata in adatas:
+        var = adata.var[[]].set_axis(gene_keys(adata.var_names))
+        counts_only.append(ad.AnnData(adata.layers["counts"], obs=adata.obs[[]], var=var))
     joined = ad.concat(counts_only, join="inner", label="batch", index_unique="/")
-    is_gene = ~joined.var_names.str.startswith(NOT_GENES)
+    joined.var_names = list(spelled(joined.var_names, adatas[0].var_names).values())
+    is_gene = are_genes(joined.var_names)
     total = np.asarray(joined.X.sum(0)).ravel()
     share_of_spots = np.asarray((joined.X > 0).mean(0)).ravel()
     keep = is_gene & (total >= MIN_COUNTS_OF_GENE) & (share_of_spots >= min_spots)
@@ -239,7 +243,8 @@ class GenePanel:
         n_genes
             How many of the most variable genes to take.
         include
-            Names of genes that come first in the panel, whether variable or not.
+            Names of genes that come first in the panel, whether variable or not. The panel spells
+            them as the sections do.
         flavor
             How `select_genes` ranks genes.
         share, zscore, clip
@@ -252,11 +257,14 @@ class GenePanel:
         """
         adatas = list(adatas)
         include = list(include)
+        names = [name for adata in reversed(adatas) for name in adata.var_names]
+        included = spelled(include, names)
         for gene in include:
-            if not any(gene in adata.var_names for adata in adatas):
+            if gene not in included:
                 raise InputError(f"gene panel: {gene} is in no training section; drop it")
         variable = select_genes(adatas, n_genes, flavor=flavor)
-        genes = tuple(dict.fromkeys([*include, *variable]))
+        gene_of_key = {gene_key(gene): gene for gene in [*included.values(), *variable]}
+        genes = tuple(gene_of_key.values())
         unscaled = cls(genes, np.zeros(len(genes)), np.ones(len(genes)), share, zscore, clip)
         parts = []
         for adata in adatas:
@@ -288,6 +296,12 @@ class GenePanel:
             zscore=config.zscore,
             clip=config.clip,
         )
+
+    def positions(self, genes: Iterable[str]) -> dict[str, int]:
+        """Return where those of some genes stand that the panel has, whatever their case."""
+        position_of = {gene: i for i, gene in enumerate(self.genes)}
+        in_panel = spelled(genes, self.genes)
+        return {gene: position_of[name] for gene, name in in_panel.items()}
 
     def expression(self, adata: AnnData) -> tuple[np.ndarray, np.ndarray]:
         """Return smoothed, log-normalised expression of the panel's genes.

@@ -16,6 +16,7 @@ import numpy as np
 from PIL import Image
 
 from seal_lite.data.patches import thumbnail
+from seal_lite.data.readers.gene_names import gene_keys
 from seal_lite.errors import InputError
 
 if TYPE_CHECKING:
@@ -127,7 +128,7 @@ def _pseudobulk(adata: AnnData) -> dict[str, float]:
     """Return log1p counts per million of each gene over the whole section."""
     total = np.asarray(adata.layers["counts"].sum(0), float).ravel()
     per_million = 1e6 * total / total.sum()
-    return dict(zip(adata.var_names, np.log1p(per_million), strict=True))
+    return dict(zip(gene_keys(adata.var_names), np.log1p(per_million), strict=True))
 
 
 def _grey_thumbnail(adata: AnnData) -> np.ndarray | None:

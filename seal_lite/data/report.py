@@ -23,6 +23,7 @@ from seal_lite.data.images import PLAIN_SUFFIXES, open_slide, tissue_mask
 from seal_lite.data.leakage import correlation, find_leakage
 from seal_lite.data.patches import extract_patches, thumbnail
 from seal_lite.data.readers.catalogue import find_sections
+from seal_lite.data.readers.gene_names import spelled
 from seal_lite.data.readers.visium import is_small_image
 from seal_lite.data.section import MIN_COUNTS, Section, mixtures, read_counts
 from seal_lite.errors import InputError
@@ -35,6 +36,7 @@ MAX_ON_GLASS = 0.5  # share of spots on bare glass above which the section is na
 MIN_SHARPNESS = 0.5  # of the median section's
 MAX_SCALE_ERROR = 0.1  # relative difference between the um per px of image and spots
 MIN_R_GAIN = 0.15  # by how much another orientation must fit better to be named
+MIN_ORIENTED = 20  # spots; by chance, fewer fit another orientation as well
 TISSUE_COLOUR = 25  # range over R, G, B above which a pixel is tissue: glass has no colour
 THUMBNAIL_UM_PER_PX = 16.0
 N_EXTREMES = 3  # how many of the sharpest, and of the least sharp, patches the page shows
@@ -198,7 +200,8 @@ def _doubt_genes(section: Section, panel: GenePanel | None) -> str | None:
     """Name a section that lacks genes of the panel."""
     if panel is None:
         return None
-    missing = [gene for gene in panel.genes if gene not in section.adata.var_names]
+    present = spelled(panel.genes, section.adata.var_names)
+    missing = [gene for gene in panel.genes if gene not in present]
     if not missing:
         return None
     return f"lacks {len(missing)} of the panel's {len(panel.genes)} genes, as {missing[0]}"
@@ -243,6 +246,8 @@ def _doubt_glass(image: np.ndarray, coords: np.ndarray) -> str | None:
 
 def _doubt_orientation(image: np.ndarray, coords: np.ndarray, counts: np.ndarray) -> str | None:
     """Name a section whose depth fits the stain better after a turn or a reflection."""
+    if len(coords) < MIN_ORIENTED:
+        return None
     r_of = orientations(image, coords, counts)
     best = max(r_of, key=r_of.__getitem__)
     if r_of[best] <= r_of[AS_THEY_ARE] + MIN_R_GAIN:
@@ -353,16 +358,14 @@ def _draw_section(check: SectionCheck, *, patch_um: float) -> dict[str, Figure]:
     section = check.section
     units = ("log10 counts", "share of tissue", "sharpness")
     order = np.argsort(check.sharpness)
-    if len(order) >= 2 * N_EXTREMES:
-        extremes = np.concatenate([order[:N_EXTREMES], order[-N_EXTREMES:]])
-    else:
-        extremes = order[:0]
-    titles = [f"{sharpness:.0f}" for sharpness in check.sharpness[extremes]]
+    if len(order) > 2 * N_EXTREMES:
+        order = np.concatenate([order[:N_EXTREMES], order[-N_EXTREMES:]])
+    titles = [f"{sharpness:.0f}" for sharpness in check.sharpness[order]]
     return {
         "where its spots lie": plots.overview(section),
         "its patches": plots.gene_maps(section, check.maps, units, label="as its title says"),
         "its least and its most sharp patches": plots.patches(
-            section.patches[extremes], titles, patch_um=patch_um
+            section.patches[order], titles, patch_um=patch_um
         ),
     }
 

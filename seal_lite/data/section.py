@@ -5,26 +5,39 @@ from __future__ import annotations
 import hashlib
 import logging
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import pandas as pd
 
 from seal_lite.config import Config
 from seal_lite.data.patches import Thumbnail, extract_patches, thumbnail
 from seal_lite.data.readers.catalogue import (
+    NUMBER_COLUMNS,
     SectionFile,
     find_sections,
     list_sections,
     section_image,
     section_labels,
 )
-from seal_lite.data.readers.common import ARRAY, POOL_UM, make_spots, raw_counts
+from seal_lite.data.readers.common import (
+    ARRAY,
+    POOL_UM,
+    as_flags,
+    as_numbers,
+    coordinates,
+    counted_genes,
+    known,
+    make_spots,
+    text_of,
+)
 from seal_lite.data.readers.gene_names import (
     SPECIES,
     are_ensembl_ids,
+    gene_keys,
     guess_species,
     use_symbols,
 )
@@ -73,12 +86,15 @@ class Section:
         return self.adata.uns["patient_id"]
 
     def label(self, by: str) -> str | None:
-        """Return the section's value of "section", "patient" or a label, None where it has none."""
+        """Return the section's value of "section", "patient" or a label, None where it has none.
+
+        The case of a label's name is ignored.
+        """
         if by == "section":
             return self.name
         if by == "patient":
             return self.patient
-        return self.adata.uns.get("labels", {}).get(by)
+        return self.adata.uns.get("labels", {}).get(by.lower())
 
     @property
     def keys(self) -> list[str]:
@@ -106,7 +122,7 @@ class Section:
     @cached_property
     def digest(self) -> str:
         """SHA-256 over names, counts and pixels, in 64 hex digits: the version of the data."""
-        names = "\n".join([*self.keys, *self.adata.var_names])
+        names = "\n".join([*self.keys, *gene_keys(self.adata.var_names)])
         digest = hashlib.sha256(names.encode())
         counts = self.adata.layers["counts"]
         for array in (counts.data, counts.indices, counts.indptr, self.patches):
@@ -135,7 +151,8 @@ def read_counts(root: str | Path, name: str) -> AnnData:
         array_row where there is an array. `uns`: section_id, patient_id, species, labels (of the
         reader and of sections.tsv); um_per_px, pitch_um and spot_um (of the spots), grid ("square",
         "hex" or "free"); image_path (empty without an image); gene_names ("symbols" or "Ensembl
-        ids"); spots_without_counts, spots_without_position, shallow_spots (how many).
+        ids"); spots_without_counts, spots_without_position, shallow_spots (how many); notes
+        (sentences about what was set aside).
 
     Raises
     ------
@@ -152,19 +169,25 @@ def read_counts(root: str | Path, name: str) -> AnnData:
         if image and raw.uns.get("px_of_full_image"):
             _shrink_to(Path(image), raw)
         adata = _select_spots(raw, file.path)
-    metadata = {**raw.uns, **labels}
+    metadata = _with_numbers(file.path, known({**raw.uns, **labels}))
+    if image and "unaligned" in metadata:
+        raise InputError(f"{file.path}: {metadata['unaligned']}")
     labels = {**raw.uns.get("labels", {}), **labels}
+    notes = list(raw.uns.get("notes", []))
     del raw  # a section of bins is large
     species = _species_name(metadata, adata)  # by names as they are written
     adata = _place_on_slide(adata, metadata, path=file.path, image=image)
+    n_features = adata.n_vars
     adata = use_symbols(adata, folder=file.base)
+    if adata.n_vars < n_features:
+        n_dropped = n_features - adata.n_vars
+        notes.append(f"{n_dropped} of its features are no genes, or there twice: dropped")
     adata, n_shallow = _drop_shallow_spots(adata, name=name, path=file.path)
-    patient = metadata.get("patient")
-    if not patient:
-        patient = name
+    patient = text_of(metadata.get("patient", name))
     adata.obs = adata.obs.assign(section_id=name, patient_id=patient)
     adata.uns |= {
         "section_id": name,
+        "notes": [*notes, *adata.uns.get("notes", [])],
         "patient_id": patient,
         "image_path": "" if image is None else str(image),
         "labels": labels,
@@ -175,6 +198,18 @@ def read_counts(root: str | Path, name: str) -> AnnData:
         "shallow_spots": n_shallow,
     }
     return adata
+
+
+def _with_numbers(path: Path, metadata: dict[str, Any]) -> dict[str, Any]:
+    """Return metadata in which lengths are numbers, which may be stored as text or bytes."""
+    lengths = {}
+    for name in NUMBER_COLUMNS:
+        if name in metadata:
+            text = text_of(metadata[name])
+            remedy = f"give {name} in sections.tsv"
+            with reading(path, fault=f"{name} '{text}' is no number", remedy=remedy):
+                lengths[name] = float(text)
+    return metadata | lengths
 
 
 def _locate(root: str | Path, name: str) -> SectionFile:
@@ -201,21 +236,23 @@ def _shrink_to(image: Path, raw: AnnData) -> None:
 def _select_spots(raw: AnnData, path: Path) -> AnnData:
     """Return the spots on tissue as a new AnnData, after checks of names, places and counts."""
     if "in_tissue" in raw.obs:
-        raw = raw[raw.obs.in_tissue.astype(float) == 1]
+        raw = raw[as_flags(path, "in_tissue", raw.obs.in_tissue)]
     if not raw.n_obs:
         raise InputError(f"{path}: none of its spots is on tissue; pair counts and positions")
     if "spatial" not in raw.obsm:
         raise InputError(f'{path}: has no obsm["spatial"]; give px of the full image there')
-    xy = np.asarray(raw.obsm["spatial"], np.float64)[:, :2]
+    xy = coordinates(path, raw)
     if not np.isfinite(xy).all():
         raise InputError(f"{path}: a coordinate is not a number; correct it")
     if not raw.obs_names.is_unique:
         raise InputError(f"{path}: a barcode is listed twice; keep one row each")
-    columns = [c for c in ARRAY if c in raw.obs and (raw.obs[c] == raw.obs[c].round()).all()]
+    array = {name: as_numbers(path, name, raw.obs[name]) for name in ARRAY if name in raw.obs}
+    whole = {name: place for name, place in array.items() if (place == place.round()).all()}
+    counts, genes = counted_genes(path, raw)
     return make_spots(
-        raw_counts(path, raw),
-        obs=raw.obs[columns].copy(),
-        genes=raw.var.copy(),
+        counts,
+        obs=pd.DataFrame(whole, index=raw.obs_names),
+        genes=genes.copy(),
         xy=xy,
         uns={},
     )
@@ -226,7 +263,8 @@ def _species_name(metadata: dict[str, Any], adata: AnnData) -> str:
     species = metadata.get("species")
     if not species:
         return guess_species(adata.var_names)
-    return SPECIES.get(species.lower(), species)
+    name = text_of(species)
+    return SPECIES.get(name.lower(), name)
 
 
 def _place_on_slide(
@@ -237,6 +275,8 @@ def _place_on_slide(
     if fit_to.sum() < MIN_FITTED:
         fit_to = np.ones(adata.n_obs, bool)
     layout = locate_spots(adata, metadata, path=path, image=image, fit_to=fit_to)
+    if not np.isfinite(layout.pitch_um):  # of one spot
+        layout = replace(layout, pitch_um=POOL_UM, spot_um=POOL_UM / 2)
     adata.uns = asdict(layout)
     if layout.pitch_um < FINE_UM:
         return pool(adata, float(metadata.get("pool_um", POOL_UM)))

@@ -23,7 +23,7 @@ from tqdm import tqdm
 from seal_lite.data.genes import depth
 from seal_lite.data.images import resized
 from seal_lite.data.patches import HEST_UM, read_patches
-from seal_lite.data.readers.common import raw_counts, read_h5ad, read_table
+from seal_lite.data.readers.common import counted_genes, make_spots, read_h5ad, read_table
 from seal_lite.data.readers.hest import GENES_FILE, SPLIT_COLUMNS
 from seal_lite.data.section import Section
 from seal_lite.errors import InputError, reading
@@ -173,11 +173,15 @@ def read_sample(
     with reading(expression):
         adata = read_h5ad(expression)
     _check_names(expression, barcodes, adata.obs_names, kind="barcode")
-    _check_names(expression, genes, adata.var_names, kind="gene")
-    adata = adata[barcodes].copy()
-    adata.layers["counts"] = raw_counts(expression, adata)
-    adata.obsm["spatial"] = coords.astype(float)
-    adata.uns = {"section_id": name, "patient_id": name, "um_per_px": HEST_UM / images.shape[1]}
+    counts, counted = counted_genes(expression, adata[barcodes])
+    _check_names(expression, genes, counted.index, kind="gene")
+    adata = make_spots(
+        counts,
+        obs=adata.obs.loc[barcodes],
+        genes=counted,
+        xy=coords,
+        uns={"section_id": name, "patient_id": name, "um_per_px": HEST_UM / images.shape[1]},
+    )
     rows = np.flatnonzero(depth(adata) > 0)
     if len(rows) < len(barcodes):
         log.info("%s: %d patches without counts: dropped", name, len(barcodes) - len(rows))

@@ -45,12 +45,13 @@ def gene_set_profile(panel: GenePanel, genes: Sequence[str], *, z: float = Z_QUE
     InputError
         For a gene outside the panel.
     """
-    outside = [gene for gene in genes if gene not in panel.genes]
+    positions = panel.positions(genes)
+    outside = [gene for gene in genes if gene not in positions]
     if outside:
         message = f"--genes: {', '.join(outside)} not among the run's {len(panel.genes)} genes"
         raise InputError(f"{message}; finetune with it in --include, or query with other genes")
     profile = np.zeros((1, len(panel.genes)), np.float32)
-    profile[0, [panel.genes.index(gene) for gene in genes]] = z
+    profile[0, list(positions.values())] = z
     return profile
 
 
@@ -302,7 +303,7 @@ def gene_set_scores(
     rows = []
     for name, genes in sets.items():
         query = model.encode_genes(gene_set_profile(model.panel, genes))
-        columns = [model.panel.genes.index(gene) for gene in genes]
+        columns = list(model.panel.positions(genes).values())
         set_score = space["expression"][:, columns].mean(1)  # (n,)
         for slide in dict.fromkeys(space["slide"]):
             patches = np.flatnonzero(space["slide"] == slide)

@@ -11,6 +11,7 @@ import numpy as np
 import pandas as pd
 
 from seal_lite.data.genes import depth
+from seal_lite.data.readers.gene_names import spelled
 from seal_lite.errors import InputError
 from seal_lite.evaluation.features import section_names
 from seal_lite.evaluation.probes import PROBES
@@ -69,7 +70,8 @@ def genes_to_score(adatas: Sequence[AnnData], truth: GroundTruth | None = None) 
 def check_genes_present(test: Sequence[Section], genes: Sequence[str]) -> None:
     """Raise `InputError` where a test section lacks a gene to score, whose r would be 0."""
     for section in test:
-        missing = [gene for gene in genes if gene not in section.adata.var_names]
+        present = spelled(genes, section.adata.var_names)
+        missing = [gene for gene in genes if gene not in present]
         if missing:
             message = f"section {section.name}: gene {missing[0]}, to be scored, is missing"
             raise InputError(f"{message}; add its counts")
@@ -214,7 +216,7 @@ def decoder_scores(
         By target, r (test sections, g). The decoder predicts z-scores, whatever the target is: the
         correlation does not depend on scale.
     """
-    columns = [model.panel.genes.index(gene) for gene in genes]
+    columns = list(model.panel.positions(genes).values())
     predicted = model.predict_genes(np.concatenate(test_x))[:, columns]
     return score_sections(dict.fromkeys(TARGETS, predicted), test, genes)
 

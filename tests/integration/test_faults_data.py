@@ -200,6 +200,21 @@ def double_name(adata):
     adata.obs_names.values[1] = adata.obs_names[0]
 
 
+def normalise_all(adata):
+    adata.X = adata.X * 0.5
+    adata.raw = adata.copy()
+
+
+def add_library(root):
+    """The file holds the section twice, as two libraries."""
+    import anndata as ad
+
+    path = root / "h5ad/S1.h5ad"
+    adata = ad.read_h5ad(path)
+    both = ad.concat({"1": adata, "2": adata}, label="library_id", index_unique="-")
+    both.write_h5ad(path)
+
+
 def add_section(kind):
     """There is a second section, whose genes have other names; both train."""
     from made import make_h5ad, make_truth
@@ -270,13 +285,13 @@ FAULTS = [
         ("negative um per px", describe("section\tum_per_px\nPA1\t-1\nPB1\t1\n"), "um_per_px"),
         ("two rows for a section", describe("section\nPA1\nPA1\n"), "2 rows for section PA1"),
         (
-            "sections.tsv has commas",
-            describe("section,patient\nPA1,P\n"),
+            "sections.tsv names no section",
+            describe("name,patient\nPA1,P\n"),
             "sections.tsv: column section is missing",
         ),
         (
             "sections.tsv is binary",
-            lambda root: (root / "legacy/sections.tsv").write_bytes(b"\xff\xfe\x00\x9f"),
+            lambda root: (root / "legacy/sections.tsv").write_bytes(b"\xff\xfe\x00"),
             "sections.tsv: cannot be read",
         ),
         (
@@ -332,6 +347,28 @@ FAULTS = [
         ("no coordinates", edit_adata(lambda adata: adata.obsm.clear()), 'no obsm["spatial"]'),
         ("a coordinate is NaN", edit_adata(lose_a_coordinate), "coordinate is not a number"),
         ("a name twice", edit_adata(double_name), "a barcode is listed twice"),
+        ("two sections in one file", add_library, "holds sections 1, 2 by library_id"),
+        (
+            "an unknown library",
+            write("h5ad/sections.tsv", "section\tlibrary\nS1\tz\n"),
+            "has no library z",
+        ),
+        (
+            "in_tissue is a word",
+            edit_adata(lambda adata: adata.obs.insert(0, "in_tissue", "perhaps")),
+            "in_tissue has 'perhaps'",
+        ),
+        (
+            "a column of the array has words",
+            edit_adata(lambda adata: adata.obs.insert(0, "array_col", "left")),
+            "array_col has 'left'",
+        ),
+        (
+            "the file's um per px is a word",
+            edit_adata(lambda adata: adata.uns.update(um_per_px="fine")),
+            "um_per_px 'fine' is no number",
+        ),
+        ("normalised everywhere", edit_adata(normalise_all), "give raw counts, not normalised"),
         (
             "another pitch is stated",
             edit_adata(lambda adata: adata.uns.update(pitch_um=200.0)),
@@ -399,8 +436,14 @@ FAULTS = [
     ),
     *fault_table(
         "xenium",
-        ("no alignment", remove(ALIGNMENT), "no *imagealignment.csv"),
-        ("an alignment of words", write(ALIGNMENT, "a,b,c\n"), "cannot be read"),
+        ("no alignment", remove(ALIGNMENT), "no *imagealignment*.csv or"),
+        ("an alignment of words", write(ALIGNMENT, "a,b,c\n"), "is no 3 x 3 matrix"),
+        ("an alignment of four numbers", write(ALIGNMENT, "1,0\n0,1\n"), "is no 3 x 3 matrix"),
+        (
+            "two alignments",
+            copy(ALIGNMENT, "xenium/S1/matrix.csv"),
+            "is not the only alignment there",
+        ),
         (
             "transcripts end early",
             truncate("xenium/S1/transcripts.parquet"),

@@ -3,7 +3,8 @@
 A folder holds sections of any of the formats in `SOURCES`, and may hold two tables about them::
 
     ROOT/sections.tsv    section, and any of: patient, organ, technology, stain, species, image (a
-                         path under ROOT), um_per_px, table (of a SpatialData store), pool_um, ...
+                         path under ROOT), um_per_px, table (of a SpatialData store), library (of
+                         a file with several), pool_um, ...
     ROOT/genes.tsv       id and symbol of genes, where counts come with Ensembl ids alone
 """
 
@@ -17,7 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from seal_lite.data.images import IMAGE_SUFFIXES, is_hidden
-from seal_lite.data.readers.common import read_table
+from seal_lite.data.readers.common import known, read_labels
 from seal_lite.data.readers.h5ad import read_anndata
 from seal_lite.data.readers.hest import read_hest
 from seal_lite.data.readers.legacy_st import read_legacy_st
@@ -37,6 +38,12 @@ if TYPE_CHECKING:
     from anndata import AnnData
 
 Reader = Callable[[Path, dict[str, str]], "AnnData"]
+
+
+def read_zarr(path: Path, labels: dict[str, str]) -> AnnData:
+    """Read a zarr store, which is either an AnnData or a SpatialData."""
+    reader = read_anndata if (path / "obs").is_dir() else read_spatialdata
+    return reader(path, labels)
 
 
 @dataclass(frozen=True)
@@ -103,9 +110,9 @@ SOURCES = (
         ),
         read_visium,
     ),
-    Source(("*/transcripts.parquet",), read_xenium),
+    Source(("*/transcripts.parquet", "*/transcripts.csv.gz"), read_xenium),
     Source(("*.h5ad",), read_anndata),
-    Source(("*.zarr",), read_spatialdata),
+    Source(("*.zarr",), read_zarr),
 )
 # Where the image of a section is sought, in this order. A pattern without * names the image itself;
 # of the others' matches, those with an image's suffix count.
@@ -279,7 +286,7 @@ def _full_images(paths: Sequence[Path]) -> list[Path]:
 
 
 def section_labels(base: str | Path, name: str) -> dict[str, str]:
-    """Return a section's row of BASE/sections.tsv by column, without its empty cells.
+    """Return a section's row of BASE/sections.tsv by column, without cells of missing values.
 
     Without that file, the result is empty.
 
@@ -292,12 +299,12 @@ def section_labels(base: str | Path, name: str) -> dict[str, str]:
     path = Path(base) / "sections.tsv"
     if not path.exists():
         return {}
-    table = read_table(path, needs=["section"], dtype=str, keep_default_na=False)
+    table = read_labels(path, needs=["section"])
     rows = table[table.section == name]
     if len(rows) != 1:
         raise InputError(f"{path}: has {len(rows)} rows for section {name}; give it one")
     row = rows.iloc[0].drop("section")
-    labels = {column: value for column, value in row.items() if value}
+    labels = known(row)
     for column in NUMBER_COLUMNS:
         if column in labels:
             value = labels[column]

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import io
+import logging
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,11 +16,26 @@ from seal_lite.errors import InputError, reading
 from seal_lite.io import open_h5
 
 if TYPE_CHECKING:
+    import h5py
+    import zarr
     from anndata import AnnData
+
+log = logging.getLogger(__name__)
 
 ARRAY = ("array_col", "array_row")  # columns of `obs`: where a spot lies on the array
 POOL_UM = 100.0  # edge of pseudo-spots; HEST pools to the same
+UNKNOWN = ("", "nan", "none", "null", "na", "n/a", "<na>")  # what stands for a missing value
+FLAGS = {"1": True, "true": True, "yes": True} | dict.fromkeys(("0", "false", "no", "nan"), False)
+COUNT_LAYERS = ("counts", "raw_counts", "raw_count", "count", "raw", "umi", "umi_counts")
 KEPT_METADATA = ("um_per_px", "pitch_um", "spot_um", "patient", "species")  # of an AnnData's `uns`
+
+# What a section uses of an AnnData's folders.
+USED_PARTS = {
+    "layers": COUNT_LAYERS,
+    "obsm": ("spatial", "X_spatial"),
+    "uns": KEPT_METADATA,
+    "raw": ("X", "var"),
+}
 
 
 def make_spots(
@@ -69,6 +86,15 @@ def kept_metadata(uns: dict[str, Any]) -> dict[str, Any]:
     return {key: value for key, value in uns.items() if key in KEPT_METADATA}
 
 
+def add_note(path: Path, adata: AnnData, note: str) -> None:
+    """Add to `uns["notes"]`, and to the log, a sentence about what was set aside; `check` shows it.
+
+    The sentence does not name the section.
+    """
+    log.warning("%s: %s", path, note)
+    adata.uns["notes"] = [*adata.uns.get("notes", []), note]
+
+
 def read_table(path: Path, *, needs: Sequence[str] = (), **options: Any) -> pd.DataFrame:
     """Read a table whose columns are separated by tabs, or by `sep`.
 
@@ -88,14 +114,19 @@ def read_table(path: Path, *, needs: Sequence[str] = (), **options: Any) -> pd.D
     """
     with reading(path):
         table = pd.read_csv(path, **{"sep": "\t", **options})
-    missing = sorted(set(needs) - set(table))
-    if missing:
-        raise InputError(f"{path}: column {', '.join(missing)} is missing; restore it")
+    _require_columns(path, table, needs)
     return table
 
 
+def _require_columns(path: Path, table: pd.DataFrame, needs: Sequence[str]) -> None:
+    """Raise `InputError` where a table lacks a column."""
+    missing = sorted(set(needs) - set(table))
+    if missing:
+        raise InputError(f"{path}: column {', '.join(missing)} is missing; restore it")
+
+
 def read_h5ad(path: str | Path) -> AnnData:
-    """Read an AnnData file.
+    """Read of an AnnData file what a section uses.
 
     Raises
     ------
@@ -104,34 +135,153 @@ def read_h5ad(path: str | Path) -> AnnData:
     """
     import anndata as ad
 
-    with open_h5(path):
-        return ad.read_h5ad(path)
+    with open_h5(path) as file:
+        if file.attrs.get("encoding-type") == "anndata":
+            return read_parts(file)
+        return ad.read_h5ad(path)  # anndata 0.7 and before had another layout
 
 
-def raw_counts(path: str | Path, adata: AnnData) -> sp.csr_matrix:
-    """Return the counts of `layers["counts"]`, `raw` or `X`, whichever is there first.
+def read_parts(group: h5py.Group | zarr.Group) -> AnnData:
+    """Read of an AnnData on disk what a section uses; the rest may be large, or damaged."""
+    import anndata as ad
 
-    `raw` counts only where it has the shape of `X`.
+    def read(folder: Any, names: Sequence[str]) -> dict[str, Any]:
+        return {name: ad.io.read_elem(folder[name]) for name in names if name in folder}
+
+    parts = read(group, ("X", "obs", "var"))
+    for folder, names in USED_PARTS.items():
+        if folder in group:
+            parts[folder] = read(group[folder], names)
+    return ad.AnnData(**parts)
+
+
+def counted_genes(path: str | Path, adata: AnnData) -> tuple[sp.csr_matrix, pd.DataFrame]:
+    """Return the raw counts of an AnnData, and the table of their genes.
+
+    They are the first matrix of whole numbers among `layers` ("counts", or a usual name of it),
+    `raw`, which has genes of its own, and `X`.
 
     Returns
     -------
-    scipy.sparse.csr_matrix
+    counts : scipy.sparse.csr_matrix
         (n, g) float32.
+    genes : pandas.DataFrame
+        g rows, as those of `var`.
 
     Raises
     ------
     InputError
-        If a count is not a whole number from 0. `path` names the file.
+        If a count of each of them is not a whole number from 0. `path` names the file.
     """
-    if "counts" in adata.layers:
-        matrix = adata.layers["counts"]
-    elif adata.raw is not None and adata.raw.shape == adata.shape:
-        matrix = adata.raw.X
-    else:
-        matrix = adata.X
-    counts = sp.csr_matrix(matrix, dtype=np.float32)
-    values = counts.data
+    layers = [adata.layers[name] for name in COUNT_LAYERS if name in adata.layers]
+    candidates = [(layer, adata.var) for layer in layers]
+    if adata.raw is not None:
+        candidates.append((adata.raw.X, adata.raw.var))
+    if adata.X is not None:
+        candidates.append((adata.X, adata.var))
+    for matrix, genes in candidates:
+        counts = sp.csr_matrix(matrix, dtype=np.float32)
+        if _are_counts(counts.data):
+            return counts, genes
+    raise InputError(f"{path}: needs whole numbers >= 0; give raw counts, not normalised ones")
+
+
+def _are_counts(values: np.ndarray) -> bool:
+    """Return whether all values are whole numbers from 0."""
     is_count = np.isfinite(values) & (values >= 0) & (values == np.floor(values))
-    if not is_count.all():
-        raise InputError(f"{path}: needs whole numbers >= 0; give raw counts, not normalised ones")
-    return counts
+    return bool(is_count.all())
+
+
+def is_unknown(value: object) -> bool:
+    """Return whether a value stands for a missing one: None, NaN, blank, "NA" and the like."""
+    return text_of(value).lower() in UNKNOWN
+
+
+def text_of(value: object) -> str:
+    """Return a value as text, which may be stored as bytes, without blanks around it."""
+    text = value.decode() if isinstance(value, bytes) else str(value)
+    return text.strip()
+
+
+def known(fields: Mapping[str, Any]) -> dict[str, Any]:
+    """Return those fields whose value is not missing."""
+    return {key: value for key, value in fields.items() if not is_unknown(value)}
+
+
+def as_numbers(path: str | Path, name: str, values: pd.Series) -> np.ndarray:
+    """Return numbers (n,) float64 that may be stored as text, bytes or categories; NaN is missing.
+
+    Raises
+    ------
+    InputError
+        If a value is no number. `path` and `name` say of what.
+    """
+    if pd.api.types.is_bool_dtype(values) or pd.api.types.is_numeric_dtype(values):
+        return values.to_numpy(np.float64, na_value=np.nan)
+    text = values.astype(object).map(text_of)
+    numbers = pd.to_numeric(text, errors="coerce").to_numpy(np.float64)
+    is_wrong = np.isnan(numbers) & ~text.str.lower().isin(UNKNOWN).to_numpy()
+    if is_wrong.any():
+        raise InputError(f"{path}: {name} has '{text[is_wrong].iloc[0]}'; give numbers there")
+    return numbers
+
+
+def coordinates(path: str | Path, adata: AnnData) -> np.ndarray:
+    """Return x, y of `obsm["spatial"]`, (n, 2) float64.
+
+    Raises
+    ------
+    InputError
+        As `as_numbers` does.
+    """
+    table = pd.DataFrame(adata.obsm["spatial"]).iloc[:, :2]
+    columns = [as_numbers(path, 'obsm["spatial"]', table[name]) for name in table]
+    return np.column_stack(columns)
+
+
+def as_flags(path: str | Path, name: str, values: pd.Series) -> np.ndarray:
+    """Return truth values (n,) bool that may be stored as numbers or text; a missing one is false.
+
+    Raises
+    ------
+    InputError
+        If a value is neither true nor false. `path` and `name` say of what.
+    """
+    text = values.astype(object).map(text_of).str.lower().str.removesuffix(".0")
+    text = text.where(~text.isin(UNKNOWN), "nan")
+    is_wrong = ~text.isin(FLAGS)
+    if is_wrong.any():
+        raise InputError(f"{path}: {name} has '{text[is_wrong].iloc[0]}'; give 1 or 0 there")
+    return text.map(FLAGS).to_numpy(bool)
+
+
+def read_labels(path: Path, *, needs: Sequence[str]) -> pd.DataFrame:
+    """Read a table that people write: every cell as text, without blanks around it.
+
+    The text may be UTF-8, UTF-16 or Windows' Latin-1, and separated by tabs, commas or semicolons.
+    Names of columns are in lower case, and rows without any text are left out.
+
+    Raises
+    ------
+    InputError
+        As `read_table` does.
+    """
+    with reading(path):
+        text = _decode_text(path.read_bytes())
+        header = text.partition("\n")[0]
+        separator = max("\t,;", key=header.count)
+        table = pd.read_csv(io.StringIO(text), sep=separator, dtype=str, keep_default_na=False)
+        table.columns = table.columns.str.strip().str.lower()
+        table = table.apply(lambda column: column.str.strip())
+    _require_columns(path, table, needs)
+    return table[(table != "").any(axis=1)]
+
+
+def _decode_text(content: bytes) -> str:
+    """Return text that may begin with a byte order mark; Excel writes one."""
+    if content.startswith((b"\xff\xfe", b"\xfe\xff")):
+        return content.decode("utf-16")
+    try:
+        return content.decode("utf-8-sig")
+    except UnicodeDecodeError:
+        return content.decode("cp1252")

@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from seal_lite.data.readers.common import ARRAY, known
 from seal_lite.data.readers.h5ad import read_anndata
 
 if TYPE_CHECKING:
@@ -25,16 +26,29 @@ HEST_FIELDS = {  # HEST's name of each of our fields
 HEST_LABELS = ("organ", "st_technology", "disease_state", "subseries")
 
 
+# HEST pools these technologies into squares, and states the size of what it pooled.
+POOLED = ("Visium HD", "Xenium")
+BIN_FIELDS = ("pitch_um", "spot_um")
+
+
 def read_hest(path: Path, labels: dict[str, str]) -> AnnData:
-    """Read a sample of HEST-1k with its metadata.
+    """Read a sample of HEST-1k with its metadata, where they are there.
 
     Below the folder, st/NAME.h5ad holds counts and coordinates, metadata/NAME.json the metadata.
+    HEST counts patients within a study, so the study is part of the patient's name. The array of
+    pooled samples is set aside: HEST numbers its squares after it has dropped the empty ones.
     """
     adata = read_anndata(path, labels)
     metadata_path = path.parents[1] / f"metadata/{path.stem}.json"
-    metadata = json.loads(metadata_path.read_text())
-    # NaN stands for unknown, and is the only value that differs from itself.
-    stated = {key: value for key, value in metadata.items() if value == value}
-    adata.uns = {field: stated.get(hest_field) for field, hest_field in HEST_FIELDS.items()}
-    adata.uns["labels"] = {key: str(stated[key]) for key in HEST_LABELS if stated.get(key)}
+    if not metadata_path.exists():
+        return adata
+    stated = known(json.loads(metadata_path.read_text()))
+    fields = {field: stated[name] for field, name in HEST_FIELDS.items() if name in stated}
+    if "patient" in fields and "dataset_title" in stated:
+        fields["patient"] = f"{fields['patient']} of: {stated['dataset_title']}"
+    if stated.get("st_technology") in POOLED:
+        adata.obs = adata.obs.drop(columns=list(ARRAY), errors="ignore")
+        fields = {name: value for name, value in fields.items() if name not in BIN_FIELDS}
+    adata.uns = {**fields, "notes": adata.uns.get("notes", [])}
+    adata.uns["labels"] = {key: str(stated[key]) for key in HEST_LABELS if key in stated}
     return adata

@@ -3,20 +3,23 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import pandas as pd
 import scipy.sparse as sp
 
 from seal_lite.data.readers.common import POOL_UM, array_table, make_spots
-from seal_lite.data.readers.gene_names import CONTROLS
-from seal_lite.errors import InputError
+from seal_lite.data.readers.gene_names import are_genes
+from seal_lite.errors import InputError, reading
 
 if TYPE_CHECKING:
     from anndata import AnnData
 
+# What Xenium Ranger and Xenium Explorer call the alignment of an image, in a folder or beside it.
+ALIGNMENTS = ("*imagealignment*.csv", "*matrix.csv", "*alignment*/*matrix.csv")
 MIN_QV = 20.0  # Xenium's own threshold for a transcript to be counted
 BATCH_ROWS = 2**20  # transcripts in memory at a time
 
@@ -24,37 +27,48 @@ BATCH_ROWS = 2**20  # transcripts in memory at a time
 def read_xenium(path: Path, labels: dict[str, str]) -> AnnData:
     """Read Xenium's output folder with an H&E image: transcripts pooled into square pseudo-spots.
 
-    The label pool_um sets the edge of a pseudo-spot. The image's place is that of
-    `*imagealignment.csv`, a 3 x 3 matrix from its px to the px of the morphology.
+    The label pool_um sets the edge of a pseudo-spot. The image's place is a 3 x 3 matrix from its
+    px to the px of the morphology, under any of the names that 10x gives it (`ALIGNMENTS`). Without
+    one, coordinates are px of the morphology, and only the counts can be used.
 
     Raises
     ------
     InputError
-        If there is no `*imagealignment.csv`.
+        If a matrix is no invertible 3 x 3 matrix, or one of several.
     """
     folder = path.parent
     size_um = float(labels.get("pool_um", POOL_UM))
     pixel_um = json.loads((folder / "experiment.xenium").read_text())["pixel_size"]
     alignment = _read_alignment(folder)
     pooled = _pool_transcripts(path, size_um)
+    uns: dict[str, Any] = {"spot_um": size_um, "step_um": (size_um, size_um)}
+    if alignment is None:
+        alignment = np.eye(3)
+        uns["unaligned"] = f"no {' or '.join(ALIGNMENTS)}; export it from Xenium Explorer"
     n = len(pooled.squares)
     centres = np.c_[(pooled.squares + 0.5) * size_um / pixel_um, np.ones(n)]  # morphology's px
-    image_um = pixel_um * abs(np.linalg.det(alignment[:2, :2])) ** 0.5
+    uns["um_per_px"] = pixel_um * abs(np.linalg.det(alignment[:2, :2])) ** 0.5
     return make_spots(
         pooled.counts,
         obs=array_table(pooled.squares),
         genes=pooled.genes,
         xy=np.linalg.solve(alignment, centres.T).T[:, :2],
-        uns={"um_per_px": image_um, "spot_um": size_um, "step_um": (size_um, size_um)},
+        uns=uns,
     )
 
 
-def _read_alignment(folder: Path) -> np.ndarray:
-    """Return the matrix (3, 3) from px of the H&E image to px of the morphology."""
-    paths = sorted(folder.glob("*imagealignment.csv"))
+def _read_alignment(folder: Path) -> np.ndarray | None:
+    """Return the matrix (3, 3) from px of the H&E image to px of the morphology; None without."""
+    paths = [path for pattern in ALIGNMENTS for path in sorted(folder.glob(pattern))]
     if not paths:
-        raise InputError(f"{folder}: no *imagealignment.csv; export it beside the H&E image")
-    return np.loadtxt(paths[0], delimiter=",")
+        return None
+    path = paths[0]
+    if len(paths) > 1:
+        raise InputError(f"{path}: is not the only alignment there ({paths[1].name}); keep one")
+    with reading(path, fault="is no 3 x 3 matrix", remedy="export it again"):
+        matrix = np.loadtxt(path, delimiter=",", encoding="utf-8-sig")
+        np.linalg.inv(matrix.reshape(3, 3))
+    return matrix
 
 
 class PooledTranscripts(NamedTuple):
@@ -77,11 +91,7 @@ class PooledTranscripts(NamedTuple):
 
 def _pool_transcripts(path: Path, size_um: float) -> PooledTranscripts:
     """Count transcripts by square and gene, in batches: there may be hundreds of millions."""
-    import pyarrow.parquet as pq
-
-    columns = ["x_location", "y_location", "feature_name", "qv"]
-    batches = pq.ParquetFile(path).iter_batches(BATCH_ROWS, columns=columns)
-    parts = [_count_transcripts(batch.to_pandas(), size_um) for batch in batches]
+    parts = [_count_transcripts(batch, size_um) for batch in _read_transcripts(path)]
     counts = pd.concat(parts).groupby(level=[0, 1, 2]).sum()
     rows, squares = pd.factorize(counts.index.droplevel(2), sort=True)
     cols, genes = pd.factorize(counts.index.get_level_values(2), sort=True)
@@ -89,14 +99,38 @@ def _pool_transcripts(path: Path, size_um: float) -> PooledTranscripts:
     return PooledTranscripts(matrix, np.array([*squares]), genes)
 
 
+def _read_transcripts(path: Path) -> Iterator[pd.DataFrame]:
+    """Yield batches of transcripts: feature_name as text, x_location, y_location and, if any, qv.
+
+    Names may be stored as text, bytes or a dictionary.
+    """
+    if path.suffix == ".gz":
+        yield from pd.read_csv(path, usecols=_is_read, chunksize=BATCH_ROWS)
+        return
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    file = pq.ParquetFile(path)
+    columns = [name for name in file.schema_arrow.names if _is_read(name)]
+    for batch in file.iter_batches(BATCH_ROWS, columns=columns):
+        names = batch.column("feature_name").cast(pa.string())
+        yield batch.drop_columns("feature_name").to_pandas().assign(feature_name=names.to_pandas())
+
+
+def _is_read(column: str) -> bool:
+    """Return whether a column of the transcripts is used."""
+    return column in ("x_location", "y_location", "feature_name", "qv")
+
+
 def _count_transcripts(transcripts: pd.DataFrame, size_um: float) -> pd.Series:
-    """Return the number of transcripts by column and row of the square, and gene."""
-    genes = transcripts.feature_name.map(_decode)
-    is_counted = (transcripts.qv >= MIN_QV) & ~genes.str.contains(CONTROLS)
-    squares = (transcripts[["x_location", "y_location"]] // size_um).astype(int)[is_counted]
-    return squares.assign(gene=genes[is_counted]).value_counts()
+    """Return the number of transcripts by column and row of the square, and gene.
 
-
-def _decode(name: str | bytes) -> str:
-    """Return a feature's name, which older files store as bytes."""
-    return name.decode() if isinstance(name, bytes) else name
+    Transcripts of unknown quality count, those without a name or a place do not.
+    """
+    transcripts = transcripts.dropna(subset=["x_location", "y_location", "feature_name"])
+    is_counted = are_genes(pd.Index(transcripts.feature_name, dtype=object))
+    if "qv" in transcripts:
+        is_counted &= ~(transcripts.qv < MIN_QV).to_numpy()
+    transcripts = transcripts[is_counted]
+    squares = (transcripts[["x_location", "y_location"]] // size_um).astype(int)
+    return squares.assign(gene=transcripts.feature_name).value_counts()

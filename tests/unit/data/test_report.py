@@ -138,6 +138,23 @@ def test_what_is_not_used_is_named(tmp_path, truth):
     assert any("S1: its array contradicts the coordinates" in message for message in messages)
 
 
+@pytest.mark.parametrize("n", [1, 2, 5, 6])
+def test_a_section_of_few_pairs_has_a_page(tmp_path, truth, n):
+    from made import UM, make_h5ad, write_pyramid
+
+    from seal_lite.data.report import check_page, check_sections
+
+    adata = make_h5ad(truth)[:n].copy()
+    adata.uns["um_per_px"] = UM
+    adata.write_h5ad(tmp_path / "S1.h5ad")
+    write_pyramid(tmp_path / "S1.tif", truth.image, um_per_px=UM)
+    messages, checks = check_sections(tmp_path, Config(patch_um=64.0, patch_px=16))
+    assert f"{n} pairs are fewer than a batch" in " ".join(messages)
+    assert "turned or mirrored" not in " ".join(messages)  # so few spots do not tell
+    page = check_page(messages, checks, patch_um=64.0, title="few")
+    assert page.count("data:image/jpeg") == 3
+
+
 def test_the_page_holds_messages_table_and_images_in_one_file(root, sections):
     from seal_lite.data.report import check_page
 

@@ -84,10 +84,10 @@ def test_section_is_what_the_files_say(tmp_path):
     assert adata.uns["patient_id"] == "X"
 
 
-def test_gene_names_are_upper_case_and_the_first_of_duplicates_is_kept(tmp_path):
+def test_genes_keep_their_spelling_and_the_first_of_duplicates_is_kept(tmp_path):
     counts = count_table(spot_table(), genes=("Erbb2", "ERBB2", "KRT19"))
     adata = read_counts(write(tmp_path, counts=counts), "X1")
-    assert list(adata.var_names) == ["ERBB2", "KRT19"]
+    assert list(adata.var_names) == ["Erbb2", "KRT19"]
     np.testing.assert_array_equal(adata.layers["counts"].toarray(), counts.iloc[:, [0, 2]])
 
 
