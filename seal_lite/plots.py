@@ -324,7 +324,7 @@ def _spots_um(section: Section) -> np.ndarray:
 def _mean_z(section: Section, panel: GenePanel, genes: Sequence[str]) -> np.ndarray:
     """Return the mean z-score of some genes at each patch, (n,)."""
     z = panel.transform(section.adata)[section.rows]  # (n, genes of the panel)
-    columns = list(panel.positions(genes).values())
+    columns = [panel.genes.index(gene) for gene in genes]
     return z[:, columns].mean(1)
 
 

@@ -98,6 +98,7 @@ def score_run(
     run: Path,
 ) -> list[dict]:
     """Return the score rows of a run, for those genes to score that are in its panel."""
+    from seal_lite.data.readers.gene_names import gene_positions
     from seal_lite.evaluation.features import fold_features
     from seal_lite.evaluation.scores import (
         check_genes_present,
@@ -107,7 +108,7 @@ def score_run(
     )
 
     all_genes = genes_to_score([section.adata for section in train], truth)
-    genes = list(model.panel.positions(all_genes))
+    genes = list(gene_positions(all_genes, model.panel.genes))
     if not genes:
         raise InputError(f"{run}: none of the genes to score is in its panel; finetune on --train")
     check_genes_present(test, genes)
@@ -249,13 +250,15 @@ def retrieve(
 ) -> None:
     """Find the patches of a section that match a gene set, and draw them."""
     from seal_lite import plots
+    from seal_lite.data.readers.gene_names import spelled
     from seal_lite.encoders.embedding import embed_patches
     from seal_lite.evaluation.retrieval import gene_set_profile, retrieval_scores, search
     from seal_lite.model.seal import SEAL
 
     model = SEAL.from_pretrained(run, device=device)
-    gene_set = split_names(genes)
-    profile = gene_set_profile(model.panel, gene_set)
+    named = split_names(genes)
+    profile = gene_set_profile(model.panel, named)
+    gene_set = list(spelled(named, model.panel.genes).values())
     (loaded,) = read_sections(data, [section], model.config)
     embeddings = embed_patches(model.encoder, loaded.patches)
     query = model.encode_genes(profile)

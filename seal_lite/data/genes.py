@@ -297,12 +297,6 @@ class GenePanel:
             clip=config.clip,
         )
 
-    def positions(self, genes: Iterable[str]) -> dict[str, int]:
-        """Return where those of some genes stand that the panel has, whatever their case."""
-        position_of = {gene: i for i, gene in enumerate(self.genes)}
-        in_panel = spelled(genes, self.genes)
-        return {gene: position_of[name] for gene, name in in_panel.items()}
-
     def expression(self, adata: AnnData) -> tuple[np.ndarray, np.ndarray]:
         """Return smoothed, log-normalised expression of the panel's genes.
 

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 
+from seal_lite.data.readers.gene_names import gene_positions
 from seal_lite.errors import InputError
 
 if TYPE_CHECKING:
@@ -45,7 +46,7 @@ def gene_set_profile(panel: GenePanel, genes: Sequence[str], *, z: float = Z_QUE
     InputError
         For a gene outside the panel.
     """
-    positions = panel.positions(genes)
+    positions = gene_positions(genes, panel.genes)
     outside = [gene for gene in genes if gene not in positions]
     if outside:
         message = f"--genes: {', '.join(outside)} not among the run's {len(panel.genes)} genes"
@@ -303,7 +304,7 @@ def gene_set_scores(
     rows = []
     for name, genes in sets.items():
         query = model.encode_genes(gene_set_profile(model.panel, genes))
-        columns = list(model.panel.positions(genes).values())
+        columns = list(gene_positions(genes, model.panel.genes).values())
         set_score = space["expression"][:, columns].mean(1)  # (n,)
         for slide in dict.fromkeys(space["slide"]):
             patches = np.flatnonzero(space["slide"] == slide)

@@ -11,7 +11,7 @@ import numpy as np
 import pandas as pd
 
 from seal_lite.data.genes import depth
-from seal_lite.data.readers.gene_names import spelled
+from seal_lite.data.readers.gene_names import gene_positions, spelled
 from seal_lite.errors import InputError
 from seal_lite.evaluation.features import section_names
 from seal_lite.evaluation.probes import PROBES
@@ -216,7 +216,7 @@ def decoder_scores(
         By target, r (test sections, g). The decoder predicts z-scores, whatever the target is: the
         correlation does not depend on scale.
     """
-    columns = list(model.panel.positions(genes).values())
+    columns = list(gene_positions(genes, model.panel.genes).values())
     predicted = model.predict_genes(np.concatenate(test_x))[:, columns]
     return score_sections(dict.fromkeys(TARGETS, predicted), test, genes)
 

@@ -49,6 +49,13 @@ def spelled(genes: Iterable[str], names: Iterable[str]) -> dict[str, str]:
     return {gene: name_of[gene_key(gene)] for gene in genes if gene_key(gene) in name_of}
 
 
+def gene_positions(genes: Iterable[str], names: Iterable[str]) -> dict[str, int]:
+    """Return where those of `genes` stand that `names` has, whatever their case."""
+    position_of = {gene_key(name): i for i, name in enumerate(names)}
+    keys = {gene: gene_key(gene) for gene in genes}
+    return {gene: position_of[key] for gene, key in keys.items() if key in position_of}
+
+
 def are_genes(names: pd.Index) -> np.ndarray:
     """Return which names are of genes: neither of a control (`CONTROLS`) nor missing, (n,) bool."""
     is_control = names.str.contains(CONTROLS, regex=True)
