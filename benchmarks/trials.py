@@ -244,8 +244,14 @@ def main(root: str, name: str, only: list[str] | None) -> None:
         results = pool.map(run_job, jobs.values())
         for i, scores in tqdm(zip(jobs, results, strict=True), total=len(jobs)):
             rows[i]["scores"] = scores
-            runs = [row for row in rows if "scores" in row]
-            write_atomic(path, json.dumps({"provenance": about, "arms": arms, "runs": runs}))
+            _write(path, about, arms, rows)
+    _write(path, about, arms, rows)
+
+
+def _write(path: Path, about: dict[str, Any], arms: dict[str, Arm], rows: list[dict]) -> None:
+    """Write the arms of today's list, and the runs that are finished."""
+    runs = [row for row in rows if "scores" in row]
+    write_atomic(path, json.dumps({"provenance": about, "arms": arms, "runs": runs}))
 
 
 if __name__ == "__main__":

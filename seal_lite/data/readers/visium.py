@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pandas as pd
 
-from seal_lite.data.readers.common import ARRAY, read_table
+from seal_lite.data.readers.common import ARRAY, as_flags, as_numbers, read_table
 from seal_lite.errors import InputError, reading
 from seal_lite.io import open_h5
 
@@ -57,7 +57,6 @@ POSITIONS_COLUMNS = (
     "pxl_col_in_fullres",
 )
 PIXELS = ["pxl_col_in_fullres", "pxl_row_in_fullres"]  # x, y
-WORDS = {"true": "1", "false": "0", "none": "", "na": "", "<na>": ""}
 GENE_TYPE = "Gene Expression"
 # What names a spot or a bin. The rest of its barcode, as "-1", names the library.
 BARCODE = r"([ACGT]{10,}|s_\d+um_\d+_\d+)"
@@ -320,7 +319,11 @@ def _read_positions(path: Path) -> pd.DataFrame:
         table = table.reset_index(drop=isinstance(table.index, pd.RangeIndex))
         table = table.rename(columns={table.columns[0]: "barcode"})
     columns = [column for column in POSITIONS_COLUMNS[1:] if column in table]
-    positions = pd.DataFrame({column: _numbers(table[column], path) for column in columns})
+    numbers = {}
+    for column in columns:
+        parse = as_flags if column == "in_tissue" else as_numbers
+        numbers[column] = parse(path, column, table[column]).astype(float)
+    positions = pd.DataFrame(numbers)
     positions.index = pd.Index(table["barcode"].astype(str), name="barcode")
     positions = positions.dropna(axis=1, how="all")
     missing = [column for column in PIXELS if column not in positions]
@@ -341,15 +344,6 @@ def _read_positions_text(path: Path) -> pd.DataFrame:
     if "pxl_" in str(first):
         return pd.read_csv(path, sep=separator)
     return pd.read_csv(path, sep=separator, header=None, names=list(POSITIONS_COLUMNS))
-
-
-def _numbers(column: pd.Series, path: Path) -> np.ndarray:
-    """Return a column as float64, (n,), also where numbers or booleans are stored as text."""
-    if pd.api.types.is_numeric_dtype(column):
-        return column.to_numpy(float)
-    text = column.astype(str).str.strip().str.lower().replace(WORDS)
-    with reading(path, fault=f"{column.name} is not a number", remedy="correct it"):
-        return pd.to_numeric(text).to_numpy(float)
 
 
 def _match_barcodes(

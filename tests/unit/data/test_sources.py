@@ -177,7 +177,7 @@ TYPES = {
 
 
 def make_names(xy):
-    return [f"{i:016b}-1".replace("0", "A").replace("1", "C") for i in range(len(xy))]
+    return [f"{i:016b}".replace("0", "A").replace("1", "C") + "-1" for i in range(len(xy))]
 
 
 @pytest.mark.parametrize("kind", TYPES)
