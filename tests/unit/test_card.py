@@ -40,7 +40,6 @@ def card(request, monkeypatch):
     from seal_lite import io
     from seal_lite.encoders import devices, prefix_cache, vision
     from seal_lite.evaluation import features
-    from seal_lite.model import seal
 
     mode = FakeTensorMode(allow_non_fake_inputs=True)
     build_encoder = vision.build_encoder
@@ -50,7 +49,7 @@ def card(request, monkeypatch):
             encoder = build_encoder(name, device="cpu", **options)
         return encoder.to(devices.resolve_device(device))
 
-    for module in (features, seal):
+    for module in (features, vision):
         monkeypatch.setattr(module, "build_encoder", build)
     # What depends on values, or on a card.
     monkeypatch.setattr(devices, "synchronize", lambda _: None)
@@ -170,7 +169,7 @@ def test_the_controls_of_an_evaluation_are_embedded(model, sections):
 
     features, layers = embed_all(sections, {"tuned": model}, TINY)
     assert {"tuned", "frozen", "random_init"} <= set(features)
-    assert len(layers) == 2
+    assert len(layers) == 5  # every block up to the feature layer
 
 
 def test_sections_get_their_embedding(model, sections):

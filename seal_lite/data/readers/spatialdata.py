@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from xarray import DataTree
 
 from seal_lite.data.readers.common import add_note, kept_metadata, text_of
 from seal_lite.data.readers.h5ad import one_library
@@ -113,7 +112,7 @@ def _colour_size(image: Any) -> int:
     """Return the number of px of an image of three or four channels of 8 bits, 0 of any other."""
     from spatialdata import get_pyramid_levels
 
-    largest = get_pyramid_levels(image, n=0) if isinstance(image, DataTree) else image
+    largest = get_pyramid_levels(image, n=0) if hasattr(image, "subtree") else image  # of a tree
     if largest.dtype != np.uint8 or largest.sizes["c"] not in (3, 4):
         return 0
     return largest.sizes["y"] * largest.sizes["x"]

@@ -336,7 +336,7 @@ def double_first_row(table):
 @pytest.mark.parametrize(
     "change, message",
     [
-        (name_a_pixel, "tissue_positions.csv: pxl_row_in_fullres is not a number"),
+        (name_a_pixel, "tissue_positions.csv: pxl_row_in_fullres has .left.; give numbers"),
         (lambda table: table.drop(columns="pxl_col_in_fullres"), "pxl_col_in_fullres is missing"),
         (double_first_row, "tissue_positions.csv: a barcode is listed twice"),
         (lambda table: table[-1:], "0% of its barcodes are in tissue_positions.csv; pair"),

@@ -91,7 +91,7 @@ FAULTS = {
     "an empty label": (
         "k=all.tsv",
         replace("\tmutant\t", "\t\t"),
-        "k=all.tsv: the status of row 2",
+        "k=all.tsv: the status of row 4",
     ),
     "two labels": ("k=all.tsv", replace("c3_1\tmutant", "c3_1\twild"), "c3 has two .* status"),
     "one class": ("k=all.tsv", replace("wildtype", "mutant"), "fold 0 .* one class"),
