@@ -41,13 +41,15 @@ def test_on_a_cpu_a_chapter_begins_with_the_phantom_and_the_small_network(
 
 
 def test_on_a_gpu_the_defaults_grow_by_themselves(start, written, monkeypatch):
+    from seal_lite.encoders import backbone_row
+
     monkeypatch.setattr("torch.cuda.is_available", lambda: True)
     config = start.begin().config
     ((folder, options),) = written
     assert folder == "data/her2st" and len(options["sections"]) == 8
     assert (config.backbone, config.epochs, config.n_views) == ("phikon", 20, 8)
     assert (config.patch_px, config.patch_um) == (224, 112.0)  # as that encoder was trained
-    assert not start.backbone_row("phikon").gated
+    assert not backbone_row("phikon").gated
     assert start.begin(smoke=True).config.backbone == "tf_efficientnet_lite0"
 
 

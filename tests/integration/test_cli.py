@@ -44,7 +44,9 @@ def test_finetune_reads_every_format(work, tmp_path, data):
 
 
 def test_finetune_a_vision_transformer_with_a_gene_of_the_users(work, tmp_path):
-    output = work("finetune", "--backbone test_vit --set tune_blocks=2 --include ACTB")
+    output = work(
+        "finetune", "--backbone test_vit --set tune_blocks=2 --set patch_px=160 --include ACTB"
+    )
     assert output.endswith(" in 1 epochs; run is in out\n")
     assert "ACTB" in read(tmp_path / "out/panel.json")["genes"]
     assert read(tmp_path / "out/config.json")["backbone"] == "test_vit"

@@ -398,7 +398,7 @@ FAULTS = [
         ),
         ("counts of two libraries", edit_h5(MATRIX, name_two_libraries), "several libraries"),
         ("counts of antibodies", edit_h5(MATRIX, make_antibodies), "no features of type Gene"),
-        ("a pixel is text", replace(POSITIONS, ",120.7", ",top", 1), "pxl_row_in_fullres has .top.; give numbers"),
+        ("a pixel is text", replace(POSITIONS, ",120.7", ",top", 1), "; give numbers there"),
         (
             "a column of pixels is lost",
             replace(POSITIONS, "pxl_col_in_fullres", "x"),
