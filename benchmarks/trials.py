@@ -22,6 +22,7 @@ import functools
 import hashlib
 import itertools
 import json
+import math
 import multiprocessing
 import os
 from collections.abc import Iterator
@@ -251,7 +252,14 @@ def main(root: str, name: str, only: list[str] | None) -> None:
 def _write(path: Path, about: dict[str, Any], arms: dict[str, Arm], rows: list[dict]) -> None:
     """Write the arms of today's list, and the runs that are finished."""
     runs = [row for row in rows if "scores" in row]
-    write_atomic(path, json.dumps({"provenance": about, "arms": arms, "runs": runs}))
+    shown = {name: arm | {"changes": _finite(arm["changes"])} for name, arm in arms.items()}
+    result = {"provenance": about, "arms": shown, "runs": runs}
+    write_atomic(path, json.dumps(result, allow_nan=False))
+
+
+def _finite(changes: dict[str, Any]) -> dict[str, Any]:
+    """Return settings with text for an infinite value, which JSON does not have."""
+    return {name: "inf" if value == math.inf else value for name, value in changes.items()}
 
 
 if __name__ == "__main__":

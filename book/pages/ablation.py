@@ -58,15 +58,18 @@ def difference(
     return {"mean": mean, "ci95": bootstrap_ci(by_training)}
 
 
-def best_frozen(record: Result, arm: str, probe: str) -> str:
+def best_frozen(record: Result, arm: str, probe: str, *, as_loaded: bool = False) -> str:
     """Return the key of the frozen layer with the best mean over an arm's runs.
 
-    It is chosen on the sections that it is scored on, which favours the frozen encoder.
+    It is chosen on the sections that it is scored on, which favours the frozen encoder. With
+    `as_loaded`, layers that are read as the recipe reads them do not count.
     """
     run = next(run for run in record["runs"] if run["arm"] == arm)
     row = next(row for row in run["scores"].values() if isinstance(row, dict))
     ending = f"/{probe}/pearson_residuals"
     keys = [key for key in row if key.startswith("frozen ") and key.endswith(ending)]
+    if as_loaded:
+        keys = [key for key in keys if "as tuned" not in key]
     return max(keys, key=lambda key: arm_scores(record, arm, key).mean())
 
 
