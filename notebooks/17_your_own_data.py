@@ -212,10 +212,10 @@ print(refused)
 # `sections.tsv` also says what no file does. Its columns are `section` and any of `patient`,
 # `organ`, `technology`, `stain`, `species` and more, by each of which a cross-validation can hold
 # out; `image`, `um_per_px`, `pitch_um`, `pool_um` for what is said above and below; and `library`,
-# which names one of several sections in an AnnData. Fill in `patient`. Without it every section counts as a patient of its own, and two sections
-# of one tumour on both sides of a split make any score look good. The guard of
-# `crossval` knows twins by their counts and pictures, but not cousins: see [how to fool
-# yourself](15_fool_yourself.ipynb).
+# which names one of several sections in an AnnData. Fill in `patient`. Without it every section
+# counts as a patient of its own, and two sections of one tumour on both sides of a split make any
+# score look good. The guard of `crossval` knows twins by their counts and pictures, but not
+# cousins: see [how to fool yourself](15_fool_yourself.ipynb).
 #
 # ## Where there are no spots
 #
