@@ -21,6 +21,7 @@ import yaml
 from sklearn.model_selection import StratifiedGroupKFold
 
 from seal_lite.data.images import IMAGE_SUFFIXES, UNREAD_SUFFIXES
+from seal_lite.data.readers.common import UNKNOWN
 from seal_lite.errors import InputError, reading
 from seal_lite.io import open_h5
 
@@ -29,7 +30,6 @@ log = logging.getLogger(__name__)
 Kind = Literal["classification", "regression", "survival"]
 Fold = tuple[np.ndarray, np.ndarray]
 N_FOLDS = 5  # of a task that has no fold columns
-UNKNOWN = ("", "na", "n/a", "nan", "none", "null")  # what stands for an unknown value
 
 
 @dataclass(frozen=True)

@@ -40,6 +40,7 @@ UM_OF_UNIT = {
     "in": 25400.0,
     "inch": 25400.0,
 }
+SAME_FIELD = 0.02  # relative difference in aspect between an image and its smaller copy
 BAND_ROWS = 256  # rows that are decoded together where an image has no tiles
 BANDS_BYTES = 2**28  # of decoded rows that are kept
 
@@ -162,11 +163,24 @@ def _is_subsampled(page: TiffPage) -> bool:
     return _is_raw_ycbcr(page) and tuple(page.subsampling or (1, 1)) != (1, 1)
 
 
+def _is_reduced(series: TiffPageSeries, chosen: TiffPageSeries) -> bool:
+    """Return whether an image is a smaller copy of the chosen one, a level stored as an image."""
+    if series.axes != chosen.axes or series.dtype != chosen.dtype:
+        return False
+    size = dict(zip(series.axes, series.shape, strict=True))
+    full = dict(zip(chosen.axes, chosen.shape, strict=True))
+    height, width = size.pop("Y"), size.pop("X")
+    shrunk = full.pop("Y") / height
+    is_same_field = abs(full.pop("X") / width / shrunk - 1) < SAME_FIELD
+    return size == full and shrunk >= 2 and is_same_field
+
+
 def _set_aside(file: TiffFile, chosen: TiffPageSeries) -> tuple[str, ...]:
     """Return a sentence that names the images that were not taken; none where there is one."""
     sizes = []
     for series in file.series:
-        if series is not chosen and not _is_associated(series):
+        is_other = series is not chosen and not _is_reduced(series, chosen)
+        if is_other and not _is_associated(series):
             shape = " x ".join(str(length) for length in series.shape)
             sizes.append(f"{series.name or 'unnamed'} ({series.axes} {shape})")
     if not sizes:

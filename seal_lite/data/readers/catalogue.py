@@ -11,13 +11,14 @@ A folder holds sections of any of the formats in `SOURCES`, and may hold two tab
 from __future__ import annotations
 
 import glob
+import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatch
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from seal_lite.data.images import IMAGE_SUFFIXES, is_hidden
+from seal_lite.data.images import IMAGE_SUFFIXES, PLAIN_SUFFIXES, is_hidden, open_slide
 from seal_lite.data.readers.common import known, read_labels
 from seal_lite.data.readers.h5ad import read_anndata
 from seal_lite.data.readers.hest import read_hest
@@ -36,6 +37,8 @@ from seal_lite.errors import InputError, reading
 
 if TYPE_CHECKING:
     from anndata import AnnData
+
+log = logging.getLogger(__name__)
 
 Reader = Callable[[Path, dict[str, str]], "AnnData"]
 
@@ -260,6 +263,8 @@ def _find_image(base: Path, name: str, patterns: Sequence[str]) -> Path | None:
         if "*" in pattern:
             matches = _full_images(matches)
         if len(matches) > 1:
+            matches = _readable(matches)
+        if len(matches) > 1:
             raise InputError(
                 f"{matches[0]}: is not the only image there ({matches[1].name}); "
                 "name one in the column image of sections.tsv"
@@ -269,13 +274,30 @@ def _find_image(base: Path, name: str, patterns: Sequence[str]) -> Path | None:
     return None
 
 
+def _readable(paths: Sequence[Path]) -> list[Path]:
+    """Return of several images those that can be H&E, and log the others; all where none can."""
+    readable = []
+    others = []
+    for path in paths:
+        try:
+            if path.suffix.lower() not in PLAIN_SUFFIXES:  # these are read whole
+                open_slide(path)
+            readable.append(path)
+        except InputError as error:
+            others.append(str(error))
+    if not readable:
+        return list(paths)
+    for fault in others:
+        log.info("%s is taken; %s", readable[0].name, fault)
+    return readable
+
+
 def _full_images(paths: Sequence[Path]) -> list[Path]:
     """Return the images among files, but for Space Ranger's and, beside another, CytAssist's."""
     images = []
     for path in paths:
         is_by_product = any(word in path.name.lower() for word in BY_PRODUCTS)
-        is_hidden = path.name.startswith(".")
-        if path.suffix.lower() in IMAGE_SUFFIXES and not is_by_product and not is_hidden:
+        if path.suffix.lower() in IMAGE_SUFFIXES and not is_by_product:
             images.append(path)
     named_by_10x = [path for path in images if "tissue_image" in path.name.lower()]
     of_microscope = [path for path in images if "cytassist" not in path.name.lower()]

@@ -136,6 +136,16 @@ def test_what_no_h_and_e_image_has_is_named(tmp_path, kind):
         open_slide(tmp_path / "a.tif")
 
 
+def test_levels_that_are_stored_as_images_are_not_others(tmp_path, scene):
+    path = tmp_path / "a.ome.tif"
+    with tifffile.TiffWriter(path, ome=True) as file:
+        for step in (1, 2, 4):
+            file.write(scene[::step, ::step], photometric="rgb", metadata={"axes": "YXS"})
+    slide = open_slide(path)
+    assert slide.size == (SIDE, SIDE)
+    assert slide.notes == ()
+
+
 def test_of_several_images_the_one_in_colour_is_read_and_the_others_are_named(tmp_path, scene):
     path = tmp_path / "a.tif"
     with tifffile.TiffWriter(path) as file:

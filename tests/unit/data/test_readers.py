@@ -300,6 +300,16 @@ def test_the_table_chooses_one_of_two_images(tmp_path, truth):
         list_sections(tmp_path)
 
 
+def test_an_image_of_fluorescence_beside_the_section_is_not_taken(tmp_path, truth):
+    import tifffile
+
+    write_visium(tmp_path / "S1", truth)
+    write_tiff(tmp_path / "S1/tissue_HE.tif", truth.image)
+    fluorescence = np.zeros(truth.image.shape[:2], np.uint16)
+    tifffile.imwrite(tmp_path / "S1/morphology.ome.tif", fluorescence)
+    assert read_counts(tmp_path, "S1").uns["image_path"].endswith("tissue_HE.tif")
+
+
 # ---------------------------------------------------------------------------- images
 
 
