@@ -59,7 +59,7 @@ def extract_patches(
     if not adata.uns["image_path"]:
         raise InputError(
             f"section {name}: no image beside its counts of {adata.n_obs} spots and {adata.n_vars} "
-            "genes; add the full-resolution image that Space Ranger was given, or leave it out"
+            "genes; add its full-resolution H&E image, or leave it out"
         )
     path = Path(adata.uns["image_path"])
     if path.suffix == ".h5":
