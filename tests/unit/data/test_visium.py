@@ -460,7 +460,7 @@ def test_check_of_counts_without_an_image_fails_and_says_what_it_has_read(cli, f
     lose_small_images(folder, None)
     code, output, _ = cli("check", "--data", folder, "--out", tmp_path / "page.html")
     assert code == 2
-    assert "section S1: no image beside its counts of 36 spots and 4 genes; add the" in output
+    assert "section S1: no image beside its counts of 36 spots and 4 genes; add its full" in output
     assert "patient" not in output
     assert (tmp_path / "page.html").exists()
 
