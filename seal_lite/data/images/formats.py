@@ -33,7 +33,7 @@ def is_hidden(path: Path) -> bool:
     return any(part.startswith(".") for part in path.parts)
 
 
-def open_slide(path: str | Path, *, um_per_px: float | None = None) -> Slide:
+def open_slide(path: str | Path, um_per_px: float | None = None) -> Slide:
     """Open an image for reading by region.
 
     Parameters

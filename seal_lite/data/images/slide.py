@@ -57,7 +57,7 @@ class Slide:
         """Why the scale is unknown, where it is, in a clause that follows the file's name."""
         return "; ".join(self.notes) or "does not state its um per px"
 
-    def read(self, x: float, y: float, *, edge: float, px: int) -> np.ndarray:
+    def read(self, x: float, y: float, edge: float, px: int) -> np.ndarray:
         """Read a square at sub-pixel precision, from the coarsest level that has the detail.
 
         Parameters
