@@ -28,7 +28,6 @@ from seal_lite.training.callbacks import Callback
 
 Arguments = dict[str, Any]
 LITE0 = BACKBONES["tf_efficientnet_lite0"]
-DINOV2 = BACKBONES["dinov2_s14"]
 
 
 def replace_contrast(outputs: PairOutputs, config: Config, contrast: Tensor) -> dict[str, Tensor]:
@@ -155,13 +154,6 @@ BACKBONES["lite0_centre_pooling"] = replace(
     args={"sd_um": 80.0},
     state="",
     fingerprint=None,  # its embedding is another
-)
-
-BACKBONES["dinov2_s14_mean"] = replace(
-    DINOV2, name="dinov2_s14_mean", embedding="mean", fingerprint=None
-)
-BACKBONES["dinov2_s14_class_mean"] = replace(
-    DINOV2, name="dinov2_s14_class_mean", embedding="class+mean", dim=768, fingerprint=None
 )
 
 VARIANTS: dict[str, Callable[[list[Section], GenePanel, Config], Arguments]] = {

@@ -172,7 +172,7 @@ class Config:
             raise InputError(f"{path}: {error}") from None
 
 
-# What a family of networks needs beside the defaults, chosen as results/transformers.md tells.
+# What a family of networks needs beside the defaults, measured in results/transformer_trials.json.
 RECIPES: dict[str, dict[str, Any]] = {
     "convolution": {},
     "transformer": {
@@ -185,6 +185,7 @@ RECIPES: dict[str, dict[str, Any]] = {
     },
 }
 SMALL: dict[str, Any] = {"n_views": 4, "epochs": 8, "batch_size": 32}  # for two cores
+SMALL_PX = 140  # edge of the small preset's patches, or the next smaller that a network reads
 
 
 def preset(name: str, *, recipe: str = "convolution") -> Config:

@@ -217,7 +217,7 @@ def _doubt_size(section: Section) -> str | None:
 
 
 def _image_notes(section: Section) -> list[str]:
-    """Name what of a slide is not used, or not believed."""
+    """Name what of a slide is not used, or implausible."""
     path = Path(section.adata.uns["image_path"])
     if path.suffix.lower() in PLAIN_SUFFIXES:  # of which all is used
         return []

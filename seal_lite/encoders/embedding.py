@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -89,11 +89,12 @@ def embed_feature_layers(
     cache = None
     if cache_dir is not None:
         cache = PrefixCache(encoder, n_views=1, jitter=0.0, folder=cache_dir)
-    embedded = []
-    for section in sections:
-        hidden_batches = _run_prefix_on(section, encoder, cache)
-        embedded.append(_join_batches(encoder.feature_layers(hidden) for hidden in hidden_batches))
-    return {stage: [layers[stage] for layers in embedded] for stage in embedded[0]}
+
+    def layers_of(section: Section) -> Iterator[dict[str, torch.Tensor]]:
+        for hidden in _run_prefix_on(section, encoder, cache):
+            yield encoder.feature_layers(hidden)
+
+    return _embed_layers(sections, layers_of)
 
 
 @torch.inference_mode()
@@ -115,20 +116,25 @@ def embed_every_layer(
         {stage: arrays (n, width) float32, one for each section}. The feature layer comes last.
     """
     encoder.eval()
-    embedded = []
+
+    def layers_of(section: Section) -> Iterator[dict[str, torch.Tensor]]:
+        for images in _images_on_device(encoder, section.patches):
+            yield encoder.every_layer(images)
+
+    return _embed_layers(sections, layers_of)
+
+
+def _embed_layers(
+    sections: Sequence[Section], layers_of: Callable[[Section], Iterator[dict[str, torch.Tensor]]]
+) -> dict[str, list[np.ndarray]]:
+    """Return {stage: arrays (n, width) float32}, from the batches that a section's layers are."""
+    embeddings: dict[str, list[np.ndarray]] = {}
     for section in sections:
-        batches = _images_on_device(encoder, section.patches)
-        embedded.append(_join_batches(encoder.every_layer(images) for images in batches))
-    return {stage: [layers[stage] for layers in embedded] for stage in embedded[0]}
-
-
-def _join_batches(batches: Iterable[dict[str, torch.Tensor]]) -> dict[str, np.ndarray]:
-    """Return the embeddings (n, width) float32 at each stage, from those of batches."""
-    parts: dict[str, list[torch.Tensor]] = {}
-    for batch in batches:
-        for stage, embeddings in batch.items():
-            parts.setdefault(stage, []).append(embeddings.float())
-    return {stage: torch.cat(tensors).cpu().numpy() for stage, tensors in parts.items()}
+        batches = list(layers_of(section))
+        for stage in batches[0]:
+            joined = torch.cat([batch[stage] for batch in batches])  # (n, width)
+            embeddings.setdefault(stage, []).append(joined.float().cpu().numpy())
+    return embeddings
 
 
 def _run_prefix_on(

@@ -17,13 +17,12 @@ import torch
 from huggingface_hub.errors import GatedRepoError, RepositoryNotFoundError
 from torch import nn
 
-from seal_lite.config import Config, preset
+from seal_lite.config import SMALL_PX, Config, preset
 from seal_lite.errors import InputError
 
 HALF = (0.5, 0.5, 0.5)
 TIMM_LOADER = "timm.create_model"
 TIMM = {"pretrained": True, "num_classes": 0}
-SMALL_PX = 140  # edge of the patches of the small preset, or the next smaller that can be read
 
 
 @dataclass(frozen=True)

@@ -41,7 +41,7 @@ class Slide:
     decoded
         Whether the whole image is in memory already.
     notes
-        What of the file is not used, or not believed, in clauses that follow its name.
+        What of the file is not used, or implausible, in clauses that follow its name.
     """
 
     path: Path

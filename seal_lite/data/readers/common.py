@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 ARRAY = ("array_col", "array_row")  # columns of `obs`: where a spot lies on the array
+PIXELS = ["pxl_col_in_fullres", "pxl_row_in_fullres"]  # columns of x, y in px of the full image
 POOL_UM = 100.0  # edge of pseudo-spots; HEST pools to the same
 UNKNOWN = ("", "nan", "none", "null", "na", "n/a", "<na>")  # what stands for a missing value
 FLAGS = {"1": True, "true": True, "yes": True} | dict.fromkeys(("0", "false", "no", "nan"), False)

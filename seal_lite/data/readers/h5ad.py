@@ -11,6 +11,7 @@ from scipy.spatial import cKDTree
 
 from seal_lite.data.readers.common import (
     ARRAY,
+    PIXELS,
     add_note,
     as_flags,
     as_numbers,
@@ -27,7 +28,6 @@ from seal_lite.io import refuse_bomb
 if TYPE_CHECKING:
     from anndata import AnnData
 
-PIXEL_COLUMNS = ["pxl_col_in_fullres", "pxl_row_in_fullres"]  # of `obs`, where `obsm` has none
 # Columns of `obs` that tell which section a row is of, where several were concatenated.
 LIBRARY_COLUMNS = (
     "library_id",
@@ -69,8 +69,8 @@ def _find_coordinates(path: Path, adata: AnnData) -> None:
     """Write x, y into `obsm["spatial"]` that stand under another usual name."""
     if "X_spatial" in adata.obsm:
         adata.obsm["spatial"] = adata.obsm["X_spatial"]
-    elif set(PIXEL_COLUMNS) <= set(adata.obs):
-        adata.obsm["spatial"] = adata.obs[PIXEL_COLUMNS]
+    elif set(PIXELS) <= set(adata.obs):
+        adata.obsm["spatial"] = adata.obs[PIXELS]
     else:
         raise InputError(f'{path}: has no obsm["spatial"]; give px of the full image there')
 

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pandas as pd
 
-from seal_lite.data.readers.common import ARRAY, as_flags, as_numbers, read_table
+from seal_lite.data.readers.common import ARRAY, PIXELS, as_flags, as_numbers, read_table
 from seal_lite.errors import InputError, reading
 from seal_lite.io import open_h5
 
@@ -56,7 +56,6 @@ POSITIONS_COLUMNS = (
     "pxl_row_in_fullres",
     "pxl_col_in_fullres",
 )
-PIXELS = ["pxl_col_in_fullres", "pxl_row_in_fullres"]  # x, y
 GENE_TYPE = "Gene Expression"
 # What names a spot or a bin. The rest of its barcode, as "-1", names the library.
 BARCODE = r"([ACGT]{10,}|s_\d+um_\d+_\d+)"
