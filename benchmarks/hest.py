@@ -20,7 +20,7 @@ from seal_lite.data.readers.hest import GENES_FILE
 from seal_lite.evaluation.features import embed_all
 from seal_lite.evaluation.hest_bench import hest_px, read_hest_task, run_hest_bench
 from seal_lite.evaluation.scores import genes_to_score
-from seal_lite.evaluation.statistics import deltas
+from seal_lite.evaluation.statistics import deltas, leave_one_out_ratio
 from seal_lite.training.provenance import provenance
 from trained_encoders import PHANTOM, RUNS, TrainedFold, save_result, trained_folds
 
@@ -56,24 +56,25 @@ def measure(root: Path, name: str) -> dict[str, Any]:
             names = [*fold.train, *fold.tests]
             sections = load_sections(root, names, patch_um=HEST_UM, patch_px=224)
             train = [section.adata for section in sections[: len(fold.train)]]
-            split = [(fold.train, fold.tests)]
+            splits = [(fold.train, [test]) for test in fold.tests]  # each is scored by itself
             genes = genes_to_score(train, truth)
-            write_task(TASKS, task_name, sections, folds=split, genes=genes)
+            write_task(TASKS, task_name, sections, folds=splits, genes=genes)
         task = read_hest_task(TASKS, task_name)
         samples = task.load(px=hest_px(config, models["tuned"].encoder.row))
         features, layers = embed_all(samples.values(), models, config)
         result = run_hest_bench(task, samples, config, features=features, layers=layers)
-        scored += [{**row, "test": task_name, "seed": fold.seed} for row in result["folds"]]
+        scored += [{**row, "seed": fold.seed} for row in result["folds"]]
         print(f"{task_name}, seed {fold.seed}", flush=True)
     classes = None if truth is None else truth.classes
     seeds = len({fold.seed for fold in folds})
+    trainings = {tuple(fold.train) for fold in folds}
     return {
         "data": name,
         "backbone": config.backbone,
         "provenance": provenance(samples.values(), config, seeds=seeds),
         "folds": scored,
         "classes": classes,
-        "delta": deltas(scored, classes),
+        "delta": deltas(scored, classes, test_to_train=leave_one_out_ratio(len(trainings))),
     }
 
 

@@ -165,7 +165,7 @@ rows = [
     for d in result["delta_gap"]
     if d["probe"] == "tuned_ridge" and "class" not in d and d["target"] == "pearson_residuals"
 ]
-pd.DataFrame(rows)[["of", "minus", "mean", "ci95"]]
+pd.DataFrame(rows)[["of", "minus", "mean", "ci95", "units"]]
 
 # %% [markdown]
 # ## Do neighbours share biology, or the slide?

@@ -12,7 +12,7 @@ import pandas as pd
 
 from pages.evaluations import Result, Rows
 from seal_lite import Config, preset
-from seal_lite.evaluation.statistics import bootstrap_ci
+from seal_lite.evaluation.statistics import excludes_zero, mean_and_interval
 
 FULL_RECIPE = "full recipe"
 MAIN = "tuned/tuned_ridge/pearson_residuals"
@@ -50,12 +50,12 @@ def gaps(record: Result, arm: str, key: str, *, minus: tuple[str, str] | None = 
 def difference(
     record: Result, arm: str, key: str, *, minus: tuple[str, str] | None = None
 ) -> dict[str, Any]:
-    """Return the mean of `gaps` and its 95% interval, whose bootstrap draws trainings."""
-    by_training = [
-        gap.to_numpy()[None] for _, gap in gaps(record, arm, key, minus=minus).groupby(level=0)
-    ]
-    mean = float(np.mean([gap.mean() for gap in by_training]))
-    return {"mean": mean, "ci95": bootstrap_ci(by_training)}
+    """Return the mean of `gaps` and its interval; a unit is a training.
+
+    Each trains on two sections and is scored on the two others, so trainings share sections.
+    """
+    by_training = gaps(record, arm, key, minus=minus).groupby(level=0).mean()
+    return mean_and_interval(by_training.to_numpy(), test_to_train=1.0)
 
 
 def best_frozen(record: Result, arm: str, probe: str, *, as_loaded: bool = False) -> str:
@@ -108,8 +108,9 @@ def parts_by_worth(record: Result) -> dict[str, list[str]]:
         if not arm.startswith("no ") or arm_scores(record, arm, MAIN).empty:
             continue
         rows = {name: difference(record, arm, key) for name, key in COLUMNS.items()}
-        lower = [name for name, row in rows.items() if row["ci95"][1] < 0]
-        higher = [name for name, row in rows.items() if row["ci95"][0] > 0]
+        clear = {name: row["mean"] for name, row in rows.items() if excludes_zero(row)}
+        lower = [name for name, mean in clear.items() if mean < 0]
+        higher = [name for name, mean in clear.items() if mean > 0]
         part = arm.removeprefix("no ")
         if lower:
             parts["lower"].append(f"{part} ({', '.join(lower)})")

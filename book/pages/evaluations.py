@@ -4,12 +4,11 @@ from __future__ import annotations
 
 from typing import Any
 
-import numpy as np
 import pandas as pd
 
 from pages.markdown import number, verdict
 from seal_lite.evaluation.scores import tidy
-from seal_lite.evaluation.statistics import bootstrap_ci, shifted
+from seal_lite.evaluation.statistics import excludes_zero, mean_and_interval, shifted
 
 Result = dict[str, Any]
 Rows = list[dict[str, Any]]
@@ -47,8 +46,9 @@ def claims(result: Result) -> Rows:
 
 def count_verdicts(rows: Rows) -> str:
     """Return in words how many differences are higher, lower or none."""
-    higher = sum(row["ci95"][0] > 0 for row in rows)
-    lower = sum(row["ci95"][1] < 0 for row in rows)
+    clear = [row["mean"] for row in rows if excludes_zero(row)]
+    higher = sum(mean > 0 for mean in clear)
+    lower = len(clear) - higher
     means = [row["mean"] for row in rows]
     return (
         f"Of {len(rows)} comparisons that may carry a claim, the finetuned encoder is higher in "
@@ -118,15 +118,13 @@ def retrieval_means(record: Result) -> pd.DataFrame:
 def retrieval_gaps(record: Result) -> dict[str, dict[str, Any]]:
     """Return the difference of shares, finetuned minus shuffled, of each question.
 
-    The bootstrap of its interval draws patients, then seeds and slides within each.
+    A unit of its interval is a patient.
     """
     gaps = {}
     for question, rows in retrieval_frame(record).groupby("question", sort=False):
         shares = rows.set_index(["patient", "seed", "slide", "model"])["share"].unstack("model")
         by_patient = (shares["tuned"] - shares["shuffled"]).groupby("patient")
-        tables = [gap.unstack("slide").to_numpy() for _, gap in by_patient]
-        mean = float(np.mean([table.mean() for table in tables]))
-        gaps[question] = {"mean": mean, "ci95": bootstrap_ci(tables)}
+        gaps[question] = mean_and_interval(by_patient.mean().to_numpy())
     return gaps
 
 

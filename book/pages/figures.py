@@ -54,12 +54,14 @@ def forest(points: Rows, *, xlabel: str = "difference in mean r, 95% CI") -> Fig
 
 def draw_interval(ax: Axes, y: float, point: dict, series: int) -> None:
     """Draw one interval at height y in the colour of its series."""
-    low, high = point["ci95"]
+    mean = point["mean"]
+    low, high = point["ci95"] or (mean, mean)  # one unit has no interval
     null = point.get("null", 0.0)
     colour = plots.COLOURS[series % len(plots.COLOURS)]
     ax.plot([low, high], [y, y], color=colour, lw=1.8)
-    fill = "white" if low <= null <= high else colour
-    ax.plot(point["mean"], y, "o", ms=5, mec=colour, mfc=fill)
+    is_open = point["ci95"] is None or low <= null <= high
+    fill = "white" if is_open else colour
+    ax.plot(mean, y, "o", ms=5, mec=colour, mfc=fill)
 
 
 def crossval_points(result: Result) -> Rows:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from seal_lite.evaluation.statistics import excludes_zero
 from seal_lite.tutorial import charts
 
 NBSP = "\N{NO-BREAK SPACE}"
@@ -38,20 +39,19 @@ def percent(value: float, digits: int = 0) -> str:
 
 
 def interval(row: Mapping[str, Any]) -> str:
-    """Return "mean [low, high]" of a row with "mean" and "ci95"."""
-    low, high = row["ci95"]
-    text = f"{number(row['mean'], '+.3f')} [{number(low, '+.3f')}, {number(high, '+.3f')}]"
-    return text.replace(" ", NBSP)
-
-
-def excludes_zero(row: Mapping[str, Any]) -> bool:
-    """Whether a row's interval leaves 0 out."""
-    low, high = row["ci95"]
-    return low > 0 or high < 0
+    """Return "mean [low, high] (units)" of a row with "mean", "ci95" and maybe "units"."""
+    mean = number(row["mean"], "+.3f")
+    units = f" ({row['units']})" if "units" in row else ""
+    if row["ci95"] is None:
+        return f"{mean}{units}".replace(" ", NBSP)
+    low, high = (number(end, "+.3f") for end in row["ci95"])
+    return f"{mean} [{low}, {high}]{units}".replace(" ", NBSP)
 
 
 def verdict(row: Mapping[str, Any]) -> str:
     """Return what the interval of a difference says: higher, lower or no difference."""
+    if row["ci95"] is None:
+        return "one unit"
     if not excludes_zero(row):
         return f"no{NBSP}difference"
     return "**higher**" if row["mean"] > 0 else "**lower**"
@@ -59,10 +59,10 @@ def verdict(row: Mapping[str, Any]) -> str:
 
 def marked(row: Mapping[str, Any]) -> str:
     """Return the difference, bold where its interval leaves 0 out, with the interval below it."""
-    mean, low_high = interval(row).split(f"{NBSP}[")
+    mean, _, rest = interval(row).partition(NBSP)
     if excludes_zero(row):
         mean = f"**{mean}**"
-    return f"{mean}<br>[{low_high}"
+    return f"{mean}<br>{rest}"
 
 
 def versus(row: Mapping[str, Any]) -> str:

@@ -27,7 +27,7 @@ from seal_lite.evaluation.scores import (
     score_rows,
     tidy,
 )
-from seal_lite.evaluation.statistics import IN_PREFIX, deltas, shifted
+from seal_lite.evaluation.statistics import IN_PREFIX, differences
 from seal_lite.io import exclusive_folder, read_json, write_atomic
 from seal_lite.model.seal import SEAL
 from seal_lite.training.loader import check_batch_size
@@ -239,9 +239,8 @@ def crossval(  # noqa: PLR0913 (an entry point)
     -------
     dict
         "data", "backbone", "provenance", "classes" ({gene: class} or None), "folds" (what
-        `run_fold` returned for all) and "delta" (`statistics.deltas`). A shift has "delta_in",
-        "delta_out" and "delta_gap" (`statistics.shifted`) instead of "delta". "leakage" where
-        there is any.
+        `run_fold` returned for all) and the `statistics.differences`: "delta", or "delta_in",
+        "delta_out" and "delta_gap" of a shift. "leakage" where there is any.
 
     Raises
     ------
@@ -281,11 +280,7 @@ def crossval(  # noqa: PLR0913 (an entry point)
             "classes": classes,
             "folds": results,
         }
-        if is_shift:
-            for kind, part in shifted(results).items():
-                result[f"delta_{kind}"] = deltas(part, classes)
-        else:
-            result["delta"] = deltas(results, classes)
+        result |= differences(result)
         if leakage:
             result["leakage"] = list(leakage)
         write_atomic(out / "metrics.json", json.dumps(result))

@@ -364,12 +364,13 @@ def run_hest_bench(
                 "scores": score_rows(scores, task.genes),
             }
         )
+    ratios = [len(test_names) / len(train_names) for train_names, test_names in task.folds]
     return {
         "data": task.name,
         "backbone": config.backbone,
         "classes": None,
         "folds": folds,
-        "delta": deltas(folds),
+        "delta": deltas(folds, test_to_train=float(np.mean(ratios))),
     }
 
 

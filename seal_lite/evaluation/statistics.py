@@ -1,11 +1,17 @@
-"""Paired differences with their intervals."""
+"""Paired differences with their intervals.
+
+The unit is what was held out: a patient or a section. Its genes and seeds are averaged first, since
+they share its tissue. With 4 units an interval is wide, and with 1 there is none.
+"""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+import math
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
+from scipy import stats
 
 from seal_lite.evaluation.scores import tidy
 
@@ -23,21 +29,63 @@ VERDICT_SUFFIX = {
 }
 
 
-def deltas(folds: Sequence[Mapping], classes: Mapping[str, str] | None = None) -> list[dict]:
+def differences(result: Mapping[str, Any]) -> dict[str, list[dict]]:
+    """Return all paired differences of a cross-validation, from its folds alone.
+
+    Parameters
+    ----------
+    result
+        As `crossval.crossval` returns it: "folds", "classes" and, in "provenance", "groups" and
+        "train_groups".
+
+    Returns
+    -------
+    dict
+        "delta" (`deltas`). A shift has "delta_in", "delta_out" and "delta_gap" (`shifted`).
+    """
+    origin = result["provenance"]
+    classes = result["classes"]
+    if origin["groups"] in ("section", "patient"):
+        parts = {"": result["folds"]}
+    else:
+        parts = {f"_{kind}": folds for kind, folds in shifted(result["folds"]).items()}
+    shares_training = origin["train_groups"] is not None  # one training serves every unit
+    rows = {}
+    for kind, folds in parts.items():
+        n_units = len({fold["test"] for fold in folds})
+        ratio = 0.0 if shares_training else leave_one_out_ratio(n_units)
+        rows[f"delta{kind}"] = deltas(folds, classes, test_to_train=ratio)
+    return rows
+
+
+def leave_one_out_ratio(n_units: int) -> float:
+    """Return the size of a test part over that of a training part where each unit is left out."""
+    return 1 / (n_units - 1) if n_units > 1 else 0.0
+
+
+def deltas(
+    folds: Sequence[Mapping],
+    classes: Mapping[str, str] | None = None,
+    *,
+    test_to_train: float = 0.0,
+) -> list[dict]:
     """Return the paired differences of `DELTAS` for every probe and target.
 
     Parameters
     ----------
     folds
-        As in the result of `crossval.crossval`.
+        As in the result of `crossval.crossval`. Those of one "test" are one unit.
     classes
         The class of each gene, on a phantom.
+    test_to_train
+        As in `t_interval`.
 
     Returns
     -------
     list of dict
-        Rows {"of", "minus", "probe", "target", "mean": mean difference of r, "ci95": [low, high] of
-        `bootstrap_ci`}. With ``classes`` each class also has a row of its own, under "class".
+        Rows {"of", "minus", "probe", "target", "mean": mean difference of r over the units, "ci95":
+        `t_interval`, "units": their number}. With ``classes`` each class also has a row of its own,
+        under "class".
     """
     table = tidy({"folds": folds, "classes": classes})
     rows = []
@@ -50,7 +98,8 @@ def deltas(folds: Sequence[Mapping], classes: Mapping[str, str] | None = None) -
             difference = r[minuend] - r[subtrahend]
             heading = {"of": minuend, "minus": subtrahend, "probe": probe, "target": target}
             for gene_class, values in _by_class(difference, classes):
-                row = heading | _mean_and_interval(values)
+                units = values.groupby("test", sort=False).mean().to_numpy()
+                row = heading | mean_and_interval(units, test_to_train=test_to_train)
                 if gene_class is not None:
                     row["class"] = gene_class
                 rows.append(row)
@@ -69,12 +118,50 @@ def _by_class(
         yield gene_class, difference.xs(gene_class, level="class")
 
 
-def _mean_and_interval(difference: pd.Series) -> dict:
-    """Mean over folds of differences by (test, seed, gene), and its interval."""
-    by_fold = difference.groupby("test", sort=False)
-    folds = [values.unstack("gene").to_numpy() for _, values in by_fold]  # each (seeds, genes)
-    mean = float(np.mean([values.mean() for values in folds]))
-    return {"mean": round(mean, 4), "ci95": [round(v, 4) for v in bootstrap_ci(folds)]}
+def mean_and_interval(units: Sequence[float], *, test_to_train: float = 0.0) -> dict[str, Any]:
+    """Return {"mean", "ci95": `t_interval`, "units": their number}, to four digits."""
+    interval = t_interval(units, test_to_train=test_to_train)
+    return {
+        "mean": round(float(np.mean(units)), 4),
+        "ci95": None if interval is None else [round(end, 4) for end in interval],
+        "units": len(units),
+    }
+
+
+def t_interval(units: Sequence[float], *, test_to_train: float = 0.0) -> list[float] | None:
+    """Return the 95% interval of a mean over units, by Student's t.
+
+    Parameters
+    ----------
+    units
+        One value a unit: a held-out patient or section, or a training.
+    test_to_train
+        Size of a test part over that of a training part, where every unit has a training of its own
+        and trainings share data. Their scores then rise and fall together, which the spread of the
+        units does not show. The variance of the mean grows from s^2 / n to s^2 (1 / n + ratio): the
+        corrected resampled t of Nadeau and Bengio (2003). 0 where one training serves all units.
+        The interval is then about new patients and this training.
+
+    Returns
+    -------
+    list of float or None
+        [low, high]; None for a single unit, which has no spread.
+    """
+    values = np.asarray(units, dtype=float)
+    n = len(values)
+    if n < 2:
+        return None
+    standard_error = values.std(ddof=1) * math.sqrt(1 / n + test_to_train)
+    reach = stats.t.ppf(0.975, df=n - 1) * standard_error
+    return [float(values.mean() - reach), float(values.mean() + reach)]
+
+
+def excludes_zero(row: Mapping[str, Any]) -> bool:
+    """Return whether a row's interval leaves 0 out; without an interval nothing is left out."""
+    if row["ci95"] is None:
+        return False
+    low, high = row["ci95"]
+    return low > 0 or high < 0
 
 
 def shifted(folds: Sequence[Mapping]) -> dict[str, list[dict]]:
@@ -122,45 +209,17 @@ def verdicts(result: Mapping) -> list[str]:
     lines = []
     for key, suffix in VERDICT_SUFFIX.items():
         for delta in result.get(key, []):
-            low, high = delta["ci95"]
             genes = f" [{delta['class']}]" if "class" in delta else ""
-            excludes_zero = low > 0 or high < 0
-            verdict = "" if excludes_zero else "  (no difference)"
-            lines.append(
-                f"{delta['of']} - {delta['minus']}, {delta['probe']}, {delta['target']}{genes}"
-                f"{suffix}: {delta['mean']:+.3f} [{low:+.3f}, {high:+.3f}]{verdict}"
-            )
+            name = f"{delta['of']} - {delta['minus']}, {delta['probe']}, {delta['target']}{genes}"
+            lines.append(f"{name}{suffix}: {interval_text(delta)}")
     return lines
 
 
-def bootstrap_ci(folds: Sequence[np.ndarray], *, repeats: int = 4000, seed: int = 0) -> list[float]:
-    """Return the 95% percentile interval of the mean over folds, seeds and genes.
-
-    The bootstrap is clustered by fold: it draws folds with replacement, then seeds and genes inside
-    each drawn fold. Genes of one fold share its sections and are far from independent.
-
-    Parameters
-    ----------
-    folds
-        For each fold a table (seeds, genes).
-    repeats
-        Number of bootstrap samples.
-    seed
-        Draws the samples.
-
-    Returns
-    -------
-    list of float
-        [low, high].
-    """
-    rng = np.random.default_rng(seed)
-    fold_means = np.empty((repeats, len(folds)))
-    for i, table in enumerate(folds):
-        n_seeds, n_genes = table.shape
-        seeds = rng.integers(n_seeds, size=(repeats, n_seeds, 1))
-        genes = rng.integers(n_genes, size=(repeats, 1, n_genes))
-        fold_means[:, i] = table[seeds, genes].mean((1, 2))
-    drawn = rng.integers(len(folds), size=(repeats, len(folds)))
-    means = np.take_along_axis(fold_means, drawn, axis=1).mean(1)
-    low, high = np.percentile(means, [2.5, 97.5])
-    return [float(low), float(high)]
+def interval_text(row: Mapping[str, Any]) -> str:
+    """Return a row's mean, interval and number of units, and whether there is a difference."""
+    mean = f"{row['mean']:+.3f}"
+    if row["ci95"] is None:
+        return f"{mean} (one unit: no interval)"
+    low, high = row["ci95"]
+    text = f"{mean} [{low:+.3f}, {high:+.3f}], {row['units']} units"
+    return text if excludes_zero(row) else f"{text} (no difference)"

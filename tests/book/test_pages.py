@@ -12,8 +12,10 @@ import numpy as np
 import pytest
 
 from seal_lite import Config
+from seal_lite.evaluation.statistics import differences, excludes_zero
 
-BOOK = Path(__file__).parents[2] / "book"
+ROOT = Path(__file__).parents[2]
+BOOK = ROOT / "book"
 CLAIMS = ("pearson_residuals", "log1p_cp10k|depth")
 TARGETS = ("pearson_residuals", "log1p_cp10k", "log1p_raw", "log1p_cp10k|depth")
 FEATURES = ("tuned", "shuffled", "frozen", "frozen_best", "random_init", "colour", "log_depth")
@@ -30,7 +32,8 @@ PROVENANCE = {
 
 
 def row(mean, low, high, **fields):
-    return {"of": "tuned", "minus": "shuffled", "mean": mean, "ci95": [low, high], **fields}
+    interval = {"mean": mean, "ci95": [low, high], "units": 4}
+    return {"of": "tuned", "minus": "shuffled", **interval, **fields}
 
 
 def fold(test, *, gain=0.0, seed=0, targets=TARGETS, genes=("G0", "G1", "G2"), oracle=False):
@@ -102,7 +105,7 @@ def test_the_verdict_is_the_intervals(pages, low, high, expected):
 
 def test_numbers_have_a_real_minus(pages):
     interval = pages.markdown.interval(row(-0.01, -0.02, 0.005))
-    assert interval.split() == ["−0.010", "[−0.020,", "+0.005]"]
+    assert interval.split() == ["−0.010", "[−0.020,", "+0.005]", "(4)"]
     assert pages.markdown.percent(-0.071, 1) == "−7.1%"
 
 
@@ -266,7 +269,7 @@ def test_one_training_out_of_six_is_no_evidence(pages):
     for name in ("C4", "C5"):
         lucky["scores"][name][MAIN] += 0.06
     gap = pages.ablation.difference(record, "lucky", MAIN)
-    assert gap["mean"] == pytest.approx(0.01) and not pages.markdown.excludes_zero(gap)
+    assert gap["mean"] == pytest.approx(0.01) and not excludes_zero(gap)
 
 
 def test_a_trial_is_preferred_only_where_every_outer_fold_prefers_it(pages):
@@ -325,3 +328,12 @@ def test_every_page_can_be_filled_in_from_the_results_of_the_repository(pages, t
     for name, text in texts.items():
         filled_in = pages.render(text, drawings=tmp_path)
         assert "{{ " not in filled_in and "{% " not in filled_in, name
+
+
+@pytest.mark.parametrize(
+    "name", ["her2st", "phantom", "shift_stain", "shift_regions", "shift_batch"]
+)
+def test_stored_differences_are_those_that_the_code_computes(name):
+    result = json.loads((ROOT / f"results/{name}.json").read_text())
+    for key, rows in differences(result).items():
+        assert result[key] == rows

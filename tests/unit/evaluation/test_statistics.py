@@ -2,8 +2,16 @@
 
 import numpy as np
 import pytest
+from scipy import stats
 
-from seal_lite.evaluation.statistics import bootstrap_ci, deltas, shifted, verdicts
+from seal_lite.evaluation.statistics import (
+    deltas,
+    differences,
+    leave_one_out_ratio,
+    shifted,
+    t_interval,
+    verdicts,
+)
 
 
 def make_fold(test, tuned, frozen, *, seed=0):
@@ -48,38 +56,75 @@ def test_the_gap_is_the_difference_of_in_and_out_gene_by_gene():
 
 def test_a_verdict_states_when_the_interval_includes_zero():
     row = {"of": "tuned", "minus": "frozen", "probe": "hest", "target": "log1p_raw"}
-    clear = row | {"mean": 0.2, "ci95": [0.1, 0.3]}
-    unclear = row | {"mean": 0.2, "ci95": [-0.1, 0.3], "class": "visible"}
+    clear = row | {"mean": 0.2, "ci95": [0.1, 0.3], "units": 4}
+    unclear = row | {"mean": 0.2, "ci95": [-0.1, 0.3], "units": 4, "class": "visible"}
     first, second = verdicts({"delta": [clear], "delta_gap": [unclear]})
-    assert first == "tuned - frozen, hest, log1p_raw: +0.200 [+0.100, +0.300]"
+    assert first == "tuned - frozen, hest, log1p_raw: +0.200 [+0.100, +0.300], 4 units"
     assert second == (
-        "tuned - frozen, hest, log1p_raw [visible], gap: +0.200 [-0.100, +0.300]  (no difference)"
+        "tuned - frozen, hest, log1p_raw [visible], gap: +0.200 [-0.100, +0.300], 4 units "
+        "(no difference)"
     )
 
 
-def make_tables(rng, n_folds, *, fold_sd, mean=0.0):
-    """A table (seeds, genes) of each fold: an effect of the fold, noise of seeds and genes."""
-    tables = []
-    for effect in mean + fold_sd * rng.standard_normal(n_folds):
-        seed_noise = 0.3 * rng.standard_normal((3, 1))
-        tables.append(effect + seed_noise + 0.3 * rng.standard_normal((3, 20)))
-    return tables
+def coverage(n_units, *, correlation, ratio):
+    """The share of 4,000 simulated evaluations whose interval holds the true mean, 0.7."""
+    rng = np.random.default_rng(n_units)
+    shared = np.sqrt(correlation) * rng.standard_normal((4000, 1))
+    own = np.sqrt(1 - correlation) * rng.standard_normal((4000, n_units))
+    evaluations = 0.7 + shared + own
+    intervals = [t_interval(units, test_to_train=ratio) for units in evaluations]
+    low, high = np.transpose(intervals)
+    return np.mean((low <= 0.7) & (high >= 0.7))
 
 
-def test_the_interval_covers_the_true_mean():
-    rng = np.random.default_rng(0)
-    covered = []
-    for _ in range(200):
-        low, high = bootstrap_ci(make_tables(rng, 10, fold_sd=1.0, mean=0.7), repeats=400)
-        covered.append(low <= 0.7 <= high)
-    # A percentile interval from 10 folds is a little short of 95%. Treating all 600 values as
-    # independent would cover 20%.
-    assert 0.85 <= np.mean(covered) <= 1
+@pytest.mark.parametrize("n_units", [2, 4, 8, 16])
+def test_the_interval_covers_the_true_mean(n_units):
+    assert 0.93 <= coverage(n_units, correlation=0.0, ratio=0.0) <= 0.97
 
 
-def test_the_interval_is_wider_where_folds_disagree():
-    rng = np.random.default_rng(0)
-    widths = [np.ptp(bootstrap_ci(make_tables(rng, 4, fold_sd=sd))) for sd in (0.0, 0.5, 2.0)]
-    assert widths[0] < widths[1] < widths[2]
-    same = [np.full((3, 5), 0.2)] * 4
-    assert bootstrap_ci(same) == pytest.approx([0.2, 0.2])
+@pytest.mark.parametrize("n_units", [2, 4, 8, 16])
+def test_the_interval_covers_where_trainings_share_all_but_one_unit(n_units):
+    """Leaving one of n out correlates the scores by about 1 / n; Nadeau and Bengio (2003)."""
+    ratio = leave_one_out_ratio(n_units)
+    assert 0.93 <= coverage(n_units, correlation=1 / n_units, ratio=ratio) <= 0.97
+    assert coverage(n_units, correlation=1 / n_units, ratio=0.0) < 0.92  # without the correction
+
+
+def test_the_interval_is_that_of_students_t():
+    units = [0.1, 0.2, 0.4]
+    expected = stats.t.interval(0.95, df=2, loc=np.mean(units), scale=stats.sem(units))
+    assert t_interval(units) == pytest.approx(expected)
+    assert t_interval([0.2] * 4) == pytest.approx([0.2, 0.2])
+
+
+def test_one_unit_has_no_interval_and_no_verdict():
+    (row,) = deltas([make_fold("A", {"a": 0.5}, {"a": 0.1})])
+    assert (row["ci95"], row["units"]) == (None, 1)
+    assert verdicts({"delta": [row]}) == [
+        "tuned - frozen, hest, log1p_raw: +0.400 (one unit: no interval)"
+    ]
+
+
+def test_seeds_and_genes_of_a_unit_are_averaged_first():
+    folds = [
+        make_fold("A", {"a": 0.5, "b": 0.1}, {"a": 0.1, "b": 0.1}, seed=0),
+        make_fold("A", {"a": 0.3, "b": 0.1}, {"a": 0.1, "b": 0.1}, seed=1),
+        make_fold("B", {"a": 0.1, "b": 0.1}, {"a": 0.1, "b": 0.1}, seed=0),
+    ]
+    (row,) = deltas(folds)
+    assert row["units"] == 2
+    assert row["mean"] == pytest.approx(np.mean([0.15, 0.0]))
+    assert row["ci95"] == pytest.approx(t_interval([0.15, 0.0]), abs=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("groups", "train_groups", "ratio"), [("patient", None, 1 / 2), ("patient", 4, 0.0)]
+)
+def test_trainings_that_share_sections_widen_the_interval(groups, train_groups, ratio):
+    folds = [
+        make_fold(name, {"a": r}, {"a": 0.1}) for name, r in (("A", 0.5), ("B", 0.3), ("C", 0.2))
+    ]
+    origin = {"groups": groups, "train_groups": train_groups}
+    (row,) = differences({"folds": folds, "classes": None, "provenance": origin})["delta"]
+    expected = t_interval([0.4, 0.2, 0.1], test_to_train=ratio)
+    assert row["ci95"] == pytest.approx(expected, abs=1e-4)
