@@ -337,3 +337,15 @@ def test_stored_differences_are_those_that_the_code_computes(name):
     result = json.loads((ROOT / f"results/{name}.json").read_text())
     for key, rows in differences(result).items():
         assert result[key] == rows
+
+
+def test_every_dependency_states_a_licence_and_only_igraph_is_under_the_gpl(pages):
+    declared = pages.licences.declared()
+    optional = declared.pop("elsewhere")
+    packages = [package for group in declared.values() for package in group]
+    licences = pages.licences.installed_with(packages)
+    copyleft = [name for name, text in licences.items() if "GNU" in text or "GPL" in text]
+    assert [name for name in copyleft if ";" not in licences[name]] == []  # a list offers a choice
+    direct = {package: text for _, package, text in pages.licences.licence_rows()}
+    assert [name for name, text in direct.items() if text == "not stated"] == []
+    assert {name for name in optional if "GNU" in direct.get(name, "")} <= {"igraph"}
