@@ -23,7 +23,7 @@ PARAMETERS := -p DATASET phantom -p BACKBONE tf_efficientnet_lite0
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
 .PHONY: help install unit test nightly lint notebooks executed book record record-her2st \
-  record-phantom record-shifts record-figures tasks trials pitfalls subtlety bench bench-gpu promises hero \
+  record-phantom record-shifts record-figures tasks trials blind pitfalls subtlety bench bench-gpu promises hero \
   sync lock clean
 say = @printf '\n== %s\n' $(1)
 
@@ -136,6 +136,9 @@ tasks: $(STAMP) ## score their encoders on the other evaluations: HEST-bench, re
 trials: $(STAMP) ## choose settings, and measure what each part is worth: hours, needs her2st
 	$(PY) benchmarks/trials.py $(HER2ST)
 	$(PY) benchmarks/trials.py $(HER2ST) --arms transformer_trials
+
+blind: $(STAMP) ## score the defaults on her2st's sections C6 and B4, which no setting has seen: hours
+	$(PY) benchmarks/blind.py $(HER2ST)
 
 pitfalls: $(STAMP) ## measure what evaluation pitfalls are worth: a minute, needs her2st
 	$(PY) benchmarks/pitfalls.py $(HER2ST)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
 import pandas as pd
 
 from pages.markdown import number, verdict
@@ -67,6 +68,33 @@ def verdict_or_reason(row: dict[str, Any]) -> str:
     if row["target"] not in CLAIMS:
         return "*(depth)*"
     return "*(decoder)*" if row["probe"] == "decoder" else verdict(row)
+
+
+def seed_scores(result: Result, test: str, probe: str) -> dict[str, list[float]]:
+    """Return mean r over genes on one test section, Pearson residuals, by features: one a seed."""
+    scores: dict[str, list[float]] = {}
+    for fold in result["folds"]:
+        for row in fold["scores"]:
+            probes = (probe, "none") if row["features"] in ("neighbours", "ceiling") else (probe,)
+            is_asked = row["target"] == "pearson_residuals" and row["probe"] in probes
+            if fold["test"] == test and is_asked:
+                scores.setdefault(row["features"], []).append(row["pcc"])
+    return scores
+
+
+def seed_text(values: list[float]) -> str:
+    """Return the mean over seeds, and in brackets each seed where they differ."""
+    mean = number(float(np.mean(values)))
+    if len(set(values)) == 1:
+        return mean
+    return f"{mean} ({', '.join(number(value) for value in values)})"
+
+
+def seed_gap(scores: dict[str, list[float]], of: str, minus: str) -> str:
+    """Return the difference of two kinds of features: the mean over seeds, and each seed's."""
+    gaps = np.subtract(scores[of], scores[minus])
+    each = ", ".join(number(gap, "+.3f") for gap in gaps)
+    return f"{number(float(gaps.mean()), '+.3f')} ({each})"
 
 
 def class_means(result: Result) -> pd.DataFrame:

@@ -349,3 +349,13 @@ def test_every_dependency_states_a_licence_and_only_igraph_is_under_the_gpl(page
     direct = {package: text for _, package, text in pages.licences.licence_rows()}
     assert [name for name, text in direct.items() if text == "not stated"] == []
     assert {name for name in optional if "GNU" in direct.get(name, "")} <= {"igraph"}
+
+
+def test_a_blind_score_is_the_mean_over_seeds_with_each_seed_beside_it(pages):
+    record = {"folds": [fold("C6", gain=0.1), fold("C6", gain=0.2, seed=1), fold("B4", gain=0.9)]}
+    scores = pages.evaluations.seed_scores(record, "C6", "hest")
+    assert scores["tuned"] == pytest.approx([0.3, 0.4])
+    assert pages.evaluations.seed_text(scores["tuned"]) == "0.350 (0.300, 0.400)"
+    assert pages.evaluations.seed_text(scores["frozen"]) == "0.200"
+    gap = pages.evaluations.seed_gap(scores, "tuned", "frozen")
+    assert gap == "+0.150 (+0.100, +0.200)"
