@@ -10,7 +10,7 @@ from typing import Any
 
 import typer
 
-from seal_lite.cli import data, evaluate, slides, train
+from seal_lite.cli import data, evaluate, slides, study, train
 from seal_lite.errors import InputError
 
 app = typer.Typer(
@@ -23,6 +23,7 @@ app = typer.Typer(
 COMMANDS = (
     data.fetch,
     data.check,
+    study.study,
     data.shard,
     train.finetune,
     evaluate.probe,

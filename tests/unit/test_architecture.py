@@ -29,6 +29,7 @@ STAGES = (
     "slides",
     "hub",
     "tutorial",
+    "study",
     "cli",
 )
 

@@ -1,0 +1,97 @@
+"""The figures of the report."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import matplotlib.pyplot as plt
+import numpy as np
+
+from seal_lite import plots
+from seal_lite.evaluation.scores import tidy
+from seal_lite.study.verdict import PROBES, REFERENCES, TARGET, difference_row
+from seal_lite.tutorial import charts
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from anndata import AnnData
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+    from seal_lite.data.section import Section
+    from seal_lite.study.evidence import HeldOutMaps, RetrievalExample
+
+N_PATCHES = 6
+EMBEDDINGS = {"frozen": "before: frozen", "seal": "after: finetuned"}
+
+
+@plots.styled
+def differences(result: Mapping[str, Any]) -> Figure:
+    """Draw each difference with its interval, and each unit's own difference as a dot."""
+    rows = [(minus, probe) for minus in REFERENCES for probe in PROBES]
+    figure, ax = plt.subplots(figsize=(8, 0.6 * len(rows) + 1.0))
+    for y, (minus, probe) in enumerate(rows):
+        row = difference_row(result, minus, probe)
+        units = unit_differences(result, minus, probe)
+        ax.plot(units, np.full(len(units), y - 0.18), "o", ms=3.5, color=plots.GREY, alpha=0.7)
+        if row["ci95"] is not None:
+            ax.plot(row["ci95"], [y, y], color=plots.COLOURS[0], lw=2.5)
+        ax.plot(row["mean"], y, "o", ms=8, color=plots.COLOURS[0])
+    names = [f"minus {REFERENCES[minus]},\n{PROBES[probe]}" for minus, probe in rows]
+    ax.set_yticks(range(len(rows)), names)
+    ax.axvline(0, color=plots.INK, lw=0.8)
+    ax.set(ylim=(len(rows) - 0.5, -0.6), xlabel="difference in mean r; grey: each held-out unit")
+    return figure
+
+
+def unit_differences(result: Mapping[str, Any], minus: str, probe: str) -> np.ndarray:
+    """Return the difference of the tuned encoder to `minus` of each held-out unit, (units,)."""
+    scores = tidy(result)
+    scores = scores[(scores.probe == probe) & (scores.target == TARGET)]
+    means = scores.pivot_table("r", "test", "features")
+    return (means["tuned"] - means[minus]).to_numpy()
+
+
+@plots.styled
+def section_patches(section: Section, patch_um: float) -> Figure:
+    """Draw patches of a section that are spread evenly over its spots."""
+    rows = np.linspace(0, len(section.rows) - 1, N_PATCHES).astype(int)
+    return plots.patches(section.patches[rows], [""] * len(rows), patch_um=patch_um)
+
+
+def maps(held_out: HeldOutMaps) -> Figure:
+    """Draw measured and predicted maps of the chosen genes, and their difference."""
+    return charts.prediction_maps(
+        held_out.section, held_out.measured, held_out.predicted, genes=held_out.genes
+    )
+
+
+def example(retrieval: RetrievalExample, patch_um: float) -> Figure:
+    """Draw the patches that a gene retrieves, with their cosine similarity."""
+    titles = [f"{cosine:.2f}" for cosine in retrieval.cosines]
+    patches = retrieval.section.patches[retrieval.rows]
+    return plots.patches(patches, titles, patch_um=patch_um)
+
+
+@plots.styled
+def embedding_maps(joint: AnnData, colour_by: str) -> Figure:
+    """Draw the UMAP of both embeddings, coloured by a column of ``obs``."""
+    figure, axes = plt.subplots(1, 2, figsize=(plots.WIDTH, 4.2))
+    labels = joint.obs[colour_by].astype(str)
+    names = sorted(labels.unique(), key=lambda name: (len(name), name))
+    for ax, (name, title) in zip(axes, EMBEDDINGS.items(), strict=True):
+        _scatter(ax, joint.obsm[f"X_umap_{name}"], labels.to_numpy(), names)
+        ax.set(title=title, xticks=[], yticks=[], xlabel="UMAP 1", ylabel="UMAP 2")
+    handles, shown = axes[0].get_legend_handles_labels()
+    figure.legend(handles, shown, loc="outside lower center", ncols=8, markerscale=3, fontsize=8)
+    return figure
+
+
+def _scatter(ax: Axes, points: np.ndarray, labels: np.ndarray, names: list[str]) -> None:
+    """Draw points (n, 2), a colour for each name; beyond eight names colours repeat in shades."""
+    shades = plt.get_cmap("turbo")(np.linspace(0.05, 0.95, max(len(names), 2)))
+    for i, name in enumerate(names):
+        colour = plots.COLOURS[i] if len(names) <= len(plots.COLOURS) else shades[i]
+        x, y = points[labels == name].T
+        ax.plot(x, y, ".", ms=2.5, color=colour, label=name, rasterized=True)

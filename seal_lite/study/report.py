@@ -1,0 +1,193 @@
+"""The report of a study: one page that works offline, and the same as JSON."""
+
+from __future__ import annotations
+
+import base64
+import importlib.resources
+import io
+import json
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from jinja2 import Environment
+
+from seal_lite import plots
+from seal_lite.evaluation.scores import summary, tidy
+from seal_lite.study import figures
+from seal_lite.study.verdict import (
+    PROBE,
+    TARGET,
+    checklist,
+    difference_rows,
+    methods,
+    verdict,
+)
+from seal_lite.tutorial import charts
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    import pandas as pd
+    from anndata import AnnData
+    from matplotlib.figure import Figure
+
+    from seal_lite.config import Config
+    from seal_lite.data.section import Section
+    from seal_lite.study.evidence import HeldOut
+    from seal_lite.study.plan import Plan
+
+SHOWN = ("tuned", "shuffled", "frozen_best", "frozen", "random_init", "colour", "log_depth")
+MAX_SECTIONS = 8  # whose images the page shows
+
+
+@dataclass(frozen=True)
+class Findings:
+    """All that a report is made of.
+
+    Parameters
+    ----------
+    data
+        Name of the data.
+    sections
+        All sections of the study.
+    config
+        The settings.
+    plan
+        What was held out.
+    result
+        The result of the cross-validation.
+    history
+        That of the final training.
+    held_out
+        What the folds' encoders do on sections that they have not seen.
+    joint
+        Both embeddings of all spots, from `evidence.embed_sections`.
+    robustness
+        From `evidence.robustness`.
+    doubts
+        What the check of the data found.
+    leakage
+        Samples on both sides of a split, which were allowed.
+    """
+
+    data: str
+    sections: Sequence[Section]
+    config: Config
+    plan: Plan
+    result: Mapping[str, Any]
+    history: Sequence[Mapping[str, Any]]
+    held_out: HeldOut
+    joint: AnnData
+    robustness: Mapping[str, Mapping[str, float | None]]
+    doubts: Sequence[str] = field(default_factory=list)
+    leakage: Sequence[str] = field(default_factory=list)
+
+    @property
+    def n_pairs(self) -> int:
+        """Number of pairs of the study."""
+        return sum(len(section.rows) for section in self.sections)
+
+
+def report_facts(findings: Findings) -> dict[str, Any]:
+    """Return the report without its figures, ready for JSON."""
+    result, plan = findings.result, findings.plan
+    outcome = verdict(result, plan)
+    return {
+        "data": findings.data,
+        "verdict": outcome.kind,
+        "headline": outcome.headline,
+        "sentences": outcome.sentences,
+        "differences": difference_rows(result),
+        "scores": _score_table(result),
+        "genes": gene_table(result).to_dict("records"),
+        "plan": plan.sentences(),
+        "doubts": list(findings.doubts),
+        "leakage": list(findings.leakage),
+        "retrieval": findings.held_out.recall,
+        "robustness": dict(findings.robustness),
+        "methods": methods(result, plan, findings.config, n_pairs=findings.n_pairs),
+        "checklist": checklist(
+            result, plan, leakage=findings.leakage, allowed=bool(findings.leakage)
+        ),
+        "provenance": result["provenance"],
+    }
+
+
+def _score_table(result: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """Return mean r on Pearson residuals of each kind of features, under both probes."""
+    means = summary(result)[TARGET]
+    rows = []
+    for features in SHOWN:
+        name = charts.LABELS[features].replace("\n", " ")
+        row = {"features": name, "tuned ridge": means[features, PROBE]}
+        rows.append({**row, "HEST-bench": means[features, "hest"]})
+    for features in ("neighbours", "ceiling"):
+        name = charts.LABELS[features].replace("\n", " ")
+        r = means[features, "none"]
+        rows.append({"features": name, "tuned ridge": r, "HEST-bench": r})
+    return rows
+
+
+def gene_table(result: Mapping[str, Any]) -> pd.DataFrame:
+    """Return mean r on Pearson residuals of each gene, a row each, the largest gain first."""
+    scores = tidy(result)
+    scores = scores[(scores.probe == PROBE) & (scores.target == TARGET)]
+    genes = scores.pivot_table("r", "gene", "features")[["tuned", "frozen_best", "shuffled"]]
+    genes.insert(0, "gain", genes["tuned"] - genes["frozen_best"])
+    return genes.sort_values("gain", ascending=False).reset_index().rename_axis(None, axis=1)
+
+
+def report_page(findings: Findings) -> str:
+    """Return the report as one self-contained HTML page; nothing is loaded from elsewhere."""
+    environment = Environment(autoescape=True)
+    environment.filters["r"] = "{:.3f}".format
+    environment.filters["signed"] = "{:+.3f}".format
+    text = importlib.resources.files("seal_lite.study").joinpath("report.html").read_text()
+    held_out = findings.held_out
+    return environment.from_string(text).render(
+        facts=report_facts(findings),
+        findings=findings,
+        images=_images(findings),
+        maps=held_out.maps,
+        example=held_out.example,
+    )
+
+
+def _images(findings: Findings) -> dict[str, Any]:
+    """Return the page's figures as data addresses."""
+    config, held_out = findings.config, findings.held_out
+    sections = [
+        {
+            "name": section.name,
+            "overview": encode(plots.overview(section)),
+            "patches": encode(figures.section_patches(section, config.patch_um)),
+        }
+        for section in findings.sections[:MAX_SECTIONS]
+    ]
+    colourings = [
+        name for name in ("section", "patient", "domain") if findings.joint.obs[name].nunique() > 1
+    ]
+    return {
+        "differences": encode(figures.differences(findings.result)),
+        "scores": encode(charts.scores(findings.result)),
+        "losses": encode(charts.loss_curves(findings.history)),
+        "maps": encode(figures.maps(held_out.maps)),
+        "example": encode(figures.example(held_out.example, config.patch_um)),
+        "umaps": {
+            name: encode(figures.embedding_maps(findings.joint, name)) for name in colourings
+        },
+        "sections": sections,
+    }
+
+
+def encode(figure: Figure) -> str:
+    """Return a figure as the address of a JPEG inside the page."""
+    buffer = io.BytesIO()
+    options = {"quality": 85, "optimize": True}
+    figure.savefig(buffer, format="jpg", dpi=120, bbox_inches="tight", pil_kwargs=options)
+    return "data:image/jpeg;base64," + base64.b64encode(buffer.getvalue()).decode()
+
+
+def report_json(findings: Findings) -> str:
+    """Return `report_facts` as JSON."""
+    return json.dumps(report_facts(findings), indent=1, default=float)

@@ -1,0 +1,223 @@
+"""The study: what happens in which order, and what stands in the output folder.
+
+plan.json, crossval/ (the folds), encoder/ (the final run and its model card), embeddings/ (an
+AnnData a section), report.html and report.json. A study that was interrupted resumes.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import logging
+import shutil
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from seal_lite.data.leakage import check_leakage
+from seal_lite.data.phantom.truth import GroundTruth
+from seal_lite.data.report import check_sections
+from seal_lite.data.section import load_sections
+from seal_lite.encoders.registry import config_for
+from seal_lite.errors import InputError
+from seal_lite.evaluation.crossval import crossval, folds_of, groups_of
+from seal_lite.evaluation.scores import genes_to_score
+from seal_lite.hub import model_card
+from seal_lite.io import read_json, write_atomic
+from seal_lite.study.evidence import embed_sections, genes_to_map, held_out_evidence, robustness
+from seal_lite.study.plan import Plan, choose_groups, make_plan
+from seal_lite.study.report import Findings, report_facts, report_json, report_page
+from seal_lite.study.speed import measure_speed
+from seal_lite.training.loop import finetune
+from seal_lite.training.provenance import provenance
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    import torch
+
+    from seal_lite.config import Config
+    from seal_lite.data.section import Section
+
+log = logging.getLogger(__name__)
+PLAN = "plan.json"
+
+
+def study(  # noqa: PLR0913 (an entry point)
+    data: str | Path,
+    *,
+    out: str | Path,
+    config: Config | None = None,
+    by: str | None = None,
+    hours: float | None = None,
+    sections: Sequence[str] | None = None,
+    allow_leakage: bool = False,
+    device: str | torch.device = "auto",
+    progress: bool = True,
+) -> dict[str, Any]:
+    """Find out whether finetuning an encoder on these sections is worth it.
+
+    Parameters
+    ----------
+    data
+        A folder of sections, in any format that can be read.
+    out
+        Folder of the results. The same call resumes an interrupted study.
+    config
+        The settings; None for the default encoder's recipe.
+    by
+        What is held out together: "patient", "section", or a column of sections.tsv. None chooses.
+    hours
+        How long the study may take; None for as long as its first plan needs.
+    sections
+        Names of the sections; None for all that can be used.
+    allow_leakage
+        Go on where a split separates sections that share a sample or a patient; marks the report.
+    device
+        Where the networks run (`resolve_device`).
+    progress
+        Show progress bars.
+
+    Returns
+    -------
+    dict
+        As report.json: "verdict", "headline", "sentences", "differences", "scores", "genes" and so
+        on.
+
+    Raises
+    ------
+    InputError
+        Where the data cannot be used, nothing can be held out, the time is too short, or the folder
+        holds other work. All of it is said before training.
+    """
+    data, out = Path(data), Path(out)
+    config = config or config_for("tf_efficientnet_lite0", "default")
+    doubts = check_data(data, config, sections)
+    names = None if sections is None else list(sections)
+    loaded = load_sections(data, names, patch_um=config.patch_um, patch_px=config.patch_px)
+    by, reason = choose_groups(loaded, by)
+    groups = groups_of(loaded, by)
+    leakage = check_leakage(loaded, groups, allow=allow_leakage)
+
+    origin = provenance(loaded, config, groups=by, hours=hours)
+    plan = resume_plan(out, origin)
+    if plan is None:
+        speed = measure_speed(loaded, config, device=device)
+        plan = make_plan(loaded, config, speed=speed, by=by, reason=reason, hours=hours)
+        check_disk(out, plan)
+        content = {"of": origin, "plan": json.loads(plan.to_json())}
+        write_atomic(out / PLAN, json.dumps(content, indent=1))
+    for sentence in plan.sentences():
+        log.info("%s", sentence)
+
+    config = dataclasses.replace(config, epochs=plan.epochs)
+    truth = GroundTruth.find(data)
+    result = crossval(
+        loaded,
+        config,
+        data=data.resolve().name,
+        out=out / "crossval",
+        truth=truth,
+        by=by,
+        train_groups=plan.train_groups,
+        seeds=plan.seeds,
+        leakage=leakage,
+        device=device,
+        progress=progress,
+    )
+    genes = genes_to_score([section.adata for section in loaded], truth)
+    _, history = finetune(
+        loaded,
+        config,
+        out=out / "encoder",
+        include=genes,
+        cache_dir=out / "cache",
+        device=device,
+        progress=progress,
+    )
+    shutil.rmtree(out / "cache", ignore_errors=True)
+    model_card(out / "encoder", scores=out / "crossval/metrics.json").save(
+        out / "encoder/README.md"
+    )
+
+    runs = fold_runs(out / "crossval", loaded, groups, plan)
+    scored = sorted(result["folds"][0]["scores"][0]["per_gene"])
+    joint = embed_sections(loaded, out / "encoder", out / "embeddings", config, device=device)
+    findings = Findings(
+        data=data.resolve().name,
+        sections=loaded,
+        config=config,
+        plan=plan,
+        result=result,
+        history=history,
+        held_out=held_out_evidence(runs, genes_to_map(loaded, scored), device=device),
+        joint=joint,
+        robustness=robustness(joint),
+        doubts=doubts,
+        leakage=leakage,
+    )
+    write_atomic(out / "report.json", report_json(findings))
+    write_atomic(out / "report.html", report_page(findings))
+    return report_facts(findings)
+
+
+def check_data(data: Path, config: Config, sections: Sequence[str] | None) -> list[str]:
+    """Return what a check notices about the data.
+
+    Raises
+    ------
+    InputError
+        Where no section can be trained on: all that has to be mended, in one message.
+    """
+    doubts, checks = check_sections(data, config, names=sections)
+    if not checks:
+        raise InputError(f"{data}: no section can be trained on; " + "; ".join(doubts))
+    for doubt in doubts:
+        log.warning("%s", doubt)
+    return doubts
+
+
+def resume_plan(out: Path, origin: dict[str, Any]) -> Plan | None:
+    """Return the plan of an interrupted study, or None where there is none.
+
+    Raises
+    ------
+    InputError
+        Where the folder holds a study of other data, settings or options.
+    """
+    path = out / PLAN
+    if not path.exists():
+        return None
+    content = read_json(path, "of", "plan", remedy="remove it: the study is planned again")
+    for key in ("sections", "data_sha256", "config_sha256", "groups", "hours"):
+        if content["of"].get(key) != origin[key]:
+            message = f"{out}: holds another study ({key})"
+            raise InputError(f"{message}; choose another --out or remove it")
+    return Plan.from_json(json.dumps(content["plan"]))
+
+
+def check_disk(out: Path, plan: Plan) -> None:
+    """Raise an `InputError` where the disk has less room than the plan needs."""
+    nearest = out.absolute()
+    while not nearest.exists():
+        nearest = nearest.parent
+    free_gb = shutil.disk_usage(nearest).free / 1e9
+    if plan.disk_gb > free_gb:
+        message = f"{out}: the study needs {plan.disk_gb:.1f} GB and {free_gb:.1f} GB are free"
+        raise InputError(f"{message}; choose another --out")
+
+
+def fold_runs(
+    crossval_folder: Path, sections: Sequence[Section], groups: Sequence[str], plan: Plan
+) -> list[tuple[Path, list[Section]]]:
+    """Return the tuned run of each fold's first seed, with the fold's held-out sections."""
+    folders = sorted((crossval_folder / "runs").glob("*/tuned/provenance.json"))
+    by_training: dict[tuple[str, ...], Path] = {}
+    for path in folders:
+        record = read_json(path, "sections")
+        if record["seed"] == 0:
+            by_training[tuple(record["sections"])] = path.parent
+    runs = []
+    for train, tests in folds_of(sections, groups, plan.train_groups):
+        folder = by_training[tuple(section.name for section in train)]
+        runs.append((folder, [section for part in tests.values() for section in part]))
+    return runs
