@@ -158,7 +158,7 @@ charts.strips(rows, label="mean r over genes, Pearson residuals, probe B")
 # measurements** says what space alone is worth where one may measure.
 
 # %%
-#| alt: Mean correlation of the frozen encoder, its best stage, random weights, colour, log depth,
+#| alt: Mean correlation of the frozen encoder, its best layer, random weights, colour, log depth,
 #| neighbours, ceiling and oracle as dots in rows, for both probes.
 found["frozen_best"] = stages[chosen]
 scores = score_models(train, [test], genes, models={}, features=found, truth=here.truth, seed=SEED)
@@ -177,7 +177,7 @@ charts.scores(result)
 # nuclei hardly, and the invisible stay at zero however well they are measured.
 
 # %%
-#| alt: Per class of gene, one dot per gene: the frozen encoder's correlation at its best stage, and
+#| alt: Per class of gene, one dot per gene: the frozen encoder's correlation at its best layer, and
 #| the noise ceiling of the same genes.
 if here.truth is None:
     classes = dict.fromkeys(genes, "measured")
@@ -213,7 +213,7 @@ table.rename(index=lambda k: charts.LABELS[k].replace("\n", " "), columns=charts
 #
 # ## What to remember
 #
-# - The baseline is the frozen encoder at its best stage, under a probe whose penalty was chosen
+# - The baseline is the frozen encoder at its best layer, under a probe whose penalty was chosen
 #   inside the training sections.
 # - Colour, log depth and random weights stand beside every score. They are not straw men.
 # - A ceiling tells how much of an $r$ there was to win, gene by gene.

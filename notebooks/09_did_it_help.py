@@ -188,7 +188,7 @@ by_class.reindex(order, level="features").round(3)
 
 # %%
 #| alt: Three scatter plots of the genes' correlations with a diagonal, coloured by class: finetuned
-#| against frozen, against the frozen encoder's best stage, and against the control.
+#| against frozen, against the frozen encoder's best layer, and against the control.
 probe = "tuned_ridge"
 tuned = scores["tuned", probe, target]
 label = np.array([(classes or {}).get(g, "all genes") for g in genes])
@@ -413,7 +413,7 @@ print(
                 }
                 for k in kinds
             },
-            "kept": kept.loc[["finetuned", "frozen ImageNet"]].to_dict("list"),
+            "kept": kept.loc[["finetuned", "frozen"]].to_dict("list"),
             "sign_test": sign_test,
             "log_depth_r": {
                 t: float(scores["log_depth", probe, t].mean())

@@ -221,7 +221,7 @@ charts.strips(alone, label="r on the held-out section, per gene")
 #
 # **Finetuned against frozen.** Training on anything moves an encoder towards tissue, or away from
 # it. Shuffle the pairs and train again: what is left of the gain was learnt from the pairing. And
-# read the frozen encoder [at its best stage](04_frozen_baseline.ipynb).
+# read the frozen encoder [at its best layer](04_frozen_baseline.ipynb).
 #
 # **One seed, one fold.** A lucky start is worth about as much as most ideas. Every table of ours
 # has seeds, folds and an interval; a difference inside it is called none.

@@ -20,6 +20,7 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(
         "hub",
         "io",
         "plots",
+        "studies",
         "tutorial",
     ],
     submod_attrs={
@@ -29,6 +30,7 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(
         "errors": ["InputError"],
         "hub": ["load_encoder"],
         "model.seal": ["SEAL"],
+        "studies.run": ["study"],
         "training.loop": ["finetune"],
     },
 )

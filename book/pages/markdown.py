@@ -14,7 +14,7 @@ SHORT_LABELS = {
     "tuned": "**finetuned**",
     "shuffled": "shuffled pairs",
     "frozen": "frozen",
-    "frozen_best": "frozen, best stage",
+    "frozen_best": "frozen, best layer",
     "hest": "A",
     "tuned_ridge": "B",
     "none": "–",

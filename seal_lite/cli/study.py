@@ -40,7 +40,7 @@ def study(  # noqa: PLR0913 (a command has as many options as it needs)
     device: Device = "auto",
 ) -> None:
     """Is finetuning worth it on this data? Check, plan, cross-validate, finetune, report."""
-    from seal_lite.study import run
+    from seal_lite.studies import run
 
     config = build_config(preset, set_, backbone=backbone)
     facts = run.study(

@@ -211,15 +211,16 @@ def verdicts(result: Mapping) -> list[str]:
         for delta in result.get(key, []):
             genes = f" [{delta['class']}]" if "class" in delta else ""
             name = f"{delta['of']} - {delta['minus']}, {delta['probe']}, {delta['target']}{genes}"
-            lines.append(f"{name}{suffix}: {interval_text(delta)}")
+            is_null = delta["ci95"] is not None and not excludes_zero(delta)
+            outcome = " (no difference)" if is_null else ""
+            lines.append(f"{name}{suffix}: {interval_text(delta)}{outcome}")
     return lines
 
 
 def interval_text(row: Mapping[str, Any]) -> str:
-    """Return a row's mean, interval and number of units, and whether there is a difference."""
+    """Return a row's mean, interval and number of units."""
     mean = f"{row['mean']:+.3f}"
     if row["ci95"] is None:
         return f"{mean} (one unit: no interval)"
     low, high = row["ci95"]
-    text = f"{mean} [{low:+.3f}, {high:+.3f}], {row['units']} units"
-    return text if excludes_zero(row) else f"{text} (no difference)"
+    return f"{mean} [{low:+.3f}, {high:+.3f}], {row['units']} units"

@@ -21,8 +21,8 @@ if TYPE_CHECKING:
 LABELS = {
     "tuned": "finetuned",
     "shuffled": "finetuned on\nshuffled pairs",
-    "frozen": "frozen ImageNet",
-    "frozen_best": "frozen, best stage",
+    "frozen": "frozen",
+    "frozen_best": "frozen, best layer",
     "random_init": "random weights",
     "colour": "colour statistics",
     "log_depth": "log depth",

@@ -29,7 +29,7 @@ STAGES = (
     "slides",
     "hub",
     "tutorial",
-    "study",
+    "studies",
     "cli",
 )
 

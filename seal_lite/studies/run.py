@@ -23,10 +23,10 @@ from seal_lite.evaluation.crossval import crossval, folds_of, groups_of
 from seal_lite.evaluation.scores import genes_to_score
 from seal_lite.hub import model_card
 from seal_lite.io import read_json, write_atomic
-from seal_lite.study.evidence import embed_sections, genes_to_map, held_out_evidence, robustness
-from seal_lite.study.plan import Plan, choose_groups, make_plan
-from seal_lite.study.report import Findings, report_facts, report_json, report_page
-from seal_lite.study.speed import measure_speed
+from seal_lite.studies.evidence import embed_sections, genes_to_map, held_out_evidence, robustness
+from seal_lite.studies.plan import Plan, choose_groups, make_plan
+from seal_lite.studies.report import Findings, report_facts, report_json, report_page
+from seal_lite.studies.speed import measure_speed
 from seal_lite.training.loop import finetune
 from seal_lite.training.provenance import provenance
 

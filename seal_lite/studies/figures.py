@@ -9,7 +9,7 @@ import numpy as np
 
 from seal_lite import plots
 from seal_lite.evaluation.scores import tidy
-from seal_lite.study.verdict import PROBES, REFERENCES, TARGET, difference_row
+from seal_lite.studies.verdict import PROBES, REFERENCES, TARGET, difference_row
 from seal_lite.tutorial import charts
 
 if TYPE_CHECKING:
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
     from seal_lite.data.section import Section
-    from seal_lite.study.evidence import HeldOutMaps, RetrievalExample
+    from seal_lite.studies.evidence import HeldOutMaps, RetrievalExample
 
 N_PATCHES = 6
 EMBEDDINGS = {"frozen": "before: frozen", "seal": "after: finetuned"}
@@ -80,18 +80,23 @@ def embedding_maps(joint: AnnData, colour_by: str) -> Figure:
     figure, axes = plt.subplots(1, 2, figsize=(plots.WIDTH, 4.2))
     labels = joint.obs[colour_by].astype(str)
     names = sorted(labels.unique(), key=lambda name: (len(name), name))
+    size = float(np.clip(250 / np.sqrt(len(joint)), 2, 8))
     for ax, (name, title) in zip(axes, EMBEDDINGS.items(), strict=True):
-        _scatter(ax, joint.obsm[f"X_umap_{name}"], labels.to_numpy(), names)
+        _scatter(ax, joint.obsm[f"X_umap_{name}"], labels.to_numpy(), names, size)
         ax.set(title=title, xticks=[], yticks=[], xlabel="UMAP 1", ylabel="UMAP 2")
     handles, shown = axes[0].get_legend_handles_labels()
-    figure.legend(handles, shown, loc="outside lower center", ncols=8, markerscale=3, fontsize=8)
+    figure.legend(
+        handles, shown, loc="outside lower center", ncols=8, markerscale=10 / size, fontsize=8
+    )
     return figure
 
 
-def _scatter(ax: Axes, points: np.ndarray, labels: np.ndarray, names: list[str]) -> None:
+def _scatter(
+    ax: Axes, points: np.ndarray, labels: np.ndarray, names: list[str], size: float
+) -> None:
     """Draw points (n, 2), a colour for each name; beyond eight names colours repeat in shades."""
     shades = plt.get_cmap("turbo")(np.linspace(0.05, 0.95, max(len(names), 2)))
     for i, name in enumerate(names):
         colour = plots.COLOURS[i] if len(names) <= len(plots.COLOURS) else shades[i]
         x, y = points[labels == name].T
-        ax.plot(x, y, ".", ms=2.5, color=colour, label=name, rasterized=True)
+        ax.plot(x, y, ".", ms=size, color=colour, label=name, rasterized=True)

@@ -13,8 +13,8 @@ from jinja2 import Environment
 
 from seal_lite import plots
 from seal_lite.evaluation.scores import summary, tidy
-from seal_lite.study import figures
-from seal_lite.study.verdict import (
+from seal_lite.studies import figures
+from seal_lite.studies.verdict import (
     PROBE,
     TARGET,
     checklist,
@@ -33,8 +33,8 @@ if TYPE_CHECKING:
 
     from seal_lite.config import Config
     from seal_lite.data.section import Section
-    from seal_lite.study.evidence import HeldOut
-    from seal_lite.study.plan import Plan
+    from seal_lite.studies.evidence import HeldOut
+    from seal_lite.studies.plan import Plan
 
 SHOWN = ("tuned", "shuffled", "frozen_best", "frozen", "random_init", "colour", "log_depth")
 MAX_SECTIONS = 8  # whose images the page shows
@@ -142,7 +142,7 @@ def report_page(findings: Findings) -> str:
     environment = Environment(autoescape=True)
     environment.filters["r"] = "{:.3f}".format
     environment.filters["signed"] = "{:+.3f}".format
-    text = importlib.resources.files("seal_lite.study").joinpath("report.html").read_text()
+    text = importlib.resources.files("seal_lite.studies").joinpath("report.html").read_text()
     held_out = findings.held_out
     return environment.from_string(text).render(
         facts=report_facts(findings),

@@ -8,13 +8,13 @@ from typing import TYPE_CHECKING, Any
 
 from seal_lite.evaluation.scores import summary
 from seal_lite.evaluation.statistics import excludes_zero, interval_text
-from seal_lite.study.plan import ENOUGH_UNITS
+from seal_lite.studies.plan import ENOUGH_UNITS, plural
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
     from seal_lite.config import Config
-    from seal_lite.study.plan import Plan
+    from seal_lite.studies.plan import Plan
 
 TARGET = "pearson_residuals"
 PROBE = "tuned_ridge"  # the verdict's; HEST-bench's own stands beside it
@@ -112,11 +112,6 @@ def _what_pairs_taught(row: Mapping[str, Any]) -> str:
     return beginnings[kind_of(row)]
 
 
-def plural(by: str) -> str:
-    """Return the plural of what is held out."""
-    return {"patient": "patients", "section": "sections"}.get(by, f"groups of one {by}")
-
-
 def difference_rows(result: Mapping[str, Any]) -> list[dict[str, str]]:
     """Return every difference that carries a claim: {"minus", "probe", "text", "kind"}."""
     rows = []
@@ -178,5 +173,5 @@ def checklist(
         ("Which genes are scored?", "the most variable of the training part"),
         ("What could so many units show?", plan.power()),
         ("Data and settings", f"SHA-256 {origin['data_sha256']}, {origin['config_sha256']}"),
-        ("Is every result reported?", "yes: gains, losses and null results, below"),
+        ("Is every result reported?", "yes: gains, losses and null results, on this page"),
     ]

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
     from seal_lite.config import Config
     from seal_lite.data.section import Section
-    from seal_lite.study.speed import Speed
+    from seal_lite.studies.speed import Speed
 
 log = logging.getLogger(__name__)
 ENOUGH_UNITS = 3  # below, a study describes and gives no verdict
@@ -113,6 +113,11 @@ class Plan:
         return f"{sentence}; a smaller one may be missed."
 
 
+def plural(by: str) -> str:
+    """Return the plural of what is held out."""
+    return {"patient": "patients", "section": "sections"}.get(by, f"groups of one {by}")
+
+
 def duration(seconds: float) -> str:
     """Return a time in words: "40 s", "12 min", "3.5 h"."""
     if seconds < 100:
@@ -151,14 +156,16 @@ def choose_groups(sections: Sequence[Section], by: str | None = None) -> tuple[s
     n_patients = len({section.patient for section in sections})
     if by is None:
         by = "patient" if n_patients >= ENOUGH_UNITS else "section"
-    groups_of(sections, by)  # raises where it does not divide the sections
-    if by == "patient":
-        return by, "A score speaks for new patients."
-    if by == "section":
-        patients = "1 patient" if n_patients == 1 else f"{n_patients} patients"
-        message = f"There are {patients}, so a score speaks for new sections"
-        return by, f"{message} of patients already seen, not for new patients."
-    return by, f"A score speaks for a new {by}."
+    groups = groups_of(sections, by)  # raises where it does not divide the sections
+    groups_of_patient: dict[str, set[str]] = {}
+    for section, group in zip(sections, groups, strict=True):
+        groups_of_patient.setdefault(section.patient, set()).add(group)
+    is_split = any(len(of_patient) > 1 for of_patient in groups_of_patient.values())
+    if not is_split:
+        return by, "No patient is on both sides, so a score speaks for new patients."
+    patients = "1 patient" if n_patients == 1 else f"{n_patients} patients"
+    claim = f"The sections are of {patients}, so a score speaks for new {plural(by)}"
+    return by, f"{claim} of patients already seen, not for new patients."
 
 
 def make_plan(
