@@ -10,8 +10,7 @@ One process runs on each core. transformer_trials.tsv does the same for a transf
 
 Read one way this is the ablation: six trainings, compared with the full recipe run by run. Read the
 other way it is the cross-validation inside every outer fold: of the two sections that a run scores,
-either is in turn the fold's test section, and the fold does not see its score. A setting becomes
-the default where every outer fold prefers it.
+either is in turn the fold's test section, and the fold does not see its score.
 """
 
 from __future__ import annotations
