@@ -158,6 +158,7 @@ BACKBONES["lite0_centre_pooling"] = replace(
 
 VARIANTS: dict[str, Callable[[list[Section], GenePanel, Config], Arguments]] = {
     "shuffled": lambda *_: {"shuffle_pairs": True},
+    "shuffled_anew": lambda *_: {"shuffle_pairs": "every epoch"},
     "siglip": lambda *_: {"loss": siglip_loss},
     "expression_targets": lambda *_: {"loss": expression_target_loss},
     "average_weights": lambda *_: {"callbacks": [AverageWeights()]},

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal, TypeAlias
 
 import numpy as np
 import torch
@@ -79,6 +80,9 @@ def check_extra_expression(extra_expression: np.ndarray | None, panel: GenePanel
     if extra_expression.ndim != 2 or extra_expression.shape[1] != n_genes:
         shape = f"extra_expression: has shape {extra_expression.shape}"
         raise InputError(f"{shape}; give (m, {n_genes}), as `panel.transform` returns it")
+
+
+Shuffle: TypeAlias = bool | Literal["every epoch"]  # whether, and how often, pairs are broken
 
 
 class Activations:
@@ -185,7 +189,8 @@ class Pairs:
     activations
         Where the patches' activations come from.
     shuffle_pairs
-        Break the pairing within each section: the control that every gain is measured against.
+        True gives each patch the profile of another spot of its section, the same in every epoch:
+        the control that every gain is measured against. "every epoch" draws it anew each time.
     extra_expression : array (m, genes) float32, optional
         z-scored profiles without an image, which `expression_epoch` visits beside the pairs' own.
     share
@@ -204,7 +209,7 @@ class Pairs:
         config: Config,
         activations: Activations,
         *,
-        shuffle_pairs: bool = False,
+        shuffle_pairs: Shuffle = False,
         extra_expression: np.ndarray | None = None,
         share: tuple[int, int] = (0, 1),
     ) -> None:
@@ -215,10 +220,11 @@ class Pairs:
         self.activations = activations
         self.share = share
         self.expression = [section.expression(panel) for section in sections]
+        self.sizes = sizes
+        self.redraws = shuffle_pairs == "every epoch"
         self.partner = [np.arange(n) for n in sizes]  # whose expression stands beside a patch
         if shuffle_pairs:
-            rng = np.random.default_rng(config.seed)
-            self.partner = [rng.permutation(n) for n in sizes]
+            self._draw_partners(np.random.default_rng(config.seed))
         self.n_extra = 0
         if extra_expression is not None:  # as if it were one more section, but for its patches
             self.n_extra = len(extra_expression)
@@ -228,6 +234,11 @@ class Pairs:
 
     def __len__(self) -> int:
         return int(self.starts[-1])
+
+    def _draw_partners(self, rng: np.random.Generator) -> None:
+        """Give each patch the profile of a random spot of its section."""
+        for section, n in enumerate(self.sizes):
+            self.partner[section] = rng.permutation(n)
 
     @property
     def steps(self) -> int:
@@ -249,6 +260,8 @@ class Pairs:
         """
         rng = np.random.default_rng([self.config.seed, number])
         order = rng.permutation(len(self))
+        if self.redraws:
+            self._draw_partners(np.random.default_rng([self.config.seed, number, 1]))
         views = rng.integers(self.config.n_views, size=len(order))
 
         def read(part: slice) -> tuple[Read, Tensor]:

@@ -30,6 +30,7 @@ from seal_lite.training.loader import (
     Activations,
     Pairs,
     Sections,
+    Shuffle,
     check_batch_size,
     check_extra_expression,
 )
@@ -57,7 +58,7 @@ def finetune(  # noqa: PLR0913
     panel: GenePanel | None = None,
     out: str | Path | None = None,
     include: Sequence[str] = (),
-    shuffle_pairs: bool = False,
+    shuffle_pairs: Shuffle = False,
     extra_expression: np.ndarray | None = None,
     cached: bool = True,
     cache_dir: str | Path | None = None,
@@ -88,6 +89,7 @@ def finetune(  # noqa: PLR0913
         Genes that a fitted panel must hold.
     shuffle_pairs
         Break the pairing within each section: the control that every gain is measured against.
+        "every epoch" draws the partners anew each time.
     extra_expression : array (m, genes) float32, optional
         z-scored profiles without an image, for the gene encoder's warm-up epochs; needs `panel`.
     cached, cache_dir

@@ -119,6 +119,23 @@ def test_shuffled_pairs_break_the_pairing_and_keep_each_sections_profiles(make_p
     assert not torch.equal(other, shuffled)
 
 
+def test_partners_can_be_drawn_anew_in_every_epoch_within_each_section(make_pairs, sections):
+    pairs = make_pairs(shuffle_pairs="every epoch")
+    true = make_pairs()
+    drawn = []
+    for number in (0, 1, 0):
+        list(pairs.epoch(number))
+        drawn.append([partner.copy() for partner in pairs.partner])
+    first, second, again = drawn
+    for section, one, other, same in zip(sections, first, second, again, strict=True):
+        assert sorted(one) == sorted(other) == list(range(len(section.rows)))
+        assert (one != other).mean() > 0.8
+        assert (one == same).all()  # the epoch's number decides: an interrupted run resumes
+    shuffled_patches = [patches for patches, _ in pairs.epoch(0)]
+    true_patches = [patches for patches, _ in true.epoch(0)]
+    assert all(map(torch.equal, shuffled_patches, true_patches))
+
+
 def test_a_warmup_epoch_visits_the_profiles_of_the_pairs_in_their_order(make_pairs):
     pairs = make_pairs()
     for (_, x), (nothing, same) in zip(pairs.epoch(0), pairs.expression_epoch(0), strict=True):
