@@ -47,8 +47,9 @@ import numpy as np
 import pandas as pd
 
 from seal_lite import InputError, plots
-from seal_lite.data.genes import GenePanel, columns, depth, select_genes, smooth
-from seal_lite.evaluation.targets import THETA, pearson, pearson_residuals
+from seal_lite.data.genes import GenePanel, columns, depth, smooth
+from seal_lite.data.variable_genes import THETA, pearson_residuals, select_genes
+from seal_lite.evaluation.targets import pearson
 from seal_lite.tutorial import begin
 
 here = begin(DATASET, smoke=SMOKE, test=TEST)

@@ -42,6 +42,7 @@ STYLE: dict[Any, Any] = {
     "text.color": INK,
     "axes.labelcolor": INK,
 }
+OVERVIEW_UM_PER_PX, TISSUE_UM_PER_PX = 4.0, 6.0  # of the tissue in an overview, and behind maps
 WIDTH = 8.0  # of a figure, in inches
 SCALE_BARS_UM = np.array([10, 20, 50, 100, 200, 500, 1000, 2000, 5000])
 
@@ -73,9 +74,9 @@ def overview(section: Section) -> Figure:
     adata = section.adata
     has_patch = np.isin(np.arange(adata.n_obs), section.rows)
     figure, (left, right) = plt.subplots(1, 2, figsize=(WIDTH, 4 * aspect(section) + 0.4))
-    tissue(left, section, um_per_px=4.0, title=f"{section.name}: H&E")
+    tissue(left, section, um_per_px=OVERVIEW_UM_PER_PX, title=f"{section.name}: H&E")
     title = f"{adata.n_obs} spots, {len(section.rows)} with a patch"
-    tissue(right, section, um_per_px=4.0, title=title)
+    tissue(right, section, um_per_px=OVERVIEW_UM_PER_PX, title=title)
     _add_circles(
         right,
         _spots_um(section),
@@ -180,7 +181,9 @@ def retrieval(
     figure = plt.figure(figsize=(WIDTH, sum(heights)))
     (top,), (bottom,) = figure.subfigures(2, 1, squeeze=False, height_ratios=heights)
     left, right = top.subplots(1, 2)
-    tissue(left, section, um_per_px=4.0, title=f"{section.name}: retrieved, best first")
+    tissue(
+        left, section, um_per_px=OVERVIEW_UM_PER_PX, title=f"{section.name}: retrieved, best first"
+    )
     z_map = discs(right, section, z, title=f"measured: {', '.join(genes)}")
     colour_bar(top, z_map, right, label="mean z")
     centres = _spots_um(section)[section.rows][hits]
@@ -204,7 +207,13 @@ def retrieval(
     return figure
 
 
-def tissue(ax: Axes, section: Section, *, um_per_px: float = 6.0, title: str | None = None) -> None:
+def tissue(
+    ax: Axes,
+    section: Section,
+    *,
+    um_per_px: float = TISSUE_UM_PER_PX,
+    title: str | None = None,
+) -> None:
     """Draw the H&E thumbnail of a section on um axes, at `um_per_px`, with a scale bar."""
     image, step = section.thumbnail(um_per_px=um_per_px)
     height, width = np.array(image.shape[:2]) * step * section.adata.uns["um_per_px"]

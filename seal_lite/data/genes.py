@@ -13,8 +13,9 @@ import numpy as np
 import scipy.sparse as sp
 
 from seal_lite.config import Config
-from seal_lite.data.readers.gene_names import are_genes, gene_key, gene_keys, spelled
+from seal_lite.data.readers.gene_names import gene_key, spelled
 from seal_lite.data.registration import neighbour_mean
+from seal_lite.data.variable_genes import blocks, select_genes
 from seal_lite.errors import InputError, reading
 from seal_lite.io import RUN_REMEDY, read_json, write_atomic
 
@@ -25,13 +26,25 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-MIN_COUNTS_OF_GENE = 3  # a gene with fewer in all sections is no candidate for the panel
 MIN_STD = 1e-6  # a gene below is constant; its standard deviation counts as 1
 
 
 def depth(adata: AnnData) -> np.ndarray:
     """Return the total counts of each spot, (n,) float64."""
     return np.asarray(adata.layers["counts"].sum(1), float).ravel()
+
+
+def smoothing(adata: AnnData, *, share: float) -> sp.csr_matrix:
+    """Return the matrix (n, n) float64 that mixes values of a spot with its neighbours' mean.
+
+    Parameters are those of `smooth`.
+    """
+    if share == 0:
+        return sp.identity(adata.n_obs, format="csr")
+    weights = neighbour_mean(adata)
+    is_isolated = np.diff(weights.indptr) == 0
+    own_share = np.where(is_isolated, 1.0, 1 - share)
+    return (sp.diags(own_share) + share * weights).tocsr()
 
 
 def smooth(adata: AnnData, *, share: float) -> sp.csr_matrix:
@@ -55,14 +68,7 @@ def smooth(adata: AnnData, *, share: float) -> sp.csr_matrix:
     -----
     Released SEAL (mahmoodlab/SEAL v0.0.1) uses share 0.5, before normalisation.
     """
-    counts = adata.layers["counts"].astype(np.float64)
-    if share == 0:
-        return counts
-    weights = neighbour_mean(adata)
-    is_isolated = np.diff(weights.indptr) == 0
-    own_counts_of_isolated = sp.diags(is_isolated.astype(float)) @ counts
-    neighbours = weights @ counts + own_counts_of_isolated
-    return ((1 - share) * counts + share * neighbours).tocsr()
+    return smoothing(adata, share=share) @ adata.layers["counts"].astype(np.float64)
 
 
 def log_normalise(counts: np.ndarray | sp.spmatrix, *, total: float = 1e4) -> sp.csr_matrix:
@@ -111,83 +117,8 @@ def columns(
     source = np.array([column_of.get(gene_key(gene), -1) for gene in genes], int)
     present = source >= 0
     values = np.zeros((matrix.shape[0], len(source)), np.float32)
-    values[:, present] = sp.csc_matrix(matrix)[:, source[present]].toarray()
+    values[:, present] = sp.csr_matrix(matrix)[:, source[present]].toarray()
     return values, present
-
-
-def select_genes(
-    adatas: Iterable[AnnData],
-    n: int,
-    *,
-    flavor: str = "pearson_residuals",
-    min_spots: float = 0.0,
-) -> list[str]:
-    """Return the ``n`` most variable genes of training sections, best first.
-
-    Only genes that all sections have, with at least three counts in all, are considered; control
-    probes are not. They are spelled as in the first section. Fewer than ``n`` genes come back where
-    there are fewer.
-
-    Parameters
-    ----------
-    adatas
-        Training sections; each is one batch. ``layers["counts"]`` holds raw counts.
-    n
-        How many genes to select.
-    flavor
-        "pearson_residuals", or "seurat" as in released SEAL. The latter ranks log-normalised
-        expression; at the depth of a spot it prefers rare, noisy genes.
-    min_spots
-        Share of all spots, 0 to 1, in which a gene must have a count.
-
-    Raises
-    ------
-    InputError
-        Where the sections share no such gene.
-
-    Notes
-    -----
-    Variance of analytic Pearson residuals: Lause, Berens & Kobak, Genome Biology 2021.
-    """
-    import scanpy as sc
-
-    candidates = _join_usable_genes(adatas, min_spots=min_spots)
-    options = {"n_top_genes": min(n, candidates.n_vars), "batch_key": "batch"}
-    if flavor == "seurat":
-        candidates.X = log_normalise(candidates.X)
-        sc.pp.highly_variable_genes(candidates, flavor="seurat", **options)
-        score = candidates.var["dispersions_norm"]
-    else:
-        sc.experimental.pp.highly_variable_genes(candidates, flavor="pearson_residuals", **options)
-        score = candidates.var["residual_variances"]
-    by_score = score.sort_values(ascending=False, kind="stable").index
-    n_batches = candidates.var["highly_variable_nbatches"][by_score]
-    # Genes that are variable in most sections come first; their score breaks ties.
-    ranked = n_batches.sort_values(ascending=False, kind="stable").index
-    return list(ranked[:n])
-
-
-def _join_usable_genes(adatas: Iterable[AnnData], *, min_spots: float) -> AnnData:
-    """Concatenate sections over the genes that may enter a panel; ``obs["batch"]`` is the section.
-
-    Raises `InputError` where no gene is left.
-    """
-    import anndata as ad
-
-    adatas = list(adatas)
-    counts_only = []
-    for adata in adatas:
-        var = adata.var[[]].set_axis(gene_keys(adata.var_names))
-        counts_only.append(ad.AnnData(adata.layers["counts"], obs=adata.obs[[]], var=var))
-    joined = ad.concat(counts_only, join="inner", label="batch", index_unique="/")
-    joined.var_names = list(spelled(joined.var_names, adatas[0].var_names).values())
-    is_gene = are_genes(joined.var_names)
-    total = np.asarray(joined.X.sum(0)).ravel()
-    share_of_spots = np.asarray((joined.X > 0).mean(0)).ravel()
-    keep = is_gene & (total >= MIN_COUNTS_OF_GENE) & (share_of_spots >= min_spots)
-    if not keep.any():
-        raise InputError("gene panel: the sections share no usable gene; check their names")
-    return joined[:, keep].copy()
 
 
 @dataclass(frozen=True)
@@ -266,13 +197,14 @@ class GenePanel:
         gene_of_key = {gene_key(gene): gene for gene in [*included.values(), *variable]}
         genes = tuple(gene_of_key.values())
         unscaled = cls(genes, np.zeros(len(genes)), np.ones(len(genes)), share, zscore, clip)
-        parts = []
+        n, sums, squares = np.zeros((3, len(genes)))
         for adata in adatas:
             values, present = unscaled.expression(adata)
-            parts.append(np.where(present, values, np.nan))  # absent is not zero
-        pooled = np.concatenate(parts)
-        mean = np.nanmean(pooled, 0)
-        std = np.nanstd(pooled, 0)
+            n += adata.n_obs * present  # absent is not zero
+            sums += values.sum(0, dtype=np.float64)
+            squares += np.einsum("ij,ij->j", values, values, dtype=np.float64)
+        mean = sums / n
+        std = np.sqrt(np.maximum(squares / n - mean**2, 0))
         return cls(genes, mean, _nonzero_std(std), share, zscore, clip)
 
     @classmethod
@@ -312,8 +244,13 @@ class GenePanel:
         present
             (g,) bool: whether the section has the gene.
         """
-        matrix = log_normalise(smooth(adata, share=self.share))
-        return columns(matrix, adata.var_names, self.genes)
+        counts, present = columns(adata.layers["counts"], adata.var_names, self.genes)
+        mixing = smoothing(adata, share=self.share)
+        scale = 1e4 / np.maximum(mixing @ depth(adata), 1e-12)
+        for genes in blocks(len(self.genes), adata.n_obs):
+            smoothed = mixing @ counts[:, genes].astype(np.float64)
+            counts[:, genes] = np.log1p(smoothed * scale[:, None])
+        return counts, present
 
     def transform(self, adata: AnnData) -> np.ndarray:
         """Return z-scored expression in the panel's order.

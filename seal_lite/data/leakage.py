@@ -9,10 +9,11 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import combinations
 from typing import TYPE_CHECKING
 
 import numpy as np
+import pandas as pd
+import scipy.sparse as sp
 from PIL import Image
 
 from seal_lite.data.patches import thumbnail
@@ -30,6 +31,8 @@ SAME_EXPRESSION = 0.995
 SAME_IMAGE = 0.95  # correlation of thumbnails: one image, whatever was counted on it
 THUMBNAIL_UM_PER_PX = 50.0
 THUMBNAIL_PX = 64
+GENES_AT_ONCE = 2048  # of which pseudo-bulks are dense at a time
+CONSTANT = 1e-12  # share of the spread below which values differ by rounding only
 
 
 def find_leakage(sections: Sequence[Section], groups: Sequence[str]) -> list[str]:
@@ -48,14 +51,34 @@ def find_leakage(sections: Sequence[Section], groups: Sequence[str]) -> list[str
         One message for each pair in different groups that has, in this order, the same counts,
         almost the same pseudo-bulk expression, almost the same image, or the same patient.
     """
-    prints = [_Fingerprint.of_section(section) for section in sections]
+    names = [section.name for section in sections]
+    return describe_overlaps(names, groups, [Fingerprint.of_section(s) for s in sections])
+
+
+def describe_overlaps(
+    names: Sequence[str], groups: Sequence[str], prints: Sequence[Fingerprint]
+) -> list[str]:
+    """Return what `find_leakage` does, from the sections' names and fingerprints."""
+    if not prints:
+        return []
+    r_expression = expression_correlations([print_.pseudobulk for print_ in prints])
+    r_image = _image_correlations([print_.thumbnail for print_ in prints])
+    same_counts = _are_equal([print_.counts_hash for print_ in prints])
+    same_patient = _are_equal([print_.patient for print_ in prints])
+    overlaps = (
+        same_counts | same_patient | (r_expression > SAME_EXPRESSION) | (r_image > SAME_IMAGE)
+    )
     messages = []
-    for i, j in combinations(range(len(sections)), 2):
-        if groups[i] == groups[j]:
-            continue
-        overlap = prints[i].overlap(prints[j])
-        if overlap:
-            messages.append(f"sections {sections[i].name} and {sections[j].name} {overlap}")
+    for i, j in np.argwhere(np.triu(overlaps & ~_are_equal(groups), 1)):
+        if same_counts[i, j]:
+            shared = "have the same counts"
+        elif r_expression[i, j] > SAME_EXPRESSION:
+            shared = f"have almost the same expression (r = {r_expression[i, j]:.4f})"
+        elif r_image[i, j] > SAME_IMAGE:
+            shared = f"show almost the same image (r = {r_image[i, j]:.3f})"
+        else:
+            shared = f"are both of patient {prints[i].patient}"
+        messages.append(f"sections {names[i]} and {names[j]} {shared}")
     return messages
 
 
@@ -81,37 +104,89 @@ def check_leakage(
 
 
 @dataclass(frozen=True)
-class _Fingerprint:
-    """What two names of one sample have in common."""
+class Fingerprint:
+    """What two names of one sample have in common.
+
+    Parameters
+    ----------
+    counts_hash
+        Hash of the counts, whatever the order and the names of genes and spots.
+    pseudobulk
+        log1p counts per million of each gene over the whole section, (g,) float64. Its index is a
+        hash of each gene's key, uint64: the names of 1,200 sections' genes would fill a gigabyte.
+    thumbnail
+        The grey image, (THUMBNAIL_PX^2,) float64; None without one.
+    patient
+        The patient's name.
+    """
 
     counts_hash: str
-    pseudobulk: dict[str, float]  # log1p counts per million of each gene
-    thumbnail: np.ndarray | None  # grey, (THUMBNAIL_PX^2,); None without an image
+    pseudobulk: pd.Series
+    thumbnail: np.ndarray | None
     patient: str
 
     @classmethod
-    def of_section(cls, section: Section) -> _Fingerprint:
+    def of_section(cls, section: Section) -> Fingerprint:
         """Return the fingerprint of a section."""
         adata = section.adata
         return cls(_hash_counts(adata), _pseudobulk(adata), _grey_thumbnail(adata), section.patient)
 
-    def overlap(self, other: _Fingerprint) -> str | None:
-        """Say what two sections share, as the end of a sentence about them, or None."""
-        if self.counts_hash == other.counts_hash:
-            return "have the same counts"
-        genes = sorted(self.pseudobulk.keys() & other.pseudobulk.keys())
-        r_expression = correlation(
-            [self.pseudobulk[gene] for gene in genes], [other.pseudobulk[gene] for gene in genes]
-        )
-        if r_expression > SAME_EXPRESSION:
-            return f"have almost the same expression (r = {r_expression:.4f})"
-        if self.thumbnail is not None and other.thumbnail is not None:
-            r_image = correlation(self.thumbnail, other.thumbnail)
-            if r_image > SAME_IMAGE:
-                return f"show almost the same image (r = {r_image:.3f})"
-        if self.patient == other.patient:
-            return f"are both of patient {self.patient}"
-        return None
+
+def expression_correlations(profiles: Sequence[pd.Series]) -> np.ndarray:
+    """Return Pearson's r of every two profiles over the genes that both have.
+
+    Parameters
+    ----------
+    profiles
+        Of each of s sections, values (g_i,) by gene. Lists of genes may differ.
+
+    Returns
+    -------
+    np.ndarray
+        r (s, s); 0 where fewer than three genes are common, or a profile is constant on them.
+
+    Notes
+    -----
+    r needs five sums over the common genes. Each is a product of matrices (s, genes) in which an
+    absent gene is 0. A block of genes is dense at a time, which bounds the memory.
+    """
+    genes, columns = np.unique(np.concatenate([p.index for p in profiles]), return_inverse=True)
+    starts = np.cumsum([0, *map(len, profiles)])
+    centred = np.concatenate([p.to_numpy() - p.mean() for p in profiles])  # which keeps r
+    shape = (len(profiles), len(genes))
+    values = sp.csr_matrix((centred, columns, starts), shape=shape).tocsc()
+    has_gene = sp.csr_matrix((np.ones(len(columns)), columns, starts), shape=shape).tocsc()
+    n, sums, squares, products = np.zeros((4, len(profiles), len(profiles)))
+    for start in range(0, len(genes), GENES_AT_ONCE):
+        block = slice(start, start + GENES_AT_ONCE)
+        x = values[:, block].toarray()
+        present = has_gene[:, block].toarray()
+        n += present @ present.T
+        sums += x @ present.T  # of the row's profile, over the genes of both
+        squares += x**2 @ present.T
+        products += x @ x.T
+    n = np.maximum(n, 1)
+    covariance = products - sums * sums.T / n
+    spread = squares - sums**2 / n
+    is_varied = (n >= 3) & (spread > CONSTANT * squares)
+    is_varied &= is_varied.T
+    return np.where(is_varied, covariance / np.sqrt(np.where(is_varied, spread * spread.T, 1)), 0.0)
+
+
+def _image_correlations(thumbnails: Sequence[np.ndarray | None]) -> np.ndarray:
+    """Return Pearson's r (s, s) of every two thumbnails; 0 without one, or of a constant one."""
+    flat = np.zeros(THUMBNAIL_PX**2)
+    pixels = np.stack([flat if image is None else image for image in thumbnails])
+    centred = pixels - pixels.mean(1, keepdims=True)
+    norm = np.linalg.norm(centred, axis=1, keepdims=True)
+    unit = centred / np.where(norm > 0, norm, 1)
+    return unit @ unit.T
+
+
+def _are_equal(labels: Sequence[str]) -> np.ndarray:
+    """Return which two of s labels are equal, (s, s) bool."""
+    codes, _ = pd.factorize(np.array(labels, object))
+    return codes[:, None] == codes
 
 
 def _hash_counts(adata: AnnData) -> str:
@@ -124,11 +199,12 @@ def _hash_counts(adata: AnnData) -> str:
     return hashlib.sha256(b"|".join(digest_input)).hexdigest()
 
 
-def _pseudobulk(adata: AnnData) -> dict[str, float]:
-    """Return log1p counts per million of each gene over the whole section."""
+def _pseudobulk(adata: AnnData) -> pd.Series:
+    """Return `Fingerprint.pseudobulk` of a section."""
     total = np.asarray(adata.layers["counts"].sum(0), float).ravel()
     per_million = 1e6 * total / total.sum()
-    return dict(zip(gene_keys(adata.var_names), np.log1p(per_million), strict=True))
+    hashes = pd.util.hash_array(gene_keys(adata.var_names).to_numpy(object))
+    return pd.Series(np.log1p(per_million), index=hashes)
 
 
 def _grey_thumbnail(adata: AnnData) -> np.ndarray | None:

@@ -26,6 +26,7 @@ log = logging.getLogger(__name__)
 # (1.41), and not a hexagon's second ring (1.73). (Visium counts every second column, so a radius of
 # sqrt(2) in array units finds 4 of 6 neighbours: a fault of the released SEAL code.)
 REACH = 1.5
+MAX_NEIGHBOURS = 32  # four times those on an array: a crowd of n cells would have n^2 pairs
 MAX_TURN = 0.2  # of an upright image: a step's share along the other axis
 MAX_STRETCH = 1.05  # ratio of the scales along the array's two axes
 SCALE_TOLERANCE = 0.05  # between the stated um per px and the array's
@@ -425,7 +426,7 @@ def neighbour_mean(adata: AnnData) -> sp.csr_matrix:
     A spot has 8 neighbours on a square or staggered array, 6 on a hexagonal one
     (`adata.uns["grid"]`), fewer at the tissue's edge. On a "free" grid, without
     array coordinates, its neighbours are the spots within `REACH` of the usual distance to the
-    nearest.
+    nearest, and where cells crowd together the nearest `MAX_NEIGHBOURS` of them.
 
     Returns
     -------
@@ -444,8 +445,11 @@ def neighbour_mean(adata: AnnData) -> sp.csr_matrix:
         distance = 2.0
     if grid == "staggered":  # a neighbour is one column and one row away, the next two of either
         distance = 2**0.5
-    pairs = cKDTree(points).query_pairs(REACH * distance, output_type="ndarray")
-    rows = np.r_[pairs[:, 0], pairs[:, 1]]
-    cols = np.r_[pairs[:, 1], pairs[:, 0]]
-    degree = np.bincount(rows, minlength=adata.n_obs)
-    return sp.csr_matrix((1.0 / degree[rows], (rows, cols)), shape=(adata.n_obs, adata.n_obs))
+    reach = REACH * distance + 1e-100  # the tree takes what is nearer, also where all coincide
+    options = {"k": MAX_NEIGHBOURS + 1, "distance_upper_bound": reach}
+    _, nearest = cKDTree(points).query(points, **options)  # (n, k); n where there are fewer
+    is_neighbour = (nearest < adata.n_obs) & (nearest != np.arange(adata.n_obs)[:, None])
+    degree = is_neighbour.sum(1)
+    weights = np.repeat(1.0 / np.maximum(degree, 1), degree)
+    starts = np.r_[0, np.cumsum(degree)]
+    return sp.csr_matrix((weights, nearest[is_neighbour], starts), shape=(adata.n_obs,) * 2)

@@ -19,9 +19,9 @@ from tqdm import tqdm
 from seal_lite import plots
 from seal_lite.config import Config
 from seal_lite.data.genes import GenePanel, depth
-from seal_lite.data.images import PLAIN_SUFFIXES, open_slide, tissue_mask
-from seal_lite.data.leakage import correlation, find_leakage
-from seal_lite.data.patches import extract_patches, thumbnail
+from seal_lite.data.images import PLAIN_SUFFIXES, open_slide, slides_kept_open, tissue_mask
+from seal_lite.data.leakage import Fingerprint, correlation, describe_overlaps
+from seal_lite.data.patches import extract_patches
 from seal_lite.data.readers.catalogue import find_sections
 from seal_lite.data.readers.gene_names import spelled
 from seal_lite.data.readers.visium import is_small_image
@@ -39,6 +39,7 @@ MIN_R_GAIN = 0.15  # by how much another orientation must fit better to be named
 MIN_ORIENTED = 20  # spots; by chance, fewer fit another orientation as well
 TISSUE_COLOUR = 25  # range over R, G, B above which a pixel is tissue: glass has no colour
 THUMBNAIL_UM_PER_PX = 16.0
+DRAWN_UM_PER_PX = (plots.OVERVIEW_UM_PER_PX, plots.TISSUE_UM_PER_PX)
 N_EXTREMES = 3  # how many of the sharpest, and of the least sharp, patches the page shows
 
 AS_THEY_ARE = "as they are"
@@ -68,11 +69,14 @@ class SectionCheck:
     maps
         Of each patch log10 depth, share of tissue and sharpness (standard deviation of the grey
         patch's Laplacian), (n, 3) float64.
+    fingerprint
+        By which the section is compared with the others.
     """
 
     section: Section
     facts: dict[str, object]
     maps: np.ndarray
+    fingerprint: Fingerprint
 
     @property
     def sharpness(self) -> np.ndarray:
@@ -118,12 +122,14 @@ def check_sections(
         names = sorted(find_sections(root))
     for name in tqdm(names, "check"):
         try:
-            check = _check_section(root, name, config)
+            with slides_kept_open():
+                check = _check_section(root, name, config)
+                doubts = _doubts_about_section(check, panel)
         except InputError as error:
             messages.append(str(error))
             continue
         checks.append(check)
-        messages += [f"{name}: {doubt}" for doubt in _doubts_about_section(check, panel)]
+        messages += [f"{name}: {doubt}" for doubt in doubts]
     if checks:
         messages += _doubts_about_all(root, checks, config)
     return messages, checks
@@ -135,7 +141,15 @@ def _check_section(root: str | Path, name: str, config: Config) -> SectionCheck:
     rows, patches = extract_patches(adata, patch_um=config.patch_um, patch_px=config.patch_px)
     section = Section(adata, rows, patches)
     maps = _measure_patches(section)
-    return SectionCheck(section, _facts(section, maps), maps)
+    if _has_whole_image(section):
+        for um_per_px in DRAWN_UM_PER_PX:
+            section.thumbnail(um_per_px=um_per_px)
+    return SectionCheck(section, _facts(section, maps), maps, Fingerprint.of_section(section))
+
+
+def _has_whole_image(section: Section) -> bool:
+    """Return whether there is more of the section's image than HEST's ready patches."""
+    return not section.adata.uns["image_path"].endswith(".h5")
 
 
 def _measure_patches(section: Section) -> np.ndarray:
@@ -175,9 +189,8 @@ def _doubts_about_section(check: SectionCheck, panel: GenePanel | None) -> list[
     """Return what is odd about one section, in sentences without its name."""
     section = check.section
     doubts: list[str | None] = [_doubt_depth(section), _doubt_genes(section, panel)]
-    is_whole_image = not section.adata.uns["image_path"].endswith(".h5")  # not HEST's patches
-    if is_whole_image:
-        image, px_per_px = thumbnail(section.adata, um_per_px=THUMBNAIL_UM_PER_PX)
+    if _has_whole_image(section):
+        image, px_per_px = section.thumbnail(um_per_px=THUMBNAIL_UM_PER_PX)
         coords = section.adata.obsm["spatial"] / px_per_px
         doubts.append(_doubt_size(section))
         doubts += _image_notes(section)
@@ -300,7 +313,8 @@ def _doubts_about_all(
     sections = [check.section for check in checks]
     patients = [section.patient for section in sections]
     doubts = list(mixtures(root, [section.adata for section in sections]))
-    doubts += find_leakage(sections, patients)
+    prints = [check.fingerprint for check in checks]
+    doubts += describe_overlaps([section.name for section in sections], patients, prints)
     doubts += _doubt_sharpness(checks)
     n_pairs = sum(len(section.rows) for section in sections)
     if n_pairs < config.batch_size:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import logging
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -74,6 +74,9 @@ class Section:
     adata: AnnData
     rows: np.ndarray
     patches: np.ndarray
+    _thumbnails: dict[float, Thumbnail] = field(
+        default_factory=dict, init=False, repr=False, compare=False
+    )
 
     @property
     def name(self) -> str:
@@ -106,8 +109,13 @@ class Section:
         return f"{self.name}/{self.adata.obs_names[self.rows[i]]}"
 
     def thumbnail(self, *, um_per_px: float = 8.0) -> Thumbnail:
-        """Return the whole image at about `um_per_px`, and px of the full image per px of it."""
-        return thumbnail(self.adata, um_per_px=um_per_px)
+        """Return the whole image at about `um_per_px`, and px of the full image per px of it.
+
+        It is kept: figures draw it again and again, and a slide is slow to open.
+        """
+        if um_per_px not in self._thumbnails:
+            self._thumbnails[um_per_px] = thumbnail(self.adata, um_per_px=um_per_px)
+        return self._thumbnails[um_per_px]
 
     def expression(self, panel: GenePanel) -> np.ndarray:
         """Return z-scored expression (n, g) float32 of a panel's genes, aligned with `patches`.

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import logging
+import zipfile
 from collections.abc import Callable, Iterator, Sequence
+from hashlib import sha256 as new_sha256
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -12,12 +15,15 @@ import torch
 from seal_lite.encoders.devices import pinned
 from seal_lite.encoders.prefix_cache import PrefixCache, as_tensor
 from seal_lite.encoders.views import as_images, make_views
-from seal_lite.encoders.vision import VisionEncoder
-from seal_lite.io import read_ahead
+from seal_lite.encoders.vision import VisionEncoder, hash_tensors
+from seal_lite.io import atomic_file, lock, read_ahead
 
 if TYPE_CHECKING:
     from seal_lite.data.section import Section
 
+Embeddings = dict[str, np.ndarray]  # of one section, (n, width) by stage
+
+log = logging.getLogger(__name__)
 CACHED_BATCH = 64  # activations from the prefix cache that go through the tail at once
 
 
@@ -99,7 +105,7 @@ def embed_feature_layers(
 
 @torch.inference_mode()
 def embed_every_layer(
-    encoder: VisionEncoder, sections: Sequence[Section]
+    encoder: VisionEncoder, sections: Sequence[Section], *, cache_dir: str | Path | None = None
 ) -> dict[str, list[np.ndarray]]:
     """Return the embeddings of patches at every block up to the feature layer.
 
@@ -109,6 +115,8 @@ def embed_every_layer(
         It is set to eval mode.
     sections
         Their patches are embedded as they are, without augmentation.
+    cache_dir
+        Folder that keeps the embeddings for other folds and seeds (`remember`); None keeps none.
 
     Returns
     -------
@@ -121,7 +129,62 @@ def embed_every_layer(
         for images in _images_on_device(encoder, section.patches):
             yield encoder.every_layer(images)
 
-    return _embed_layers(sections, layers_of)
+    if cache_dir is None:
+        return _embed_layers(sections, layers_of)
+    encoder_digest = digest_of(encoder)
+    embeddings: dict[str, list[np.ndarray]] = {}
+    for section in sections:
+
+        def embed(section: Section = section) -> Embeddings:
+            return {stage: x for stage, (x,) in _embed_layers([section], layers_of).items()}
+
+        for stage, x in remember(section, embed, folder=cache_dir, name=encoder_digest).items():
+            embeddings.setdefault(stage, []).append(x)
+    return embeddings
+
+
+def digest_of(encoder: VisionEncoder) -> str:
+    """Return a hash of all that decides an encoder's embeddings, 64 hex digits."""
+    tensors = {**encoder.state_dict(), "mean": encoder.mean, "std": encoder.std}
+    settings = (encoder.prefix_stages, encoder.tail_stages, encoder.row, encoder.working_dtype)
+    return hash_tensors(tensors, salt=repr(settings))
+
+
+def remember(
+    section: Section,
+    compute: Callable[[], Embeddings],
+    *,
+    folder: str | Path | None,
+    name: str,
+) -> Embeddings:
+    """Return what a function computes of a section, from a file where it has been before.
+
+    Parameters
+    ----------
+    section
+        The section; the file is found by its content (`Section.digest`).
+    compute
+        Returns arrays (n, width) by name.
+    folder
+        Where the file is; None computes.
+    name
+        Names all else on which the arrays depend.
+    """
+    if folder is None:
+        return compute()
+    key = new_sha256(f"{name} {section.digest}".encode()).hexdigest()[:32]
+    path = Path(folder) / f"{key}.npz"
+    with lock(path):  # one of several processes computes, the others wait
+        if path.exists():
+            try:
+                with np.load(path) as file:
+                    return dict(file)
+            except (OSError, ValueError, EOFError, zipfile.BadZipFile):
+                log.warning("%s: is damaged; it is computed again", path)
+        arrays = compute()
+        with atomic_file(path) as part, part.open("wb") as file:
+            np.savez(file, **arrays)
+    return arrays
 
 
 def _embed_layers(

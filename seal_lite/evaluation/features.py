@@ -2,22 +2,25 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TYPE_CHECKING, TypeAlias
 
 import numpy as np
 
 from seal_lite.data.genes import depth
 from seal_lite.encoders.embedding import (
+    digest_of,
     embed_every_layer,
     embed_feature_layers,
     embed_patches,
+    remember,
 )
 from seal_lite.encoders.vision import build_encoder, encoder_for
 from seal_lite.evaluation.probes import inner_scores
 from seal_lite.evaluation.targets import patch_targets
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping, Sequence
+    from collections.abc import Callable, Iterable, Mapping, Sequence
     from pathlib import Path
 
     import torch
@@ -66,7 +69,7 @@ def embed_all(
     config
         Its backbone is the frozen encoder, its seed draws the random weights.
     cache_dir
-        Folder of the prefix cache; None runs without one.
+        Folder of the prefix cache, and of the embeddings that no fold changes; None runs without.
     device
         Where the frozen encoder and the one with random weights run (`resolve_device`). The models
         run where they are.
@@ -88,10 +91,29 @@ def embed_all(
     own, layers = frozen_layers(sections, config, cache_dir=cache_dir, device=device)
     features["frozen"] = layers[own]
     random = encoder_for(config, pretrained=False, device=device)
-    features["random_init"] = [embed_patches(random, s.patches) for s in sections]
-    features["colour"] = [colour_statistics(s.patches) for s in sections]
+    random_digest = "" if cache_dir is None else f"embedding {digest_of(random)}"
+    features["random_init"] = _remembered(
+        sections, lambda s: embed_patches(random, s.patches), cache_dir, random_digest
+    )
+    features["colour"] = _remembered(
+        sections, lambda s: colour_statistics(s.patches), cache_dir, "colour"
+    )
     features["log_depth"] = [np.log(depth(s.adata)[s.rows])[:, None] for s in sections]
     return features, layers
+
+
+def _remembered(
+    sections: Iterable[Section],
+    compute: Callable[[Section], np.ndarray],
+    cache_dir: str | Path | None,
+    name: str,
+) -> list[np.ndarray]:
+    """Return a matrix (n_i, d) of each section, which `embedding.remember` keeps."""
+    matrices = []
+    for section in sections:
+        arrays = remember(section, lambda s=section: {"x": compute(s)}, folder=cache_dir, name=name)
+        matrices.append(arrays["x"])
+    return matrices
 
 
 def frozen_layers(
@@ -118,10 +140,10 @@ def frozen_layers(
         starts, "... as tuned".
     """
     frozen = build_encoder(config.backbone, device=device, precision=config.precision)
-    layers = embed_every_layer(frozen, sections)
+    layers = embed_every_layer(frozen, sections, cache_dir=cache_dir)
     if config.depth == 1 and config.pooling in ("own", frozen.row.embedding):
         return frozen.feature_layer, layers
-    start = encoder_for(config, device=device)
+    start = encoder_for(replace(config, seed=0), device=device)  # LoRA has no effect yet
     start_layers = embed_feature_layers(start, sections, cache_dir=cache_dir)
     as_tuned = {f"{layer} as tuned": embeddings for layer, embeddings in start_layers.items()}
     return frozen.feature_layer, layers | as_tuned

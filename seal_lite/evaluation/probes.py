@@ -18,7 +18,11 @@ BLOCKS = 5  # stand in for groups where the training data have one group only
 
 
 class Probe(Protocol):
-    """Fits on training features and predicts the targets of test features."""
+    """Fits on training features and predicts the targets of test features.
+
+    Several targets of equally many genes may stand side by side in ``train_y``: what depends on the
+    features alone is then done once.
+    """
 
     def __call__(
         self,
@@ -28,6 +32,7 @@ class Probe(Protocol):
         *,
         groups: np.ndarray,
         seed: int = 0,
+        n_targets: int = 1,
     ) -> np.ndarray:
         """Return predictions (m, g)."""
 
@@ -39,6 +44,7 @@ def hest_probe(
     *,
     groups: np.ndarray | None = None,
     seed: int = 0,
+    n_targets: int = 1,
 ) -> np.ndarray:
     """Return the predictions of probe A, HEST-bench's.
 
@@ -54,6 +60,8 @@ def hest_probe(
         Not used. It is here because `tuned_probe` takes it.
     seed
         Of the PCA.
+    n_targets
+        How many targets stand side by side in ``train_y``.
 
     Returns
     -------
@@ -63,14 +71,18 @@ def hest_probe(
     Notes
     -----
     Jaume et al., 2024: StandardScaler, PCA(256), ridge with alpha = 100 / (components x genes),
-    LSQR, no intercept (the correlation does not see it).
+    LSQR, no intercept (the correlation does not see it). LSQR's steps do not see a rotation. So it
+    runs on the triangle of a QR decomposition, with all that no component explains as one more row.
     """
     components = min(256, *train_x.shape)
-    alpha = 100 / (components * train_y.shape[1])
+    alpha = 100 * n_targets / (components * train_y.shape[1])
+    reduce = make_pipeline(StandardScaler(), PCA(components, random_state=seed))
+    axes, triangle = np.linalg.qr(reduce.fit_transform(train_x))
+    explained = axes.T @ train_y  # (components, g)
+    unexplained = np.linalg.norm(train_y - axes @ explained, axis=0)
     ridge = linear_model.Ridge(alpha=alpha, fit_intercept=False, solver="lsqr")
-    model = make_pipeline(StandardScaler(), PCA(components, random_state=seed), ridge)
-    predicted = model.fit(train_x, train_y).predict(test_x)
-    return predicted.reshape(len(test_x), -1)
+    ridge.fit(np.vstack([triangle, np.zeros(components)]), np.vstack([explained, unexplained]))
+    return ridge.predict(reduce.transform(test_x)).reshape(len(test_x), -1)
 
 
 def tuned_probe(
@@ -80,10 +92,12 @@ def tuned_probe(
     *,
     groups: np.ndarray,
     seed: int = 0,
+    n_targets: int = 1,
 ) -> np.ndarray:
     """Return the predictions of probe B: a ridge whose penalty is chosen inside training.
 
-    StandardScaler, then a ridge with the alpha of `ALPHAS` that has the best `inner_scores`.
+    StandardScaler, then a ridge with the alpha of `ALPHAS` that has the best `inner_scores`; each
+    target has its own.
 
     Parameters
     ----------
@@ -95,18 +109,28 @@ def tuned_probe(
         The group (n,) of each training spot; a group is left out as a whole.
     seed
         Not used. It is here because `hest_probe` takes it.
+    n_targets
+        How many targets stand side by side in ``train_y``.
 
     Returns
     -------
     np.ndarray
         Predictions (m, g).
     """
-    best = ALPHAS[inner_scores(train_x, train_y, groups).argmax()]
-    return Ridge.fit(Sums.of(train_x, train_y)).predict(test_x, alpha=best)
+    r = inner_correlations(train_x, train_y, groups)  # (17, g)
+    r_of_target = r.reshape(len(ALPHAS), n_targets, -1).mean(2)
+    best = ALPHAS[r_of_target.argmax(0)]
+    alpha = np.repeat(best, train_y.shape[1] // n_targets)
+    return Ridge.fit(Sums.of(train_x, train_y)).predict(test_x, alpha=alpha)
 
 
 def inner_scores(x: np.ndarray, y: np.ndarray, groups: np.ndarray) -> np.ndarray:
-    """Return the mean r over genes of each penalty, leaving one training group out at a time.
+    """Return the mean over genes of `inner_correlations`, (17,), one for each of `ALPHAS`."""
+    return inner_correlations(x, y, groups).mean(1)
+
+
+def inner_correlations(x: np.ndarray, y: np.ndarray, groups: np.ndarray) -> np.ndarray:
+    """Return the r of each gene under each penalty, leaving one training group out at a time.
 
     With a single group, `BLOCKS` contiguous blocks of spots stand in for groups.
 
@@ -120,7 +144,7 @@ def inner_scores(x: np.ndarray, y: np.ndarray, groups: np.ndarray) -> np.ndarray
     Returns
     -------
     np.ndarray
-        Mean r (17,), one for each of `ALPHAS`.
+        Mean r over groups, (17, g), one row for each of `ALPHAS`.
     """
     names = np.unique(groups)
     if len(names) > 1:
@@ -128,13 +152,14 @@ def inner_scores(x: np.ndarray, y: np.ndarray, groups: np.ndarray) -> np.ndarray
     else:
         parts = np.array_split(np.arange(len(x)), BLOCKS)
     sums = [Sums.of(x[rows], y[rows]) for rows in parts]
-    scores = []
+    r = np.zeros((len(ALPHAS), y.shape[1]))
     for i, rows in enumerate(parts):
         others = Sums.total(sums[:i] + sums[i + 1 :])
         fitted = Ridge.fit(others)
-        predictions = (fitted.predict(x[rows], alpha=alpha) for alpha in ALPHAS)
-        scores.append([pearson(predicted, y[rows]).mean() for predicted in predictions])
-    return np.mean(scores, axis=0)
+        along = fitted.along_axes(x[rows])
+        for row, alpha in zip(r, ALPHAS, strict=True):
+            row += pearson(fitted.predict_along(along, alpha=alpha), y[rows]) / len(parts)
+    return r
 
 
 PROBES: dict[str, Probe] = {"hest": hest_probe, "tuned_ridge": tuned_probe}

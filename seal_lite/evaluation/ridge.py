@@ -134,10 +134,18 @@ class Ridge:
         kept = slice(components)
         return cls(mean, scale, spread[kept], axes[:, kept], projected[kept], intercept)
 
-    def predict(self, x: np.ndarray, *, alpha: float) -> np.ndarray:
-        """Return predictions (m, g) for features (m, d) with penalty ``alpha``."""
-        shrinkage = self.spread / (self.spread**2 + alpha)
-        return self.combine(x, shrinkage[:, None] * self.projected)
+    def predict(self, x: np.ndarray, *, alpha: float | np.ndarray) -> np.ndarray:
+        """Return predictions (m, g) for features (m, d) with a penalty, or one of each target."""
+        return self.predict_along(self.along_axes(x), alpha=alpha)
+
+    def along_axes(self, x: np.ndarray) -> np.ndarray:
+        """Return features (m, d) along the axes, (m, k): what all penalties have in common."""
+        return (np.asarray(x) - self.mean) / self.scale @ self.axes
+
+    def predict_along(self, along: np.ndarray, *, alpha: float | np.ndarray) -> np.ndarray:
+        """Return the predictions (m, g) of `predict` from what `along_axes` returned."""
+        spread = self.spread[:, None]
+        return along @ (spread / (spread**2 + alpha) * self.projected) + self.intercept
 
     def combine(self, x: np.ndarray, weights: np.ndarray) -> np.ndarray:
         """Return predictions (m, g) for features (m, d) from weights (k, g) of the axes."""

@@ -24,6 +24,7 @@ from seal_lite.evaluation.targets import (
     patch_targets,
     rows_of,
     score,
+    spot_targets,
     stack_targets,
     target_genes,
 )
@@ -110,10 +111,11 @@ def probe_scores(
     y = stack_targets([patch_targets(s, genes) for s in train])
     groups = section_names(train)
     scores = {}
+    side_by_side = np.hstack([y[target] for target in TARGETS])
+    settings = {"groups": groups, "seed": seed, "n_targets": len(TARGETS)}
     for name, probe in PROBES.items():
-        predicted = {
-            target: probe(x, y[target], held_out_x, groups=groups, seed=seed) for target in TARGETS
-        }
+        parts = np.hsplit(probe(x, side_by_side, held_out_x, **settings), len(TARGETS))
+        predicted = dict(zip(TARGETS, parts, strict=True))
         for target, r in score_sections(predicted, test, genes).items():
             scores[name, target] = r
     return scores
@@ -180,9 +182,12 @@ def direct_scores(
     ceilings = [noise_ceiling(s.adata, genes, s.rows) for s in test]
     for target, r in _stack_sections(ceilings).items():
         scores["ceiling", target] = r
-    predictions = {
-        "neighbours": [rows_of(neighbour_prediction(s.adata, genes), s.rows) for s in test]
-    }
+    of_neighbours = []
+    for section in test:
+        targets = spot_targets(section, genes)
+        means = neighbour_prediction(section.adata, genes, targets=targets)
+        of_neighbours.append(rows_of(means, section.rows))
+    predictions = {"neighbours": of_neighbours}
     if truth is not None:
         predictions["oracle"] = [
             oracle_prediction(truth.expected(s, genes), depth(s.adata)[s.rows]) for s in test

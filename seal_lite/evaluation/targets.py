@@ -11,8 +11,9 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from seal_lite.data.genes import columns, depth, select_genes
+from seal_lite.data.genes import columns, depth
 from seal_lite.data.registration import neighbour_mean
+from seal_lite.data.variable_genes import pearson_residuals, select_genes
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -23,7 +24,6 @@ if TYPE_CHECKING:
 
 TARGETS = ("pearson_residuals", "log1p_cp10k", "log1p_raw")
 PARTIAL = "log1p_cp10k|depth"  # scores log1p_cp10k by partial correlation given log depth
-THETA = 100.0  # negative-binomial overdispersion of UMI counts (Lause et al., 2021)
 
 
 def target_genes(adatas: Sequence[AnnData], n: int = 50) -> list[str]:
@@ -42,33 +42,6 @@ def target_genes(adatas: Sequence[AnnData], n: int = 50) -> list[str]:
         The most variable genes among those seen in at least 10% of all spots, best first.
     """
     return select_genes(adatas, n, min_spots=0.1)
-
-
-def pearson_residuals(counts: np.ndarray, totals: np.ndarray, share: np.ndarray) -> np.ndarray:
-    """Return analytic Pearson residuals, clipped at +-sqrt(n).
-
-    Parameters
-    ----------
-    counts
-        Raw counts (n, g) of some genes.
-    totals
-        Counts (n,) of each spot over all genes.
-    share
-        The share (g,) of each gene in the section's counts.
-
-    Returns
-    -------
-    np.ndarray
-        Residuals (n, g).
-
-    Notes
-    -----
-    Lause et al., 2021, equation 3: with mu = totals * share, the residual is
-    (counts - mu) / sqrt(mu + mu^2 / theta).
-    """
-    mu = np.maximum(np.outer(totals, share), 1e-12)
-    bound = np.sqrt(len(totals))
-    return np.clip((counts - mu) / np.sqrt(mu + mu**2 / THETA), -bound, bound)
 
 
 def make_targets(counts: np.ndarray, totals: np.ndarray) -> dict[str, np.ndarray]:
@@ -116,9 +89,22 @@ def section_targets(adata: AnnData, genes: Sequence[str]) -> dict[str, np.ndarra
     return make_targets(counts.astype(float), depth(adata))
 
 
+def spot_targets(section: Section, genes: Sequence[str]) -> dict[str, np.ndarray]:
+    """Return `section_targets` of a section, which keeps those of the last genes asked for.
+
+    An evaluation asks for the same genes again for each of its features, probes and references.
+    """
+    memory = vars(section)
+    kept_genes, targets = memory.get("_spot_targets", (None, {}))
+    if kept_genes != tuple(genes):
+        targets = section_targets(section.adata, genes)
+        memory["_spot_targets"] = (tuple(genes), targets)
+    return targets
+
+
 def patch_targets(section: Section, genes: Sequence[str]) -> dict[str, np.ndarray]:
-    """Return `section_targets` of the spots that have a patch, by target (n patches, g)."""
-    return rows_of(section_targets(section.adata, genes), section.rows)
+    """Return `spot_targets` of the spots that have a patch, by target (n patches, g)."""
+    return rows_of(spot_targets(section, genes), section.rows)
 
 
 def rows_of(targets: Mapping[str, np.ndarray], rows: np.ndarray | slice) -> dict[str, np.ndarray]:
@@ -131,7 +117,9 @@ def stack_targets(parts: Sequence[Mapping[str, np.ndarray]]) -> dict[str, np.nda
     return {target: np.concatenate([part[target] for part in parts]) for target in parts[0]}
 
 
-def neighbour_prediction(adata: AnnData, genes: Sequence[str]) -> dict[str, np.ndarray]:
+def neighbour_prediction(
+    adata: AnnData, genes: Sequence[str], *, targets: Mapping[str, np.ndarray] | None = None
+) -> dict[str, np.ndarray]:
     """Return the mean target of a spot's array neighbours: what space alone predicts.
 
     Parameters
@@ -140,6 +128,8 @@ def neighbour_prediction(adata: AnnData, genes: Sequence[str]) -> dict[str, np.n
         The section, with n spots.
     genes
         Names of g genes.
+    targets
+        `section_targets` of these genes, where they are known.
 
     Returns
     -------
@@ -147,7 +137,8 @@ def neighbour_prediction(adata: AnnData, genes: Sequence[str]) -> dict[str, np.n
         By target, (n, g) of all spots; 0 for a spot without neighbours.
     """
     weights = neighbour_mean(adata)
-    targets = section_targets(adata, genes)
+    if targets is None:
+        targets = section_targets(adata, genes)
     return {target: weights @ values for target, values in targets.items()}
 
 

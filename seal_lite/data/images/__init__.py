@@ -12,6 +12,7 @@ from seal_lite.data.images.formats import (
     is_hidden,
     open_image,
     open_slide,
+    slides_kept_open,
 )
 from seal_lite.data.images.slide import Box, Slide
 
@@ -27,6 +28,7 @@ __all__ = [
     "open_image",
     "open_slide",
     "resized",
+    "slides_kept_open",
     "tissue_mask",
     "to_rgb",
 ]

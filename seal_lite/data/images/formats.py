@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -22,6 +25,8 @@ PLAIN_SUFFIXES = (".jpg", ".jpeg", ".png")
 IMAGE_SUFFIXES = (*PLAIN_SUFFIXES, ".svs", ".tif", ".tiff", ".btf", ".ndpi", ".scn")
 # Of slides that neither tifffile nor Pillow reads, or not as a slide.
 UNREAD_SUFFIXES = (".bif", ".czi", ".dcm", ".isyntax", ".mrxs", ".svslide", ".vms", ".vmu", ".vsi")
+# The images that are open, in a block of `slides_kept_open`.
+_KEPT: ContextVar[dict[tuple[Path, float | None], Slide] | None] = ContextVar("kept", default=None)
 Image.MAX_IMAGE_PIXELS = 2**31  # plain images are trusted local files of about 10^8 px
 
 
@@ -49,6 +54,30 @@ def open_slide(path: str | Path, um_per_px: float | None = None) -> Slide:
         If the file is damaged or of no format that can be read.
     """
     path = Path(path)
+    kept = _KEPT.get()
+    if kept is None:
+        return _open_format(path, um_per_px)
+    key = (path, um_per_px)
+    if key not in kept:
+        kept[key] = _open_format(path, um_per_px)
+    return kept[key]
+
+
+@contextmanager
+def slides_kept_open() -> Iterator[None]:
+    """Open each image once while the block lasts: to open it again gives the same slide.
+
+    What reads a section by steps, its scale, patches and thumbnails, would decode it for each.
+    """
+    token = _KEPT.set({})
+    try:
+        yield
+    finally:
+        _KEPT.reset(token)
+
+
+def _open_format(path: Path, um_per_px: float | None) -> Slide:
+    """Open an image by the reader of its format."""
     if path.suffix.lower() in PLAIN_SUFFIXES:
         return _open_plain(path, um_per_px)
     if path.is_dir():

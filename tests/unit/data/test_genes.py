@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from scipy.spatial import cKDTree
 
 from seal_lite.data.genes import GenePanel, columns, depth, log_normalise, select_genes, smooth
-from seal_lite.data.registration import neighbour_mean
+from seal_lite.data.registration import MAX_NEIGHBOURS, neighbour_mean
 from seal_lite.errors import InputError
 
 N_GENES = 12
@@ -74,6 +74,25 @@ def test_square_array_has_eight_neighbours():
     neighbours = neighbours_and_self(adata)
     assert neighbours == spots_within(positions, np.sqrt(2) + 1e-6)
     assert max(map(len, neighbours)) == 1 + 8
+
+
+def test_cells_that_crowd_together_have_a_bounded_number_of_neighbours():
+    """In a clump each of n cells is near to all: n^2 pairs would fill the memory."""
+    rng = np.random.default_rng(0)
+    clump = rng.normal(0, 1e-3, (200, 2))
+    adata = make_adata(np.ones((700, 1)), grid="free")
+    adata.obsm["spatial"] = np.concatenate([clump, rng.uniform(10, 100, (500, 2))])
+    weights = neighbour_mean(adata)
+    assert np.diff(weights.indptr).max() <= MAX_NEIGHBOURS + 1
+    distances = cKDTree(clump).query(clump[0], k=MAX_NEIGHBOURS + 1)[1]
+    assert set(weights[0].indices) == set(distances) - {0}
+    np.testing.assert_allclose(weights[:200].sum(1), 1.0)
+
+
+def test_spots_at_one_place_are_neighbours():
+    adata = make_adata(np.ones((4, 1)), grid="free")
+    adata.obsm["spatial"] = np.zeros((4, 2))
+    assert neighbours_and_self(adata) == [{0, 1, 2, 3}] * 4
 
 
 def section_with_gaps(grid):

@@ -3,11 +3,13 @@
 from types import SimpleNamespace
 
 import numpy as np
+import pandas as pd
 import pytest
 from helpers import make_adata
 
 from seal_lite import InputError
-from seal_lite.data.leakage import check_leakage, find_leakage
+from seal_lite.data import leakage
+from seal_lite.data.leakage import check_leakage, expression_correlations, find_leakage
 
 
 def make_section(counts, name, patient):
@@ -77,3 +79,39 @@ def test_neighbouring_sections_of_a_real_tumour_share_a_patient_and_are_no_twins
     ]
     messages = find_leakage(sections, ["C2", "C3"])
     assert messages == ["sections C2 and C3 are both of patient C"]
+
+
+def test_correlations_are_over_the_genes_that_both_sections_have(monkeypatch):
+    """Lists of genes differ in length and order; blocks of genes change nothing."""
+    rng = np.random.default_rng(0)
+    shared = pd.Series(rng.lognormal(1, 1, 40), index=range(40))
+    profiles = [shared]
+    for n in (40, 25, 7, 2):
+        genes = rng.permutation(60)[:n]
+        noisy = rng.lognormal(1, 1, n) + shared.reindex(genes, fill_value=0).to_numpy()
+        profiles.append(pd.Series(noisy, index=genes))
+    profiles.append(pd.Series(3.0, index=range(40)))  # constant
+    profiles.append(pd.Series(rng.random(5), index=range(100, 105)))  # has no gene of the others
+    monkeypatch.setattr(leakage, "GENES_AT_ONCE", 7)
+    r = expression_correlations(profiles)
+    for i, first in enumerate(profiles[:4]):
+        for j, second in enumerate(profiles[:4]):
+            common = first.index.intersection(second.index)
+            expected = np.corrcoef(first[common], second[common])[0, 1]
+            assert r[i, j] == pytest.approx(expected, abs=1e-12)
+    assert (r[4:6] == 0).all()  # two genes; no spread
+    np.testing.assert_array_equal(np.flatnonzero(r[6]), [6])
+
+
+def test_a_section_is_read_once_however_many_there_are(monkeypatch):
+    """Pairs are found by products of matrices."""
+    sections = [make_section(draw_counts(seed), f"S{seed}", f"P{seed}") for seed in range(12)]
+    sections.append(make_section(draw_counts(3), "COPY", "P12"))
+    read = []
+    of_section = leakage.Fingerprint.of_section
+    monkeypatch.setattr(
+        leakage.Fingerprint, "of_section", lambda s: read.append(s.name) or of_section(s)
+    )
+    (message,) = find_leakage(sections, [section.patient for section in sections])
+    assert message == "sections S3 and COPY have the same counts"
+    assert read == [section.name for section in sections]

@@ -171,3 +171,50 @@ def test_the_page_holds_messages_table_and_images_in_one_file(root, sections):
     assert 'src="http' not in page
     assert "$" not in page
     assert f"<td>{len(checks[0].section.rows)}</td>" in page
+
+
+@pytest.mark.parametrize("suffix", [".jpg", ".tif"])
+def test_the_image_of_a_section_is_opened_once(tmp_path, truth, monkeypatch, suffix):
+    """Scale, patches, notes, thumbnails, comparison and figures all read the same slide."""
+    from made import UM, make_h5ad, write_pyramid
+
+    from seal_lite.data.images import formats
+    from seal_lite.data.report import check_page
+
+    for name in ("S1", "S2"):
+        adata = make_h5ad(truth)
+        adata.uns["um_per_px"] = UM
+        adata.write_h5ad(tmp_path / f"{name}.h5ad")
+        if suffix == ".tif":
+            write_pyramid(tmp_path / f"{name}.tif", truth.image, um_per_px=UM)
+        else:
+            Image.fromarray(truth.image).save(tmp_path / f"{name}.jpg")
+    opened = []
+    open_format = formats._open_format
+
+    def record(path, um_per_px):
+        opened.append(path.name)
+        return open_format(path, um_per_px)
+
+    monkeypatch.setattr(formats, "_open_format", record)
+    messages, checks = check_sections_of(tmp_path)
+    check_page(messages, checks, patch_um=64.0, title="two")
+    assert opened == [f"S1{suffix}", f"S2{suffix}"]
+    assert any("S1 and S2 have the same counts" in message for message in messages)
+
+
+def check_sections_of(root):
+    from seal_lite.data.report import check_sections
+
+    return check_sections(root, Config(patch_um=64.0, patch_px=16))
+
+
+def test_a_slide_is_kept_open_no_longer_than_asked(tmp_path, truth):
+    from seal_lite.data.images import open_slide, slides_kept_open
+
+    path = tmp_path / "S1.png"
+    Image.fromarray(truth.image).save(path)
+    with slides_kept_open():
+        assert open_slide(path) is open_slide(path)
+        assert open_slide(path, 2.0).um_per_px == 2.0
+    assert open_slide(path) is not open_slide(path)

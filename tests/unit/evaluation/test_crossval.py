@@ -15,9 +15,12 @@ from helpers import TINY
 from tiny_sections import TINY_BACKBONE, make_section
 
 from seal_lite.data.section import Section
+from seal_lite.encoders import prefix_cache
 from seal_lite.encoders.registry import BACKBONES
+from seal_lite.encoders.vision import VisionEncoder
 from seal_lite.errors import InputError
 from seal_lite.evaluation import crossval as crossval_module
+from seal_lite.evaluation import features, targets
 from seal_lite.evaluation.crossval import (
     Fold,
     crossval,
@@ -119,6 +122,68 @@ def test_every_held_out_group_is_scored_by_itself(fold_run):
         alone = replace(fold, tests={group: fold.tests[group]})
         assert run_fold(alone, CONFIG, runs=runs, progress=False) == [result]
     assert results[0]["scores"] != results[1]["scores"]
+
+
+# What a cross-validation computes, and how often
+
+
+@pytest.fixture(scope="module")
+def counted(tmp_path_factory):
+    """How often each thing is done while three sections are held out in turn, with two seeds."""
+    counts = {"targets": [], "frozen": 0, "random": 0, "colour": 0, "hashed": []}
+    sections = [make_section(name, seed=seed) for seed, name in enumerate(("A1", "B1", "C1"))]
+
+    def spy(patch, place, name, note):
+        original = getattr(place, name)
+
+        def observed(*args, **options):
+            note(*args)
+            return original(*args, **options)
+
+        patch.setattr(place, name, observed)
+
+    def add_to(key):
+        def note(_, images):
+            counts[key] += len(images)
+
+        return note
+
+    def note_targets(adata, genes):
+        counts["targets"].append((adata.uns["section_id"], tuple(genes)))
+
+    def note_colour(patches):
+        counts["colour"] += len(patches)
+
+    with pytest.MonkeyPatch.context() as patch:
+        spy(patch, targets, "section_targets", note_targets)
+        spy(patch, VisionEncoder, "every_layer", add_to("frozen"))
+        spy(patch, features, "embed_patches", add_to("random"))
+        spy(patch, features, "colour_statistics", note_colour)
+        spy(patch, prefix_cache, "sha256", counts["hashed"].append)
+        out = tmp_path_factory.mktemp("counted") / "out"
+        crossval(sections, CONFIG, data="made", seeds=2, out=out, progress=False)
+    return counts, sum(len(section.rows) for section in sections)
+
+
+def test_targets_are_built_once_a_section_and_list_of_genes(counted):
+    """Each fold chooses its own genes; features, probes, references and seeds share the targets."""
+    counts, _ = counted
+    assert len(counts["targets"]) == 3 * 3
+    assert len(set(counts["targets"])) == 3 * 3
+
+
+def test_what_no_fold_changes_is_embedded_once_a_section(counted):
+    """The frozen encoder by all folds and seeds; the one with random weights by all folds."""
+    counts, n_patches = counted
+    assert counts["frozen"] == n_patches
+    assert counts["random"] == 2 * n_patches
+    assert counts["colour"] == n_patches
+
+
+def test_a_file_is_hashed_once(counted):
+    counts, _ = counted
+    assert counts["hashed"]
+    assert len(set(counts["hashed"])) == len(counts["hashed"])
 
 
 # Cross-validation of a phantom, end to end

@@ -136,3 +136,15 @@ def test_a_probe_sees_test_spots_one_by_one(name):
     far_away = 100 + 50 * x_test
     beside = PROBES[name](x, y, np.concatenate([x_test[:5], far_away]), groups=groups)
     np.testing.assert_allclose(beside[:5], alone, rtol=1e-6)
+
+
+@pytest.mark.parametrize("name", PROBES)
+def test_targets_side_by_side_are_predicted_as_alone(name):
+    """Each has its own penalty: one is all signal, the other nearly all noise."""
+    x, clear, groups = make_data(noise=0.1)
+    _, noisy, _ = make_data(noise=5.0)
+    x_test, _, _ = make_data(seed=1)
+    options = {"groups": groups}
+    both = PROBES[name](x, np.hstack([clear, noisy]), x_test, n_targets=2, **options)
+    alone = [PROBES[name](x, y, x_test, **options) for y in (clear, noisy)]
+    np.testing.assert_allclose(both, np.hstack(alone), atol=1e-9)

@@ -4,9 +4,11 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
+from sklearn.decomposition import PCA
 from tiny_sections import make_patterned_section, pattern_shares
 
 from seal_lite.errors import InputError
+from seal_lite.evaluation.ridge import Ridge
 from seal_lite.evaluation.scores import (
     check_genes_present,
     decoder_scores,
@@ -45,6 +47,26 @@ def test_a_probe_predicts_each_gene_from_its_own_measurement(train, held_out):
     for probe in ("hest", "tuned_ridge"):
         assert scores[probe, "log1p_raw"].shape == (2, 5)
         assert scores[probe, "log1p_raw"].min() > 0.99
+
+
+def test_one_decomposition_of_the_features_serves_all_targets(held_out, monkeypatch):
+    """Probe A decomposes them once; probe B once, and once for each group it leaves out."""
+    fitted = {"ridge": 0, "pca": 0}
+
+    def count(place, name, key):
+        original = getattr(place, name)
+
+        def counting(*args, **options):
+            fitted[key] += 1
+            return original(*args, **options)
+
+        monkeypatch.setattr(place, name, counting)
+
+    count(Ridge, "fit", "ridge")
+    count(PCA, "fit_transform", "pca")
+    x = measured_counts(held_out)
+    probe_scores(held_out, held_out, GENES, train_x=x, test_x=x)
+    assert fitted == {"ridge": 1 + len(held_out), "pca": 1}
 
 
 def test_features_without_any_relation_score_nothing(train, held_out):

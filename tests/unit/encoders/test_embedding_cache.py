@@ -1,0 +1,57 @@
+"""What a cache folder remembers of a section: until section or encoder change, and no longer."""
+
+import numpy as np
+import pytest
+from helpers import make_adata
+
+from seal_lite.data.section import Section
+from seal_lite.encoders.embedding import remember
+
+
+def make_section(value):
+    adata = make_adata(np.full((4, 2), 9))
+    return Section(adata, np.arange(4), np.full((4, 8, 8, 3), value, np.uint8))
+
+
+@pytest.fixture
+def ask(tmp_path):
+    """Ask for the mean of a section's patches; returns (answer, whether it was computed)."""
+
+    def answer(section, name="mean"):
+        computed = []
+
+        def compute():
+            computed.append(True)
+            return {"x": section.patches.mean((1, 2))}
+
+        arrays = remember(section, compute, folder=tmp_path, name=name)
+        return arrays["x"], bool(computed)
+
+    return answer
+
+
+def test_what_was_computed_is_read_again(ask):
+    first, was_computed = ask(make_section(7))
+    assert was_computed
+    again, was_computed = ask(make_section(7))
+    assert not was_computed
+    np.testing.assert_array_equal(again, first)
+
+
+def test_other_pixels_and_another_encoder_are_computed(ask):
+    ask(make_section(7))
+    other, was_computed = ask(make_section(8))
+    assert was_computed
+    assert (other == 8).all()
+    assert ask(make_section(7), name="another")[1]
+
+
+@pytest.mark.parametrize("n_bytes", [0, 40, -30])
+def test_a_damaged_file_is_computed_again(ask, tmp_path, n_bytes):
+    first, _ = ask(make_section(7))
+    (path,) = tmp_path.glob("*.npz")
+    path.write_bytes(path.read_bytes()[:n_bytes])
+    repaired, was_computed = ask(make_section(7))
+    assert was_computed
+    np.testing.assert_array_equal(repaired, first)
+    assert not ask(make_section(7))[1]
