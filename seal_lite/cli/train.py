@@ -18,6 +18,7 @@ from seal_lite.cli.options import (
     check_output_folder,
     read_sections,
     required_genes,
+    say,
     split_names,
     split_optional,
 )
@@ -81,7 +82,7 @@ def finetune(  # noqa: PLR0913 (a command has as many options as it needs)
         device=device,
     )
     losses = [row["loss"] for row in history if row["phase"] == "joint"]
-    typer.echo(f"loss {losses[0]:.3f} -> {losses[-1]:.3f} in {len(losses)} epochs; run is in {out}")
+    say(f"loss {losses[0]:.3f} -> {losses[-1]:.3f} in {len(losses)} epochs; run is in {out}")
 
 
 def share(
@@ -96,4 +97,4 @@ def share(
     from seal_lite.hub import push_to_hub
 
     address = push_to_hub(run, repo, scores=scores, private=not public)
-    typer.echo(f"shared: {address}")
+    say(f"shared: {address}")

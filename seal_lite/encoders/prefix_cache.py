@@ -24,7 +24,9 @@ from tqdm import tqdm
 
 from seal_lite.encoders.views import make_views
 from seal_lite.encoders.vision import VisionEncoder, hash_tensors
-from seal_lite.io import lock, sha256
+from seal_lite.io import sha256
+from seal_lite.locks import lock
+from seal_lite.terminal import printable
 
 if TYPE_CHECKING:
     from seal_lite.data.section import Section
@@ -170,7 +172,7 @@ class PrefixCache:
         size = self.batch_size or self.encoder.batch_size(section.patches.shape[1])
         starts = range(0, n, size)
         batches = [(view, start) for view in range(self.n_views) for start in starts]
-        title = f"cache {section.name}"
+        title = printable(f"cache {section.name}")
         array = None
         for view, start in tqdm(batches, title, disable=not self.progress, leave=False):
             rows = range(start, min(start + size, n))

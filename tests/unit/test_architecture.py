@@ -17,7 +17,10 @@ PACKAGE = Path(seal_lite.__file__).parent
 REPOSITORY = PACKAGE.parent
 # A stage may import from itself and from the stages before it.
 STAGES = (
+    "terminal",
     "errors",
+    "paths",
+    "locks",
     "io",
     "config",
     "plots",

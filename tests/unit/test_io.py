@@ -9,14 +9,13 @@ import pytest
 from seal_lite.errors import InputError, reading
 from seal_lite.io import (
     atomic_file,
-    exclusive_folder,
-    lock,
     open_h5,
     read_json,
     refuse_bomb,
     sha256,
     write_atomic,
 )
+from seal_lite.locks import exclusive_folder, lock
 
 
 def names(folder):
