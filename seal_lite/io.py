@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import os
@@ -9,7 +10,7 @@ from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, BinaryIO, TypeVar
 
 from seal_lite.errors import InputError, reading, refuse_special
 from seal_lite.locks import LOCK_SUFFIXES, check_held
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
 Item = TypeVar("Item")
 Result = TypeVar("Result")
 DEFLATE_LIMIT = 1100  # deflate packs at most 1,032 bytes into one; more is damage, or a bomb
+CANNOT_RESERVE = (errno.EINVAL, errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP)
 RUN_REMEDY = "give a folder that `finetune` finished"
 # Of files that exist only while something is written.
 TEMPORARY_SUFFIXES = (*LOCK_SUFFIXES, ".part")
@@ -51,6 +53,23 @@ def write_atomic(path: str | Path, text: str) -> None:
     """Write a text file that appears only when complete."""
     with atomic_file(path) as part:
         part.write_text(text)
+
+
+def reserve(file: BinaryIO, size: int) -> None:
+    """Reserve `size` bytes of the disk for a new file, where the file system can.
+
+    Raises
+    ------
+    OSError
+        Where the disk has no room for them.
+    """
+    if not hasattr(os, "posix_fallocate"):  # as on macOS and Windows
+        return
+    try:
+        os.posix_fallocate(file.fileno(), 0, size)
+    except OSError as error:
+        if error.errno not in CANNOT_RESERVE:
+            raise
 
 
 def read_json(path: str | Path, *required: str, remedy: str = RUN_REMEDY) -> Any:

@@ -34,6 +34,7 @@ COMMANDS = (
     slides.embed,
     slides.slide_bench,
     data.encoders,
+    data.cache,
     train.share,
     data.phantom,
     data.cohort,
@@ -50,7 +51,6 @@ def main() -> None:
     is_first_process = os.environ.get("RANK", "0") == "0"
     level = logging.INFO if is_first_process else logging.WARNING
     start_logging(sys.stderr, level=level)
-    sys.excepthook = show_error
     logging.getLogger("httpx").setLevel(logging.WARNING)
     if is_first_process:
         sys.exit(run_command(sys.argv[1:]))
@@ -78,5 +78,7 @@ def run_command(arguments: list[str]) -> int:
             raise
         place = error.filename or "cannot be written"
         message = f"{place}: {error.strerror}; write elsewhere"
+    finally:
+        sys.excepthook = show_error  # typer has set its own
     typer.secho(f"seal-lite: {one_line(message)}", fg="red", err=True)
     return 2

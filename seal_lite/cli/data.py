@@ -142,6 +142,26 @@ def encoders() -> None:
     say("or any timm model by its own name, hf-hub:OWNER/MODEL or local-dir:FOLDER")
 
 
+def cache(
+    action: Annotated[str, typer.Argument(help="show or clear")] = "show",
+    folder: Annotated[
+        Path | None, typer.Option(help="Folder of a prefix cache; default: that of --cache auto.")
+    ] = None,
+) -> None:
+    """Show what a prefix cache holds, or clear it; what is needed again is computed again."""
+    from seal_lite.cache import GB, cache_folder, cache_limit, cache_size, cached_files, clear_cache
+
+    if action not in ("show", "clear"):
+        raise InputError(f"cache {action}: unknown; use show or clear")
+    folder = folder or cache_folder()
+    if action == "clear":
+        say(f"{folder}: {clear_cache(folder) / GB:.3g} GB are free again")
+    limit = cache_limit(folder)
+    at_most = "" if limit is None else f" of at most {limit / GB:.3g}"
+    size = cache_size(folder) / GB
+    say(f"{folder}: holds {size:.3g}{at_most} GB in {len(cached_files(folder))} files")
+
+
 def phantom(
     out: Annotated[Path, typer.Option(help="Folder to write.")],
     patients: int = 4,

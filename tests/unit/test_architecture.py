@@ -22,6 +22,7 @@ STAGES = (
     "paths",
     "locks",
     "io",
+    "cache",
     "config",
     "plots",
     "data",
