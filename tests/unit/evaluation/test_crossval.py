@@ -342,6 +342,25 @@ def test_a_shift_is_scored_in_and_out_of_distribution(tmp_path):
         crossval(sections, CONFIG, train_groups=1, out=tmp_path / "other", **options)
 
 
+@pytest.mark.parametrize("patient", ["../../../ESC/x", "/ESC/x", "..", "a/b", "\x1b[31m\n"])
+def test_a_patient_of_any_name_is_written_inside_the_folder(patient, tmp_path, monkeypatch):
+    out = tmp_path / "a/b/c/out"
+    folders = []
+
+    def run_fold(fold, config, *, runs, **_):
+        folders.append(runs)
+        return []
+
+    monkeypatch.setattr(crossval_module, "run_fold", run_fold)
+    fold = Fold([], {patient: []}, GENES)
+    options = {"truth": None, "device": "cpu", "progress": False}
+    crossval_module._resume_fold(fold, CONFIG, out, **options)
+    (written,) = [path for path in tmp_path.rglob("*") if path.is_file()]
+    assert written.parent == out / "folds"
+    assert folders == [out / "runs" / written.stem]
+    assert written.name.isprintable()
+
+
 @pytest.mark.parametrize("letter", ["P", "\N{GREEK SMALL LETTER MU}"])
 def test_many_groups_of_long_names_fit_a_file_name(letter, tmp_path, monkeypatch):
     """Sixty groups held out together: their names joined are longer than a file name may be."""
