@@ -6,6 +6,7 @@ with its key, 32 hex digits.
 
 from __future__ import annotations
 
+import errno
 import os
 import re
 import time
@@ -70,10 +71,18 @@ def mark_used(path: Path) -> None:
 
 
 def make_room(folder: str | Path, size: int) -> None:
-    """Remove the files used longest ago until a folder has room for so many bytes in its limit."""
+    """Remove the files used longest ago until a folder has room for `size` bytes in its limit.
+
+    Raises
+    ------
+    OSError
+        EDQUOT, where they are more than the limit; nothing is removed then.
+    """
     limit = cache_limit(folder)
     if limit is None:
         return
+    if size > limit:
+        raise OSError(errno.EDQUOT, f"is limited to {limit / GB:.3g} GB (SEAL_LITE_CACHE_GB)")
     excess = cache_size(folder) + size - limit
     for path in cached_files(folder):
         if excess <= 0:

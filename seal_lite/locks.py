@@ -74,21 +74,21 @@ def _acquire(path: Path, *, wait: bool) -> BaseFileLock:
     except Timeout:
         if not wait:
             raise
-        log.warning("%s: waits for %s", path, _holder(path))
+        log.warning("%s: %s makes it; %s", path, *_holder(path))
         soft.acquire()
     return soft
 
 
-def _holder(path: Path) -> str:
-    """Return who has the lock on a path, and what to do if they are gone, where that is known."""
+def _holder(path: Path) -> tuple[str, str]:
+    """Return who has the lock on a path, and what to do about it, as far as its file tells."""
     for suffix in LOCK_SUFFIXES:
         file = path.with_name(f".{path.name}{suffix}")
         try:
             process, host, *_ = file.read_text().split("\n")
         except (OSError, ValueError):
             continue
-        return f"process {process} of {host}; if that has ended, remove {file}"
-    return "another run"
+        return f"process {process} of {host}", f"wait, or remove {file} if it has ended"
+    return "another run", "wait"
 
 
 @contextmanager
@@ -108,22 +108,22 @@ def exclusive_folder(folder: str | Path) -> Iterator[None]:
             path.mkdir(parents=True, exist_ok=True)
         held = _acquire(run, wait=False)
     except Timeout:
-        rival = _holder(run)
-        raise InputError(f"{folder}: {rival} writes there; wait, or choose another") from None
+        rival, remedy = _holder(run)
+        raise InputError(f"{folder}: {rival} writes there; {remedy}, or choose another") from None
     file = Path(held.lock_file)
-    _HELD[path] = (file, file.stat())
+    status = file.stat()
+    _HELD[path] = (file, status)
     try:
         yield
     finally:
-        if not isinstance(held, SoftFileLock) and _is_held(path):
+        if not isinstance(held, SoftFileLock) and _is_same(file, status):
             file.unlink()
         del _HELD[path]
         held.release()
 
 
-def _is_held(folder: Path) -> bool:
-    """Return whether the file of this process's lock on a folder is still there."""
-    file, status = _HELD[folder]
+def _is_same(file: Path, status: os.stat_result) -> bool:
+    """Return whether a path still leads to the file that had this status."""
     try:
         return os.path.samestat(file.stat(), status)
     except OSError:
@@ -139,8 +139,8 @@ def check_held(path: str | Path) -> None:
         Where somebody has removed, or replaced, the folder since the run began to write there.
     """
     path = Path(path).absolute()
-    for folder in _HELD:
-        if path.is_relative_to(folder) and not _is_held(folder):
+    for folder, (file, status) in list(_HELD.items()):
+        if path.is_relative_to(folder) and not _is_same(file, status):
             raise InputError(
                 f"{folder}: was removed while this run wrote there, and its results with it; "
                 "run the same command again"

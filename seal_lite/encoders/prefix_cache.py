@@ -91,7 +91,8 @@ class PrefixCache:
     def fits(self, sections: Sequence[Section | Shard]) -> bool:
         """Return whether there is room for the sections, and log the size of their activations.
 
-        Nothing is written. Sections that are in the folder already need no room.
+        Nothing is written. Sections that are in the folder already need no room, and count as used
+        now, so that they stay.
         """
         absent = [section for section in sections if not self._files(section)]
         n_images = sum(len(section.rows) for section in absent) * self.n_views
@@ -111,10 +112,9 @@ class PrefixCache:
         if not fits:
             message += ": too large, so the prefix runs in every step"
         log.info(message)
-        if fits and self.folder is not None:
-            for path in [path for section in sections for path in self._files(section)]:
+        for section in sections:
+            for path in self._files(section):
                 mark_used(path)
-            make_room(self.folder, size)
         return fits
 
     def activations(self, section: Section | Shard) -> np.ndarray | None:
@@ -195,7 +195,7 @@ class PrefixCache:
         """Compute the section's activations into a file that appears when it is complete.
 
         They are written one batch after another, after room for all is reserved: a disk that is
-        full is then an error, while writing into a memory map would end the process.
+        full is then an `OSError`, while writing into a memory map would end the process.
         """
         part = folder / f".{self.key(section)}.part"
         try:
@@ -203,6 +203,7 @@ class PrefixCache:
                 for i, hidden in enumerate(self._batches(section)):
                     if i == 0:
                         shape = (self.n_views, len(section.rows), *hidden.shape[1:])
+                        make_room(folder, self.n_views * len(section.rows) * hidden[0].nbytes)
                         _begin_array(file, hidden.dtype, shape)
                     file.write(np.ascontiguousarray(hidden).data)
             path = folder / f"{self.key(section)}-{_checksum(part)}.npy"

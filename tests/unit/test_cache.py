@@ -1,6 +1,7 @@
 """The common cache folder keeps below its limit, and a cache is cleared of nothing else."""
 
 import os
+from pathlib import Path
 
 import pytest
 
@@ -69,6 +70,9 @@ def test_what_was_used_longest_ago_makes_room(common):
     assert cached_files(common) == [old, new, oldest]
     make_room(common, 11)
     assert cached_files(common) == [new, oldest]
+    with pytest.raises(OSError, match="is limited to 4e-08 GB"):
+        make_room(common, 41)
+    assert cached_files(common) == [new, oldest]
 
 
 def test_another_folder_is_never_made_smaller(tmp_path, common):
@@ -117,3 +121,18 @@ def test_the_command_shows_and_clears(cli, common, tmp_path):
     assert output == f"{tmp_path}: holds 1e-08 GB in 1 files\n"
     code, _, error = cli("cache", "burn")
     assert (code, "use show or clear" in error) == (2, True)
+
+
+@pytest.mark.parametrize("named", ["auto", "mine"])
+def test_finetune_takes_the_common_folder_or_a_named_one(cli, common, monkeypatch, named):
+    folders = []
+
+    def finetune(*_, cache_dir, **__):
+        folders.append(cache_dir)
+        raise InputError("that is all")
+
+    monkeypatch.setattr("seal_lite.data.shards.holds_shards", lambda _: True)
+    monkeypatch.setattr("seal_lite.data.shards.read_shards", lambda *_, **__: ([], None))
+    monkeypatch.setattr("seal_lite.training.loop.finetune", finetune)
+    cli("finetune", "--data", "x", "--out", common / "run", "--cache", named)
+    assert folders == [common if named == "auto" else Path("mine")]

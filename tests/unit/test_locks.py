@@ -6,6 +6,7 @@ import shutil
 import socket
 import subprocess
 import sys
+import threading
 
 import pytest
 from filelock import Timeout
@@ -130,7 +131,7 @@ def test_without_locks_a_file_names_the_owner(tmp_path, without_locks, caplog):
 
 def test_without_locks_a_folder_has_one_writer(tmp_path, without_locks):
     with exclusive_folder(tmp_path):
-        message = rf"process {os.getpid()} of \S+; if that has ended, remove \S+\.run\.owner"
+        message = rf"process {os.getpid()} of \S+ writes there; wait, or remove \S+\.run\.owner if"
         with pytest.raises(InputError, match=message), exclusive_folder(tmp_path):
             pass
         with pytest.raises(Timeout), lock(tmp_path / "run", wait=False):
@@ -152,10 +153,21 @@ def test_without_locks_what_a_dead_process_left_is_removed(tmp_path, without_loc
 def test_without_locks_what_another_host_left_is_named(tmp_path, without_locks):
     (tmp_path / ".run.owner").write_text("7\nelsewhere\n")
     with (
-        pytest.raises(InputError, match="process 7 of elsewhere; if that has ended, remove"),
+        pytest.raises(InputError, match="process 7 of elsewhere writes there; wait, or remove"),
         exclusive_folder(tmp_path),
     ):
         pass
+
+
+def test_without_locks_the_one_who_waits_is_told_for_whom(tmp_path, without_locks, caplog):
+    owner = tmp_path / ".file.owner"
+    owner.write_text("7\nelsewhere\n")
+    ending = threading.Timer(0.3, owner.unlink)
+    ending.start()
+    with lock(tmp_path / "file"):
+        assert owner.read_text().startswith(f"{os.getpid()}\n")
+    expected = f"{tmp_path / 'file'}: process 7 of elsewhere makes it; wait, or remove {owner}"
+    assert caplog.messages[-1] == f"{expected} if it has ended"
 
 
 def test_other_errors_of_a_lock_are_raised(tmp_path, monkeypatch):

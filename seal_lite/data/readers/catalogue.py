@@ -3,8 +3,8 @@
 A folder holds sections of any of the formats in `SOURCES`, and may hold two tables about them::
 
     ROOT/sections.tsv    section, and any of: patient, organ, technology, stain, species, image (a
-                         path under ROOT), um_per_px, table (of a SpatialData store), library (of
-                         a file with several), pool_um, ...
+                         path under ROOT, where a link may lead elsewhere), um_per_px, table (of a
+                         SpatialData store), library (of a file with several), pool_um, ...
     ROOT/genes.tsv       id and symbol of genes, where counts come with Ensembl ids alone
 """
 

@@ -159,7 +159,7 @@ def test_a_disk_that_is_really_full_does_not_end_the_process(
     assert not [path for path in small_disk.iterdir() if path.suffix != ".lock"]
 
 
-def test_the_common_folder_keeps_to_its_limit(encoder, section, tmp_path, monkeypatch):
+def test_the_common_folder_keeps_to_its_limit(encoder, section, tmp_path, monkeypatch, caplog):
     folder = tmp_path / "common"
     monkeypatch.setenv("SEAL_LITE_CACHE", str(folder))
     cache = encoders.PrefixCache(encoder, folder=folder, **OPTIONS)
@@ -168,11 +168,13 @@ def test_the_common_folder_keeps_to_its_limit(encoder, section, tmp_path, monkey
     size = cache.activations(section).nbytes
     monkeypatch.setenv("SEAL_LITE_CACHE_GB", str(2.5 * size / 1e9))
     for other in others:
-        assert cache.fits([other])
-        cache.activations(other)
+        assert cache.activations(other) is not None
     held = [bool(list(folder.glob(f"{cache.key(each)}-*"))) for each in (section, *others)]
     assert held == [False, True, True]
     assert not cache.fits([replace(section, digest=digit * 64) for digit in "345"])
+    monkeypatch.setenv("SEAL_LITE_CACHE_GB", str(0.5 * size / 1e9))
+    assert cache.activations(section) is None
+    assert "is limited to" in caplog.messages[-1]
 
 
 def test_the_cache_fits_where_there_is_room(encoder, section, tmp_path, monkeypatch, caplog):
