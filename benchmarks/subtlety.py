@@ -26,6 +26,7 @@ from seal_lite.encoders.vision import build_encoder
 from seal_lite.evaluation.scores import direct_scores, genes_to_score, probe_scores
 from seal_lite.training.provenance import provenance
 
+RUNS = Path(__file__).parents[1] / "runs"
 RESULT = Path(__file__).parents[1] / "results/subtlety.json"
 TARGET = "pearson_residuals"
 BEFORE = (1.0, 0.27), (0.4, 0.18)  # contrast and pull of earlier phantoms
@@ -59,10 +60,11 @@ def score_programs(root: Path) -> tuple[dict[str, Any], dict[str, Any]]:
 
 def measure() -> dict[str, Any]:
     """Return what is read of the phantom as it was drawn before, and as it is drawn now."""
+    RUNS.mkdir(exist_ok=True)
     rows = []
     for contrast, pull in (*BEFORE, (tissue.CHROMATIN, tissue.GROUP_PULL)):
         with (
-            tempfile.TemporaryDirectory() as folder,
+            tempfile.TemporaryDirectory(dir=RUNS) as folder,
             mock.patch.object(render, "CHROMATIN", contrast),
             mock.patch.object(tissue, "GROUP_PULL", pull),
         ):

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import os
 import re
+import stat
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+
+from seal_lite.terminal import one_line
 
 MESSAGE_LENGTH = 200  # characters of another package's error that a message quotes
 
@@ -14,7 +18,11 @@ class InputError(ValueError):
     """Invalid input: one sentence that names the file, the field and the remedy.
 
     The command line prints it on stderr and exits with code 2. Nothing has been written by then.
+    The sentence may quote names from files; as text it is one line that prints.
     """
+
+    def __str__(self) -> str:
+        return one_line(super().__str__())
 
 
 @contextmanager
@@ -23,7 +31,8 @@ def reading(
 ) -> Iterator[None]:
     """Turn any exception of the `with` block into an `InputError` about `path`.
 
-    Readers of damaged files raise exceptions of many kinds, and no two packages agree.
+    Readers of damaged files raise exceptions of many kinds, and no two packages agree. The block
+    is not begun where the path is a pipe or the like, which would keep a reader waiting.
 
     Parameters
     ----------
@@ -35,15 +44,32 @@ def reading(
     Raises
     ------
     InputError
-        Where the block raises anything but an `InputError` or a missing package; those two pass
-        through unchanged.
+        As `refuse_special` does, and where the block raises anything but an `InputError` or a
+        missing package; those two pass through unchanged.
     """
+    refuse_special(path)
     try:
         yield
     except (InputError, ModuleNotFoundError):
         raise
     except Exception as error:
         raise InputError(f"{path}: {fault} ({_summary(error)}); {remedy}") from error
+
+
+def refuse_special(path: str | Path) -> None:
+    """Check that what is to be read is a file or a folder, if it is there at all.
+
+    Raises
+    ------
+    InputError
+        Where it is a pipe, a socket or a device: to read it may take for ever.
+    """
+    try:
+        mode = os.stat(path).st_mode
+    except (OSError, ValueError):  # absent; or no path but a name
+        return
+    if not (stat.S_ISREG(mode) or stat.S_ISDIR(mode)):
+        raise InputError(f"{path}: is a pipe, a socket or a device; give a file with its content")
 
 
 def _summary(error: Exception) -> str:

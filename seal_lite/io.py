@@ -1,7 +1,8 @@
-"""Files that are complete or absent, folders of one run at a time, size checks, reading ahead."""
+"""Files that are complete or absent, files that are what they declare, reading ahead."""
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import os
@@ -9,11 +10,10 @@ from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, BinaryIO, TypeVar
 
-from filelock import FileLock, Timeout
-
-from seal_lite.errors import InputError, reading
+from seal_lite.errors import InputError, reading, refuse_special
+from seal_lite.locks import LOCK_SUFFIXES, check_held
 
 if TYPE_CHECKING:
     import h5py
@@ -21,8 +21,10 @@ if TYPE_CHECKING:
 Item = TypeVar("Item")
 Result = TypeVar("Result")
 DEFLATE_LIMIT = 1100  # deflate packs at most 1,032 bytes into one; more is damage, or a bomb
+CANNOT_RESERVE = (errno.EINVAL, errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP)
 RUN_REMEDY = "give a folder that `finetune` finished"
-TEMPORARY_SUFFIXES = (".lock", ".part")  # of files that exist only while something is written
+# Of files that exist only while something is written.
+TEMPORARY_SUFFIXES = (*LOCK_SUFFIXES, ".part")
 
 
 @contextmanager
@@ -30,8 +32,14 @@ def atomic_file(path: str | Path) -> Iterator[Path]:
     """Give a temporary name to write to; the file is renamed to `path` when the block succeeds.
 
     When the block raises, an older file at `path` stays as it was.
+
+    Raises
+    ------
+    InputError
+        As `check_held` does.
     """
     path = Path(path)
+    check_held(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     part = path.with_name(f".{path.name}.part")
     try:
@@ -47,38 +55,21 @@ def write_atomic(path: str | Path, text: str) -> None:
         part.write_text(text)
 
 
-def lock(path: str | Path, *, wait: bool = True) -> FileLock:
-    """Return a lock on the making of `path`, for a `with` statement.
-
-    The lock is an empty file `.<name>.lock` beside `path`. The system frees it when its process
-    dies. Other processes wait for it, or with `wait=False` get filelock's `Timeout`.
-    """
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    timeout = -1 if wait else 0
-    return FileLock(path.with_name(f".{path.name}.lock"), timeout=timeout)
-
-
-@contextmanager
-def exclusive_folder(folder: str | Path) -> Iterator[None]:
-    """Make a folder and keep every other run out of it while the block lasts.
+def reserve(file: BinaryIO, size: int) -> None:
+    """Reserve `size` bytes of the disk for a new file, where the file system can.
 
     Raises
     ------
-    InputError
-        Where the folder cannot be made, or another run writes there.
+    OSError
+        Where the disk has no room for them.
     """
-    with reading(folder, fault="cannot be written", remedy="choose another folder"):
-        run_lock = lock(Path(folder) / "run", wait=False)
+    if not hasattr(os, "posix_fallocate"):  # as on macOS and Windows
+        return
     try:
-        run_lock.acquire()
-    except Timeout:
-        raise InputError(f"{folder}: another run writes there; wait, or choose another") from None
-    try:
-        yield
-    finally:
-        os.unlink(run_lock.lock_file)
-        run_lock.release()
+        os.posix_fallocate(file.fileno(), 0, size)
+    except OSError as error:
+        if error.errno not in CANNOT_RESERVE:
+            raise
 
 
 def read_json(path: str | Path, *required: str, remedy: str = RUN_REMEDY) -> Any:
@@ -131,19 +122,45 @@ def refuse_bomb(path: str | Path, declared: int) -> None:
 
 @contextmanager
 def open_h5(path: str | Path) -> Iterator[h5py.File]:
-    """Open an HDF5 file for reading; raises `InputError` as `refuse_bomb` does."""
+    """Open an HDF5 file for reading, while the block lasts; raises as `check_h5` does."""
     import h5py
 
+    refuse_special(path)
     with h5py.File(path) as file:
-        refuse_h5_bomb(file)
+        check_h5(file)
         yield file
 
 
-def refuse_h5_bomb(file: h5py.File) -> None:
-    """Apply `refuse_bomb` to an open HDF5 file."""
+def check_h5(file: h5py.File) -> None:
+    """Check that an open HDF5 file holds what it declares: it can, and none of it lies elsewhere.
+
+    Raises
+    ------
+    InputError
+        As `refuse_bomb` does, and where a link or a dataset of the file leads to other files.
+    """
+    import h5py
+
+    path = os.fsdecode(file.filename)
+    own_links = (h5py.h5l.TYPE_HARD, h5py.h5l.TYPE_SOFT)  # that lead to other parts of the file
     sizes: list[int] = []
-    file.visititems(lambda _, item: sizes.append(getattr(item, "nbytes", 0)))
-    refuse_bomb(os.fsdecode(file.filename), sum(sizes))
+    elsewhere: list[str] = []
+
+    def visit_link(name: bytes, info: h5py.h5l.LinkInfo) -> None:
+        if info.type not in own_links:
+            elsewhere.append(os.fsdecode(name))
+
+    def visit_item(name: str, item: h5py.Group | h5py.Dataset) -> None:
+        if isinstance(item, h5py.Dataset):
+            sizes.append(item.nbytes)
+            if item.external or item.is_virtual:
+                elsewhere.append(name)
+
+    file.id.links.visit(visit_link, info=True)
+    file.visititems(visit_item)
+    if elsewhere:
+        raise InputError(f"{path}: {elsewhere[0]} lies in another file; write all into this one")
+    refuse_bomb(path, sum(sizes))
 
 
 def read_ahead(read: Callable[[Item], Result], items: Iterable[Item]) -> Iterator[Result]:

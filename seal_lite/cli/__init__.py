@@ -12,6 +12,7 @@ import typer
 
 from seal_lite.cli import data, evaluate, slides, study, train
 from seal_lite.errors import InputError
+from seal_lite.terminal import one_line, show_error, start_logging
 
 app = typer.Typer(
     add_completion=False,
@@ -34,6 +35,7 @@ COMMANDS = (
     slides.embed,
     slides.slide_bench,
     data.encoders,
+    data.cache,
     train.share,
     data.phantom,
     data.cohort,
@@ -49,7 +51,7 @@ def main() -> None:
     """Run the command line. Of several processes only the first prints."""
     is_first_process = os.environ.get("RANK", "0") == "0"
     level = logging.INFO if is_first_process else logging.WARNING
-    logging.basicConfig(level=level, format="%(message)s", stream=sys.stderr)
+    start_logging(sys.stderr, level=level)
     logging.getLogger("httpx").setLevel(logging.WARNING)
     if is_first_process:
         sys.exit(run_command(sys.argv[1:]))
@@ -77,6 +79,7 @@ def run_command(arguments: list[str]) -> int:
             raise
         place = error.filename or "cannot be written"
         message = f"{place}: {error.strerror}; write elsewhere"
-    one_line = " ".join(message.split())
-    typer.secho(f"seal-lite: {one_line}", fg="red", err=True)
+    finally:
+        sys.excepthook = show_error  # typer has set its own
+    typer.secho(f"seal-lite: {one_line(message)}", fg="red", err=True)
     return 2

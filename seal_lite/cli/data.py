@@ -18,6 +18,8 @@ from seal_lite.cli.options import (
     check_output_file,
     check_output_folder,
     required_genes,
+    say,
+    say_table,
     split_names,
     split_optional,
 )
@@ -63,7 +65,7 @@ def fetch(
         download.fetch_visium(out, sections=names)
     else:
         download.fetch_hest(out, sections=names)
-    typer.echo(f"{name} is in {out}")
+    say(f"{name} is in {out}")
 
 
 def check(
@@ -86,9 +88,9 @@ def check(
     title = f"Check of {data.resolve().name}"
     write_atomic(out, check_page(messages, checks, patch_um=config.patch_um, title=title))
     for message in messages:
-        typer.echo(f"- {message}")
+        say(f"- {message}")
     n_pairs = sum(len(section_check.section.rows) for section_check in checks)
-    typer.echo(f"{n_pairs} pairs in {len(checks)} sections; wrote {out}")
+    say(f"{n_pairs} pairs in {len(checks)} sections; wrote {out}")
     if not checks:
         raise typer.Exit(NO_SECTION)
 
@@ -122,7 +124,7 @@ def shard(
     adatas = load_counts(data, split_names(train))
     genes = required_genes(adatas, data, include)
     shards = shard_sections(adatas, config, out, include=genes)
-    typer.echo(f"{len(shards)} shards are in {out}")
+    say(f"{len(shards)} shards are in {out}")
 
 
 def encoders() -> None:
@@ -133,11 +135,31 @@ def encoders() -> None:
     from seal_lite.encoders.registry import BACKBONES
 
     table = pd.DataFrame([vars(row) for row in BACKBONES.values()])
-    typer.echo(table[BACKBONE_COLUMNS].fillna("").to_string(index=False))
+    say_table(table[BACKBONE_COLUMNS].fillna(""), index=False)
     for family, settings in RECIPES.items():
         changes = " ".join(f"{name}={value}" for name, value in settings.items())
-        typer.echo(f"recipe {family}: {changes or 'the defaults'}")
-    typer.echo("or any timm model by its own name, hf-hub:OWNER/MODEL or local-dir:FOLDER")
+        say(f"recipe {family}: {changes or 'the defaults'}")
+    say("or any timm model by its own name, hf-hub:OWNER/MODEL or local-dir:FOLDER")
+
+
+def cache(
+    action: Annotated[str, typer.Argument(help="show or clear")] = "show",
+    folder: Annotated[
+        Path | None, typer.Option(help="Folder of a prefix cache; default: that of --cache auto.")
+    ] = None,
+) -> None:
+    """Show what a prefix cache holds, or clear it; what is needed again is computed again."""
+    from seal_lite.cache import GB, cache_folder, cache_limit, cache_size, cached_files, clear_cache
+
+    if action not in ("show", "clear"):
+        raise InputError(f"cache {action}: unknown; use show or clear")
+    folder = folder or cache_folder()
+    if action == "clear":
+        say(f"{folder}: {clear_cache(folder) / GB:.3g} GB are free again")
+    limit = cache_limit(folder)
+    at_most = "" if limit is None else f" of at most {limit / GB:.3g}"
+    size = cache_size(folder) / GB
+    say(f"{folder}: holds {size:.3g}{at_most} GB in {len(cached_files(folder))} files")
 
 
 def phantom(
@@ -161,7 +183,7 @@ def phantom(
         seed=seed,
         shift=shift,
     )
-    typer.echo(f"phantom is in {out}")
+    say(f"phantom is in {out}")
 
 
 def cohort(
@@ -174,4 +196,4 @@ def cohort(
     from seal_lite.data import phantom as tissue
 
     folder = tissue.cohort(out, patients=patients, spots=spots, seed=seed)
-    typer.echo(f"cohort is in {folder}")
+    say(f"cohort is in {folder}")

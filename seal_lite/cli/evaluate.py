@@ -25,6 +25,8 @@ from seal_lite.cli.options import (
     check_output_folder,
     read_run_or_backbone,
     read_sections,
+    say,
+    say_table,
     split_names,
     split_optional,
     training_sections,
@@ -77,7 +79,7 @@ def probe(
         "folds": folds,
         "delta": deltas(folds, classes),
     }
-    typer.echo(summary(result).round(3).to_string())
+    say_table(summary(result).round(3))
     write_json(json_file, result)
 
 
@@ -114,7 +116,7 @@ def score_run(
     check_genes_present(test, genes)
     n_missing = len(all_genes) - len(genes)
     if n_missing:
-        typer.echo(f"{n_missing} of {len(all_genes)} genes are not in the run's panel")
+        say(f"{n_missing} of {len(all_genes)} genes are not in the run's panel")
     models = {"tuned": model}
     config = model.config
     features = fold_features(
@@ -175,12 +177,12 @@ def crossval(  # noqa: PLR0913 (a command has as many options as it needs)
         leakage=leakage,
         device=device,
     )
-    typer.echo(summary(result).round(3).to_string())
+    say_table(summary(result).round(3))
     for verdict in verdicts(result):
-        typer.echo(verdict)
+        say(verdict)
     for message in leakage:
-        typer.echo(f"leakage allowed: {message}")
-    typer.echo(f"wrote {out / 'metrics.json'}")
+        say(f"leakage allowed: {message}")
+    say(f"wrote {out / 'metrics.json'}")
 
 
 def hest_bench(
@@ -236,7 +238,8 @@ def print_task(name: str, result: dict[str, Any]) -> None:
     from seal_lite.evaluation.scores import tidy
 
     table = tidy(result).pivot_table("r", ["features", "probe"], "target", "mean")
-    typer.echo(f"{name}\n{table.round(3).to_string(na_rep='')}")
+    say(name)
+    say_table(table.round(3), na_rep="")
 
 
 def retrieve(
@@ -275,8 +278,8 @@ def retrieve(
     )
     save_figure(figure, out)
     for n in (1, 5, 10):
-        typer.echo(f"recall@{n} {scores[f'recall@{n}']:.3f} (chance {scores[f'chance@{n}']:.3f})")
-    typer.echo(f"wrote {out}")
+        say(f"recall@{n} {scores[f'recall@{n}']:.3f} (chance {scores[f'chance@{n}']:.3f})")
+    say(f"wrote {out}")
 
 
 def save_figure(figure: Figure, file: Path) -> None:
@@ -315,7 +318,7 @@ def retrieval_bench(
         result["sets"] = gene_set_scores(model, space, gene_sets, top=top)
     rows = pd.DataFrame(result["slides"]).drop(columns="slide")
     means = rows.groupby(["direction", "scope"], sort=False).mean()
-    typer.echo(means.round(3).to_string(na_rep=""))
+    say_table(means.round(3), na_rep="")
     result["provenance"] = provenance(loaded, model.config, run=str(run))
     write_json(json_file, result)
 

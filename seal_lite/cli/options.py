@@ -13,10 +13,12 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from seal_lite.errors import InputError
+from seal_lite.terminal import printable
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    import pandas as pd
     from anndata import AnnData
 
     from seal_lite.config import Config
@@ -36,7 +38,8 @@ def check_output_file(file: Path) -> Path:
     """Return a file to write, or raise an `InputError` where that is not possible."""
     nearest = _nearest_existing(file)
     is_inside_file = nearest.is_file() and nearest != file.absolute()
-    if file.is_dir() or is_inside_file or not os.access(nearest, os.W_OK):
+    is_no_file = file.exists() and not file.is_file()  # a folder, a pipe, a device
+    if is_no_file or is_inside_file or not os.access(nearest, os.W_OK):
         raise InputError(f"{file}: cannot be written there; choose another file")
     return file
 
@@ -141,9 +144,20 @@ def required_genes(adatas: Sequence[AnnData], data: Path, include: str | None) -
     return [*genes, *(split_optional(include) or [])]
 
 
+def say(text: str) -> None:
+    """Print a line on standard output."""
+    typer.echo(printable(text))
+
+
+def say_table(table: pd.DataFrame, **layout: Any) -> None:
+    """Print a table; `layout` goes to `to_string`, which escapes line breaks in cells."""
+    for line in table.to_string(**layout).split("\n"):
+        say(line)
+
+
 def write_json(file: Path, value: Any) -> None:
     """Write a JSON file, and print where it is."""
     from seal_lite.io import write_atomic
 
     write_atomic(file, json.dumps(value, indent=1))
-    typer.echo(f"wrote {file}")
+    say(f"wrote {file}")

@@ -15,6 +15,8 @@ from seal_lite.cli.options import (
     Seeds,
     check_output_folder,
     read_run_or_backbone,
+    say,
+    say_table,
     write_json,
 )
 from seal_lite.errors import InputError
@@ -54,7 +56,7 @@ def embed(
         patch_px=patch_px,
         um_per_px=um_per_px,
     )
-    typer.echo(f"features of {len(files)} slides are in {out}")
+    say(f"features of {len(files)} slides are in {out}")
 
 
 def slide_bench(
@@ -74,7 +76,7 @@ def slide_bench(
     bags = {name: read_bags(slide_task, folder) for name, folder in folders.items()}
     result = score_bags(slide_task, bags, seeds=seeds)
     for part in ("scores", "delta"):
-        typer.echo(pd.DataFrame(result[part]).to_string(index=False))
+        say_table(pd.DataFrame(result[part]), index=False)
     write_json(json_file, result)
 
 

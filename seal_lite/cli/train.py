@@ -18,6 +18,7 @@ from seal_lite.cli.options import (
     check_output_folder,
     read_sections,
     required_genes,
+    say,
     split_names,
     split_optional,
 )
@@ -44,7 +45,12 @@ def finetune(  # noqa: PLR0913 (a command has as many options as it needs)
     epochs: int | None = None,
     seed: int | None = None,
     include: Include = None,
-    cache: Annotated[Path | None, typer.Option(help="Folder for the prefix cache.")] = None,
+    cache: Annotated[
+        Path | None,
+        typer.Option(
+            help="Folder for the prefix cache, or auto: see `seal-lite cache`; default: memory."
+        ),
+    ] = None,
     chunk: Annotated[
         int,
         typer.Option(min=0, help="Images at a time in a step: less memory, same result. 0: all."),
@@ -54,9 +60,12 @@ def finetune(  # noqa: PLR0913 (a command has as many options as it needs)
     device: Device = "auto",
 ) -> None:
     """Finetune the encoder on pairs of expression and tissue, or on shards of them."""
+    from seal_lite.cache import cache_folder
     from seal_lite.data.shards import holds_shards, read_shards
     from seal_lite.training import loop
 
+    if str(cache) == "auto":
+        cache = cache_folder()
     config = build_config(preset, set_, backbone=backbone, epochs=epochs, seed=seed)
     sections: Sequence[Section] | Sequence[Shard]
     panel: GenePanel | None = None
@@ -81,7 +90,7 @@ def finetune(  # noqa: PLR0913 (a command has as many options as it needs)
         device=device,
     )
     losses = [row["loss"] for row in history if row["phase"] == "joint"]
-    typer.echo(f"loss {losses[0]:.3f} -> {losses[-1]:.3f} in {len(losses)} epochs; run is in {out}")
+    say(f"loss {losses[0]:.3f} -> {losses[-1]:.3f} in {len(losses)} epochs; run is in {out}")
 
 
 def share(
@@ -96,4 +105,4 @@ def share(
     from seal_lite.hub import push_to_hub
 
     address = push_to_hub(run, repo, scores=scores, private=not public)
-    typer.echo(f"shared: {address}")
+    say(f"shared: {address}")

@@ -21,7 +21,9 @@ import pooch
 from tqdm import tqdm
 
 from seal_lite.errors import InputError, reading
-from seal_lite.io import atomic_file, exclusive_folder, sha256
+from seal_lite.io import atomic_file, sha256
+from seal_lite.locks import exclusive_folder
+from seal_lite.terminal import printable
 
 if TYPE_CHECKING:
     from huggingface_hub import HfApi
@@ -160,7 +162,7 @@ def _list_hest_files(hub: HfApi, sections: set[str]) -> dict[Path, RepoSibling]:
     """Return path and listing of the files of HEST samples; `InputError` for an unknown id."""
     info = hub.dataset_info(HEST_REPOSITORY, files_metadata=True)
     licence = info.card_data.get("license") if info.card_data else None
-    print(f"{HEST_REPOSITORY}: licence {licence or 'on its page'}")
+    print(printable(f"{HEST_REPOSITORY}: licence {licence or 'on its page'}"))
     files = {Path(listed.rfilename): listed for listed in info.siblings or []}
     selected = {
         path: listed

@@ -31,7 +31,9 @@ from seal_lite.data.genes import GenePanel
 from seal_lite.data.patches import extract_patches
 from seal_lite.data.section import Section
 from seal_lite.errors import InputError, reading
-from seal_lite.io import atomic_file, exclusive_folder, refuse_h5_bomb, write_atomic
+from seal_lite.io import atomic_file, check_h5, write_atomic
+from seal_lite.locks import exclusive_folder
+from seal_lite.paths import file_name
 
 if TYPE_CHECKING:
     from anndata import AnnData
@@ -110,7 +112,7 @@ def write_shards(
     paths = []
     with exclusive_folder(out):
         for section in sections:
-            path = out / f"{section.name}.h5"
+            path = out / f"{file_name(section.name)}.h5"
             if not path.exists():
                 _write_shard(path, section, panel)
             elif Shard(path).digest != section.digest:
@@ -166,11 +168,11 @@ def read_shards(
     folder = Path(folder)
     panel = _read_panel(folder, config)
     available = sorted(path.stem for path in folder.glob("*.h5"))
-    names = names or available
-    missing = sorted(set(names) - set(available))
+    stems = [file_name(name) for name in names] if names else available
+    missing = sorted(set(stems) - set(available))
     if missing:
         raise InputError(f"{folder}: has no shard of section '{missing[0]}'; it has {available}")
-    return [Shard(folder / f"{name}.h5") for name in names], panel
+    return [Shard(folder / f"{stem}.h5") for stem in stems], panel
 
 
 def holds_shards(folder: str | Path) -> bool:
@@ -228,7 +230,7 @@ class Shard:
         access.set_sieve_buf_size(0)
         with reading(path, fault="is no shard", remedy="remove it and write it again"):
             file = h5py.File(h5py.h5f.open(os.fsencode(path), h5py.h5f.ACC_RDONLY, access))
-            refuse_h5_bomb(file)
+            check_h5(file)
             self.name: str = file.attrs["name"]
             self.digest: str = file.attrs["digest"]
             self.patches = file["img"]

@@ -205,11 +205,12 @@ def _run_prefix_on(
 ) -> Iterator[torch.Tensor]:
     """Yield the prefix activations (b, ...) of a section's patches in batches."""
     device = encoder.device
-    if cache is None:
+    activations = None if cache is None else cache.activations(section)
+    if activations is None:
         for images in _images_on_device(encoder, section.patches):
             yield encoder.prefix(images)
         return
-    (stored,) = cache.activations(section)  # (n, ...), of view 0
+    (stored,) = activations  # (n, ...), of view 0
     for start in range(0, len(stored), CACHED_BATCH):
         batch = stored[start : start + CACHED_BATCH].copy()
         yield as_tensor(batch).to(device)

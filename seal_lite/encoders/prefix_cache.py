@@ -8,23 +8,27 @@ of its content, so that a damaged file is noticed.
 
 from __future__ import annotations
 
+import errno
 import logging
+import math
 import os
 import shutil
-from collections.abc import Callable, Sequence
-from functools import partial
+from collections.abc import Iterator, Sequence
 from hashlib import sha256 as new_sha256
 from pathlib import Path
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING, BinaryIO
 
 import numpy as np
 import psutil
 import torch
 from tqdm import tqdm
 
+from seal_lite.cache import cache_limit, make_room, mark_used
 from seal_lite.encoders.views import make_views
 from seal_lite.encoders.vision import VisionEncoder, hash_tensors
-from seal_lite.io import lock, sha256
+from seal_lite.io import reserve, sha256
+from seal_lite.locks import lock
+from seal_lite.terminal import printable
 
 if TYPE_CHECKING:
     from seal_lite.data.section import Section
@@ -32,6 +36,7 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 ROOM = 0.8  # the share of free disk or memory that the cache may take
+NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)  # of a full disk, a quota, a limit
 _INTACT: set[tuple[Path, int, int]] = set()  # files checked by this process: path, size, time
 
 
@@ -48,7 +53,8 @@ class PrefixCache:
         Standard deviation of each stain's log-scale, as in `make_views`.
     folder
         Arrays are memory-mapped from files ``<key>-<checksum>.npy`` there, and written first where
-        they are absent. A file appears only when it is complete. None keeps arrays in memory.
+        they are absent. A file appears only when it is complete. The common folder
+        (`seal_lite.cache`) stays below its limit. None keeps arrays in memory.
     batch_size
         Number of images whose prefix is computed at once; None leaves it to the encoder.
     progress
@@ -71,6 +77,7 @@ class PrefixCache:
         self.folder = None if folder is None else Path(folder)
         self.batch_size = batch_size
         self.progress = progress
+        self.is_full = False
         self.weights = self._hash_prefix()
 
     def key(self, section: Section | Shard) -> str:
@@ -84,7 +91,8 @@ class PrefixCache:
     def fits(self, sections: Sequence[Section | Shard]) -> bool:
         """Return whether there is room for the sections, and log the size of their activations.
 
-        Nothing is written. Sections that are in the folder already need no room.
+        Nothing is written. Sections that are in the folder already need no room, and count as used
+        now, so that they stay.
         """
         absent = [section for section in sections if not self._files(section)]
         n_images = sum(len(section.rows) for section in absent) * self.n_views
@@ -97,29 +105,62 @@ class PrefixCache:
             self.folder.mkdir(parents=True, exist_ok=True)
             place = str(self.folder)
             free = shutil.disk_usage(self.folder).free
+            limit = cache_limit(self.folder)
+            free = free if limit is None else min(free, limit)
         fits = size <= ROOM * free
         message = f"prefix cache: {size / 1e9:.3g} GB in {place} with {free / 1e9:.3g} GB free"
         if not fits:
             message += ": too large, so the prefix runs in every step"
         log.info(message)
+        for section in sections:
+            for path in self._files(section):
+                mark_used(path)
         return fits
 
-    def activations(self, section: Section | Shard) -> np.ndarray:
+    def activations(self, section: Section | Shard) -> np.ndarray | None:
         """Return the activations of a section of n patches.
 
         Returns
         -------
         array (n_views, n, ...)
-            In the encoder's working precision; `as_tensor` reads it.
+            In the encoder's working precision; `as_tensor` reads it. None where the disk has
+            proved too small for them, which the log says once: then the prefix is to be run.
         """
         if self.folder is None:
-            return self._compute(section, np.empty)
-        path = self.folder / self.key(section)
-        with lock(path):  # one of several processes computes, the others wait
-            stored = self._intact_file(section)
-            if stored is None:
-                stored = self._write(section, self.folder)
-            return np.load(stored, mmap_mode="r")
+            return self._compute(section)
+        try:
+            return self._stored(section, self.folder)
+        except OSError as error:
+            if error.errno not in NO_ROOM:
+                raise
+            reason = f"{self.folder}: {error.strerror}"
+        log.warning("prefix cache: %s, so the prefix runs in every step", reason)
+        self.is_full = True
+        return None
+
+    def activations_of_all(self, sections: Sequence[Section | Shard]) -> list[np.ndarray] | None:
+        """Return the `activations` of each section, or None where those of one are not stored."""
+        arrays = []
+        for section in sections:
+            array = self.activations(section)
+            if array is None:
+                return None
+            arrays.append(array)
+        return arrays
+
+    def _stored(self, section: Section | Shard, folder: Path) -> np.ndarray | None:
+        """Return activations from the section's file, which is written where the disk is not full.
+
+        One of several processes computes, the others wait.
+        """
+        with lock(folder / self.key(section)):
+            file = self._intact_file(section)
+            if file is None and self.is_full:
+                return None
+            if file is None:
+                file = self._write(section, folder)
+            mark_used(file)
+            return np.load(file, mmap_mode="r")
 
     def _hash_prefix(self) -> str:
         """Hash the views, the prefix's weights and the normalisation.
@@ -151,12 +192,20 @@ class PrefixCache:
         return None
 
     def _write(self, section: Section | Shard, folder: Path) -> Path:
-        """Compute the section's activations into a file that appears when it is complete."""
+        """Compute the section's activations into a file that appears when it is complete.
+
+        They are written one batch after another, after room for all is reserved: a disk that is
+        full is then an `OSError`, while writing into a memory map would end the process.
+        """
         part = folder / f".{self.key(section)}.part"
         try:
-            allocate = partial(np.lib.format.open_memmap, part, "w+")
-            array = cast(np.memmap, self._compute(section, allocate))
-            array.flush()
+            with part.open("wb") as file:
+                for i, hidden in enumerate(self._batches(section)):
+                    if i == 0:
+                        shape = (self.n_views, len(section.rows), *hidden.shape[1:])
+                        make_room(folder, self.n_views * len(section.rows) * hidden[0].nbytes)
+                        _begin_array(file, hidden.dtype, shape)
+                    file.write(np.ascontiguousarray(hidden).data)
             path = folder / f"{self.key(section)}-{_checksum(part)}.npy"
             os.replace(part, path)
             _INTACT.add(_version(path))
@@ -164,22 +213,28 @@ class PrefixCache:
             part.unlink(missing_ok=True)
         return path
 
-    def _compute(self, section: Section | Shard, allocate: Callable[..., np.ndarray]) -> np.ndarray:
-        """Compute the activations of all views in an array from ``allocate(dtype=, shape=)``."""
+    def _compute(self, section: Section | Shard) -> np.ndarray:
+        """Compute the section's activations (n_views, n, ...) in memory."""
+        n = len(section.rows)
+        array = None
+        start = 0
+        for hidden in self._batches(section):
+            if array is None:
+                array = np.empty((self.n_views * n, *hidden.shape[1:]), hidden.dtype)
+            array[start : start + len(hidden)] = hidden
+            start += len(hidden)
+        assert array is not None, "a section has patches"
+        return array.reshape(self.n_views, n, *array.shape[1:])
+
+    def _batches(self, section: Section | Shard) -> Iterator[np.ndarray]:
+        """Yield the activations (b, ...) of all patches, one view after another."""
         n = len(section.rows)
         size = self.batch_size or self.encoder.batch_size(section.patches.shape[1])
         starts = range(0, n, size)
         batches = [(view, start) for view in range(self.n_views) for start in starts]
-        title = f"cache {section.name}"
-        array = None
+        title = printable(f"cache {section.name}")
         for view, start in tqdm(batches, title, disable=not self.progress, leave=False):
-            rows = range(start, min(start + size, n))
-            hidden = self._run_prefix(section, rows, view)  # (b, ...)
-            if array is None:
-                array = allocate(dtype=hidden.dtype, shape=(self.n_views, n, *hidden.shape[1:]))
-            array[view, rows.start : rows.stop] = hidden
-        assert array is not None, "a section has patches"
-        return array
+            yield self._run_prefix(section, range(start, min(start + size, n)), view)
 
     def _run_prefix(self, section: Section | Shard, rows: range, view: int) -> np.ndarray:
         """Return the activations (b, ...) of one view of b neighbouring patches."""
@@ -205,6 +260,15 @@ def as_tensor(array: np.ndarray) -> torch.Tensor:
     """Return the activations that `as_array` stored."""
     tensor = torch.from_numpy(array)
     return tensor.view(torch.bfloat16) if array.dtype == np.uint16 else tensor
+
+
+def _begin_array(file: BinaryIO, dtype: np.dtype, shape: tuple[int, ...]) -> None:
+    """Write the header of an array in NumPy's format, and reserve room for its values."""
+    descr = np.lib.format.dtype_to_descr(dtype)
+    header = {"descr": descr, "fortran_order": False, "shape": shape}
+    np.lib.format.write_array_header_1_0(file, header)
+    file.flush()
+    reserve(file, file.tell() + math.prod(shape) * dtype.itemsize)
 
 
 def _is_intact(path: Path) -> bool:

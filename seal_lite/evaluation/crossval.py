@@ -7,7 +7,6 @@ in the same way on shuffled pairs, which shares all that finetuning does except 
 from __future__ import annotations
 
 import dataclasses
-import hashlib
 import json
 import logging
 import math
@@ -28,8 +27,10 @@ from seal_lite.evaluation.scores import (
     tidy,
 )
 from seal_lite.evaluation.statistics import IN_PREFIX, differences
-from seal_lite.io import exclusive_folder, read_json, write_atomic
+from seal_lite.io import read_json, write_atomic
+from seal_lite.locks import exclusive_folder
 from seal_lite.model.seal import SEAL
+from seal_lite.paths import file_name
 from seal_lite.training.loader import check_batch_size
 from seal_lite.training.loop import finetune
 from seal_lite.training.provenance import provenance
@@ -48,7 +49,6 @@ if TYPE_CHECKING:
     Split: TypeAlias = tuple[list[Section], dict[str, list[Section]]]
 
 log = logging.getLogger(__name__)
-LONGEST_NAME = 200  # bytes; file systems take 255, and a temporary file's name is longer
 
 
 @dataclass(frozen=True)
@@ -308,7 +308,7 @@ def _resume_fold(
     progress: bool,
 ) -> list[dict]:
     """Read the results of a fold with the config's seed; run it first where it is not finished."""
-    name = _file_name(fold, config.seed)
+    name = file_name(f"{fold.name}-{config.seed}")
     path = out / f"folds/{name}.json"
     if not path.exists():
         log.info("fold: test %s, seed %d", fold.name, config.seed)
@@ -323,19 +323,6 @@ def _resume_fold(
         )
         write_atomic(path, json.dumps(results))
     return read_json(path, remedy="remove it: the fold runs again")
-
-
-def _file_name(fold: Fold, seed: int) -> str:
-    """Return the name of a fold's results and runs, shortened where a file system would refuse it.
-
-    A long name keeps its beginning, and a hash of the whole tells it from others.
-    """
-    tail = f"-{seed}"
-    encoded = fold.name.encode()
-    if len(encoded) + len(tail) <= LONGEST_NAME:
-        return fold.name + tail
-    tail = f"...{hashlib.sha256(encoded).hexdigest()[:16]}{tail}"
-    return encoded[: LONGEST_NAME - len(tail)].decode(errors="ignore") + tail
 
 
 def run_fold(

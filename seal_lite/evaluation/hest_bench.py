@@ -34,6 +34,8 @@ from seal_lite.evaluation.scores import ScoreKey, probe_scores, score_rows
 from seal_lite.evaluation.statistics import deltas
 from seal_lite.evaluation.targets import pearson, section_targets
 from seal_lite.io import read_json
+from seal_lite.paths import inside
+from seal_lite.terminal import printable
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Mapping, Sequence
@@ -83,7 +85,7 @@ class HestTask:
             For a file that is damaged or does not fit the others.
         """
         samples = {}
-        for name in tqdm(self.files, f"read {self.name}", leave=False):
+        for name in tqdm(self.files, printable(f"read {self.name}"), leave=False):
             patches, expression = self.files[name]
             samples[name] = read_sample(name, patches, expression, genes=self.genes, px=px)
         return samples
@@ -103,7 +105,8 @@ def read_hest_task(root: str | Path, name: str) -> HestTask:
     Raises
     ------
     InputError
-        For anything missing or inconsistent, and for a sample in both halves of a fold.
+        For anything missing or inconsistent, for a sample in both halves of a fold, and where a
+        split names a file outside of the task's folder.
     """
     folder = Path(root) / name
     splits = folder / "splits"
@@ -117,9 +120,10 @@ def read_hest_task(root: str | Path, name: str) -> HestTask:
         if not any(half.exists() for half in halves):
             break
         tables = [_read_split(half) for half in halves]
-        for table in tables:
-            for sample, patches, expression in table.itertuples(index=False):
-                files[sample] = (folder / patches, folder / expression)
+        for half, table in zip(halves, tables, strict=True):
+            for sample, *named in table.itertuples(index=False):
+                patches, expression = (inside(folder, path, table=half) for path in named)
+                files[sample] = (patches, expression)
         train, test = (list(table.sample_id) for table in tables)
         shared = sorted(set(train) & set(test))
         if shared:

@@ -24,7 +24,9 @@ from seal_lite.data.images import (
 from seal_lite.data.patches import check_resolution
 from seal_lite.encoders.embedding import embed_patches
 from seal_lite.errors import InputError
-from seal_lite.io import atomic_file, lock, read_ahead
+from seal_lite.io import atomic_file, read_ahead
+from seal_lite.locks import lock
+from seal_lite.paths import file_name
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -184,9 +186,9 @@ def embed_slides(
     ------
     InputError
         Before any file is written: where a slide cannot be read, its scale is unknown, or it is
-        coarser than half the requested resolution.
+        coarser than half the requested resolution. At the end: where a file has been removed.
     """
-    files = [Path(out) / f"{path.stem}.h5" for path in slides]
+    files = [Path(out) / f"{file_name(path.stem)}.h5" for path in slides]
     missing = [(path, file) for path, file in zip(slides, files, strict=True) if not file.exists()]
     for path, _ in missing:
         slide = open_slide(path, um_per_px=um_per_px)
@@ -200,6 +202,9 @@ def embed_slides(
                 if not file.exists():
                     slide = open_slide(path, um_per_px=um_per_px)
                     write_features(encoder, slide, file, patch_um=patch_um, patch_px=patch_px)
+    for path, file in zip(slides, files, strict=True):
+        if not file.exists():  # somebody else has emptied the folder meanwhile
+            raise InputError(f"{file}: was removed after {path.name} was embedded; embed it again")
     return files
 
 

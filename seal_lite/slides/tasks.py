@@ -24,6 +24,7 @@ from seal_lite.data.images import IMAGE_SUFFIXES, UNREAD_SUFFIXES
 from seal_lite.data.readers.common import UNKNOWN
 from seal_lite.errors import InputError, reading
 from seal_lite.io import open_h5
+from seal_lite.paths import file_name, inside
 
 log = logging.getLogger(__name__)
 
@@ -262,8 +263,8 @@ def _features_path(folder: Path, slide: str) -> Path:
     names = [slide]
     if Path(slide).suffix.lower() in (*IMAGE_SUFFIXES, *UNREAD_SUFFIXES):
         names.append(Path(slide).stem)
-    for name in names:
-        path = folder / f"{name}.h5"
+    for name in (*names, file_name(names[-1])):
+        path = inside(folder, f"{name}.h5", table="slide_id")
         if path.is_file():
             return path
     raise InputError(

@@ -134,7 +134,7 @@ class Activations:
                 progress=progress,
             )
             if cache.fits(sections):
-                self.stored = [cache.activations(section) for section in sections]
+                self.stored = cache.activations_of_all(sections)
 
     @property
     def device(self) -> torch.device:

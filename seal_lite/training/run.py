@@ -15,7 +15,8 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
 from seal_lite.errors import InputError, reading
-from seal_lite.io import TEMPORARY_SUFFIXES, atomic_file, exclusive_folder, read_json, write_atomic
+from seal_lite.io import RUN_REMEDY, TEMPORARY_SUFFIXES, atomic_file, read_json, write_atomic
+from seal_lite.locks import exclusive_folder
 from seal_lite.model.seal import SEAL
 
 SAME_WORK = ("sections", "data_sha256", "config_sha256", "backbone_sha256")
@@ -66,7 +67,8 @@ def load_finished(
 ) -> tuple[SEAL, list[dict[str, Any]]]:
     """Return the model and the history of a finished run."""
     (out / CHECKPOINT).unlink(missing_ok=True)
-    lines = (out / HISTORY).read_text().splitlines()
+    with reading(out / HISTORY, remedy=RUN_REMEDY):
+        lines = (out / HISTORY).read_text().splitlines()
     return SEAL.from_pretrained(out, device=device), [json.loads(line) for line in lines]
 
 

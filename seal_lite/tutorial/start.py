@@ -21,6 +21,8 @@ from seal_lite.data.readers.legacy_st import patient_of
 from seal_lite.data.section import Section, load_sections
 from seal_lite.encoders.registry import config_for
 from seal_lite.evaluation.scores import genes_to_score
+from seal_lite.paths import file_name
+from seal_lite.terminal import start_logging
 
 log = logging.getLogger(__name__)
 PHANTOM = {"patients": 3, "sections_per_patient": 1, "spots": 160, "seed": 0}
@@ -98,10 +100,9 @@ class Beginning:
     def run(self, name: str = "tuned") -> Path:
         """Return the folder of a run, which names its settings and the version of SEAL-lite."""
         config = self.config
-        network = config.backbone.replace("/", "-")
         split = f"{self.root.name}-without-{patient_of(self.held_out)}"
         size = f"{config.epochs}x{config.n_views}-seed{config.seed}"
-        return RUNS / f"{split}-{network}-{size}-{__version__}" / name
+        return RUNS / file_name(f"{split}-{config.backbone}-{size}-{__version__}") / name
 
 
 def begin(
@@ -135,7 +136,7 @@ def begin(
     seed
         Of the run.
     """
-    logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stdout, force=True)
+    start_logging(sys.stdout, force=True)
     logging.getLogger("matplotlib").setLevel(logging.WARNING)
     scale = _choose_scale(dataset, smoke=smoke)
     root = _find_sections(scale.dataset if dataset == "auto" else dataset, smoke=smoke)

@@ -458,7 +458,7 @@ FAULTS = [
     ),
     *fault_table(
         "hest",
-        ("metadata end early", truncate("hest/metadata/S1.json"), "S1.h5ad: cannot be read"),
+        ("metadata end early", truncate("hest/metadata/S1.json"), "S1.json: cannot be read"),
     ),
     *fault_table(
         "ready",

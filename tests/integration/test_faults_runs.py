@@ -236,8 +236,11 @@ def test_a_fault_of_the_world_is_one_line(cli, good, tmp_path, monkeypatch, faul
     assert contents(tmp_path) == before
 
 
-def test_a_full_disk_is_reported_and_the_run_resumes(cli, good, tmp_path, monkeypatch):
-    """No file may be larger than 300 kB for a while, as if the disk were full: no checkpoint."""
+def test_a_full_disk_is_reported_and_the_run_resumes(cli, good, tmp_path, monkeypatch, caplog):
+    """No file may be larger than 300 kB for a while, as if the disk were full.
+
+    The cache gives way, and the checkpoint is an error.
+    """
     monkeypatch.chdir(tmp_path)
     arguments = prepare(good, tmp_path, "finetune", "--cache cache")
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
@@ -247,7 +250,9 @@ def test_a_full_disk_is_reported_and_the_run_resumes(cli, good, tmp_path, monkey
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
     assert code == 2
-    assert "large" in error_line(error)  # the system's word for it: File too large
+    assert any("File too large, so the prefix runs" in text for text in caplog.messages)
+    assert "out: cannot be written" in error_line(error)
+    assert "free some space and run it again" in error_line(error)
     assert list(tmp_path.rglob("*.part")) == []
     code, _, error = cli(*arguments)
     assert code == 0, error

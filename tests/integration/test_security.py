@@ -67,6 +67,13 @@ def dangers_of_call(node: ast.Call) -> list[str]:
     return dangers
 
 
+def is_temporary(node: ast.Call) -> bool:
+    """Whether a call makes something in the system's temporary folder, where a kill leaves it."""
+    name = ast.unparse(node.func).rpartition(".")[2]
+    makes = name in ("TemporaryDirectory", "NamedTemporaryFile", "mkdtemp", "mkstemp")
+    return makes and "dir" not in {keyword.arg for keyword in node.keywords}
+
+
 def find_dangers(source: str) -> list[str]:
     """What a module imports or calls that it should not."""
     dangers = []
@@ -75,6 +82,8 @@ def find_dangers(source: str) -> list[str]:
             dangers += dangers_of_import(node)
         elif isinstance(node, ast.Call):
             dangers += dangers_of_call(node)
+            if is_temporary(node):
+                dangers.append(f"{ast.unparse(node)} without dir")
         elif isinstance(node, ast.Constant) and str(node.value).startswith("http://"):
             dangers.append(f"{node.value} is not encrypted")
     return dangers
@@ -105,6 +114,8 @@ def test_the_package_has_calls_to_judge():
         "net.load_state_dict(state, strict=False)",
         "net.load_state_dict(state, strict=loose)",
         "f(trust_remote_code=True)",
+        "tempfile.TemporaryDirectory()",
+        "mkdtemp(prefix='x')",
         "url = 'http://example.org'",
     ],
 )

@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 
 from seal_lite.errors import InputError
-from seal_lite.io import atomic_file, exclusive_folder
+from seal_lite.io import atomic_file
+from seal_lite.locks import exclusive_folder
 
 SCRIPT = Path(__file__).with_name("under_load.py")
 SHORT = "--kills 3 --jobs finetune,embed,fetch --processes 3 --mutants 1 --cycles 8 --seed 1"

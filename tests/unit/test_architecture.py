@@ -17,8 +17,12 @@ PACKAGE = Path(seal_lite.__file__).parent
 REPOSITORY = PACKAGE.parent
 # A stage may import from itself and from the stages before it.
 STAGES = (
+    "terminal",
     "errors",
+    "paths",
+    "locks",
     "io",
+    "cache",
     "config",
     "plots",
     "data",

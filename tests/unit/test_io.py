@@ -1,6 +1,8 @@
-"""Files are complete or absent, folders have one writer, and errors name what is wrong."""
+"""Files are complete or absent, hold what they declare, and errors name what is wrong."""
 
+import errno
 import json
+import os
 
 import h5py
 import numpy as np
@@ -9,11 +11,10 @@ import pytest
 from seal_lite.errors import InputError, reading
 from seal_lite.io import (
     atomic_file,
-    exclusive_folder,
-    lock,
     open_h5,
     read_json,
     refuse_bomb,
+    reserve,
     sha256,
     write_atomic,
 )
@@ -41,40 +42,6 @@ def test_an_interrupted_file_leaves_the_older_one(tmp_path):
     write_atomic(file, "new")
     assert file.read_text() == "new"
     assert names(tmp_path) == ["file"]
-
-
-def test_a_folder_has_one_writer_at_a_time(tmp_path):
-    folder = tmp_path / "run"
-    with (
-        exclusive_folder(folder),
-        pytest.raises(InputError, match="run: another run writes there"),
-        exclusive_folder(folder),
-    ):
-        pass
-    with exclusive_folder(folder):  # the first has ended
-        pass
-    assert names(folder) == []
-
-
-def test_a_folder_is_free_again_after_an_error(tmp_path):
-    with pytest.raises(KeyError), exclusive_folder(tmp_path):
-        raise KeyError
-    with exclusive_folder(tmp_path):
-        pass
-
-
-def test_a_folder_that_cannot_be_made_is_an_error(tmp_path):
-    (tmp_path / "file").write_text("")
-    with (
-        pytest.raises(InputError, match="file/run: cannot be written"),
-        exclusive_folder(tmp_path / "file/run"),
-    ):
-        pass
-
-
-def test_a_lock_is_beside_its_file(tmp_path):
-    with lock(tmp_path / "folder/file.npy"):
-        assert names(tmp_path / "folder") == [".file.npy.lock"]
 
 
 @pytest.mark.parametrize(
@@ -120,6 +87,96 @@ def test_an_hdf5_file_with_a_hole_is_refused(tmp_path):
         file.create_dataset("empty", shape=(10**9,), chunks=(1000,), dtype="f4")
     with pytest.raises(InputError, match="hole.h5: declares"), open_h5(path):
         pass
+
+
+def link_file(file, other):
+    file["x"] = h5py.ExternalLink(other, "secret")
+
+
+def link_file_deeply(file, other):
+    file["a/b/x"] = h5py.ExternalLink(other, "/secret")
+
+
+def link_file_through_a_soft_link(file, other):
+    link_file_deeply(file, other)
+    file["x"] = h5py.SoftLink("/a/b/x")
+
+
+def store_outside(file, other):
+    file.create_dataset("x", (8,), "u1", external=[(other, 0, h5py.h5f.UNLIMITED)])
+
+
+def view_file(file, other):
+    layout = h5py.VirtualLayout((3,), "i8")
+    layout[:] = h5py.VirtualSource(other, "secret", (3,))
+    file.create_virtual_dataset("a/x", layout)
+
+
+ELSEWHERE = [
+    link_file,
+    link_file_deeply,
+    link_file_through_a_soft_link,
+    store_outside,
+    view_file,
+]
+
+
+@pytest.mark.parametrize("refer", ELSEWHERE)
+def test_an_hdf5_file_that_lies_in_other_files_is_refused(tmp_path, refer):
+    other = tmp_path / "other.h5"
+    with h5py.File(other, "w") as file:
+        file["secret"] = np.arange(3)
+    path = tmp_path / "file.h5"
+    with h5py.File(path, "w") as file:
+        refer(file, str(other))
+    with pytest.raises(InputError, match=r"file\.h5: .*x lies in another file"), open_h5(path):
+        pass
+
+
+def test_an_hdf5_file_with_links_to_its_own_parts_is_read(tmp_path):
+    path = tmp_path / "file.h5"
+    with h5py.File(path, "w") as file:
+        file["a/x"] = np.arange(3)
+        file["soft"] = h5py.SoftLink("/a/x")
+        file["hard"] = file["a/x"]
+        file["absent"] = h5py.SoftLink("/gone")
+    with open_h5(path) as file:
+        assert file["soft"][:].tolist() == file["hard"][:].tolist() == [0, 1, 2]
+
+
+def test_a_pipe_is_no_hdf5_file(tmp_path):
+    os.mkfifo(tmp_path / "x.h5")
+    with pytest.raises(InputError, match="is a pipe"), open_h5(tmp_path / "x.h5"):
+        pass
+
+
+def test_room_is_reserved_on_the_disk(tmp_path):
+    with (tmp_path / "file").open("wb") as file:
+        reserve(file, 10**6)
+    status = (tmp_path / "file").stat()
+    assert status.st_size == 10**6
+    assert status.st_blocks * 512 >= 10**6
+
+
+def fail_to_reserve(monkeypatch, number):
+    def fail(*_):
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr(os, "posix_fallocate", fail, raising=False)
+
+
+def test_a_file_system_that_cannot_reserve_is_used_without(tmp_path, monkeypatch):
+    fail_to_reserve(monkeypatch, errno.EOPNOTSUPP)
+    with (tmp_path / "file").open("wb") as file:
+        reserve(file, 10)
+        monkeypatch.delattr(os, "posix_fallocate")  # as on macOS
+        reserve(file, 10)
+
+
+def test_a_disk_without_room_is_an_error(tmp_path, monkeypatch):
+    fail_to_reserve(monkeypatch, errno.ENOSPC)
+    with (tmp_path / "file").open("wb") as file, pytest.raises(OSError, match="No space"):
+        reserve(file, 10)
 
 
 def test_any_error_becomes_one_line_about_the_file():

@@ -17,6 +17,7 @@ from seal_lite.data.images.slide import Box, Slide
 from seal_lite.data.images.tiff import open_tiff
 from seal_lite.errors import InputError, reading
 from seal_lite.io import refuse_bomb
+from seal_lite.paths import check_store
 
 if TYPE_CHECKING:
     import zarr
@@ -104,6 +105,7 @@ def _open_zarr(path: Path, um_per_px: float | None) -> Slide:
     import zarr
 
     with reading(path, fault="is no OME-Zarr image", remedy="write it again"):
+        check_store(path)
         group = zarr.open_group(path, mode="r")
         attributes = dict(group.attrs)
         ome: Any = attributes.get("ome", attributes)

@@ -41,6 +41,8 @@ UM_OF_UNIT = {
     "inch": 25400.0,
 }
 SAME_FIELD = 0.02  # relative difference in aspect between an image and its smaller copy
+# A TIFF of one of these kinds may name other files to be read with it: only this one is.
+ONE_FILE = {"_multifile": False, "is_mmstack": False, "is_ndtiff": False}
 BAND_ROWS = 256  # rows that are decoded together where an image has no tiles
 BANDS_BYTES = 2**28  # of decoded rows that are kept
 
@@ -58,7 +60,7 @@ def open_tiff(path: Path, um_per_px: float | None) -> Slide:
     from tiffslide import TiffSlide
 
     with reading(path):
-        slide = TiffSlide(path)
+        slide = TiffSlide(path, tifffile_options=ONE_FILE)
         file = slide.ts_tifffile
         if file.is_scn:
             return _open_scn(path, slide, um_per_px)

@@ -11,6 +11,7 @@ import h5py
 import pandas as pd
 
 from seal_lite.data.readers.hest import GENES_FILE, SPLIT_COLUMNS
+from seal_lite.paths import file_name
 
 if TYPE_CHECKING:
     from seal_lite.data.section import Section
@@ -61,18 +62,22 @@ def write_task(
 def _write_sample(folder: Path, section: Section) -> None:
     """Write the patches and the counts of a section."""
     adata = section.adata
+    stem = file_name(section.name)
     barcodes = adata.obs_names[section.rows].to_numpy().astype("S")
-    with h5py.File(folder / f"patches/{section.name}.h5", "w") as file:
+    with h5py.File(folder / f"patches/{stem}.h5", "w") as file:
         file["img"] = section.patches
         file["barcode"] = barcodes[:, None]
         file["coords"] = adata.obsm["spatial"][section.rows].astype(int)
     counts = adata.copy()
     counts.X = counts.layers.pop("counts")
     counts.uns = {}
-    counts.write_h5ad(folder / f"adata/{section.name}.h5ad")
+    counts.write_h5ad(folder / f"adata/{stem}.h5ad")
 
 
 def _split_table(names: Sequence[str]) -> pd.DataFrame:
     """Return half of a fold as a table of files."""
-    rows = [[name, f"patches/{name}.h5", f"adata/{name}.h5ad"] for name in names]
+    rows = []
+    for name in names:
+        stem = file_name(name)
+        rows.append([name, f"patches/{stem}.h5", f"adata/{stem}.h5ad"])
     return pd.DataFrame(rows, columns=SPLIT_COLUMNS)

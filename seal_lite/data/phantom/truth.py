@@ -10,9 +10,13 @@ import numpy as np
 import pandas as pd
 
 from seal_lite.data.genes import columns
+from seal_lite.errors import reading
+from seal_lite.paths import inside
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
+
+    from numpy.lib.npyio import NpzFile
 
     from seal_lite.data.section import Section
 
@@ -36,9 +40,11 @@ class GroundTruth:
     def find(cls, root: str | Path) -> GroundTruth | None:
         """Return the ground truth under ``root``, or None where the data are real."""
         folder = Path(root) / "truth"
-        if not (folder / "genes.tsv").exists():
+        path = folder / "genes.tsv"
+        if not path.exists():
             return None
-        classes = pd.read_csv(folder / "genes.tsv", sep="\t", index_col="gene")["class"]
+        with reading(path, remedy="write the phantom again"):
+            classes = pd.read_csv(path, sep="\t", index_col="gene")["class"]
         declared = classes[classes != "housekeeping"]
         return cls(folder, declared.to_dict())
 
@@ -57,14 +63,20 @@ class GroundTruth:
         np.ndarray
             Shares (n, g), float64.
         """
-        with np.load(self.folder / f"{section.name}.npz") as truth:
+        with self._open(section) as truth:
             rows = _rows_of_patches(truth["barcodes"], section)
             shares, _ = columns(truth["expected"][rows], truth["genes"], genes)
         return shares.astype(float)
 
+    def _open(self, section: Section) -> NpzFile:
+        """Open the file with the truth of a section."""
+        path = inside(self.folder, f"{section.name}.npz", table=section.name)
+        with reading(path, remedy="write the phantom again"):
+            return np.load(path)
+
     def regions(self, section: Section) -> np.ndarray:
         """Return the name of the region under each of the section's n patches, (n,) str."""
-        with np.load(self.folder / f"{section.name}.npz") as truth:
+        with self._open(section) as truth:
             rows = _rows_of_patches(truth["barcodes"], section)
             return truth["region"][rows]
 

@@ -3,8 +3,8 @@
 A folder holds sections of any of the formats in `SOURCES`, and may hold two tables about them::
 
     ROOT/sections.tsv    section, and any of: patient, organ, technology, stain, species, image (a
-                         path under ROOT), um_per_px, table (of a SpatialData store), library (of
-                         a file with several), pool_um, ...
+                         path under ROOT, where a link may lead elsewhere), um_per_px, table (of a
+                         SpatialData store), library (of a file with several), pool_um, ...
     ROOT/genes.tsv       id and symbol of genes, where counts come with Ensembl ids alone
 """
 
@@ -34,6 +34,7 @@ from seal_lite.data.readers.visium import (
 )
 from seal_lite.data.readers.xenium import read_xenium
 from seal_lite.errors import InputError, reading
+from seal_lite.paths import inside
 
 if TYPE_CHECKING:
     from anndata import AnnData
@@ -243,12 +244,12 @@ def image_path(base: str | Path, name: str) -> Path | None:
     Raises
     ------
     InputError
-        If the image is named and absent, or one of several.
+        If the image is named and absent, or outside of the folder, or one of several.
     """
     base = Path(base)
     labels = section_labels(base, name)
     if "image" in labels:
-        path = base / labels["image"]
+        path = inside(base, labels["image"], table=base / "sections.tsv")
         if not path.exists():
             raise InputError(f"{path}: no such image; correct sections.tsv")
         return path

@@ -24,6 +24,7 @@ from seal_lite.data.readers.common import (
 )
 from seal_lite.errors import InputError
 from seal_lite.io import refuse_bomb
+from seal_lite.paths import check_store
 
 if TYPE_CHECKING:
     from anndata import AnnData
@@ -79,6 +80,7 @@ def _read_store(path: Path) -> AnnData:
     """Read an AnnData store of zarr's version 2 or 3."""
     import zarr
 
+    check_store(path)
     group = zarr.open_group(path, mode="r")
     arrays = [item for _, item in group.members(max_depth=None) if isinstance(item, zarr.Array)]
     refuse_bomb(path, sum(array.nbytes for array in arrays))

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from seal_lite.data.readers.common import ARRAY, known
 from seal_lite.data.readers.h5ad import read_anndata
+from seal_lite.io import read_json
 
 if TYPE_CHECKING:
     from anndata import AnnData
@@ -42,7 +42,7 @@ def read_hest(path: Path, labels: dict[str, str]) -> AnnData:
     metadata_path = path.parents[1] / f"metadata/{path.stem}.json"
     if not metadata_path.exists():
         return adata
-    stated = known(json.loads(metadata_path.read_text()))
+    stated = known(read_json(metadata_path, remedy="fetch it again"))
     fields = {field: stated[name] for field, name in HEST_FIELDS.items() if name in stated}
     if "patient" in fields and "dataset_title" in stated:
         fields["patient"] = f"{fields['patient']} of: {stated['dataset_title']}"

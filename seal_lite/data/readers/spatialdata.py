@@ -11,6 +11,7 @@ import numpy as np
 from seal_lite.data.readers.common import add_note, kept_metadata, text_of
 from seal_lite.data.readers.h5ad import one_library
 from seal_lite.errors import InputError
+from seal_lite.paths import check_store
 
 if TYPE_CHECKING:
     from anndata import AnnData
@@ -34,6 +35,7 @@ def read_spatialdata(path: Path, labels: dict[str, str]) -> AnnData:
     """
     import spatialdata
 
+    check_store(path)
     data = spatialdata.read_zarr(path)
     adata = data.tables[_table_name(path, data, labels)]
     if "spatialdata_attrs" not in adata.uns:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import glob
-import json
 import logging
 import re
 from dataclasses import dataclass
@@ -15,7 +14,7 @@ import pandas as pd
 
 from seal_lite.data.readers.common import ARRAY, PIXELS, as_flags, as_numbers, read_table
 from seal_lite.errors import InputError, reading
-from seal_lite.io import open_h5
+from seal_lite.io import open_h5, read_json
 
 if TYPE_CHECKING:
     from anndata import AnnData
@@ -227,8 +226,8 @@ def _read_scale_factors(beside: Path) -> dict[str, Any]:
     sample, _, _ = beside.name.partition("tissue_")
     path = beside.with_name(f"{sample}scalefactors_json.json")
     try:
-        return dict(json.loads(path.read_text()))
-    except (OSError, ValueError, TypeError):
+        return dict(read_json(path))
+    except (ValueError, TypeError):
         log.info("%s: cannot be read; the scale is that of the array", path)
         return {}
 

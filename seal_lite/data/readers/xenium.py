@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -14,6 +13,7 @@ import scipy.sparse as sp
 from seal_lite.data.readers.common import POOL_UM, array_table, make_spots
 from seal_lite.data.readers.gene_names import are_genes
 from seal_lite.errors import InputError, reading
+from seal_lite.io import read_json
 
 if TYPE_CHECKING:
     from anndata import AnnData
@@ -38,7 +38,8 @@ def read_xenium(path: Path, labels: dict[str, str]) -> AnnData:
     """
     folder = path.parent
     size_um = float(labels.get("pool_um", POOL_UM))
-    pixel_um = json.loads((folder / "experiment.xenium").read_text())["pixel_size"]
+    stated = read_json(folder / "experiment.xenium", "pixel_size", remedy="restore it")
+    pixel_um = stated["pixel_size"]
     alignment = _read_alignment(folder)
     pooled = _pool_transcripts(path, size_um)
     uns: dict[str, Any] = {"spot_um": size_um, "step_um": (size_um, size_um)}

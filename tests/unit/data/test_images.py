@@ -278,6 +278,28 @@ def test_the_last_pixels_of_an_image_that_is_no_multiple_of_its_tiles(tmp_path):
 # ---------------------------------------------------------------------------- tissue
 
 
+OME_OF_ANOTHER_FILE = """<?xml version="1.0" encoding="UTF-8"?>
+<OME xmlns="http://www.openmicroscopy.org/Schemas/OME/2016-06"
+  UUID="urn:uuid:00000000-0000-0000-0000-000000000001"><Image ID="Image:0">
+<Pixels ID="Pixels:0" DimensionOrder="XYCZT" Type="uint8" SizeX="256" SizeY="256" SizeC="3"
+  SizeZ="1" SizeT="1"><Channel ID="Channel:0" SamplesPerPixel="3"/>
+<TiffData IFD="0" PlaneCount="1"><UUID FileName="../other.ome.tif"
+  >urn:uuid:00000000-0000-0000-0000-000000000002</UUID></TiffData></Pixels></Image></OME>"""
+
+
+def test_an_ome_tiff_does_not_choose_which_other_files_are_read(tmp_path):
+    own = np.full((256, 256, 3), (10, 200, 10), np.uint8)
+    path = tmp_path / "data/own.ome.tif"
+    path.parent.mkdir()
+    options = {"photometric": "rgb", "metadata": None, "compression": "zlib"}
+    tifffile.imwrite(path, own, description=OME_OF_ANOTHER_FILE, **options)
+    tifffile.imwrite(tmp_path / "other.ome.tif", 255 - own, **options)
+    with tifffile.TiffFile(path) as file:  # what the library would read
+        assert (file.series[0].asarray() == 255 - own).all()
+    shown = open_slide(path).read(0, 0, edge=64, px=64)
+    np.testing.assert_array_equal(shown, own[:64, :64])
+
+
 def glass(shape=(120, 160), colour=(243, 243, 243)):
     noise = np.random.default_rng(0).normal(0, 1.5, (*shape, 3))
     return colour + noise

@@ -56,6 +56,22 @@ def test_sections_are_sharded_as_they_are_loaded(sections, tmp_path):
     assert [shard.digest for shard in shards] == [sections[1].digest]
 
 
+@pytest.mark.parametrize("name", ["../../x", "/x", "a/b", ".x", "\x1b[31m"])
+def test_a_section_of_any_name_is_a_file_of_the_folder(sections, panel, tmp_path, name):
+    from seal_lite.data.section import Section
+    from seal_lite.data.shards import read_shards, write_shards
+
+    adata = sections[0].adata.copy()
+    adata.uns["section_id"] = name
+    section = Section(adata, sections[0].rows, sections[0].patches)
+    folder = tmp_path / "a/b/shards"
+    (path,) = write_shards([section], folder, panel=panel, config=TINY)
+    assert path.parent == folder
+    assert {file.parent for file in tmp_path.rglob("*") if file.is_file()} == {folder}
+    ((shard,), _) = read_shards(folder, TINY, names=[name])
+    assert shard.name == name
+
+
 def test_shards_that_are_there_stay(sections, panel, folder):
     from seal_lite.data.shards import write_shards
 

@@ -1,5 +1,8 @@
 """The prefix cache: the activations of each view, computed once, never those of other weights."""
 
+import errno
+import os
+import subprocess
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -92,6 +95,86 @@ def test_an_interrupted_computation_leaves_no_file(encoder, section, tmp_path, m
         cache.activations(section)
     assert not list(tmp_path.glob("*.npy"))
     assert not list(tmp_path.glob(".*.part"))
+
+
+@pytest.fixture
+def full(monkeypatch):
+    """A disk that has no room, as the system says it."""
+
+    def refuse(*_):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(os, "posix_fallocate", refuse, raising=False)
+
+
+def test_a_full_disk_is_said_once_and_leaves_no_file(encoder, section, tmp_path, full, caplog):
+    cache = encoders.PrefixCache(encoder, folder=tmp_path, **OPTIONS)
+    assert cache.activations(section) is None
+    other = replace(section, digest="1" * 64)
+    assert cache.activations(other) is None
+    assert cache.activations_of_all([section, other]) is None
+    assert not [path for path in tmp_path.iterdir() if path.suffix != ".lock"]
+    (message,) = [text for text in caplog.messages if "No space" in text]
+    assert message.startswith(f"prefix cache: {tmp_path}: No space left")
+
+
+def test_what_is_stored_is_read_though_the_disk_is_full(encoder, section, stored, tmp_path, full):
+    cache = encoders.PrefixCache(encoder, folder=tmp_path, **OPTIONS)
+    assert cache.activations(replace(section, digest="1" * 64)) is None
+    np.testing.assert_array_equal(cache.activations(section), stored)
+
+
+def test_feature_layers_do_not_need_the_disk(section, tmp_path, full):
+    encoder = encoders.build_encoder("tiny_cnn", tune_blocks=1)
+    layers = encoders.embed_feature_layers(encoder, [section], cache_dir=tmp_path)
+    expected = encoders.embed_feature_layers(encoder, [section])
+    for stage, (x,) in expected.items():
+        np.testing.assert_allclose(layers[stage][0], x, rtol=1e-4, atol=1e-5)
+
+
+@pytest.fixture
+def small_disk(tmp_path):
+    """A file system of 200 kB."""
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    mount = ["mount", "-t", "tmpfs", "-o", "size=200k", "disk", str(disk)]
+    try:
+        subprocess.run(mount, check=True, capture_output=True)
+    except (OSError, subprocess.CalledProcessError) as error:
+        pytest.skip(f"no file system can be mounted here: {error}")
+    yield disk
+    subprocess.run(["umount", "--lazy", str(disk)], check=True)
+
+
+@pytest.mark.parametrize("can_reserve", [True, False])
+def test_a_disk_that_is_really_full_does_not_end_the_process(
+    encoder, section, small_disk, monkeypatch, can_reserve
+):
+    """A page of a memory map that has no room there is SIGBUS."""
+    if not can_reserve:
+        monkeypatch.delattr(os, "posix_fallocate")
+    in_memory = encoders.PrefixCache(encoder, **OPTIONS).activations(section)
+    assert in_memory.nbytes > 200_000
+    assert encoders.PrefixCache(encoder, folder=small_disk, **OPTIONS).activations(section) is None
+    assert not [path for path in small_disk.iterdir() if path.suffix != ".lock"]
+
+
+def test_the_common_folder_keeps_to_its_limit(encoder, section, tmp_path, monkeypatch, caplog):
+    folder = tmp_path / "common"
+    monkeypatch.setenv("SEAL_LITE_CACHE", str(folder))
+    cache = encoders.PrefixCache(encoder, folder=folder, **OPTIONS)
+    others = [replace(section, digest=digit * 64) for digit in "12"]
+    assert cache.fits([section])
+    size = cache.activations(section).nbytes
+    monkeypatch.setenv("SEAL_LITE_CACHE_GB", str(2.5 * size / 1e9))
+    for other in others:
+        assert cache.activations(other) is not None
+    held = [bool(list(folder.glob(f"{cache.key(each)}-*"))) for each in (section, *others)]
+    assert held == [False, True, True]
+    assert not cache.fits([replace(section, digest=digit * 64) for digit in "345"])
+    monkeypatch.setenv("SEAL_LITE_CACHE_GB", str(0.5 * size / 1e9))
+    assert cache.activations(section) is None
+    assert "is limited to" in caplog.messages[-1]
 
 
 def test_the_cache_fits_where_there_is_room(encoder, section, tmp_path, monkeypatch, caplog):

@@ -407,6 +407,25 @@ def test_a_shift_is_scored_in_and_out_of_distribution(tmp_path):
         crossval(sections, CONFIG, train_groups=1, out=tmp_path / "other", **options)
 
 
+@pytest.mark.parametrize("patient", ["../../../ESC/x", "/ESC/x", "..", "a/b", "\x1b[31m\n"])
+def test_a_patient_of_any_name_is_written_inside_the_folder(patient, tmp_path, monkeypatch):
+    out = tmp_path / "a/b/c/out"
+    folders = []
+
+    def run_fold(fold, config, *, runs, **_):
+        folders.append(runs)
+        return []
+
+    monkeypatch.setattr(crossval_module, "run_fold", run_fold)
+    fold = Fold([], {patient: []}, GENES)
+    options = {"truth": None, "device": "cpu", "progress": False}
+    crossval_module._resume_fold(fold, CONFIG, out, **options)
+    (written,) = [path for path in tmp_path.rglob("*") if path.is_file()]
+    assert written.parent == out / "folds"
+    assert folders == [out / "runs" / written.stem]
+    assert written.name.isprintable()
+
+
 @pytest.mark.parametrize("letter", ["P", "\N{GREEK SMALL LETTER MU}"])
 def test_many_groups_of_long_names_fit_a_file_name(letter, tmp_path, monkeypatch):
     """Sixty groups held out together: their names joined are longer than a file name may be."""
@@ -424,8 +443,5 @@ def test_many_groups_of_long_names_fit_a_file_name(letter, tmp_path, monkeypatch
         results = crossval_module._resume_fold(fold, seeded, tmp_path, **options)
         assert results == [seed]
     other = replace(fold, tests=dict(list(fold.tests.items())[:-1]))
-    names = {crossval_module._file_name(each, seed) for each in (fold, other) for seed in (0, 1)}
-    assert len(names) == 4
-    assert max(len(name.encode()) for name in names) <= 200
-    short = Fold(split[0], {"PB": [], "PC": []}, GENES)
-    assert crossval_module._file_name(short, 3) == "PB+PC-3"
+    assert crossval_module._resume_fold(other, CONFIG, tmp_path, **options) == [CONFIG.seed]
+    assert len(list((tmp_path / "folds").iterdir())) == 3

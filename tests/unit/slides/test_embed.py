@@ -98,6 +98,38 @@ def test_a_file_that_exists_is_not_embedded_again(folder, encoder, tmp_path, mon
     assert files[0].read_text() == "kept"
 
 
+def test_features_that_were_removed_meanwhile_are_an_error(folder, encoder, tmp_path, monkeypatch):
+    from seal_lite.slides import embed
+
+    written = []
+    write = embed.write_features
+
+    def write_and_remove(encoder, slide, file, **sizes):
+        for other in written:
+            other.unlink(missing_ok=True)
+        write(encoder, slide, file, **sizes)
+        written.append(file)
+
+    monkeypatch.setattr(embed, "write_features", write_and_remove)
+    with pytest.raises(InputError, match="plain.h5: was removed after plain.png was embedded"):
+        embed.embed_slides(
+            encoder, embed.list_slides(folder), tmp_path, patch_um=64, patch_px=128, um_per_px=0.5
+        )
+
+
+def test_a_slide_of_any_name_is_embedded_and_read_again(folder, encoder, tmp_path):
+    from seal_lite.slides.embed import embed_slides
+    from seal_lite.slides.tasks import _features_path
+
+    name = f"a:\x1b{'x' * 240}"
+    (tmp_path / f"{name}.png").symlink_to(folder / "plain.png")
+    options = {"patch_um": 64, "patch_px": 128, "um_per_px": 0.5}
+    out = tmp_path / "features"
+    (file,) = embed_slides(encoder, [tmp_path / f"{name}.png"], out, **options)
+    assert file.name.isprintable()
+    assert _features_path(out, name) == _features_path(out, f"{name}.png") == file
+
+
 def test_glass_without_tissue_gives_an_empty_file(encoder, tmp_path):
     from seal_lite.slides.embed import embed_slides
 

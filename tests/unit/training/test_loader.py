@@ -1,6 +1,8 @@
 """Batches of pairs: full shuffles, cached, streamed, from disk, shared by processes."""
 
+import errno
 import logging
+import os
 import re
 from dataclasses import replace
 
@@ -201,6 +203,23 @@ def test_where_the_cache_has_no_room_activations_are_computed(
     n = sum(len(section.rows) for section in sections)
     size = TINY.n_views * n * 4 * 80 * 4 * 4  # float32, 80 maps of 64 px / 16
     assert re.match(rf"prefix cache: {size / 1e9:.3g} GB in {tmp_path} with .+ free: too", message)
+
+
+def test_where_the_disk_proves_too_small_activations_are_computed(
+    make_activations, tmp_path, monkeypatch, caplog
+):
+    def refuse(*_):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(os, "posix_fallocate", refuse, raising=False)
+    places = np.array([0, 1]), np.array([3, 0]), np.array([0, 1])
+    streamed = make_activations(cache_dir=tmp_path)
+    assert streamed.stored is None
+    assert len([text for text in caplog.messages if "No space left" in text]) == 1
+    stored = make_activations()
+    computed = streamed.finish(streamed.read(*places))
+    expected = stored.finish(stored.read(*places))
+    torch.testing.assert_close(computed, expected, rtol=1e-4, atol=1e-4)
 
 
 def test_a_cache_that_is_there_needs_no_room(make_activations, tmp_path, monkeypatch):

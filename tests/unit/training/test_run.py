@@ -121,6 +121,27 @@ def test_a_folder_with_other_files_is_refused_and_left_alone(sections, tmp_path)
     assert [path.name for path in tmp_path.iterdir()] == ["notes.txt"]
 
 
+@pytest.mark.parametrize("is_replaced", [False, True])
+def test_a_folder_that_is_removed_ends_the_run_after_that_epoch(sections, tmp_path, is_replaced):
+    """Hours later there would be a run without its beginning."""
+
+    class Remove(Callback):
+        epochs = 0
+
+        def on_epoch_end(self, model, history):
+            self.epochs += 1
+            shutil.rmtree(out)
+            if is_replaced:
+                out.mkdir()
+
+    out = tmp_path / "run"
+    remove = Remove()
+    with pytest.raises(InputError, match="run: was removed while this run wrote there"):
+        finetune(sections[:1], TINY, out=out, callbacks=[remove], progress=False)
+    assert remove.epochs == 1
+    assert not out.exists() or not list(out.iterdir())
+
+
 def test_a_damaged_checkpoint_is_an_error_that_names_it(sections, tmp_path):
     class Stop(Callback):
         def on_fit_start(self, model):
