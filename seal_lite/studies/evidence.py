@@ -22,6 +22,7 @@ from seal_lite.evaluation.retrieval import gene_set_profile, retrieval_scores, s
 from seal_lite.evaluation.targets import patch_targets, pearson
 from seal_lite.io import atomic_file
 from seal_lite.model.seal import SEAL
+from seal_lite.paths import file_name
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -192,7 +193,7 @@ def embed_sections(
         adata = section.adata[section.rows].copy()
         adata.obsm["X_seal"] = embed_patches(tuned.encoder, section.patches)
         adata.obsm["X_frozen"] = embed_patches(frozen, section.patches)
-        with atomic_file(out / f"{section.name}.h5ad") as part:
+        with atomic_file(out / f"{file_name(section.name)}.h5ad") as part:
             adata.write_h5ad(part)
         small = anndata.AnnData(obs=adata.obs[[]].copy(), obsm=dict(adata.obsm))
         small.obs["section"] = section.name
