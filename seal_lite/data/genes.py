@@ -5,16 +5,16 @@ from __future__ import annotations
 import json
 import logging
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import scipy.sparse as sp
 
 from seal_lite.config import Config
 from seal_lite.data.readers.gene_names import are_genes, gene_key, gene_keys, spelled
-from seal_lite.data.registration import neighbour_mean
+from seal_lite.data.registration import disc_mean, neighbour_mean
 from seal_lite.errors import InputError, reading
 from seal_lite.io import RUN_REMEDY, read_json, write_atomic
 
@@ -34,7 +34,7 @@ def depth(adata: AnnData) -> np.ndarray:
     return np.asarray(adata.layers["counts"].sum(1), float).ravel()
 
 
-def smooth(adata: AnnData, *, share: float) -> sp.csr_matrix:
+def smooth(adata: AnnData, *, share: float, over: str = Config.smooth_over) -> sp.csr_matrix:
     """Mix the counts of each spot with the mean counts of its neighbours on the array.
 
     x' = (1 - share) x + share mean(neighbours). A spot without neighbours keeps its counts.
@@ -44,7 +44,10 @@ def smooth(adata: AnnData, *, share: float) -> sp.csr_matrix:
     adata
         A section: ``layers["counts"]`` (n, g), and what `neighbour_mean` needs.
     share
-        Weight of the neighbours' mean, 0 to 1.
+        Weight of the mean, 0 to 1.
+    over
+        What the mean is over: the "ring" of all neighbours on the array (`neighbour_mean`), or the
+        "disc" of released SEAL, in which the spot itself counts as well (`disc_mean`).
 
     Returns
     -------
@@ -53,11 +56,14 @@ def smooth(adata: AnnData, *, share: float) -> sp.csr_matrix:
 
     Notes
     -----
-    Released SEAL (mahmoodlab/SEAL v0.0.1) uses share 0.5, before normalisation.
+    Released SEAL (mahmoodlab/SEAL v0.0.1) uses share 0.5 over the disc, before normalisation. In a
+    Visium array that is 0.6 of the spot's own counts and 0.1 of each of four neighbours.
     """
     counts = adata.layers["counts"].astype(np.float64)
     if share == 0:
         return counts
+    if over == "disc":
+        return ((1 - share) * counts + share * (disc_mean(adata) @ counts)).tocsr()
     weights = neighbour_mean(adata)
     is_isolated = np.diff(weights.indptr) == 0
     own_counts_of_isolated = sp.diags(is_isolated.astype(float)) @ counts
@@ -203,8 +209,8 @@ class GenePanel:
         Names (g,), in order.
     mean, std
         Of log1p expression over the training spots, (g,) float64.
-    share
-        Weight of the neighbours' mean in `smooth`, 0 to 1.
+    share, over
+        Weight of the neighbours' mean in `smooth`, 0 to 1, and what the mean is over.
     zscore
         Whose mean and standard deviation `transform` uses: those of the "section" itself, or of
         "train"ing.
@@ -217,10 +223,11 @@ class GenePanel:
     genes: tuple[str, ...]
     mean: np.ndarray
     std: np.ndarray
-    share: float
-    zscore: str
-    clip: float
+    share: float = Config.smooth
+    zscore: str = Config.zscore
+    clip: float = Config.clip
     max_missing: float = 0.2
+    over: str = "ring"  # what a panel.json means that is older than the choice
 
     @classmethod
     def fit(
@@ -230,9 +237,7 @@ class GenePanel:
         n_genes: int = Config.n_genes,
         include: Iterable[str] = (),
         flavor: str = Config.hvg,
-        share: float = Config.smooth,
-        zscore: str = Config.zscore,
-        clip: float = Config.clip,
+        **scale: Any,
     ) -> GenePanel:
         """Choose genes and fit their scale on training sections only.
 
@@ -247,8 +252,8 @@ class GenePanel:
             them as the sections do.
         flavor
             How `select_genes` ranks genes.
-        share, zscore, clip
-            Settings of the panel.
+        **scale
+            `share`, `over`, `zscore` and `clip` of the panel.
 
         Raises
         ------
@@ -265,7 +270,7 @@ class GenePanel:
         variable = select_genes(adatas, n_genes, flavor=flavor)
         gene_of_key = {gene_key(gene): gene for gene in [*included.values(), *variable]}
         genes = tuple(gene_of_key.values())
-        unscaled = cls(genes, np.zeros(len(genes)), np.ones(len(genes)), share, zscore, clip)
+        unscaled = cls(genes, np.zeros(len(genes)), np.ones(len(genes)), **scale)
         parts = []
         for adata in adatas:
             values, present = unscaled.expression(adata)
@@ -273,7 +278,7 @@ class GenePanel:
         pooled = np.concatenate(parts)
         mean = np.nanmean(pooled, 0)
         std = np.nanstd(pooled, 0)
-        return cls(genes, mean, _nonzero_std(std), share, zscore, clip)
+        return replace(unscaled, mean=mean, std=_nonzero_std(std))
 
     @classmethod
     def from_config(
@@ -295,6 +300,7 @@ class GenePanel:
             share=config.smooth,
             zscore=config.zscore,
             clip=config.clip,
+            over=config.smooth_over,
         )
 
     def expression(self, adata: AnnData) -> tuple[np.ndarray, np.ndarray]:
@@ -312,7 +318,7 @@ class GenePanel:
         present
             (g,) bool: whether the section has the gene.
         """
-        matrix = log_normalise(smooth(adata, share=self.share))
+        matrix = log_normalise(smooth(adata, share=self.share, over=self.over))
         return columns(matrix, adata.var_names, self.genes)
 
     def transform(self, adata: AnnData) -> np.ndarray:

@@ -444,8 +444,35 @@ def neighbour_mean(adata: AnnData) -> sp.csr_matrix:
         distance = 2.0
     if grid == "staggered":  # a neighbour is one column and one row away, the next two of either
         distance = 2**0.5
-    pairs = cKDTree(points).query_pairs(REACH * distance, output_type="ndarray")
+    return _mean_of_pairs(points, REACH * distance)
+
+
+def disc_mean(adata: AnnData) -> sp.csr_matrix:
+    """Return the matrix W for which `W @ x` is the mean over each spot's disc, as in released SEAL.
+
+    The disc holds the spot itself and the spots within sqrt(2) in array coordinates: on a square
+    array 8 others, on a staggered or hexagonal one 4. Of the 6 neighbours on a hexagonal array the
+    two in the same row are two columns away. On a "free" grid the disc is the spot with the
+    neighbours of `neighbour_mean`.
+
+    Returns
+    -------
+    scipy.sparse.csr_matrix
+        (n, n) float64, row-normalised.
+    """
+    if adata.uns["grid"] == "free":
+        others = neighbour_mean(adata)
+    else:
+        others = _mean_of_pairs(adata.obs[list(ARRAY)].to_numpy(int), 2**0.5 * (1 + 1e-9))
+    disc = (others > 0).astype(float) + sp.identity(adata.n_obs, format="csr")
+    return sp.csr_matrix(sp.diags(1.0 / disc.sum(1).A1) @ disc)
+
+
+def _mean_of_pairs(points: np.ndarray, radius: float) -> sp.csr_matrix:
+    """Return the row-normalised matrix (n, n) of the points (n, 2) within a radius of others."""
+    n = len(points)
+    pairs = cKDTree(points).query_pairs(radius, output_type="ndarray")
     rows = np.r_[pairs[:, 0], pairs[:, 1]]
     cols = np.r_[pairs[:, 1], pairs[:, 0]]
-    degree = np.bincount(rows, minlength=adata.n_obs)
-    return sp.csr_matrix((1.0 / degree[rows], (rows, cols)), shape=(adata.n_obs, adata.n_obs))
+    degree = np.bincount(rows, minlength=n)
+    return sp.csr_matrix((1.0 / degree[rows], (rows, cols)), shape=(n, n))

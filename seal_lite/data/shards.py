@@ -36,7 +36,7 @@ from seal_lite.io import atomic_file, exclusive_folder, refuse_h5_bomb, write_at
 if TYPE_CHECKING:
     from anndata import AnnData
 
-SETTINGS = ("patch_um", "patch_px", "n_genes", "hvg", "smooth", "zscore", "clip")
+SETTINGS = ("patch_um", "patch_px", "n_genes", "hvg", "smooth", "smooth_over", "zscore", "clip")
 
 
 def shard_sections(

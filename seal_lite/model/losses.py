@@ -138,7 +138,7 @@ def mse(predicted: Tensor, x: Tensor) -> Tensor:
     return (predicted - x).square().mean()
 
 
-def correlation_loss(predicted: Tensor, x: Tensor, *, eps: float = 1e-6) -> Tensor:
+def correlation_loss(predicted: Tensor, x: Tensor, *, eps: float = 1e-9) -> Tensor:
     """Return the mean over genes of (1 - c_gg)^2, with c_gg the Pearson correlation of gene g.
 
     Parameters
@@ -146,7 +146,7 @@ def correlation_loss(predicted: Tensor, x: Tensor, *, eps: float = 1e-6) -> Tens
     predicted, x
         z-scored expression (b, genes); the correlation is over the b spots of the batch.
     eps
-        Added to the product of the standard deviations, so that a constant gene costs 1.
+        Added to both variances, as in released SEAL, so that a constant gene costs 1.
 
     Notes
     -----
@@ -156,8 +156,9 @@ def correlation_loss(predicted: Tensor, x: Tensor, *, eps: float = 1e-6) -> Tens
     predicted = predicted - predicted.mean(0)  # (b, genes), centred
     x = x - x.mean(0)  # (b, genes)
     covariance = (predicted * x).mean(0)  # (genes,)
-    scale = predicted.std(0, correction=0) * x.std(0, correction=0) + eps  # (genes,)
-    correlation = covariance / scale
+    predicted_std = (predicted.square().mean(0) + eps).sqrt()  # (genes,)
+    x_std = (x.square().mean(0) + eps).sqrt()  # (genes,)
+    correlation = covariance / (predicted_std * x_std)
     return (1 - correlation).square().mean()
 
 
