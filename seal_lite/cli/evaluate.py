@@ -301,7 +301,12 @@ def retrieval_bench(
     import pandas as pd
 
     from seal_lite.encoders.embedding import embed_patches
-    from seal_lite.evaluation.retrieval import cross_modal, gene_set_scores, shared_space
+    from seal_lite.evaluation.retrieval import (
+        cross_modal,
+        gene_set_scores,
+        prediction_scores,
+        shared_space,
+    )
     from seal_lite.model.seal import SEAL
     from seal_lite.training.provenance import provenance
 
@@ -310,12 +315,19 @@ def retrieval_bench(
     loaded = read_sections(data, split_optional(sections), model.config)
     embeddings = [embed_patches(model.encoder, section.patches) for section in loaded]
     space = shared_space(model, loaded, embeddings)
-    result: dict[str, Any] = {"slides": cross_modal(space, top=top)}
+    result: dict[str, Any] = {
+        "slides": cross_modal(space, top=top),
+        "predictions": prediction_scores(space),
+    }
     if gene_sets is not None:
         result["sets"] = gene_set_scores(model, space, gene_sets, top=top)
     rows = pd.DataFrame(result["slides"]).drop(columns="slide")
     means = rows.groupby(["direction", "scope"], sort=False).mean()
     typer.echo(means.round(3).to_string(na_rep=""))
+    if result["predictions"]:
+        predictions = pd.DataFrame(result["predictions"])
+        means = predictions.pivot_table("r", "scope", "as", sort=False)
+        typer.echo(f"\nmean r of expression predicted from other slides\n{means.round(3)}")
     result["provenance"] = provenance(loaded, model.config, run=str(run))
     write_json(json_file, result)
 
