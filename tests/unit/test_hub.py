@@ -151,7 +151,7 @@ def test_the_transform_resamples_as_embed_and_training_do_to_the_bit(
     slide = open_slide(tmp_path / "slide.png", um_per_px=0.5)
     read = slide.read(30, 50, edge=side, px=px)
     given = pixels[50 : 50 + side, 30 : 30 + side]
-    expected = (torch.from_numpy(read).permute(2, 0, 1).float() / 255).sub(
+    expected = (torch.from_numpy(read.copy()).permute(2, 0, 1).float() / 255).sub(
         torch.tensor(model.encoder.row.mean)[:, None, None]
     ) / torch.tensor(model.encoder.row.std)[:, None, None]
     for image in (Image.fromarray(given), given, Image.fromarray(given).convert("RGBA")):
