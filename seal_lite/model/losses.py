@@ -153,7 +153,10 @@ def correlation_loss(predicted: Tensor, x: Tensor, *, eps: float = 1e-9) -> Tens
     The diagonal part of Barlow twins (Zbontar et al., 2021, eq. 1) with genes as features. SEAL's
     `barlow_std_mse` has it too, with an off-diagonal weight of 0.
     """
+    dtype = torch.promote_types(predicted.dtype, torch.float32)  # half precision has no such eps
+    predicted = predicted.to(dtype)
     predicted = predicted - predicted.mean(0)  # (b, genes), centred
+    x = x.to(dtype)
     x = x - x.mean(0)  # (b, genes)
     covariance = (predicted * x).mean(0)  # (genes,)
     predicted_std = (predicted.square().mean(0) + eps).sqrt()  # (genes,)

@@ -117,6 +117,16 @@ def test_constant_genes_cost_one_and_keep_gradients_finite():
     assert torch.isfinite(predicted.grad).all()
 
 
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_constant_genes_cost_one_in_half_precision(dtype):
+    x = torch.zeros(10, 3, dtype=dtype)
+    predicted = x.clone().requires_grad_()
+    loss = correlation_loss(predicted, x)
+    loss.backward()
+    assert loss.item() == 1
+    assert torch.isfinite(predicted.grad).all()
+
+
 def test_mse_is_that_of_numpy():
     predicted, x = random_pair()
     assert mse(predicted, x).item() == pytest.approx(np.mean((predicted - x).numpy() ** 2))
