@@ -137,13 +137,13 @@ def train(
     return model, features, sum(epoch["seconds"] for epoch in history)
 
 
-def predict_by_retrieval(
+def predict_by_softmax(
     model: SEAL, training: list[Section], test_x: list[np.ndarray], genes: list[str]
 ) -> dict[str, np.ndarray]:
-    """Return each target (n, g) of the test patches as BLEEP and Loki predict it.
+    """Return each target (n, g) of the test patches as the mean over the training spots.
 
-    It is the mean over the training spots, weighted by how close their profiles lie to the image in
-    the shared space.
+    A spot's weight is the softmax, at the contrast's temperature, of the cosine of its profile to
+    the image in the shared space. BLEEP and Loki weight otherwise (`predict_by_retrieval`).
     """
     x = np.concatenate([section.expression(model.panel) for section in training])
     similarity = model.project_images(np.concatenate(test_x)) @ model.encode_genes(x).T
@@ -185,7 +185,7 @@ def measure(job: Job) -> dict[str, Any]:
             scores[name, probe, target] = r
     for target, r in decoder_scores(model, test, genes, test_x=tuned[n:]).items():
         scores["tuned", "decoder", target] = r
-    retrieved = predict_by_retrieval(model, training, tuned[n:], genes)
+    retrieved = predict_by_softmax(model, training, tuned[n:], genes)
     for target, r in score_sections(retrieved, test, genes).items():
         scores["tuned", "retrieval", target] = r
 

@@ -243,10 +243,10 @@ figure
 # ## Further reading
 #
 # - {cite:p}`radford2021clip` made one space of pictures and words, and asked it in the same way.
-# - {cite:p}`xie2023bleep` retrieves in the other direction: a patch asks for profiles, whose mean
-#   is then its predicted expression.
-# - {cite:p}`chen2025loki` aligns slides and transcriptomes at a larger scale, with retrieval among
-#   its tests.
+# - {cite:p}`xie2023bleep` retrieves in the other direction: a patch asks for profiles, and the mean
+#   of the 50 nearest is its predicted expression.
+# - {cite:p}`chen2025loki` aligns slides and transcriptomes at a larger scale; it predicts from all
+#   profiles, weighted by their cosines. `predict_by_retrieval` does either.
 
 # %% tags=["key-figures", "remove-cell"]
 print(

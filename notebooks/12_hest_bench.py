@@ -51,13 +51,15 @@ import json
 
 import matplotlib.pyplot as plt
 import numpy as np
+import torch
 from matplotlib.patches import Rectangle
+from PIL import Image
 from sklearn.decomposition import PCA
 from sklearn.linear_model import Ridge as SklearnRidge
 from sklearn.preprocessing import StandardScaler
 
-from seal_lite import InputError, plots
-from seal_lite.data.patches import HEST_UM
+from seal_lite import InputError, load_encoder, plots
+from seal_lite.data.patches import HEST_UM, read_patches
 from seal_lite.data.phantom import write_task
 from seal_lite.data.section import load_sections
 from seal_lite.evaluation.features import embed_all
@@ -205,6 +207,50 @@ without = float((1 - left[varies] / spread[varies]).mean())
 print(f"mean R2 without intercept {without:.1f}, with intercept {r2:.2f}")
 
 # %% [markdown]
+# ## Upstream's own call
+#
+# HEST-bench's `benchmark` takes an encoder, its transform and a precision, as `load_encoder`
+# returns them, and its own settings as keywords. Two things have to be said. Its images show 112 µm
+# (`patch_um`), of which the transform then makes the run's scale. And it keeps 256 principal
+# components, more than a small network has dimensions (`latent_dim`):
+#
+# ```python
+# from hest.bench import benchmark
+#
+# encoder, transform, precision = load_encoder("runs/mine", patch_um=112)
+# benchmark(encoder, transform, precision, latent_dim=min(256, encoder.row.dim))
+# ```
+#
+# A run of 224 µm on a convolutional network sees the 112 µm in half as many pixels. On a
+# transformer of fixed input it cannot: `load_encoder` then says so, and such a run is finetuned
+# with `patch_um=112` to be scored there. This is what `benchmark` does with the four, and its
+# embeddings are those from above:
+
+
+# %%
+def benchmark(encoder, enc_transf, precision, cli_args=None, **settings):
+    """Upstream's embedding of a task's images, and the components that its ridge reads."""
+    batch = torch.stack([enc_transf(Image.fromarray(image)) for image in settings["images"]])
+    with torch.inference_mode(), torch.autocast("cpu", precision, precision != torch.float32):
+        embeddings = encoder.eval()(batch.float()).float().numpy()
+    pca = PCA(settings.get("latent_dim", 256), random_state=PCA_SEED)
+    return embeddings, pca.fit_transform(StandardScaler().fit_transform(embeddings))
+
+
+encoder, transform, precision = load_encoder(here.run("tuned"), patch_um=HEST_UM, device="cpu")
+ready = read_patches(folder / f"patches/{test_name}.h5")
+row_of = {barcode: i for i, barcode in enumerate(ready.barcodes)}
+images = ready.images[[row_of[barcode] for barcode in samples[test_name].adata.obs_names]]
+latent_dim = min(256, encoder.row.dim, len(images))  # nor can there be more than images
+embeddings, components = benchmark(
+    encoder, transform, precision, images=images, latent_dim=latent_dim
+)
+own = found["tuned"][place[test_name]]
+upstream_gap = float(np.abs(embeddings - own).max() / np.abs(own).max())
+print(f"{len(images)} images, {components.shape[1]} components")
+print(f"largest difference to the embeddings from above: {upstream_gap:.1e} of the largest value")
+
+# %% [markdown]
 # ## How much of it is the probe?
 #
 # With $\alpha$ near zero the ridge is hardly one: on few spots it fits noise in every direction
@@ -330,6 +376,7 @@ print(
             "px": px,
             "gap": gap,
             "shaken": shaken,
+            "upstream_gap": upstream_gap,
             "r2": {"without": without, "with": r2},
             "hest_bench": first,
             "swing": {k: float(np.ptp(v)) for k, v in curves.items()},

@@ -141,7 +141,7 @@ with h5py.File(folders["tuned"] / f"{slides[0].stem}.h5") as file:
 #| alt: Two slides, one of a patient without and one with the mutation. Beside each, its regions
 #| coloured by the share of their nuclei that have coarse chromatin.
 status = pd.read_csv(COHORT / "tasks/mutation/k=all.tsv", sep="\t").set_index("slide_id").mutation
-shown = [status.index[status == kind][0] for kind in ("wildtype", "mutant")]
+shown = [status.index[status == code][0] for code in (0, 1)]  # wildtype, mutant
 with plt.rc_context(plots.STYLE):
     figure, axes = plt.subplots(2, 2, figsize=(7.5, 7.2))
     for row, name in zip(axes, shown, strict=True):

@@ -202,18 +202,21 @@ onnx_gap = float(np.abs(exported - found[:32]).max() / np.abs(found).max())
 print(f"ONNX: {file.stat().st_size / 1e6:.1f} MB, largest difference {onnx_gap:.1e}")
 
 # %% [markdown]
-# HEST-bench and TRIDENT take the three as they are:
+# TRIDENT takes the three as they are. HEST-bench shows 112 µm, which the transform has to know, and
+# keeps 256 principal components, more than a small network has dimensions:
 #
 # ```python
 # from hest.bench import benchmark
-# benchmark(module, transform, precision)
+# seen = load_encoder("runs/mine", patch_um=112)
+# benchmark(*seen, latent_dim=min(256, seen[0].row.dim))
 #
 # from trident.patch_encoder_models import CustomInferenceEncoder
 # CustomInferenceEncoder("seal", module, transform, precision)
 # ```
 #
 # One thing no contract carries: the region's size. The transform makes the same number of pixels of
-# whatever it is given. Cut regions of the size that the encoder has seen:
+# whatever it is given. Cut regions of the size that the encoder has seen, or say with `patch_um`
+# how large they are:
 
 # %%
 print(f"{config.patch_um:g} µm, which become {config.patch_px} x {config.patch_px} pixels")

@@ -51,7 +51,7 @@ from torch import nn
 
 from seal_lite import plots, preset
 from seal_lite.data.genes import GenePanel, select_genes
-from seal_lite.data.registration import neighbour_mean
+from seal_lite.data.registration import disc_mean, neighbour_mean
 from seal_lite.evaluation.targets import pearson
 from seal_lite.model.gene_vae import GeneVAE
 from seal_lite.tutorial import begin
@@ -64,7 +64,9 @@ config, train, test = here.config, here.train, here.test
 #
 # Smoothing takes the mean of a spot's neighbours, found within $\sqrt 2$ in array coordinates. On a
 # square array these are all eight. Visium's array is hexagonal and counts every *second* column, so
-# the neighbours to the left and right are two columns away, and out of reach.
+# the neighbours to the left and right are two columns away, and out of reach. The search also
+# returns the spot itself. So half of the mean makes 0.6 of the spot's own counts and 0.1 of each of
+# four.
 
 # %%
 #| alt: A hexagonal array around one spot. The neighbours within the square root of two in array
@@ -77,8 +79,8 @@ hexagonal = ad.AnnData(sp.csr_matrix((len(spots), 1), dtype=np.float32), obs=obs
 hexagonal.uns["grid"] = "hex"
 centre = int(np.flatnonzero((spots == 0).all(1))[0])
 ours = neighbour_mean(hexagonal)[centre].indices
-distance = np.linalg.norm(spots - spots[centre], axis=1)
-within = np.flatnonzero((distance > 0) & (distance <= 2**0.5))
+disc = disc_mean(hexagonal)[centre].indices
+within = disc[disc != centre]
 um = spots * (50, 50 * 3**0.5)  # 100 um from spot to spot
 with plt.rc_context(plots.STYLE):
     figure, axes = plt.subplots(1, 2, figsize=(7.4, 3.5))
@@ -151,11 +153,11 @@ figure
 # %% [markdown]
 # ## Where to standardise
 #
-# The released decoders predict log counts, which are never negative, so they end in a ReLU;
-# prediction and target are standardised inside the loss. We hand z-scores over, so that every gene
-# weighs the same from the start, and half of them are negative: ours end linearly. The two choices
-# belong together. With z-scores *and* a ReLU, everything below the mean is predicted as the mean,
-# whatever the network has learnt:
+# The released decoders predict log counts; prediction and target are standardised inside the loss.
+# Log counts are never negative, and the image decoder ends in a ReLU (the gene decoder does not).
+# We hand z-scores over, so that every gene weighs the same from the start, and half of them are
+# negative: ours end linearly. The two choices belong together. With z-scores *and* a ReLU,
+# everything below the mean is predicted as the mean, whatever the network has learnt:
 
 # %%
 #| alt: Predicted against measured z-scores for a linear end and for an end in a ReLU, which is flat
@@ -199,8 +201,10 @@ print({k: round(v, 4) for k, v in cosine.items()}, "cosine of a profile with its
 #
 # ## The preset
 #
-# `--preset paper` selects every released setting at once. It reproduces *settings*, not scores: the
-# encoder is another, and so are the data. Where the two differ:
+# `--preset paper` selects every released setting at once, and computes by the release's formulas:
+# `smooth_over` and `as_released` are the neighbours, the log counts, the ReLU and the flows from
+# above. It reproduces no *scores*: the encoder is another, and so are the data. Where the two
+# differ:
 
 # %%
 default, paper = preset("default"), preset("paper")
@@ -219,18 +223,19 @@ pd.DataFrame(differ, index=["default", "paper"]).T.astype(str)
 #
 # - The training loop, the splits and the evaluation are ours; architecture and losses are SEAL's.
 # - A vector of the right length is not yet the right vector. Match by name.
-# - The `paper` preset reproduces settings, not scores.
+# - The `paper` preset reproduces the release's settings and formulas, not its scores.
 # - Loading is strict: a tensor too many or too few is an error, never a warning.
 #
 # ## Exercises
 #
 # **1.** How much does it matter that two of six neighbours are missed? Smooth a random field on a
-# hexagonal array with four and with six neighbours and compare the variance of the noise that is
-# left.
+# hexagonal array, by half, with four and with six neighbours and compare the variance of the noise
+# that is left. What does the spot's own place in the mean change?
 
 # %% tags=["hide-cell", "solution"]
 # With half of the value from k neighbours the variance is 1/4 + 1/(4 k): little is lost in the
-# middle. What is lost is symmetry: the map is smoothed up and down and not sideways.
+# middle. What is lost is symmetry: the map is smoothed up and down and not sideways. With the spot
+# in the mean it is 0.6^2 + 4 x 0.1^2 = 0.4: that costs more than the two neighbours.
 rng = np.random.default_rng(SEED)
 noise = rng.standard_normal((20000, 7))
 left = {k: float((0.5 * noise[:, 0] + 0.5 * noise[:, 1 : k + 1].mean(1)).var()) for k in (4, 6)}

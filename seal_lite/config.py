@@ -14,6 +14,7 @@ from seal_lite.io import read_json
 
 CHOICES: dict[str, tuple[str, ...]] = {
     "hvg": ("pearson_residuals", "seurat"),
+    "smooth_over": ("ring", "disc"),
     "zscore": ("section", "train"),
     "pooling": ("own", "class", "mean", "class+mean"),
     "precision": ("auto", "no", "bf16", "fp16"),
@@ -53,6 +54,9 @@ class Config:
     n_genes: int = 128  # highly variable genes of the training sections
     hvg: str = "pearson_residuals"  # or "seurat", as released
     smooth: float = 0.2  # share of the array neighbours' mean in a spot's expression
+    smooth_over: str = (
+        "ring"  # all neighbours; "disc", as released: the spot and those within sqrt(2)
+    )
     zscore: str = "section"  # mean and sd from each "section" itself, or from "train"ing
     clip: float = 5.0  # |z| beyond this is clipped
 
@@ -68,6 +72,7 @@ class Config:
     # gene encoder and heads
     hidden: tuple[int, ...] = (1024, 512)
     n_flows: int = 0  # planar flows behind the VAE's Gaussian
+    as_released: bool = False  # log counts in and out, image decoder ends in a ReLU, flows are free
     project: int = 128  # shared space of the contrast; 0: the encoder's own dimension
     head_dropout: float = 0.1
 
@@ -207,7 +212,9 @@ def preset(name: str, *, recipe: str = "convolution") -> Config:
     -----
     `paper` has the settings of mahmoodlab/SEAL v0.0.1. The released gene loss is
     0.1 * (0.05 * sum_g (1 - c_gg)^2 + 5 * mse); with 2,000 genes and our mean over genes that is
-    0.5 * mse + 10 * mean_g (1 - c_gg)^2.
+    0.5 * mse + 10 * mean_g (1 - c_gg)^2. With ``as_released`` the gene encoder reads log counts,
+    both decoders predict them, and only the loss standardises. LoRA then adapts what the release
+    adapts (`Backbone.released`).
     """
     if name == "default":
         return Config(**RECIPES[recipe])
@@ -221,6 +228,7 @@ def preset(name: str, *, recipe: str = "convolution") -> Config:
         n_genes=2000,
         hvg="seurat",
         smooth=0.5,
+        smooth_over="disc",
         zscore="train",
         clip=math.inf,
         tune_blocks=1,
@@ -228,6 +236,7 @@ def preset(name: str, *, recipe: str = "convolution") -> Config:
         lora_alpha=8.0,
         lora_dropout=0.15,
         n_flows=3,
+        as_released=True,
         project=0,
         head_dropout=0.0,
         temperature=0.05,

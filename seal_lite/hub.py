@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import importlib.resources
 from contextlib import ExitStack
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,8 +14,10 @@ from huggingface_hub import HfApi, ModelCard, ModelCardData
 from torch import nn
 from torchvision.transforms import v2
 
+from seal_lite.data.images import AnyImage, resized, to_rgb
 from seal_lite.encoders.embedding import embed_patches
 from seal_lite.encoders.registry import Backbone, backbone_row
+from seal_lite.encoders.views import as_images
 from seal_lite.encoders.vision import VisionEncoder
 from seal_lite.errors import InputError, reading
 from seal_lite.io import read_json
@@ -33,10 +35,13 @@ def load_encoder(
     *,
     precision: torch.dtype = torch.float32,
     device: str | torch.device = "auto",
+    patch_um: float | None = None,
 ) -> tuple[nn.Module, v2.Compose, torch.dtype]:
     """Return a run's encoder as (module, transform, precision).
 
-    This is what HEST-bench's ``benchmark(encoder, transform, precision)`` takes.
+    This is what HEST-bench's ``benchmark(encoder, transform, precision)`` takes. Its patches show
+    112 um: give ``patch_um=112`` here, and there ``latent_dim=min(256, module.row.dim)``, for it
+    takes 256 principal components otherwise.
 
     Parameters
     ----------
@@ -46,6 +51,9 @@ def load_encoder(
         The type of the module's weights.
     device
         Where the module is put; "auto" is the fastest of this machine (`resolve_device`).
+    patch_um
+        Edge in um of the images that the transform will be given; None is the run's ``patch_um``.
+        Images of another size are resampled to the run's um per px.
 
     Returns
     -------
@@ -53,28 +61,49 @@ def load_encoder(
         Maps normalised images (b, 3, px, px) to embeddings (b, dim) in one forward pass, without
         adapter and unused layers; see `merge_adapter`.
     transform : Compose
-        Makes such an image, (3, px, px), of a PIL image. That should show the run's ``patch_um``.
+        Makes such an image, (3, px, px), of a PIL image or an array (h, w, 3) uint8, with the same
+        bits as `seal-lite embed` and training.
     precision : dtype
         As given.
 
     Raises
     ------
     InputError
-        The run cannot be loaded, as for `SEAL.from_pretrained`.
+        The run cannot be loaded, as for `SEAL.from_pretrained`, or its network does not read as
+        many pixels as ``patch_um`` has at the run's scale.
     """
     model = SEAL.from_pretrained(run, device=device)
-    px = model.config.patch_px
     row = model.encoder.row
-    transform = v2.Compose(
-        [
-            v2.ToImage(),
-            v2.Resize((px, px), antialias=True),
-            v2.ToDtype(torch.float32, scale=True),
-            v2.Normalize(row.mean, row.std),
-        ]
-    )
+    px = model.config.patch_px
+    if patch_um is not None:
+        px = row.px_at_scale(model.config, patch_um)
+    transform = v2.Compose([Resample(px), v2.Normalize(row.mean, row.std)])
     module = merge_adapter(model.encoder).to(precision)
     return module, transform, precision
+
+
+@dataclass(frozen=True)
+class Resample:
+    """Makes the image that an encoder reads of a patch, as everything else in this package does.
+
+    Parameters
+    ----------
+    px
+        Edge of the image in px.
+    """
+
+    px: int
+
+    def __call__(self, image: AnyImage) -> torch.Tensor:
+        """Return a PIL image, or an array (h, w, 3) uint8, as (3, px, px) float32 in [0, 1].
+
+        Raises
+        ------
+        InputError
+            The image has more than 8 bits a channel, or channels that are no colours.
+        """
+        pixels = resized(to_rgb(image, "patch"), self.px)  # (px, px, 3)
+        return as_images(torch.from_numpy(pixels.copy())[None])[0]
 
 
 def merge_adapter(encoder: VisionEncoder) -> VisionEncoder:

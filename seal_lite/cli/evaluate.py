@@ -304,7 +304,12 @@ def retrieval_bench(
     import pandas as pd
 
     from seal_lite.encoders.embedding import embed_patches
-    from seal_lite.evaluation.retrieval import cross_modal, gene_set_scores, shared_space
+    from seal_lite.evaluation.retrieval import (
+        cross_modal,
+        gene_set_scores,
+        prediction_scores,
+        shared_space,
+    )
     from seal_lite.model.seal import SEAL
     from seal_lite.training.provenance import provenance
 
@@ -313,12 +318,20 @@ def retrieval_bench(
     loaded = read_sections(data, split_optional(sections), model.config)
     embeddings = [embed_patches(model.encoder, section.patches) for section in loaded]
     space = shared_space(model, loaded, embeddings)
-    result: dict[str, Any] = {"slides": cross_modal(space, top=top)}
+    result: dict[str, Any] = {
+        "slides": cross_modal(space, top=top),
+        "predictions": prediction_scores(space),
+    }
     if gene_sets is not None:
         result["sets"] = gene_set_scores(model, space, gene_sets, top=top)
     rows = pd.DataFrame(result["slides"]).drop(columns="slide")
     means = rows.groupby(["direction", "scope"], sort=False).mean()
     say_table(means.round(3), na_rep="")
+    if result["predictions"]:
+        predictions = pd.DataFrame(result["predictions"])
+        means = predictions.pivot_table("r", "scope", "as", sort=False)
+        typer.echo("\nmean r of expression predicted from other slides")
+        say_table(means.round(3))
     result["provenance"] = provenance(loaded, model.config, run=str(run))
     write_json(json_file, result)
 

@@ -5,16 +5,16 @@ from __future__ import annotations
 import json
 import logging
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import scipy.sparse as sp
 
 from seal_lite.config import Config
 from seal_lite.data.readers.gene_names import gene_key, spelled
-from seal_lite.data.registration import neighbour_mean
+from seal_lite.data.registration import disc_mean, neighbour_mean
 from seal_lite.data.variable_genes import blocks, select_genes
 from seal_lite.errors import InputError, reading
 from seal_lite.io import RUN_REMEDY, read_json, write_atomic
@@ -34,20 +34,23 @@ def depth(adata: AnnData) -> np.ndarray:
     return np.asarray(adata.layers["counts"].sum(1), float).ravel()
 
 
-def smoothing(adata: AnnData, *, share: float) -> sp.csr_matrix:
+def smoothing(adata: AnnData, *, share: float, over: str = Config.smooth_over) -> sp.csr_matrix:
     """Return the matrix (n, n) float64 that mixes values of a spot with its neighbours' mean.
 
     Parameters are those of `smooth`.
     """
+    identity = sp.identity(adata.n_obs, format="csr")
     if share == 0:
-        return sp.identity(adata.n_obs, format="csr")
+        return identity
+    if over == "disc":
+        return ((1 - share) * identity + share * disc_mean(adata)).tocsr()
     weights = neighbour_mean(adata)
     is_isolated = np.diff(weights.indptr) == 0
     own_share = np.where(is_isolated, 1.0, 1 - share)
     return (sp.diags(own_share) + share * weights).tocsr()
 
 
-def smooth(adata: AnnData, *, share: float) -> sp.csr_matrix:
+def smooth(adata: AnnData, *, share: float, over: str = Config.smooth_over) -> sp.csr_matrix:
     """Mix the counts of each spot with the mean counts of its neighbours on the array.
 
     x' = (1 - share) x + share mean(neighbours). A spot without neighbours keeps its counts.
@@ -57,7 +60,10 @@ def smooth(adata: AnnData, *, share: float) -> sp.csr_matrix:
     adata
         A section: ``layers["counts"]`` (n, g), and what `neighbour_mean` needs.
     share
-        Weight of the neighbours' mean, 0 to 1.
+        Weight of the mean, 0 to 1.
+    over
+        What the mean is over: the "ring" of all neighbours on the array (`neighbour_mean`), or the
+        "disc" of released SEAL, in which the spot itself counts as well (`disc_mean`).
 
     Returns
     -------
@@ -66,9 +72,11 @@ def smooth(adata: AnnData, *, share: float) -> sp.csr_matrix:
 
     Notes
     -----
-    Released SEAL (mahmoodlab/SEAL v0.0.1) uses share 0.5, before normalisation.
+    Released SEAL (mahmoodlab/SEAL v0.0.1) uses share 0.5 over the disc, before normalisation. In a
+    Visium array that is 0.6 of the spot's own counts and 0.1 of each of four neighbours.
     """
-    return smoothing(adata, share=share) @ adata.layers["counts"].astype(np.float64)
+    counts = adata.layers["counts"].astype(np.float64)
+    return smoothing(adata, share=share, over=over) @ counts
 
 
 def log_normalise(counts: np.ndarray | sp.spmatrix, *, total: float = 1e4) -> sp.csr_matrix:
@@ -134,8 +142,8 @@ class GenePanel:
         Names (g,), in order.
     mean, std
         Of log1p expression over the training spots, (g,) float64.
-    share
-        Weight of the neighbours' mean in `smooth`, 0 to 1.
+    share, over
+        Weight of the neighbours' mean in `smooth`, 0 to 1, and what the mean is over.
     zscore
         Whose mean and standard deviation `transform` uses: those of the "section" itself, or of
         "train"ing.
@@ -148,10 +156,11 @@ class GenePanel:
     genes: tuple[str, ...]
     mean: np.ndarray
     std: np.ndarray
-    share: float
-    zscore: str
-    clip: float
+    share: float = Config.smooth
+    zscore: str = Config.zscore
+    clip: float = Config.clip
     max_missing: float = 0.2
+    over: str = "ring"  # what a panel.json means that is older than the choice
 
     @classmethod
     def fit(
@@ -161,9 +170,7 @@ class GenePanel:
         n_genes: int = Config.n_genes,
         include: Iterable[str] = (),
         flavor: str = Config.hvg,
-        share: float = Config.smooth,
-        zscore: str = Config.zscore,
-        clip: float = Config.clip,
+        **scale: Any,
     ) -> GenePanel:
         """Choose genes and fit their scale on training sections only.
 
@@ -178,8 +185,8 @@ class GenePanel:
             them as the sections do.
         flavor
             How `select_genes` ranks genes.
-        share, zscore, clip
-            Settings of the panel.
+        **scale
+            `share`, `over`, `zscore` and `clip` of the panel.
 
         Raises
         ------
@@ -196,7 +203,7 @@ class GenePanel:
         variable = select_genes(adatas, n_genes, flavor=flavor)
         gene_of_key = {gene_key(gene): gene for gene in [*included.values(), *variable]}
         genes = tuple(gene_of_key.values())
-        unscaled = cls(genes, np.zeros(len(genes)), np.ones(len(genes)), share, zscore, clip)
+        unscaled = cls(genes, np.zeros(len(genes)), np.ones(len(genes)), **scale)
         n, sums, squares = np.zeros((3, len(genes)))
         for adata in adatas:
             values, present = unscaled.expression(adata)
@@ -205,7 +212,7 @@ class GenePanel:
             squares += np.einsum("ij,ij->j", values, values, dtype=np.float64)
         mean = sums / n
         std = np.sqrt(np.maximum(squares / n - mean**2, 0))
-        return cls(genes, mean, _nonzero_std(std), share, zscore, clip)
+        return replace(unscaled, mean=mean, std=_nonzero_std(std))
 
     @classmethod
     def from_config(
@@ -227,6 +234,7 @@ class GenePanel:
             share=config.smooth,
             zscore=config.zscore,
             clip=config.clip,
+            over=config.smooth_over,
         )
 
     def expression(self, adata: AnnData) -> tuple[np.ndarray, np.ndarray]:
@@ -245,7 +253,7 @@ class GenePanel:
             (g,) bool: whether the section has the gene.
         """
         counts, present = columns(adata.layers["counts"], adata.var_names, self.genes)
-        mixing = smoothing(adata, share=self.share)
+        mixing = smoothing(adata, share=self.share, over=self.over)
         scale = 1e4 / np.maximum(mixing @ depth(adata), 1e-12)
         for genes in blocks(len(self.genes), adata.n_obs):
             smoothed = mixing @ counts[:, genes].astype(np.float64)

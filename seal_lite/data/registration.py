@@ -445,11 +445,41 @@ def neighbour_mean(adata: AnnData) -> sp.csr_matrix:
         distance = 2.0
     if grid == "staggered":  # a neighbour is one column and one row away, the next two of either
         distance = 2**0.5
-    reach = REACH * distance + 1e-100  # the tree takes what is nearer, also where all coincide
+    return _mean_of_nearest(points, REACH * distance)
+
+
+def disc_mean(adata: AnnData) -> sp.csr_matrix:
+    """Return the matrix W for which `W @ x` is the mean over each spot's disc, as in released SEAL.
+
+    The disc holds the spot itself and the spots within sqrt(2) in array coordinates: on a square
+    array 8 others, on a staggered or hexagonal one 4. Of the 6 neighbours on a hexagonal array the
+    two in the same row are two columns away. On a "free" grid the disc is the spot with the
+    neighbours of `neighbour_mean`.
+
+    Returns
+    -------
+    scipy.sparse.csr_matrix
+        (n, n) float64, row-normalised.
+    """
+    if adata.uns["grid"] == "free":
+        others = neighbour_mean(adata)
+    else:
+        others = _mean_of_nearest(adata.obs[list(ARRAY)].to_numpy(int), 2**0.5 * (1 + 1e-9))
+    disc = (others > 0).astype(float) + sp.identity(adata.n_obs, format="csr")
+    return sp.csr_matrix(sp.diags(1.0 / disc.sum(1).A1) @ disc)
+
+
+def _mean_of_nearest(points: np.ndarray, radius: float) -> sp.csr_matrix:
+    """Return the row-normalised matrix (n, n) of the points (n, 2) within a radius of others.
+
+    Of a crowd, the nearest `MAX_NEIGHBOURS` count.
+    """
+    n = len(points)
+    reach = radius + 1e-100  # the tree takes what is nearer, also where all coincide
     options = {"k": MAX_NEIGHBOURS + 1, "distance_upper_bound": reach}
     _, nearest = cKDTree(points).query(points, **options)  # (n, k); n where there are fewer
-    is_neighbour = (nearest < adata.n_obs) & (nearest != np.arange(adata.n_obs)[:, None])
+    is_neighbour = (nearest < n) & (nearest != np.arange(n)[:, None])
     degree = is_neighbour.sum(1)
     weights = np.repeat(1.0 / np.maximum(degree, 1), degree)
     starts = np.r_[0, np.cumsum(degree)]
-    return sp.csr_matrix((weights, nearest[is_neighbour], starts), shape=(adata.n_obs,) * 2)
+    return sp.csr_matrix((weights, nearest[is_neighbour], starts), shape=(n, n))

@@ -38,7 +38,7 @@ from seal_lite.paths import file_name
 if TYPE_CHECKING:
     from anndata import AnnData
 
-SETTINGS = ("patch_um", "patch_px", "n_genes", "hvg", "smooth", "zscore", "clip")
+SETTINGS = ("patch_um", "patch_px", "n_genes", "hvg", "smooth", "smooth_over", "zscore", "clip")
 
 
 def shard_sections(

@@ -83,6 +83,8 @@ class Backbone:
     lora_per_block
         Number of layers that LoRA adapts in each block, which is checked; 0 where blocks differ or
         the number is not known.
+    released
+        Keys of the row that are others in released SEAL, with its values.
     recipe
         The family whose settings suit it, one of `config.RECIPES`.
     fingerprint
@@ -119,6 +121,7 @@ class Backbone:
     lora: str = ".*"
     whole: str = ""
     lora_per_block: int = 0
+    released: dict[str, Any] = field(default_factory=dict)
     recipe: str = "transformer"
     fingerprint: str | None = None
     licence: str = "unknown"
@@ -134,6 +137,32 @@ class Backbone:
             nearest = max(1, round(px / self.px_step)) * self.px_step
             message = f"{self.name}: reads multiples of {self.px_step} px, not {px}"
             raise InputError(f"{message}; set patch_px={nearest}")
+
+    def px_at_scale(self, config: Config, patch_um: float) -> int:
+        """Return the width in px at which a run sees patches of another size at its own scale.
+
+        Parameters
+        ----------
+        config
+            The run's settings, with the size of its patches in um and px.
+        patch_um
+            Edge of the patches in um.
+
+        Raises
+        ------
+        InputError
+            Where the network does not read that many.
+        """
+        px = round(patch_um * config.patch_px / config.patch_um)
+        scale = config.patch_um / config.patch_px
+        if self.fixed and px != config.patch_px:
+            message = (
+                f"{self.name}: reads {config.patch_px} px, but at the run's {scale:.3g} um per px "
+                f"{patch_um:g} um are {px} px"
+            )
+            raise InputError(f"{message}; finetune with --set patch_um={patch_um:g}")
+        self.check_px(px)
+        return px
 
     def pooled(self, pooling: str) -> Backbone:
         """Return the row with the embedding read in another way.
@@ -229,6 +258,7 @@ def config_for(backbone: str, preset_name: str = "default") -> Config:
     config = replace(preset(preset_name, recipe=row.recipe), backbone=backbone)
     if backbone == Config.backbone:
         return config
+    row = replace(row, **row.released) if config.as_released else row
     px = row.px
     if preset_name == "small" and not row.fixed:
         px = max(1, SMALL_PX // row.px_step) * row.px_step

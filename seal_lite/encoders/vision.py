@@ -53,6 +53,8 @@ class VisionEncoder(nn.Module):
         LoRA's update is scaled by ``alpha / rank``.
     dropout
         Dropout on the input of LoRA, in training.
+    as_released
+        LoRA adapts the layers that it adapts in released SEAL (`Backbone.released`).
 
     Attributes
     ----------
@@ -89,8 +91,11 @@ class VisionEncoder(nn.Module):
         rank: int = 8,
         alpha: float = 16.0,
         dropout: float = 0.15,
+        as_released: bool = False,
     ) -> None:
         super().__init__()
+        if as_released:
+            row = replace(row, **row.released)
         prefix_stages, tail_stages = _split_stages(net, row, tune_blocks)
         self.row = row
         self.precision = "no"
@@ -415,7 +420,7 @@ def build_encoder(
         How the embedding is read of the tokens: "class", "mean", "class+mean", or the network's
         "own" way.
     **tuning
-        `tune_blocks`, `rank`, `alpha` and `dropout` of `VisionEncoder`.
+        `tune_blocks`, `rank`, `alpha`, `dropout` and `as_released` of `VisionEncoder`.
 
     Raises
     ------
@@ -460,6 +465,7 @@ def encoder_for(
         precision=config.precision,
         depth=config.depth,
         pooling=config.pooling,
+        as_released=config.as_released,
         tune_blocks=config.tune_blocks,
         rank=config.lora_rank,
         alpha=config.lora_alpha,

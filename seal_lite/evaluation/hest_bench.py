@@ -229,15 +229,7 @@ def hest_px(config: Config, backbone: Backbone) -> int:
     InputError
         Where the backbone does not read that many.
     """
-    px = round(HEST_UM * config.patch_px / config.patch_um)
-    if backbone.fixed and px != config.patch_px:
-        message = (
-            f"{backbone.name}: reads {config.patch_px} px, but at the run's scale HEST-bench's "
-            f"{HEST_UM:g} um are {px} px"
-        )
-        raise InputError(f"{message}; finetune with --set patch_um={HEST_UM:g}")
-    backbone.check_px(px)
-    return px
+    return backbone.px_at_scale(config, HEST_UM)
 
 
 def pooled_scores(

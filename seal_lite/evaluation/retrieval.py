@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 
 from seal_lite.data.readers.gene_names import gene_positions
 from seal_lite.errors import InputError
+from seal_lite.evaluation.targets import pearson
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -19,6 +20,12 @@ if TYPE_CHECKING:
 
 Z_QUERY = 3.0  # a gene set queries at three standard deviations above its mean
 CHUNK = 65536  # gallery rows compared at once: any gallery fits, also a memory-mapped one
+IMAGES_AT_ONCE = 1024  # whose similarities to all spots are in memory
+WEIGHTS = ("equal", "cosine")
+PREDICTORS: dict[str, dict[str, Any]] = {  # options of `predict_by_retrieval`
+    "BLEEP": {"top": 50, "weights": "equal"},
+    "Loki": {"top": None, "weights": "cosine"},
+}
 RANKS = (1, 5, 10)  # recall within so many
 # Which embeddings query which.
 DIRECTIONS = {"genes to images": ("genes", "images"), "images to genes": ("images", "genes")}
@@ -88,6 +95,121 @@ def search(
         best_cosines = cosines[:, :top]
         best_rows = rows.gather(1, order)[:, :top]
     return best_rows.numpy(), best_cosines.numpy()
+
+
+def predict_by_retrieval(
+    images: np.ndarray,
+    spots: np.ndarray,
+    expression: np.ndarray,
+    *,
+    top: int | None = 50,
+    weights: str = "equal",
+) -> np.ndarray:
+    """Predict expression from images: the mean over the most similar spots in the shared space.
+
+    Parameters
+    ----------
+    images, spots
+        Embeddings (n, d) of images and (m, d) of the profiles of training spots, as `shared_space`
+        and `SEAL` return them; any length.
+    expression
+        Expression (m, g) of the training spots, on any scale.
+    top
+        How many spots the mean is over; None for all, and so is a number above m.
+    weights
+        "equal"; or "cosine", each spot by its cosine to the image.
+
+    Returns
+    -------
+    np.ndarray
+        Predicted expression (n, g) float64.
+
+    Raises
+    ------
+    InputError
+        Where rows or widths of the three do not fit, ``top`` is no number of spots, the name of the
+        weights is another, or the cosines of an image sum to 0.
+
+    Notes
+    -----
+    The defaults are those of BLEEP's published inference (Xie et al., 2023): the plain mean of the
+    top 50. ``top=None, weights="cosine"`` is Loki's PredEx (Chen et al., 2025): all spots, each
+    weighted by its cosine, over the sum of the cosines.
+    """
+    _check_retrieval(images, spots, expression, top=top, weights=weights)
+    k = len(spots) if top is None else min(top, len(spots))
+    image_units = _units(images)
+    spot_units = _units(spots)
+    predicted = np.empty((len(images), expression.shape[1]))
+    for start in range(0, len(images), IMAGES_AT_ONCE):
+        part = slice(start, start + IMAGES_AT_ONCE)
+        cosines = image_units[part] @ spot_units.T  # (part, m)
+        nearest = _highest(cosines, k)  # (part, k)
+        weight = np.zeros_like(cosines)
+        kept = np.take_along_axis(cosines, nearest, axis=1) if weights == "cosine" else 1.0
+        np.put_along_axis(weight, nearest, kept, axis=1)
+        total = weight.sum(1, keepdims=True)
+        if not total.all():
+            raise InputError("retrieval: an image's cosines sum to 0; set weights='equal'")
+        predicted[part] = (weight / total) @ expression
+    return predicted
+
+
+def prediction_scores(space: Mapping[str, np.ndarray]) -> list[dict]:
+    """Return how well the expression of each slide is predicted by retrieval from the others.
+
+    Parameters
+    ----------
+    space
+        As `shared_space` returns it.
+
+    Returns
+    -------
+    list of dict
+        A row for each slide, scope and way of `PREDICTORS`: {"slide", "scope", "as", "r"}, r the
+        mean over genes of the correlation within the slide. Scopes are the "other slides" of the
+        patient and "other patients": a slide's own spots would give the answer away.
+    """
+    rows = []
+    for slide in dict.fromkeys(space["slide"]):
+        own = space["slide"] == slide
+        scopes = _scopes(space["slide"], space["patient"], slide)
+        for scope in ("other slides", "other patients"):
+            if scope not in scopes:
+                continue
+            gallery = scopes[scope]
+            for name, options in PREDICTORS.items():
+                predicted = predict_by_retrieval(
+                    space["images"][own],
+                    space["genes"][gallery],
+                    space["expression"][gallery],
+                    **options,
+                )
+                r = pearson(predicted, space["expression"][own])  # (genes,)
+                rows.append({"slide": slide, "scope": scope, "as": name, "r": float(r.mean())})
+    return rows
+
+
+def _check_retrieval(
+    images: np.ndarray, spots: np.ndarray, expression: np.ndarray, *, top: int | None, weights: str
+) -> None:
+    """Raise `InputError` where `predict_by_retrieval` cannot take these arguments."""
+    if images.shape[1] != spots.shape[1]:
+        widths = f"{images.shape[1]} and {spots.shape[1]} dimensions"
+        raise InputError(f"retrieval: images and spots have {widths}; embed both with one model")
+    if len(spots) != len(expression):
+        rows = f"{len(spots)} spots, {len(expression)} rows of expression"
+        raise InputError(f"retrieval: {rows}; give one row for each spot")
+    if not len(spots) or (top is not None and top < 1):
+        raise InputError(f"retrieval: top={top} of {len(spots)} spots; take at least one")
+    if weights not in WEIGHTS:
+        raise InputError(f"retrieval: weights={weights!r} is unknown; use one of {WEIGHTS}")
+
+
+def _units(embeddings: np.ndarray) -> np.ndarray:
+    """Return embeddings (n, d) as unit vectors in float64."""
+    embeddings = np.asarray(embeddings, float)
+    return embeddings / np.maximum(np.linalg.norm(embeddings, axis=1, keepdims=True), 1e-12)
 
 
 def recall(

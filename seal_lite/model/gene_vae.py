@@ -9,30 +9,34 @@ from seal_lite.model.losses import kl_loss
 
 
 class PlanarFlow(nn.Module):
-    """The map f(z) = z + u tanh(w.z + b), always invertible.
+    """The map f(z) = z + u tanh(w.z + b).
 
     Parameters
     ----------
     dim
         d, the width of z.
+    invertible
+        Move u along w where that keeps the map invertible; released SEAL does not.
 
     Notes
     -----
-    Rezende & Mohamed, 2015, eq. 10. The map is invertible for u.w >= -1; `forward` moves u along w
-    so that this holds (their appendix A.1).
+    Rezende & Mohamed, 2015, eq. 10. The map is invertible for u.w >= -1 (their appendix A.1).
     """
 
-    def __init__(self, dim: int) -> None:
+    def __init__(self, dim: int, *, invertible: bool = True) -> None:
         super().__init__()
+        self.invertible = invertible
         self.w = nn.Parameter(torch.randn(dim) * 0.01)
         self.u = nn.Parameter(torch.randn(dim) * 0.01)
         self.b = nn.Parameter(torch.zeros(()))
 
     def forward(self, z: Tensor) -> tuple[Tensor, Tensor]:
         """Return f(z) (b, d) and log abs det df/dz (b,) for z (b, d)."""
-        wu = self.w @ self.u  # ()
-        target = nn.functional.softplus(wu) - 1  # (), what u.w becomes: above -1
-        u = self.u + (target - wu) * self.w / (self.w @ self.w + 1e-12)  # (d,)
+        u: Tensor = self.u  # (d,)
+        if self.invertible:
+            wu = self.w @ u  # ()
+            target = nn.functional.softplus(wu) - 1  # (), what u.w becomes: above -1
+            u = u + (target - wu) * self.w / (self.w @ self.w + 1e-12)  # (d,)
         t = torch.tanh(z @ self.w + self.b)  # (b,)
         slope = (1 - t.square())[:, None] * self.w  # (b, d), dt/dz
         log_det = torch.log((1 + slope @ u).abs() + 1e-12)  # (b,)
@@ -56,6 +60,8 @@ class GeneVAE(nn.Module):
         without BatchNorm.
     n_flows
         Number of flows (`PlanarFlow`) behind the sample.
+    invertible
+        As in `PlanarFlow`.
     dropout
         Share of units that are dropped before the decoder's last layer.
     """
@@ -67,6 +73,7 @@ class GeneVAE(nn.Module):
         *,
         hidden: tuple[int, ...] = (1024, 512),
         n_flows: int = 0,
+        invertible: bool = True,
         dropout: float = 0.0,
     ) -> None:
         super().__init__()
@@ -78,7 +85,8 @@ class GeneVAE(nn.Module):
         self.trunk = nn.Sequential(*encoder)
         self.mu = nn.Linear(width, latent)
         self.logvar = nn.Linear(width, latent)
-        self.flows = nn.ModuleList(PlanarFlow(latent) for _ in range(n_flows))
+        flows = [PlanarFlow(latent, invertible=invertible) for _ in range(n_flows)]
+        self.flows = nn.ModuleList(flows)
 
         decoder: list[nn.Module] = []
         width = latent

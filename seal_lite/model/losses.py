@@ -138,7 +138,7 @@ def mse(predicted: Tensor, x: Tensor) -> Tensor:
     return (predicted - x).square().mean()
 
 
-def correlation_loss(predicted: Tensor, x: Tensor, *, eps: float = 1e-6) -> Tensor:
+def correlation_loss(predicted: Tensor, x: Tensor, *, eps: float = 1e-9) -> Tensor:
     """Return the mean over genes of (1 - c_gg)^2, with c_gg the Pearson correlation of gene g.
 
     Parameters
@@ -146,18 +146,22 @@ def correlation_loss(predicted: Tensor, x: Tensor, *, eps: float = 1e-6) -> Tens
     predicted, x
         z-scored expression (b, genes); the correlation is over the b spots of the batch.
     eps
-        Added to the product of the standard deviations, so that a constant gene costs 1.
+        Added to both variances, as in released SEAL, so that a constant gene costs 1.
 
     Notes
     -----
     The diagonal part of Barlow twins (Zbontar et al., 2021, eq. 1) with genes as features. SEAL's
     `barlow_std_mse` has it too, with an off-diagonal weight of 0.
     """
+    dtype = torch.promote_types(predicted.dtype, torch.float32)  # half precision has no such eps
+    predicted = predicted.to(dtype)
     predicted = predicted - predicted.mean(0)  # (b, genes), centred
+    x = x.to(dtype)
     x = x - x.mean(0)  # (b, genes)
     covariance = (predicted * x).mean(0)  # (genes,)
-    scale = predicted.std(0, correction=0) * x.std(0, correction=0) + eps  # (genes,)
-    correlation = covariance / scale
+    predicted_std = (predicted.square().mean(0) + eps).sqrt()  # (genes,)
+    x_std = (x.square().mean(0) + eps).sqrt()  # (genes,)
+    correlation = covariance / (predicted_std * x_std)
     return (1 - correlation).square().mean()
 
 

@@ -42,7 +42,8 @@ class SEAL(nn.Module):
     panel
         The genes, in order.
     config
-        The settings; `hidden`, `project`, `n_flows`, `head_dropout` and the temperature are used.
+        The settings; `hidden`, `project`, `n_flows`, `as_released`, `head_dropout` and the
+        temperature are used.
 
     Attributes
     ----------
@@ -51,8 +52,13 @@ class SEAL(nn.Module):
 
     Notes
     -----
-    After Hemker et al., 2026 (arXiv 2602.14177).
+    After Hemker et al., 2026 (arXiv 2602.14177). All that goes in and comes out is z-scored. With
+    `as_released`, the networks themselves read and predict log counts, by the panel's mean and
+    standard deviation.
     """
+
+    panel_mean: Tensor
+    panel_std: Tensor
 
     def __init__(self, encoder: VisionEncoder, panel: GenePanel, config: Config) -> None:
         super().__init__()
@@ -69,14 +75,21 @@ class SEAL(nn.Module):
             latent,
             hidden=config.hidden,
             n_flows=config.n_flows,
+            invertible=not config.as_released,
             dropout=config.head_dropout,
         )
-        self.image_decoder = nn.Sequential(
+        decoder = [
             nn.Linear(dim, width),
             nn.ReLU(),
             nn.Dropout(config.head_dropout),
             nn.Linear(width, n_genes),
-        )
+        ]
+        if config.as_released:
+            decoder.append(nn.ReLU())  # log counts are not negative
+        self.image_decoder = nn.Sequential(*decoder)
+        for name in ("mean", "std"):
+            values = torch.tensor(getattr(panel, name), dtype=torch.float32)  # (genes,)
+            self.register_buffer(f"panel_{name}", values, persistent=False)
         self.log_temperature = nn.Parameter(
             torch.tensor(math.log(config.temperature)), requires_grad=config.learn_temperature
         )
@@ -120,7 +133,7 @@ class SEAL(nn.Module):
             own_e = map_chunks(self.encoder.tail, hidden, chunk)  # (this process's b, dim)
         e = gather_batch(own_e)  # (b, dim)
         x = gather_batch(x)  # (b, genes)
-        z, gene_reconstruction, kl = self.genes(x)  # (b, d), (b, genes), ()
+        z, gene_reconstruction, kl = self._run_genes(x)  # (b, d), (b, genes), ()
         return PairOutputs(
             expression=x,
             gene_embedding=z,
@@ -130,7 +143,7 @@ class SEAL(nn.Module):
             image_embedding=e,
             temperature=self.log_temperature.exp().clamp(min=LOWEST_TEMPERATURE),  # ()
             image_projection=self.project(e),  # (b, d)
-            image_reconstruction=self.image_decoder(e),  # (b, genes)
+            image_reconstruction=self._as_z(self.image_decoder(e)),  # (b, genes)
         )
 
     def forward_genes(self, x: Tensor) -> GeneOutputs:
@@ -139,7 +152,7 @@ class SEAL(nn.Module):
         x is z-scored expression (b, genes); processes share a batch as in `forward`.
         """
         x = gather_batch(x)  # (b, genes)
-        z, gene_reconstruction, kl = self.genes(x)  # (b, d), (b, genes), ()
+        z, gene_reconstruction, kl = self._run_genes(x)  # (b, d), (b, genes), ()
         return GeneOutputs(
             expression=x, gene_embedding=z, gene_reconstruction=gene_reconstruction, kl=kl
         )
@@ -159,7 +172,7 @@ class SEAL(nn.Module):
             Unit vectors; d is `config.project`, or with 0 the image encoder's own dimension.
         """
         self.eval()
-        z, _ = self.genes.encode(self._to_device(x))  # (n, d)
+        z, _ = self.genes.encode(self._as_read(self._to_device(x)))  # (n, d)
         return normalize(z, dim=1).cpu().numpy()
 
     @torch.inference_mode()
@@ -179,7 +192,20 @@ class SEAL(nn.Module):
         The genes are in the panel's order.
         """
         self.eval()
-        return self.image_decoder(self._to_device(e)).cpu().numpy()
+        return self._as_z(self.image_decoder(self._to_device(e))).cpu().numpy()
+
+    def _run_genes(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Run the gene encoder on z-scored x (b, genes); its reconstruction is z-scored, too."""
+        z, decoded, kl = self.genes(self._as_read(x))  # (b, d), (b, genes), ()
+        return z, self._as_z(decoded), kl
+
+    def _as_read(self, x: Tensor) -> Tensor:
+        """Return z-scored expression (b, genes) in the units that the networks read."""
+        return x * self.panel_std + self.panel_mean if self.config.as_released else x
+
+    def _as_z(self, decoded: Tensor) -> Tensor:
+        """Return what a decoder gives (b, genes) as z-scores."""
+        return (decoded - self.panel_mean) / self.panel_std if self.config.as_released else decoded
 
     def _to_device(self, x: np.ndarray) -> Tensor:
         """Return the array as a tensor on the model's device."""

@@ -25,15 +25,17 @@ def measure(y: np.ndarray, predicted: np.ndarray, *, kind: Kind) -> dict[str, np
     y
         Labels (r, m), or days and event (r, m, 2).
     predicted
-        Values or log hazards (r, m), or probabilities (r, m, classes).
+        Values or log hazards (r, m), or probabilities (r, m, classes), NaN for a class that the
+        training samples lack.
     kind
         "classification", "regression" or "survival".
 
     Returns
     -------
     dict of np.ndarray
-        Of a classification "auc" (the mean over classes of each against the rest) and
-        "balanced_accuracy"; of a regression "pearson" and "spearman"; of survival "c_index".
+        Of a classification "auc" (each class against the rest) and "balanced_accuracy", means over
+        the classes that a draw holds and the training samples do, nan below two of them; of a
+        regression "pearson" and "spearman"; of survival "c_index".
 
     Notes
     -----
@@ -54,14 +56,23 @@ def _classification_metrics(y: np.ndarray, predicted: np.ndarray) -> dict[str, n
     n_samples = y.shape[1]
     is_class = y[..., None] == np.arange(predicted.shape[-1])  # (r, m, classes)
     n_class = is_class.sum(1)  # (r, classes)
-    is_right = (predicted.argmax(-1) == y)[..., None]
+    is_trained = ~np.isnan(predicted).any(axis=1)  # (r, classes)
+    is_right = (np.nanargmax(predicted, axis=-1) == y)[..., None]
     n_right = (is_class & is_right).sum(1)
     ranks = rankdata(predicted, axis=1)
     n_above = (ranks * is_class).sum(1) - n_class * (n_class + 1) / 2  # pairs in the right order
     with np.errstate(invalid="ignore", divide="ignore"):
         auc = n_above / (n_class * (n_samples - n_class))
         recall = n_right / n_class
-    return {"auc": auc.mean(1), "balanced_accuracy": recall.mean(1)}
+    counts = is_trained & (n_class > 0)
+    return {"auc": _mean_over(counts, auc), "balanced_accuracy": _mean_over(counts, recall)}
+
+
+def _mean_over(counts: np.ndarray, values: np.ndarray) -> np.ndarray:
+    """Return the mean (r,) of the values (r, classes) that count; nan below two of them."""
+    n = counts.sum(1)
+    total = np.where(counts, values, 0.0).sum(1)
+    return np.where(n < 2, np.nan, total / np.maximum(n, 1))
 
 
 def _concordance(time: np.ndarray, risk: np.ndarray) -> float:
@@ -131,16 +142,28 @@ def score_bags(
 def _predict_folds(
     fit: Callable[..., np.ndarray], task: SlideTask, bags: Bags, *, seeds: int
 ) -> list[np.ndarray]:
-    """Return the predictions for the test samples of each fold, averaged over seeds."""
+    """Return the predictions for the test samples of each fold, averaged over seeds.
+
+    A class that a fold's training samples lack has the probability NaN: a model is fitted to the
+    classes that it sees, and its columns are then put in the places of these.
+    """
     predicted = []
     for train, test in task.folds:
         train_bags = [bags[i] for i in train]
         test_bags = [bags[i] for i in test]
+        y = task.y[train]
+        is_classification = task.kind == "classification"
+        if is_classification:
+            trained, y = np.unique(y, return_inverse=True)
         of_seeds = [
-            fit(train_bags, task.y[train], test_bags, kind=task.kind, seed=seed)
-            for seed in range(seeds)
+            fit(train_bags, y, test_bags, kind=task.kind, seed=seed) for seed in range(seeds)
         ]
-        predicted.append(np.mean(of_seeds, axis=0))
+        mean = np.mean(of_seeds, axis=0)
+        if is_classification:
+            aligned = np.full((len(test), len(task.classes)), np.nan)
+            aligned[:, trained] = mean
+            mean = aligned
+        predicted.append(mean)
     return predicted
 
 

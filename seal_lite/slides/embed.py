@@ -38,6 +38,7 @@ log = logging.getLogger(__name__)
 MASK_UM = 16.0  # um per px of the thumbnail in which tissue is found
 MIN_TISSUE = 0.5  # share of a patch
 PATCHES_IN_MEMORY = 256
+UM_PER_PX_AT_1X = 10.0  # TRIDENT's convention: 0.5 um per px are 20 x
 
 
 def grid(slide: Slide, *, patch_um: float) -> np.ndarray:
@@ -169,7 +170,7 @@ def embed_slides(
     out
         Folder for <slide>.h5: "features" (n, d) float32, and "coords" (n, 2) int, the corners of
         the patches in px of full resolution. The attributes of "coords" state the size of a patch
-        at both scales.
+        and the magnification at both scales, as TRIDENT reads them.
     patch_um
         Edge of a patch in um.
     patch_px
@@ -232,6 +233,8 @@ def write_features(
         h5["coords"].attrs.update(
             patch_size=patch_px,
             patch_size_level0=round(edge),
+            level0_magnification=UM_PER_PX_AT_1X / _um_per_px(slide),
+            target_magnification=UM_PER_PX_AT_1X / (patch_um / patch_px),
             overlap=0,
             name=file.stem,
             level0_width=slide.size[0],

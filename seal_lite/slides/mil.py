@@ -64,15 +64,19 @@ def mean_pool(
 
 
 def _predict_logistic(x: np.ndarray, y: np.ndarray, x_test: np.ndarray, *, seed: int) -> np.ndarray:
-    """Return probabilities (m, classes) from x (n, d), y (n,) and x_test (m, d)."""
+    """Return probabilities (m, classes) from x (n, d), y (n,) and x_test (m, d).
+
+    `y` has the codes 0 to classes - 1, each at least once. A class with one sample leaves no inner
+    folds: the penalty is then scikit-learn's own.
+    """
     rarest = np.bincount(y).min()
-    inner = StratifiedKFold(max(2, min(5, rarest)), shuffle=True, random_state=seed)
     logistic = LogisticRegression(class_weight="balanced", max_iter=5000)
-    penalties = {"logisticregression__C": np.logspace(-4, 1, 6)}
-    search = GridSearchCV(
-        make_pipeline(StandardScaler(), logistic), penalties, cv=inner, scoring="neg_log_loss"
-    )
-    return search.fit(x, y).predict_proba(x_test)
+    model = make_pipeline(StandardScaler(), logistic)
+    if rarest > 1:
+        inner = StratifiedKFold(min(5, rarest), shuffle=True, random_state=seed)
+        penalties = {"logisticregression__C": np.logspace(-4, 1, 6)}
+        model = GridSearchCV(model, penalties, cv=inner, scoring="neg_log_loss")
+    return model.fit(x, y).predict_proba(x_test)
 
 
 def _predict_cox(x: np.ndarray, y: np.ndarray, x_test: np.ndarray) -> np.ndarray:

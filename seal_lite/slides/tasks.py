@@ -3,15 +3,15 @@
     TASK/config.yaml      task_col, sample_col, extra_cols, label_dict, metrics
     TASK/k=all.tsv        case_id, slide_id, the label, fold_0, fold_1, ...: train or test
 
-Patho-Bench publishes tasks in this layout (Zhang et al., 2025). TRIDENT writes the features of a
-slide as FOLDER/<slide_id>.h5, dataset "features" (n, d) or (1, n, d). All slides of a sample form
-one bag (early fusion).
+A label is the name of a class, or its code: a key of label_dict. Patho-Bench publishes tasks in
+this layout (Zhang et al., 2025). TRIDENT writes the features of a slide as FOLDER/<slide_id>.h5,
+dataset "features" (n, d) or (1, n, d). All slides of a sample form one bag (early fusion).
 """
 
 from __future__ import annotations
 
 import logging
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
@@ -37,7 +37,7 @@ N_FOLDS = 5  # of a task that has no fold columns
 class SlideTask:
     """A label for each sample, the slides of each sample, and the folds.
 
-    Samples keep the order of `slides`.
+    Samples keep the order of `slides`. A class that half of a fold lacks is named in the log.
 
     Parameters
     ----------
@@ -65,12 +65,13 @@ class SlideTask:
 
 @dataclass(frozen=True)
 class _Columns:
-    """The kind of a task, and the names of its columns."""
+    """The kind of a task, the names of its columns, and the names of its classes by their codes."""
 
     kind: Kind
     sample: str
     labels: list[str]
     folds: list[str]
+    class_of: dict[str, str] = field(default_factory=dict)
 
 
 def read_slide_task(folder: str | Path) -> SlideTask:
@@ -89,7 +90,7 @@ def read_slide_task(folder: str | Path) -> SlideTask:
     ------
     InputError
         Where a file, a column or a label is missing, a sample has two labels, a label is not a
-        number, a case is in both halves of a fold, or half of a fold has one class only.
+        number, a case is in both halves of a fold, or fewer than two classes are.
     """
     folder = Path(folder)
     path = folder / "k=all.tsv"
@@ -122,8 +123,9 @@ def _read_table(folder: Path) -> tuple[pd.DataFrame, _Columns]:
     folds = [column for column in table if "fold_" in column]
     if len(days) == len(event) == 1:
         return table, _Columns("survival", sample, days + event, folds)
-    kind: Kind = "classification" if config.get("label_dict") else "regression"
-    return table, _Columns(kind, sample, [label], folds)
+    class_of = {str(code): str(name) for code, name in (config.get("label_dict") or {}).items()}
+    kind: Kind = "classification" if class_of else "regression"
+    return table, _Columns(kind, sample, [label], folds, class_of)
 
 
 def _read_text(path: Path, config: dict[str, Any]) -> pd.DataFrame:
@@ -170,6 +172,8 @@ def _read_labels(
     """Return y as in `SlideTask`, and the names of the classes."""
     if columns.kind == "classification":
         labels = samples[columns.labels[0]]
+        if labels.isin(list(columns.class_of)).all():
+            labels = labels.map(columns.class_of)
         classes = sorted(labels.unique())
         return labels.map(classes.index).to_numpy(), classes
     y = samples[columns.labels].apply(pd.to_numeric, errors="coerce").to_numpy()
@@ -204,7 +208,7 @@ def _check_folds(
     kind: Kind,
     classes: list[str],
 ) -> None:
-    """Check that no case is in both halves of a fold, and that each half has two classes.
+    """Check that no case is in both halves of a fold, and that two classes are.
 
     A class that one half lacks is named in the log.
     """
@@ -215,11 +219,14 @@ def _check_folds(
         if kind != "classification":
             continue
         trained, tested = set(y[train]), set(y[test])
-        if min(len(trained), len(tested)) < 2:
-            raise InputError(f"{path}: fold {i} trains or tests on one class; merge folds")
+        n_both = len(trained & tested)
+        if n_both < 2:
+            message = f"{path}: fold {i} trains and tests on one class or none in common"
+            raise InputError(f"{message}; merge folds")
         for half, absent in (("trains", tested - trained), ("tests", trained - tested)):
             for k in sorted(absent):
-                log.warning("%s: fold %d %s no %s", path, i, half, classes[k])
+                rest = f"its scores are means over the other {n_both} classes"
+                log.warning("%s: fold %d %s no %s; %s", path, i, half, classes[k], rest)
 
 
 def read_bags(task: SlideTask, folder: str | Path) -> list[np.ndarray]:
@@ -247,14 +254,14 @@ def read_bags(task: SlideTask, folder: str | Path) -> list[np.ndarray]:
     widths: set[int] = set()
     for sample, slides in task.slides.items():
         parts = [_read_features(_features_path(folder, slide)) for slide in slides]
+        parts = [x for x in parts if len(x)]
+        if not parts:
+            raise InputError(f"{folder}: {sample} has no patch on tissue; drop it from the task")
         widths.update(x.shape[1] for x in parts)
         if len(widths) > 1:
             text = " and ".join(str(width) for width in sorted(widths))
             raise InputError(f"{folder}: holds features of several widths, {text}; embed all alike")
-        bag = np.concatenate(parts)
-        if not len(bag):
-            raise InputError(f"{folder}: {sample} has no patch on tissue; drop it from the task")
-        bags.append(bag)
+        bags.append(np.concatenate(parts))
     return bags
 
 
@@ -277,6 +284,9 @@ def _read_features(path: Path) -> np.ndarray:
     broken = reading(path, fault="holds no dataset features", remedy="embed it again")
     with broken, open_h5(path) as file:
         x = np.asarray(file["features"], np.float32)
+        if not x.size:  # TRIDENT may write (0,) for a slide without tissue
+            log.warning("%s: holds no patches: no tissue was found on the slide", path)
+            return np.zeros((0, 0), np.float32)
         x = x.reshape(-1, x.shape[-1])
     if not np.isfinite(x).all():
         raise InputError(f"{path}: a feature is NaN or infinite; embed the slide again")

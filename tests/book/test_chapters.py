@@ -157,6 +157,7 @@ def test_retrieval_across_patients_is_above_the_shuffled_control():
 def test_hest_benchs_number_is_reproduced():
     f = figures(12)
     assert f["gap"] < 3 * f["shaken"] + 1e-3 < 0.05  # as near to upstream as that is to itself
+    assert f["upstream_gap"] < 1e-3
     assert f["r2"]["without"] < -1 < f["r2"]["with"] < 1
     assert min(f["swing"].values()) > 0.03  # the probe's penalty alone
 

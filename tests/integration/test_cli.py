@@ -126,6 +126,10 @@ def test_retrieval_bench_scores_gene_sets_on_each_slide(work, tmp_path):
         ("tumour", "PA1"),
         ("tumour", "PB1"),
     ]
+    assert "predicted from other slides" in output
+    predictions = [(row["slide"], row["scope"], row["as"]) for row in result["predictions"]]
+    ways = [("other patients", "BLEEP"), ("other patients", "Loki")]
+    assert predictions == [(slide, *way) for slide in ("PA1", "PB1") for way in ways]
 
 
 def test_embed_writes_a_file_a_slide(work, tmp_path):

@@ -206,6 +206,7 @@ FAULTS = [
             "c7_0.h5: declares",
         ),
         ("a slide without tissue", set_features("c6_0", (0, 4)), "c6 has no patch on tissue"),
+        ("TRIDENT found no tissue", set_features("c6_0", (0,)), "c6 has no patch on tissue"),
         ("features of another width", set_features("c7_0", (2, 9)), "features of several widths"),
         ("features without a name", "--features features", "NAME=FOLDER"),
     ),

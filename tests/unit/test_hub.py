@@ -135,6 +135,108 @@ def test_a_run_becomes_module_transform_and_precision(torch, hub, trained, secti
     assert larger.shape == (3, model.config.patch_px, model.config.patch_px)
 
 
+@pytest.mark.parametrize("side", [40, 64, 97, 224])
+def test_the_transform_resamples_as_embed_and_training_do_to_the_bit(
+    torch, hub, trained, tmp_path, side
+):
+    """Embed reads a patch from a slide; the transform is given the same one, not yet resampled."""
+    from seal_lite.data.images import open_slide
+    from seal_lite.encoders.embedding import embed_patches
+
+    run, model, _ = trained
+    module, transform, _ = hub.load_encoder(run)
+    px = model.config.patch_px
+    pixels = np.random.default_rng(side).integers(0, 256, (300, 300, 3), np.uint8)
+    Image.fromarray(pixels).save(tmp_path / "slide.png")
+    slide = open_slide(tmp_path / "slide.png", um_per_px=0.5)
+    read = slide.read(30, 50, edge=side, px=px)
+    given = pixels[50 : 50 + side, 30 : 30 + side]
+    expected = (torch.from_numpy(read.copy()).permute(2, 0, 1).float() / 255).sub(
+        torch.tensor(model.encoder.row.mean)[:, None, None]
+    ) / torch.tensor(model.encoder.row.std)[:, None, None]
+    for image in (Image.fromarray(given), given, Image.fromarray(given).convert("RGBA")):
+        assert torch.equal(transform(image), expected)
+    with torch.inference_mode():
+        embedding = module(transform(Image.fromarray(given))[None]).numpy()
+    own = embed_patches(model.encoder, read[None])
+    np.testing.assert_allclose(embedding, own, rtol=1e-4, atol=1e-5)
+
+
+def test_the_transform_survives_a_worker_process(hub, trained):
+    """A data set sends it there pickled."""
+    import pickle
+
+    run, model, _ = trained
+    _, transform, _ = hub.load_encoder(run)
+    image = Image.new("RGB", (50, 50), (200, 100, 150))
+    sent = pickle.loads(pickle.dumps(transform))
+    np.testing.assert_array_equal(sent(image), transform(image))
+
+
+@pytest.mark.parametrize("patch_um, px", [(224.0, 64), (112.0, 32), (448.0, 128)])
+def test_images_of_another_size_are_resampled_to_the_runs_scale(hub, trained, patch_um, px):
+    """The run has 224 um at 64 px."""
+    from seal_lite.data.images import resized
+
+    run, model, _ = trained
+    assert (model.config.patch_um, model.config.patch_px) == (224.0, 64)
+    _, transform, _ = hub.load_encoder(run, patch_um=patch_um)
+    image = Image.fromarray(np.random.default_rng(0).integers(0, 256, (224, 224, 3), np.uint8))
+    row = model.encoder.row
+    expected = (resized(image, px) / 255 - row.mean) / row.std
+    np.testing.assert_allclose(transform(image).permute(1, 2, 0), expected, atol=1e-5)
+
+
+def test_a_size_that_the_network_does_not_read_is_refused(hub, trained, monkeypatch):
+    from dataclasses import replace
+
+    run, model, _ = trained
+    fixed = replace(model.encoder.row, fixed=True)
+    monkeypatch.setattr(model.encoder, "row", fixed)
+    monkeypatch.setattr(hub.SEAL, "from_pretrained", lambda *_, **__: model)
+    message = "reads 64 px, but at the run's 3.5 um per px 112 um are 32 px; finetune with --set"
+    with pytest.raises(InputError, match=message):
+        hub.load_encoder(run, patch_um=112.0)
+    hub.load_encoder(run)  # at its own size it is read
+
+
+def upstream_benchmark(encoder, enc_transf, precision, cli_args=None, **kwargs):
+    """What HEST's `benchmark` does with its arguments: transform, embed, scale, PCA.
+
+    Its data are PIL images, and `latent_dim` has the default 256.
+    """
+    import torch
+    from sklearn.decomposition import PCA
+    from sklearn.pipeline import make_pipeline
+    from sklearn.preprocessing import StandardScaler
+
+    images = torch.stack([enc_transf(Image.fromarray(image)) for image in kwargs["images"]])
+    with torch.inference_mode(), torch.autocast("cpu", dtype=precision, enabled=False):
+        embeddings = encoder(images.float()).numpy()
+    pca = PCA(n_components=kwargs.get("latent_dim", 256), random_state=1)
+    return embeddings, make_pipeline(StandardScaler(), pca).fit_transform(embeddings)
+
+
+def test_hest_bench_runs_with_upstreams_signature(hub, trained):
+    """Given patches of 224 px and 112 um, the embeddings are ours at the run's scale."""
+    from seal_lite.encoders.embedding import embed_patches
+    from seal_lite.evaluation.hest_bench import hest_px, resample
+
+    run, model, _ = trained
+    rng = np.random.default_rng(0)
+    images = rng.integers(0, 256, (120, 28, 28, 3), np.uint8).repeat(8, 1).repeat(8, 2)
+    encoder = hub.load_encoder(run, patch_um=112.0)
+    module, *_ = encoder
+    latent_dim = min(256, module.row.dim)
+    embeddings, components = upstream_benchmark(*encoder, images=images, latent_dim=latent_dim)
+    assert components.shape == (120, 112)
+    px = hest_px(model.config, model.encoder.row)
+    own = embed_patches(model.encoder, resample(images, px))
+    np.testing.assert_allclose(embeddings, own, rtol=1e-3, atol=1e-4)
+    with pytest.raises(ValueError, match="n_components=256"):
+        upstream_benchmark(*encoder, images=images)
+
+
 def test_a_folder_that_is_no_run_is_an_input_error(hub, tmp_path):
     with pytest.raises(InputError, match="config.json: cannot be read"):
         hub.load_encoder(tmp_path)

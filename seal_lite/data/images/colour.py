@@ -17,6 +17,7 @@ MIN_GLASS, MAX_TINT = 180, 25  # of the darkest channel of glass; between its ch
 GLASS_PERCENTILE = 95
 CLOSED_PX = 2  # gaps of up to twice as many px are no holes
 WHITE = 255
+NO_PX = 1e-6  # px that are rounding
 
 AnyImage = Image.Image | np.ndarray
 
@@ -72,8 +73,17 @@ def resized(
 ) -> np.ndarray:
     """Return an image, or a box of it in px, as an array (px, px, channels) uint8.
 
-    The filter is bicubic, and low-pass where the result has fewer pixels.
+    The filter is bicubic, and low-pass where the result has fewer pixels. A box is cut out first,
+    as other tools do: what lies around it has no effect.
     """
+    if box is not None:
+        start, stop = np.array(box[:2]), np.array(box[2:])
+        low = np.floor(start + NO_PX).clip(0).astype(int)
+        high = np.minimum(np.ceil(stop - NO_PX), image.size).astype(int)
+        image = image.crop((low[0], low[1], high[0], high[1]))
+        left, top = (start - low).clip(0)
+        right, bottom = np.minimum(stop - low, high - low)
+        box = (left, top, right, bottom)
     return np.asarray(image.resize((px, px), Image.Resampling.BICUBIC, box))
 
 

@@ -90,7 +90,7 @@ def _open_plain(path: Path, um_per_px: float | None) -> Slide:
     """Decode a JPEG or PNG, which states no scale."""
     image = open_image(path)
     region = partial(_plain_region, image)
-    return Slide(path, image.size, um_per_px, (1.0,), region, decoded=True)
+    return Slide(path, image.size, um_per_px, (1.0,), region)
 
 
 def _plain_region(image: Image.Image, level: int, box: Box) -> Image.Image:

@@ -38,8 +38,6 @@ class Slide:
     region
         Function (level, box) that returns the box, in px of that level and inside it, as an image
         or an array (h, w, channels).
-    decoded
-        Whether the whole image is in memory already.
     notes
         What of the file is not used, or implausible, in clauses that follow its name.
     """
@@ -49,7 +47,6 @@ class Slide:
     um_per_px: float | None
     levels: tuple[float, ...]
     region: Callable[[int, Box], AnyImage]
-    decoded: bool = False
     notes: tuple[str, ...] = ()
 
     @property
@@ -59,6 +56,8 @@ class Slide:
 
     def read(self, x: float, y: float, edge: float, px: int) -> np.ndarray:
         """Read a square at sub-pixel precision, from the coarsest level that has the detail.
+
+        It is cut out, then resampled, as other tools do: what lies around it has no effect.
 
         Parameters
         ----------
@@ -83,14 +82,9 @@ class Slide:
         step = self.levels[level]
         start = np.array([x, y]) / step
         stop = start + edge / step
-        if self.decoded:  # resampling the whole image gives the same values for every region
-            low = np.zeros(2, int)
-            high = np.array(self.size)
-        else:
-            level_size = np.ceil(np.array(self.size) / step - 0.01)
-            margin = 2 * max(1.0, edge / step / px) + 1  # px that the bicubic filter looks at
-            low = np.clip(np.floor(start - margin), 0, level_size).astype(int)
-            high = np.clip(np.ceil(stop + margin), 0, level_size).astype(int)
+        level_size = np.ceil(np.array(self.size) / step - 0.01)
+        low = np.clip(np.floor(start), 0, level_size).astype(int)
+        high = np.clip(np.ceil(stop), 0, level_size).astype(int)
         image = to_rgb(self.region(level, (low[0], low[1], high[0], high[1])), self.path)
         left, top = start - low
         right, bottom = stop - low

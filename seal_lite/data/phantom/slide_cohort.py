@@ -46,6 +46,8 @@ CLONE_SHARE = (0.15, 0.3)  # of the slide, which a mutated patient's clone cover
 CLONE_SCALE = 250.0  # um
 LOGIT_OUTSIDE = -2.0  # of coarse chromatin outside a clone
 LOGIT_GAIN = 5.0  # what is added to it inside
+N_FOLDS = 5
+N_BINS = 4  # of the days of survival
 LOGIT_SD = 0.8  # of the logit of `arrangement` between patients
 BULK_DEPTH = 2_000_000  # counts of a patient
 
@@ -105,7 +107,7 @@ def cohort(out: str | Path, *, patients: int = 60, spots: int = 100, seed: int =
     rng = np.random.default_rng(seed)
     case_ids = [f"P{i:03d}" for i in range(patients)]
     labels = _Labels.draw(rng, patients)
-    arguments = {"format": 1, "patients": patients, "spots": spots, "seed": seed}
+    arguments = {"format": 2, "patients": patients, "spots": spots, "seed": seed}
     with whole_folder(out, "cohort.json", arguments) as root:
         if root is None:
             return out
@@ -203,36 +205,49 @@ def _write_programs(root: Path) -> None:
 
 @dataclass(frozen=True)
 class _Task:
-    """A task of Patho-Bench: its label columns (n,), the first to predict, and its settings."""
+    """A task of Patho-Bench: its label columns (n,), the first to predict, and its settings.
+
+    Patho-Bench reads the label of a class as its code, the number of the class in `classes`. It has
+    no regression; a task of that kind has no classes.
+    """
 
     name: str
+    kind: str
     columns: Mapping[str, np.ndarray]
-    settings: Mapping[str, object]
+    metric: str
+    classes: Sequence[str] = ()
+    extra: Sequence[str] = ()
+
+    def settings(self) -> dict[str, object]:
+        """Return what config.yaml holds."""
+        label, *_ = self.columns
+        return {
+            "task_col": label,
+            "task_type": self.kind,
+            "sample_col": "case_id",
+            "extra_cols": list(self.extra),
+            "label_dict": {str(code): name for code, name in enumerate(self.classes)},
+            "metrics": [self.metric],
+        }
 
 
 def _tasks(labels: _Labels, *, activity_scores: np.ndarray) -> list[_Task]:
     """Return the cohort's tasks; the activity is measured from the bulk expression."""
-    mutation = np.where(labels.mutated, "mutant", "wildtype")
-    response = np.where(labels.responds, "responder", "other")
     days = np.minimum(labels.death, labels.censored).round(1)
     event = (labels.death <= labels.censored).astype(int)
+    quarter = pd.qcut(
+        days, N_BINS, labels=False
+    )  # the classes of a survival model in discrete time
+    quarters = [f"quarter {i + 1} of the days" for i in range(N_BINS)]
+    auc = "macro-ovr-auc"
+    mutation = {"mutation": labels.mutated.astype(int)}
+    response = {"response": labels.responds.astype(int)}
+    survival = {"OS": quarter, "OS_event": event, "OS_days": days}
     return [
-        _Task(
-            "mutation",
-            {"mutation": mutation},
-            {"label_dict": {"0": "wildtype", "1": "mutant"}},
-        ),
-        _Task("activity", {"activity": activity_scores}, {}),
-        _Task(
-            "response",
-            {"response": response},
-            {"label_dict": {"0": "other", "1": "responder"}},
-        ),
-        _Task(
-            "survival",
-            {"OS_days": days, "OS_event": event},
-            {"extra_cols": ["OS_event", "OS_days"]},
-        ),
+        _Task("mutation", "classification", mutation, auc, classes=("wildtype", "mutant")),
+        _Task("activity", "regression", {"activity": activity_scores}, "pearson"),
+        _Task("response", "classification", response, auc, classes=("other", "responder")),
+        _Task("survival", "survival", survival, "cindex", quarters, extra=("OS_event", "OS_days")),
     ]
 
 
@@ -240,11 +255,25 @@ def _write_task(root: Path, task: _Task, slides: pd.DataFrame, case_ids: Sequenc
     """Write a task's table, one row for each slide, and its settings."""
     folder = root / task.name
     folder.mkdir(parents=True)
-    table = slides.merge(pd.DataFrame({"case_id": case_ids, **task.columns}))
+    cases = pd.DataFrame({"case_id": case_ids, **task.columns, **_folds(task)})
+    table = slides.merge(cases)
     table.to_csv(folder / "k=all.tsv", sep="\t", index=False)
-    label, *_ = task.columns
-    settings = {"task_col": label, "sample_col": "case_id", **task.settings}
-    (folder / "config.yaml").write_text(yaml.safe_dump(settings))
+    (folder / "config.yaml").write_text(yaml.safe_dump(task.settings()))
+
+
+def _folds(task: _Task) -> dict[str, np.ndarray]:
+    """Return fold_0, fold_1, ...: "train" or "test" (n,) for each case, stratified by class."""
+    from sklearn.model_selection import StratifiedGroupKFold
+
+    label, *_ = task.columns.values()
+    strata = label if task.kind == "classification" else np.zeros(len(label))
+    splitter = StratifiedGroupKFold(N_FOLDS, shuffle=True, random_state=0)
+    folds = {}
+    for i, (_, test) in enumerate(splitter.split(strata, strata, np.arange(len(strata)))):
+        half = np.full(len(strata), "train", dtype=object)
+        half[test] = "test"
+        folds[f"fold_{i}"] = half
+    return folds
 
 
 def oracle_features(

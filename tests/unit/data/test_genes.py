@@ -1,5 +1,6 @@
 """Genes are a stored, ordered vocabulary, fitted on training sections and matched by name."""
 
+import json
 import logging
 
 import numpy as np
@@ -9,6 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.spatial import cKDTree
 
+from seal_lite.config import Config
 from seal_lite.data.genes import GenePanel, columns, depth, log_normalise, select_genes, smooth
 from seal_lite.data.registration import MAX_NEIGHBOURS, neighbour_mean
 from seal_lite.errors import InputError
@@ -120,6 +122,54 @@ def test_smoothing_is_its_formula(grid, reach_squared, share):
             expected[i] = (1 - share) * x[i] + share * x[is_near].mean(0)
     np.testing.assert_allclose(smooth(adata, share=share).toarray(), expected, rtol=1e-12)
     np.testing.assert_array_equal(expected[-1], x[-1])  # a spot without neighbours keeps its counts
+
+
+@pytest.mark.parametrize("grid", ["square", "hex"])
+@pytest.mark.parametrize("share", [0.3, 0.5])
+def test_the_papers_smoothing_is_the_released_formula(grid, share):
+    """x' = (1 - s) x + s mean of all spots within sqrt(2) in array coordinates, itself included."""
+    adata = section_with_gaps(grid)
+    x = adata.layers["counts"].toarray().astype(float)
+    positions = adata.obs[["array_row", "array_col"]].to_numpy()
+    expected = np.empty_like(x)
+    for i, position in enumerate(positions):
+        is_near = ((positions - position) ** 2).sum(1) <= 2
+        expected[i] = (1 - share) * x[i] + share * x[is_near].mean(0)
+    smoothed = smooth(adata, share=share, over="disc").toarray()
+    np.testing.assert_allclose(smoothed, expected, rtol=1e-12)
+    assert np.abs(smoothed - smooth(adata, share=share).toarray()).max() > 0.1
+
+
+def test_inside_a_hexagon_the_paper_takes_six_tenths_of_the_spot_and_four_neighbours():
+    positions = hexagonal(5)
+    centre = int(np.flatnonzero((positions == [4, 2]).all(1))[0])
+    adata = make_adata(np.eye(len(positions)), place=positions, grid="hex")
+    weights = smooth(adata, share=0.5, over="disc").toarray()[centre]
+    assert weights[centre] == pytest.approx(0.6)
+    assert sorted(weights[weights > 0]) == pytest.approx([0.1] * 4 + [0.6])
+
+
+def test_a_panel_smooths_as_its_config_says_also_from_its_file(tmp_path):
+    adata = section_with_gaps("hex")
+    config = Config(n_genes=5, smooth=0.5, smooth_over="disc", zscore="train")
+    fitted = GenePanel.from_adatas([adata], config)
+    expected = log_normalise(smooth(adata, share=0.5, over="disc"))
+    values, _ = columns(expected, adata.var_names, fitted.genes)
+    fitted.save(tmp_path / "panel.json")
+    for panel in (fitted, GenePanel.load(tmp_path / "panel.json")):
+        np.testing.assert_array_equal(panel.expression(adata)[0], values)
+    np.testing.assert_allclose(fitted.mean, values.mean(0), rtol=1e-5)
+
+
+def test_a_panel_older_than_the_choice_smooths_over_the_ring(tmp_path):
+    adata = section_with_gaps("hex")
+    fitted = GenePanel.from_adatas([adata], Config(n_genes=5, smooth=0.5))
+    fitted.save(tmp_path / "panel.json")
+    fields = json.loads((tmp_path / "panel.json").read_text())
+    del fields["over"]
+    (tmp_path / "panel.json").write_text(json.dumps(fields))
+    loaded = GenePanel.load(tmp_path / "panel.json")
+    np.testing.assert_array_equal(loaded.expression(adata)[0], fitted.expression(adata)[0])
 
 
 @pytest.mark.parametrize("grid", ["square", "hex"])

@@ -325,3 +325,22 @@ def test_tissue_without_glass_is_tissue_and_black_is_not():
     field = np.clip([190, 120, 180] + noise, 0, 255).astype(np.uint8)
     assert tissue_mask(field).all()
     assert not tissue_mask(np.zeros((60, 60, 3), np.uint8)).any()
+
+
+@pytest.mark.parametrize("box", [(3, 5, 43, 45), (3.4, 5.7, 43.4, 45.7), (0, 0, 40, 40)])
+def test_what_lies_around_a_box_has_no_effect(box):
+    """A patch that another tool has cut out gives the same bits as one read from a slide."""
+    from seal_lite.data.images import resized
+
+    pixels = np.random.default_rng(0).integers(0, 256, (60, 60, 3), np.uint8)
+    left, top = (int(corner) for corner in box[:2])
+    right, bottom = (int(np.ceil(corner)) for corner in box[2:])
+    around = pixels.copy()
+    around[:top] = around[bottom:] = 0
+    around[:, :left] = around[:, right:] = 255
+    for px in (16, 40, 64):
+        shown = resized(Image.fromarray(pixels), px, box=box)
+        np.testing.assert_array_equal(resized(Image.fromarray(around), px, box=box), shown)
+    if all(corner == int(corner) for corner in box):
+        cut = Image.fromarray(pixels[top:bottom, left:right])
+        np.testing.assert_array_equal(resized(cut, 64), shown)

@@ -1,9 +1,12 @@
 """A cohort whose labels are in its slides and in its expression."""
 
+import shutil
+
 import h5py
 import numpy as np
 import pandas as pd
 import pytest
+import yaml
 
 from seal_lite import InputError
 from seal_lite.data.phantom import cohort, oracle_features
@@ -31,7 +34,7 @@ def read_task(root, name):
 def test_half_of_the_patients_are_mutated_and_every_fourth_has_two_slides(root):
     table = read_task(root, "mutation")
     cases = table.drop_duplicates("case_id")
-    assert cases.mutation.value_counts().to_dict() == {"mutant": 10, "wildtype": 10}
+    assert cases.mutation.value_counts().to_dict() == {1: 10, 0: 10}
     n_slides = table.groupby("case_id", sort=True).size().to_list()
     assert n_slides == [1, 1, 1, 2] * 5
     slides = {path.stem for path in (root / "slides").iterdir()}
@@ -46,6 +49,50 @@ def test_tasks_are_read_as_what_they_are(root, name, kind):
     from seal_lite.slides.tasks import read_slide_task
 
     assert read_slide_task(root / "tasks" / name).kind == kind
+
+
+@pytest.mark.parametrize("name", ["mutation", "activity", "response", "survival"])
+def test_patho_bench_takes_the_task(root, name):
+    """What it asserts of config.yaml, and reads of the table: codes, folds, extra columns."""
+    config = yaml.safe_load((root / f"tasks/{name}/config.yaml").read_text())
+    kinds = {"sample_col": str, "extra_cols": list, "label_dict": dict, "metrics": list}
+    for field, kind in kinds.items():
+        assert isinstance(config[field], kind)
+    assert config["metrics"]
+    table = read_task(root, name)
+    assert set(config["extra_cols"]) | {config["task_col"], "slide_id"} <= set(table)
+    if name != "activity":  # a regression, of which it has none
+        codes = table[config["task_col"]]
+        assert codes.dtype == int
+        assert set(codes) == {int(code) for code in config["label_dict"]}
+    folds = [column for column in table if column.startswith("fold_")]
+    assert folds == [f"fold_{i}" for i in range(5)]
+    assert set(table[folds].to_numpy().ravel()) == {"train", "test"}
+    cases = table.drop_duplicates("case_id")
+    assert (table.groupby(config["sample_col"])[folds].nunique() == 1).all(axis=None)
+    assert ((cases[folds] == "test").sum(axis=1) == 1).all()  # each case tests once
+
+
+def test_a_survival_task_has_days_and_events_beside_its_quarters(root):
+    cases = read_task(root, "survival").drop_duplicates("case_id")
+    assert set(cases.OS_event) == {0, 1}
+    assert cases.OS.value_counts().to_dict() == dict.fromkeys(range(4), 5)
+    assert (cases.groupby("OS").OS_days.min().diff().dropna() > 0).all()
+
+
+@pytest.mark.parametrize("name", ["mutation", "activity"])
+def test_the_folds_that_are_written_are_those_of_a_task_without_any(root, tmp_path, name):
+    from seal_lite.slides.tasks import read_slide_task
+
+    copied = tmp_path / name
+    shutil.copytree(root / "tasks" / name, copied)
+    table = read_task(root, name)
+    table.drop(columns=[f"fold_{i}" for i in range(5)]).to_csv(
+        copied / "k=all.tsv", sep="\t", index=False
+    )
+    written, split = (read_slide_task(folder) for folder in (root / "tasks" / name, copied))
+    for (_, test), (_, own_test) in zip(written.folds, split.folds, strict=True):
+        np.testing.assert_array_equal(test, np.sort(own_test))
 
 
 def test_the_activity_label_is_that_of_the_bulk_expression(root):
@@ -80,7 +127,7 @@ def test_a_clone_covers_a_minority_of_a_mutated_slide_only(root):
     shares = {"mutant": [], "wildtype": []}
     for row in read_task(root, "mutation").itertuples():
         with np.load(root / f"truth/{row.slide_id}.npz") as cells:
-            shares[row.mutation].append(cells["chromatin"].mean())
+            shares[("wildtype", "mutant")[row.mutation]].append(cells["chromatin"].mean())
     mean = {label: np.mean(values) for label, values in shares.items()}
     assert mean["wildtype"] + 0.05 < mean["mutant"] < 0.5
 

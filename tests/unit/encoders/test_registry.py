@@ -201,6 +201,34 @@ def test_the_papers_settings_are_the_same_for_all_encoders():
     assert encoders.config_for("uni", "paper") == replace(paper, backbone="uni")
 
 
+RELEASED = ("conch", "h0_mini", "phikon_v2", "uni2_h", "virchow2")
+
+
+@pytest.mark.parametrize("name", RELEASED)
+def test_the_paper_preset_reads_the_released_patch(name):
+    """224 px at 0.5 um per px, CONCH too, whose own resize to 448 px the release strips."""
+    config = encoders.config_for(name, "paper")
+    assert (config.patch_um, config.patch_px) == (112, 224)
+    encoders.BACKBONES[name].check_px(config.patch_px)
+    assert encoders.config_for("conch").patch_px == 448
+
+
+@pytest.mark.parametrize("name", sorted(set(RELEASED) - {"conch"}))
+def test_the_paper_preset_adapts_the_released_layers(name):
+    """Released: linears of the last block whose name has "attn" or "mlp" in it."""
+    config = encoders.config_for(name, "paper")
+    with torch.device("meta"):
+        net = build_architecture(name)
+        last = encoders.find_blocks(net)[-1]
+        linear = [k for k, m in net.named_modules() if isinstance(m, torch.nn.Linear)]
+        inside = [k for k in linear if k.startswith(f"{last}.")]
+        released = [k for k in inside if "attn" in k or "mlp" in k]
+        tuning = {"tune_blocks": 1, "rank": config.lora_rank, "as_released": config.as_released}
+        encoder = encoders.VisionEncoder(net, encoders.BACKBONES[name], **tuning)
+    assert sorted(encoder.adapted) == sorted(released)
+    assert len(released) == (2 if name == "phikon_v2" else 4)
+
+
 @pytest.mark.parametrize("name", ["no_such_model", ""])
 def test_an_unknown_name_is_an_input_error(name):
     with pytest.raises(InputError, match=f"backbone {name}"):

@@ -11,6 +11,8 @@ from seal_lite.evaluation.retrieval import (
     cross_modal,
     gene_set_profile,
     gene_set_scores,
+    predict_by_retrieval,
+    prediction_scores,
     recall,
     retrieval_scores,
     search,
@@ -51,6 +53,109 @@ def test_equal_rows_keep_the_order_of_the_gallery(monkeypatch):
         monkeypatch.setattr(retrieval, "CHUNK", chunk)
         hits, _ = search(gallery[3:4], gallery, top=6)
         assert list(hits[0]) == [3, 4, 5, 0, 1, 2]
+
+
+# Prediction
+
+
+@pytest.fixture
+def spots():
+    """Embeddings of images (5, d) and spots (80, d) of any length, and expression (80, 7)."""
+    rng = np.random.default_rng(0)
+    images = rng.standard_normal((5, 6)) * rng.uniform(0.1, 9, (5, 1)) + 1
+    profiles = rng.standard_normal((80, 6)) * rng.uniform(0.1, 9, (80, 1)) + 1
+    return images, profiles, rng.standard_normal((80, 7))
+
+
+def cosine(one, other):
+    return one @ other / np.linalg.norm(one) / np.linalg.norm(other)
+
+
+@pytest.mark.parametrize("top", [1, 3, 50])
+def test_bleep_is_the_plain_mean_of_the_top_spots(spots, top):
+    images, profiles, expression = spots
+    predicted = predict_by_retrieval(images, profiles, expression, top=top)
+    for image, row in zip(images, predicted, strict=True):
+        cosines = np.array([cosine(image, profile) for profile in profiles])
+        nearest = np.argsort(cosines)[-top:]
+        np.testing.assert_allclose(row, expression[nearest].mean(0), rtol=1e-10)
+
+
+def test_fifty_spots_are_the_default_and_fewer_are_all(spots):
+    images, profiles, expression = spots
+    default = predict_by_retrieval(images, profiles, expression)
+    np.testing.assert_array_equal(
+        default, predict_by_retrieval(images, profiles, expression, top=50)
+    )
+    few = predict_by_retrieval(images, profiles[:20], expression[:20])
+    np.testing.assert_allclose(few, np.tile(expression[:20].mean(0), (5, 1)))
+
+
+@pytest.mark.parametrize("top", [None, 4, 80])
+def test_loki_weights_by_cosine_over_the_sum_of_cosines(spots, top):
+    images, profiles, expression = spots
+    options = {"top": top, "weights": "cosine"}
+    predicted = predict_by_retrieval(images, profiles, expression, **options)
+    for image, row in zip(images, predicted, strict=True):
+        weight = np.array([cosine(image, profile) for profile in profiles])
+        if top is not None:
+            weight[np.argsort(weight)[:-top]] = 0
+        expected = (weight[:, None] * expression).sum(0) / weight.sum()
+        np.testing.assert_allclose(row, expected, rtol=1e-8)
+
+
+def test_images_are_predicted_in_parts(spots, monkeypatch):
+    images, profiles, expression = spots
+    whole = predict_by_retrieval(images, profiles, expression)
+    monkeypatch.setattr(retrieval, "IMAGES_AT_ONCE", 2)
+    np.testing.assert_allclose(predict_by_retrieval(images, profiles, expression), whole)
+
+
+@pytest.mark.parametrize(
+    "change, options, message",
+    [
+        (lambda i, s, x: (i[:, :3], s, x), {}, "3 and 6 dimensions; embed both with one model"),
+        (lambda i, s, x: (i, s, x[:9]), {}, "80 spots, 9 rows of expression"),
+        (lambda i, s, x: (i, s[:0], x[:0]), {}, "top=50 of 0 spots"),
+        (lambda i, s, x: (i, s, x), {"top": 0}, "top=0 of 80 spots"),
+        (lambda i, s, x: (i, s, x), {"weights": "softmax"}, "'softmax' is unknown"),
+        (lambda i, s, x: (0 * i, s, x), {"weights": "cosine"}, "cosines sum to 0"),
+    ],
+)
+def test_what_cannot_be_predicted_is_an_input_error(spots, change, options, message):
+    with pytest.raises(InputError, match=message):
+        predict_by_retrieval(*change(*spots), **options)
+
+
+def test_slides_are_predicted_from_the_others_alone():
+    """Embeddings hold the expression, so spots of other slides predict it; own ones are out."""
+    rng = np.random.default_rng(0)
+    z = rng.standard_normal((360, 4))
+    embedding = np.c_[z, np.full(len(z), 2.0)]  # cosines are positive, as after training
+    space = {
+        "genes": embedding,
+        "images": embedding + 0.01 * rng.standard_normal(embedding.shape),
+        "expression": z,
+        "slide": np.repeat(["A1", "A2", "B1"], 120),
+        "patient": np.repeat(["A", "A", "B"], 120),
+    }
+    rows = prediction_scores(space)
+    keys = [(row["slide"], row["scope"], row["as"]) for row in rows]
+    scopes = [("A1", "other slides"), ("A1", "other patients"), ("A2", "other slides")]
+    scopes += [("A2", "other patients"), ("B1", "other patients")]
+    assert keys == [(*scope, name) for scope in scopes for name in ("BLEEP", "Loki")]
+    for row in rows:
+        own = space["slide"] == row["slide"]
+        patient = space["patient"] == row["slide"][0]
+        gallery = (patient & ~own) if row["scope"] == "other slides" else ~patient
+        options = {"top": None, "weights": "cosine"} if row["as"] == "Loki" else {}
+        images, spots = space["images"][own], embedding[gallery]
+        predicted = predict_by_retrieval(images, spots, z[gallery], **options)
+        r = [np.corrcoef(predicted[:, g], z[own][:, g])[0, 1] for g in range(4)]
+        assert row["r"] == pytest.approx(np.mean(r), abs=1e-6)
+        assert row["r"] > 0.3
+    one_slide = {name: values[:120] for name, values in space.items()}
+    assert prediction_scores(one_slide) == []
 
 
 # Recall

@@ -65,6 +65,61 @@ def test_survival_is_measured_as_by_lifelines(measure):
     assert np.isnan(measure(nobody_died, risk, kind="survival")["c_index"]).all()
 
 
+def separable_task(absent_in):
+    """Three classes, each at its own place; the first fold's train or test half lacks one."""
+    from seal_lite.slides.tasks import SlideTask
+
+    y = np.tile([0, 1, 2], 12)
+    half = np.arange(len(y)) % 2 == 0
+    train, test = np.flatnonzero(half), np.flatnonzero(~half)
+    halves = {"train": train, "test": test}
+    lacking, absent = absent_in
+    halves[lacking] = halves[lacking][y[halves[lacking]] != absent]
+    slides = {f"c{i}": [f"c{i}"] for i in range(len(y))}
+    folds = [(halves["train"], halves["test"])]
+    task = SlideTask("t", "classification", slides, y, ["a", "b", "c"], folds)
+    rng = np.random.default_rng(0)
+    bags = [8 * np.eye(3)[k] + rng.standard_normal((6, 3)) for k in y]
+    return task, [bag.astype("f4") for bag in bags]
+
+
+@pytest.mark.parametrize("model", ["mean", "abmil"])
+@pytest.mark.parametrize("absent", [0, 1, 2])
+@pytest.mark.parametrize("half", ["train", "test"])
+def test_a_class_that_a_half_lacks_leaves_the_scores_of_the_others(half, absent, model):
+    """Columns of probabilities keep their classes. The data separate all, so r is 1."""
+    from sklearn.metrics import roc_auc_score
+
+    from seal_lite.slides import bench
+    from seal_lite.slides.mil import MODELS, abmil
+
+    task, bags = separable_task((half, absent))
+    fit = partial(abmil, epochs=20) if model == "abmil" else MODELS[model]
+    (predicted,) = bench._predict_folds(fit, task, bags, seeds=1)
+    ((_, test),) = task.folds
+    y = task.y[test]
+    assert np.isnan(predicted[:, absent]).all() == (half == "train")
+    metrics = bench.measure(y[None], predicted[None], kind="classification")
+    others = [k for k in range(3) if k != absent]
+    aucs = [roc_auc_score(y == k, predicted[:, k]) for k in others]
+    recalls = [(np.nanargmax(predicted[y == k], axis=1) == k).mean() for k in others]
+    assert metrics["auc"][0] == pytest.approx(np.mean(aucs))
+    assert metrics["balanced_accuracy"][0] == pytest.approx(np.mean(recalls))
+    if model == "mean":
+        assert metrics["balanced_accuracy"][0] == 1
+    if half == "test":
+        assert metrics["auc"][0] > 0.9
+
+
+def test_a_class_with_one_training_sample_is_still_predicted():
+    from seal_lite.slides.mil import mean_pool
+
+    y = np.array([0] * 6 + [1] * 6 + [2])
+    bags = [10 * np.eye(3)[k][None].astype("f4") for k in y]
+    predicted = mean_pool(bags, y, bags, kind="classification")
+    np.testing.assert_array_equal(predicted.argmax(1), y)
+
+
 @pytest.fixture
 def result(write_task, monkeypatch):
     from seal_lite.slides.bench import score_bags

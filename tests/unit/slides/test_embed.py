@@ -87,6 +87,40 @@ def test_features_are_those_of_the_patches_at_their_coords(folder, encoder, tmp_
     np.testing.assert_allclose(features, embed_patches(encoder, patches), atol=1e-5)
 
 
+@pytest.mark.parametrize(
+    "um_per_px, patch_um, patch_px",
+    [(0.5, 128.0, 160), (0.25, 112.0, 160), (0.2527, 100.0, 160), (0.4961, 64.0, 128)],
+)
+def test_trident_finds_the_patches_by_the_attributes(
+    encoder, tmp_path, um_per_px, patch_um, patch_px, monkeypatch
+):
+    """Its tools take the edge at full resolution from patch size and magnifications."""
+    from seal_lite.slides import embed
+
+    rng = np.random.default_rng(0)
+    texture = rng.integers(90, 200, (1024, 1024, 3), np.uint8)
+    Image.fromarray(texture).save(tmp_path / "s.png")
+    blank = np.zeros((1, 64), np.float32)
+    monkeypatch.setattr(embed, "embed_patches", lambda _, patches: blank.repeat(len(patches), 0))
+    (file,) = embed.embed_slides(
+        encoder,
+        [tmp_path / "s.png"],
+        tmp_path,
+        patch_um=patch_um,
+        patch_px=patch_px,
+        um_per_px=um_per_px,
+    )
+    with h5py.File(file) as h5:
+        attributes = dict(h5["coords"].attrs)
+        assert np.issubdtype(h5["coords"].dtype, np.integer)
+    ratio = attributes["level0_magnification"] / attributes["target_magnification"]
+    edge = round(attributes["patch_size"] * ratio)
+    assert edge == attributes["patch_size_level0"] == round(patch_um / um_per_px)
+    assert attributes["level0_magnification"] == pytest.approx(10 / um_per_px)
+    assert attributes["target_magnification"] == pytest.approx(10 * patch_px / patch_um)
+    assert {"overlap", "name", "level0_width", "level0_height"} <= set(attributes)
+
+
 def test_a_file_that_exists_is_not_embedded_again(folder, encoder, tmp_path, monkeypatch):
     from seal_lite.slides import embed
 

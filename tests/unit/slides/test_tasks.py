@@ -155,6 +155,48 @@ def test_features_that_are_missing_wide_or_empty_are_named(write_task):
         read_bags(task, features)
 
 
+@pytest.mark.parametrize("shape", [(0,), (0, 4), (1, 0, 4)])
+def test_a_slide_without_tissue_adds_no_patches_and_is_named(write_task, caplog, shape):
+    """TRIDENT writes (0,) for it. The case has another slide."""
+    folder, features = write_task(STATUS, NAMES)
+    task = read_slide_task(folder)
+    write_features(features / "c3_1.h5", shape)
+    bags = read_bags(task, features)
+    assert [len(bag) for bag in bags[:4]] == [10, 10, 10, 10]
+    assert "c3_1.h5: holds no patches" in caplog.text
+    write_features(features / "c3_0.h5", shape)
+    with pytest.raises(InputError, match="c3 has no patch on tissue; drop it from the task"):
+        read_bags(task, features)
+
+
+def test_labels_may_be_the_codes_of_the_classes_as_patho_bench_has_them(write_task):
+    codes = {"status": (STATUS["status"] == "mutant").astype(int)}
+    folder, _ = write_task(STATUS, NAMES)
+    named = read_slide_task(folder)
+    for label_dict in ({"0": "wildtype", "1": "mutant"}, {0: "wildtype", 1: "mutant"}):
+        folder, _ = write_task(codes, {"label_dict": label_dict})
+        task = read_slide_task(folder)
+        assert task.classes == ["mutant", "wildtype"]
+        np.testing.assert_array_equal(task.y, named.y)
+
+
+def test_names_that_look_like_the_code_of_another_class_stay_names(write_task):
+    grades = {"status": np.where(STATUS["status"] == "mutant", "2", "1")}
+    folder, _ = write_task(grades, {"label_dict": {"0": "1", "1": "2"}})
+    assert read_slide_task(folder).classes == ["1", "2"]
+
+
+def test_halves_that_share_one_class_are_an_error(write_task):
+    """Of three classes, one half has two and the other has another two."""
+    status = np.where(np.arange(CASES) % 2, "b", "a")
+    status[np.flatnonzero(status == "a")[::2]] = "c"
+    status[np.flatnonzero(status == "b")[::2]] = "c"  # even cases have a and c, odd ones b and c
+    names = {"0": "a", "1": "b", "2": "c"}
+    folder, _ = write_task({"status": status}, {"label_dict": names})
+    with pytest.raises(InputError, match="fold 0 trains and tests on one class or none in common"):
+        read_slide_task(folder)
+
+
 def test_a_class_may_be_called_na_and_an_unknown_label_is_empty(write_task):
     named = {"status": np.where(STATUS["status"] == "mutant", "NA", "wildtype")}
     folder, _ = write_task(named, {"label_dict": {"0": "wildtype", "1": "NA"}})
@@ -172,8 +214,9 @@ def test_a_class_that_one_half_of_a_fold_lacks_is_named(write_task, caplog):
     path.write_text("\n".join(rows))
     task = read_slide_task(folder)
     assert task.classes == ["mutant", "rare", "wildtype"]
-    assert "fold 0 trains no rare" in caplog.text
-    assert "fold 1 tests no rare" in caplog.text
+    rest = "its scores are means over the other 2 classes"
+    assert f"fold 0 trains no rare; {rest}" in caplog.text
+    assert f"fold 1 tests no rare; {rest}" in caplog.text
 
 
 def test_a_slide_may_be_named_with_the_suffix_of_its_image(write_task):
