@@ -16,7 +16,8 @@ from seal_lite.encoders.devices import pinned
 from seal_lite.encoders.prefix_cache import PrefixCache, as_tensor
 from seal_lite.encoders.views import as_images, make_views
 from seal_lite.encoders.vision import VisionEncoder, hash_tensors
-from seal_lite.io import atomic_file, lock, read_ahead
+from seal_lite.io import atomic_file, read_ahead
+from seal_lite.locks import lock
 
 if TYPE_CHECKING:
     from seal_lite.data.section import Section
