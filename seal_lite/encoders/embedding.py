@@ -184,7 +184,7 @@ def remember(
                 log.warning("%s: is damaged; it is computed again", path)
         arrays = compute()
         with atomic_file(path) as part, part.open("wb") as file:
-            np.savez(file, **arrays)
+            np.savez(file, **arrays)  # type: ignore[arg-type]
     return arrays
 
 

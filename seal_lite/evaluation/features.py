@@ -111,7 +111,11 @@ def _remembered(
     """Return a matrix (n_i, d) of each section, which `embedding.remember` keeps."""
     matrices = []
     for section in sections:
-        arrays = remember(section, lambda s=section: {"x": compute(s)}, folder=cache_dir, name=name)
+
+        def as_arrays(section: Section = section) -> dict[str, np.ndarray]:
+            return {"x": compute(section)}
+
+        arrays = remember(section, as_arrays, folder=cache_dir, name=name)
         matrices.append(arrays["x"])
     return matrices
 

@@ -112,9 +112,10 @@ def probe_scores(
     groups = section_names(train)
     scores = {}
     side_by_side = np.hstack([y[target] for target in TARGETS])
-    settings = {"groups": groups, "seed": seed, "n_targets": len(TARGETS)}
+    n_targets = len(TARGETS)
     for name, probe in PROBES.items():
-        parts = np.hsplit(probe(x, side_by_side, held_out_x, **settings), len(TARGETS))
+        joined = probe(x, side_by_side, held_out_x, groups=groups, seed=seed, n_targets=n_targets)
+        parts = np.hsplit(joined, n_targets)
         predicted = dict(zip(TARGETS, parts, strict=True))
         for target, r in score_sections(predicted, test, genes).items():
             scores[name, target] = r
