@@ -19,6 +19,7 @@ REPOSITORY = PACKAGE.parent
 STAGES = (
     "errors",
     "io",
+    "schema",
     "config",
     "plots",
     "data",
