@@ -10,7 +10,8 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from seal_lite.errors import InputError, reading
-from seal_lite.schema import Number, Size, check, field_types, read
+from seal_lite.io import read_json
+from seal_lite.schema import Number, Pattern, Size, check, field_types
 
 CONFIG_REMEDY = "correct it, or use the version of seal_lite that wrote it"
 
@@ -29,7 +30,7 @@ Rank = Annotated[int, Number(at_least=0, at_most=4096)]
 Width = Annotated[int, Number(at_least=1, at_most=16_384)]
 Project = Annotated[int, Number(at_least=0, at_most=16_384)]
 Widths = Annotated[tuple[Width, ...], Size(1, 16)]
-EncoderName = Annotated[str, Size(1, 1000)]
+EncoderName = Annotated[str, Pattern(r"[^\x00-\x1f\x7f]{1,1000}", "a name in one line")]
 Hvg = Literal["pearson_residuals", "seurat"]
 Zscore = Literal["section", "train"]
 Pooling = Literal["own", "class", "mean", "class+mean"]
@@ -153,7 +154,7 @@ class Config:
             Where the file is damaged, holds a setting that this version does not have, or a value
             that a `Config` does not take.
         """
-        return read(path, cls, "backbone", remedy=CONFIG_REMEDY)
+        return check(read_json(path, "backbone"), cls, path=path, remedy=CONFIG_REMEDY)
 
 
 # What a family of networks needs beside the defaults, measured in results/transformer_trials.json.

@@ -24,6 +24,7 @@ import types
 import typing
 from collections import Counter
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from functools import lru_cache
 from numbers import Integral, Real
 from pathlib import Path
@@ -38,12 +39,16 @@ NUMBERS = r"(float|int|uint)\d+"  # names of the types of real numbers, as `chec
 
 @dataclasses.dataclass(frozen=True)
 class Number:
-    """The range of a number, which is finite unless `infinite`: then null stands for infinity."""
+    """The range of a number.
+
+    It is finite unless `infinite`: then null stands for infinity. `undefined` allows NaN.
+    """
 
     at_least: float = -math.inf
     at_most: float = math.inf
     above: float = -math.inf
     infinite: bool = False
+    undefined: bool = False
 
     @property
     def words(self) -> str:
@@ -53,7 +58,9 @@ class Number:
         return " and ".join(limits) or "that is finite"
 
     def holds(self, value: Any) -> bool:
-        """Return whether a number lies in the range; NaN never does."""
+        """Return whether a number lies in the range."""
+        if value != value:  # NaN
+            return self.undefined
         is_in_range = value >= self.at_least and value <= self.at_most
         is_finite = abs(value) <= sys.float_info.max  # a whole number in a file may be larger
         is_allowed = is_finite or (value > 0 and self.infinite)
@@ -100,7 +107,7 @@ class Misfit(Exception):  # noqa: N818 (an `InputError` follows)
     """A field that does not fit its schema; the text names the field and what it must be."""
 
 
-def read(path: str | Path, kind: Any, *required: str, remedy: str = RUN_REMEDY) -> Any:
+def read(path: str | Path, kind: Any, *, remedy: str = RUN_REMEDY) -> Any:
     """Return what a JSON file holds, checked against a schema.
 
     Parameters
@@ -109,8 +116,6 @@ def read(path: str | Path, kind: Any, *required: str, remedy: str = RUN_REMEDY) 
         The file.
     kind
         The schema, or any other type that `check` takes.
-    *required
-        Fields that must be there although the schema has a default.
     remedy
         What the error message advises.
 
@@ -119,7 +124,7 @@ def read(path: str | Path, kind: Any, *required: str, remedy: str = RUN_REMEDY) 
     InputError
         Where the file is absent, is no JSON, or does not fit.
     """
-    return check(read_json(path, *required, remedy=remedy), kind, path=path, remedy=remedy)
+    return check(read_json(path, remedy=remedy), kind, path=path, remedy=remedy)
 
 
 def read_lines(path: str | Path, kind: Any, *, remedy: str = RUN_REMEDY) -> list[Any]:
@@ -212,8 +217,7 @@ def _fit(value: Any, kind: Any, field: str) -> Any:
             raise _misfit(field, value, f"one of {', '.join(map(str, choices))}")
         return value
     if origin in (Union, types.UnionType):
-        (other,) = (part for part in typing.get_args(kind) if part is not type(None))
-        return None if value is None else _fit(value, other, field)
+        return _fit_any(value, typing.get_args(kind), field)
     if origin in _CONTAINERS:
         return _CONTAINERS[origin](value, typing.get_args(kind), field)
     if typing.is_typeddict(kind) or dataclasses.is_dataclass(kind):
@@ -223,6 +227,17 @@ def _fit(value: Any, kind: Any, field: str) -> Any:
     if kind is not Any and not isinstance(value, kind):
         raise _misfit(field, value, WORDS.get(kind, kind.__name__))
     return value
+
+
+def _fit_any(value: Any, kinds: tuple[Any, ...], field: str) -> Any:
+    """Return a value that fits one of several types; the last says what it must be."""
+    if value is None and type(None) in kinds:
+        return None
+    others = [kind for kind in kinds if kind is not type(None)]
+    for kind in others[:-1]:
+        with suppress(Misfit):
+            return _fit(value, kind, field)
+    return _fit(value, others[-1], field)
 
 
 def _fit_annotated(value: Any, kind: Any, field: str) -> Any:
@@ -320,7 +335,7 @@ def _below(field: str, name: Any) -> str:
 def _misfit(field: str, value: Any, expected: str) -> Misfit:
     """Return the error of a value that is not what it must be."""
     shown = reprlib.repr(value)
-    text = f"{field}={shown}" if field else f"it is {shown}, and"
+    text = f"{field}={shown}" if field else f"it is {shown}, but"
     return Misfit(f"{text} must be {expected}".rstrip())
 
 

@@ -53,10 +53,10 @@ FAULTS = [
         (
             "the panel is another's",
             replace("run/panel.json", '"ERBB2", ', "", 1),
-            "does not fit this model",
+            "panel.json: mean has 45 values for 44 genes",
         ),
         ("the base is another's", edit_json("run/base.json", "sha256", "0" * 64), "other weights"),
-        ("the base is not named", write("run/base.json", "{}"), "base.json: cannot be read"),
+        ("the base is not named", write("run/base.json", "{}"), "base.json: sha256 is missing"),
         ("no adapter", remove("run/adapter"), "adapter_model.safetensors: cannot be read"),
         ("the adapter ends early", truncate(ADAPTER), "adapter_model.safetensors: cannot be read"),
         (
@@ -109,7 +109,7 @@ FAULTS = [
         ("no temperature", "--set temperature=nan", "temperature=nan"),
         ("a share above 1", "--set smooth=3", "smooth=3.0"),
         ("a negative rate", "--set lr_lora=-1", "lr_lora=-1.0"),
-        ("a layer without width", "--set hidden=32,0", "hidden=(32, 0)"),
+        ("a layer without width", "--set hidden=32,0", "hidden[1]=0"),
         ("more blocks than there are", "--set tune_blocks=99", "tune_blocks=99"),
         ("an unknown encoder", "--backbone no_such_model", "no_such_model"),
         ("a gene that no section has", "--include NOPE", "NOPE is in no training section"),
