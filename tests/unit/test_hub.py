@@ -210,7 +210,7 @@ def test_the_model_card_states_the_provenance(hub, trained):
     [
         ("[]", "it is .., but must be an object"),
         ("{}", "delta is missing"),
-        ('{"delta": [{"of": 3}]}', r"delta.0..minus is missing"),
+        ('{"delta": [{"of": 3}]}', r"delta.0..ci95 is missing"),
         (None, "cannot be read"),
     ],
 )
