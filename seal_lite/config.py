@@ -7,30 +7,35 @@ import json
 import math
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, Literal
 
 from seal_lite.errors import InputError, reading
 from seal_lite.io import read_json
+from seal_lite.schema import Number, Pattern, Size, check, field_types
 
-CHOICES: dict[str, tuple[str, ...]] = {
-    "hvg": ("pearson_residuals", "seurat"),
-    "smooth_over": ("ring", "disc"),
-    "zscore": ("section", "train"),
-    "pooling": ("own", "class", "mean", "class+mean"),
-    "precision": ("auto", "no", "bf16", "fp16"),
-}
-ABOVE_ZERO = {  # every other number may be 0, none may be negative
-    "patch_um",
-    "patch_px",
-    "n_views",
-    "n_genes",
-    "clip",
-    "temperature",
-    "epochs",
-    "grad_clip",
-}
-SHARES = {"smooth", "depth", "lora_dropout", "head_dropout", "soft_targets", "warmup"}  # 0 to 1
-LEAST = {"batch_size": 2}  # the contrast needs negatives
+CONFIG_REMEDY = "correct it, or use the version of seal_lite that wrote it"
+
+# What settings may be. The upper ends keep a damaged file from filling the memory.
+Positive = Annotated[float, Number(above=0, at_most=1e6)]
+Cut = Annotated[float, Number(above=0, infinite=True)]
+Weight = Annotated[float, Number(at_least=0, at_most=1e9)]
+Share = Annotated[float, Number(at_least=0, at_most=1)]
+Seed = Annotated[int, Number(at_least=0, at_most=2**32 - 1)]
+AtLeastOne = Annotated[int, Number(at_least=1, at_most=1_000_000)]
+AtLeastZero = Annotated[int, Number(at_least=0, at_most=1_000_000)]
+Px = Annotated[int, Number(at_least=1, at_most=8192)]
+Pairs = Annotated[int, Number(at_least=2, at_most=1_000_000)]  # the contrast needs negatives
+Few = Annotated[int, Number(at_least=0, at_most=100)]
+Rank = Annotated[int, Number(at_least=0, at_most=4096)]
+Width = Annotated[int, Number(at_least=1, at_most=16_384)]
+Project = Annotated[int, Number(at_least=0, at_most=16_384)]
+Widths = Annotated[tuple[Width, ...], Size(1, 16)]
+EncoderName = Annotated[str, Pattern(r"[^\x00-\x1f\x7f]{1,1000}", "a name in one line")]
+Hvg = Literal["pearson_residuals", "seurat"]
+SmoothOver = Literal["ring", "disc"]
+Zscore = Literal["section", "train"]
+Pooling = Literal["own", "class", "mean", "class+mean"]
+Precision = Literal["auto", "no", "bf16", "fp16"]
 
 
 @dataclass(frozen=True)
@@ -40,74 +45,67 @@ class Config:
     Raises
     ------
     InputError
-        Where a value has another type than its default, is none of a setting's `CHOICES`, or lies
-        outside the setting's range (`ABOVE_ZERO`, `SHARES`, `LEAST`).
+        Where a value does not fit the annotation of its setting.
     """
 
     # pairs: a patch of H&E around a spot
-    patch_um: float = 224.0  # edge of the patch: the spot and what lies around it
-    patch_px: int = 160  # what the encoder sees
-    n_views: int = 8  # one clean + (n_views - 1) augmented views of each patch
-    stain_jitter: float = 0.15  # sd of the log-scale of each stain's optical density
+    patch_um: Positive = 224.0  # edge of the patch: the spot and what lies around it
+    patch_px: Px = 160  # what the encoder sees
+    n_views: AtLeastOne = 8  # one clean + (n_views - 1) augmented views of each patch
+    stain_jitter: Weight = 0.15  # sd of the log-scale of each stain's optical density
 
     # genes
-    n_genes: int = 128  # highly variable genes of the training sections
-    hvg: str = "pearson_residuals"  # or "seurat", as released
-    smooth: float = 0.2  # share of the array neighbours' mean in a spot's expression
-    smooth_over: str = (
-        "ring"  # all neighbours; "disc", as released: the spot and those within sqrt(2)
-    )
-    zscore: str = "section"  # mean and sd from each "section" itself, or from "train"ing
-    clip: float = 5.0  # |z| beyond this is clipped
+    n_genes: AtLeastOne = 128  # highly variable genes of the training sections
+    hvg: Hvg = "pearson_residuals"  # or "seurat", as released
+    smooth: Share = 0.2  # share of the array neighbours' mean in a spot's expression
+    # over all neighbours; "disc", as released: over the spot and those within sqrt(2)
+    smooth_over: SmoothOver = "ring"
+    zscore: Zscore = "section"  # mean and sd from each "section" itself, or from "train"ing
+    clip: Cut = 5.0  # |z| beyond this is clipped
 
     # vision encoder
-    backbone: str = "tf_efficientnet_lite0"  # a name of `seal-lite encoders`, or any timm model
-    depth: float = 1.0  # share of the blocks that stay; those behind are removed
-    pooling: str = "own"  # of a transformer's tokens: "class", "mean", "class+mean", or its own way
-    tune_blocks: int = 3  # LoRA on the last k blocks up to the feature layer
-    lora_rank: int = 32  # 0: no LoRA, all weights of the tuned blocks
-    lora_alpha: float = 64.0
-    lora_dropout: float = 0.0
+    backbone: EncoderName = "tf_efficientnet_lite0"  # of `seal-lite encoders`, or any timm model
+    depth: Share = 1.0  # share of the blocks that stay; those behind are removed
+    pooling: Pooling = "own"  # of a transformer's tokens, or its own way
+    tune_blocks: AtLeastZero = 3  # LoRA on the last k blocks up to the feature layer
+    lora_rank: Rank = 32  # 0: no LoRA, all weights of the tuned blocks
+    lora_alpha: Weight = 64.0
+    lora_dropout: Share = 0.0
 
     # gene encoder and heads
-    hidden: tuple[int, ...] = (1024, 512)
-    n_flows: int = 0  # planar flows behind the VAE's Gaussian
+    hidden: Widths = (1024, 512)
+    n_flows: Few = 0  # planar flows behind the VAE's Gaussian
     as_released: bool = False  # log counts in and out, image decoder ends in a ReLU, flows are free
-    project: int = 128  # shared space of the contrast; 0: the encoder's own dimension
-    head_dropout: float = 0.1
+    project: Project = 128  # shared space of the contrast; 0: the encoder's own dimension
+    head_dropout: Share = 0.1
 
     # loss
-    temperature: float = 0.1  # similarities are divided by it
+    temperature: Positive = 0.1  # similarities are divided by it
     learn_temperature: bool = False
-    soft_targets: float = 0.0  # share of similarity-based targets in the contrast
-    w_clip: float = 0.5
-    w_gene: float = 1.0  # gene -> gene reconstruction
-    w_image: float = 1.0  # image -> gene reconstruction
-    w_mse: float = 1.0  # inside both reconstructions
-    w_corr: float = 0.0  # inside both reconstructions: mean over genes of (1 - c_gg)^2
-    w_kl: float = 0.0
+    soft_targets: Share = 0.0  # share of similarity-based targets in the contrast
+    w_clip: Weight = 0.5
+    w_gene: Weight = 1.0  # gene -> gene reconstruction
+    w_image: Weight = 1.0  # image -> gene reconstruction
+    w_mse: Weight = 1.0  # inside both reconstructions
+    w_corr: Weight = 0.0  # inside both reconstructions: mean over genes of (1 - c_gg)^2
+    w_kl: Weight = 0.0
 
     # optimisation
-    epochs: int = 20
-    gene_warmup_epochs: int = 0  # gene encoder alone, before the encoder joins
-    batch_size: int = 64
-    lr_lora: float = 4e-3
-    lr_heads: float = 1e-3
-    weight_decay: float = 0.01
-    warmup: float = 0.1  # share of the steps with rising learning rate
-    grad_clip: float = 1.0  # the gradient's norm is cut to this; one bad batch cannot break a run
-    precision: str = "auto"  # bf16 or fp16 as the card has it, float32 ("no") on a CPU
-    seed: int = 0
+    epochs: AtLeastOne = 20
+    gene_warmup_epochs: AtLeastZero = 0  # gene encoder alone, before the encoder joins
+    batch_size: Pairs = 64
+    lr_lora: Weight = 4e-3
+    lr_heads: Weight = 1e-3
+    weight_decay: Weight = 0.01
+    warmup: Share = 0.1  # share of the steps with rising learning rate
+    grad_clip: Cut = 1.0  # the gradient's norm is cut to this; one bad batch cannot break a run
+    precision: Precision = "auto"  # bf16 or fp16 as the card has it, float32 ("no") on a CPU
+    seed: Seed = 0
 
     def __post_init__(self) -> None:
-        for name, kind in self.setting_types().items():
-            value = getattr(self, name)
-            _check_choice(name, value)
-            _check_type(name, value, kind)
-            if kind in (int, float):
-                _check_range(name, value)
-        if not self.hidden or min(self.hidden) <= 0:
-            raise InputError(f"config: hidden={self.hidden} must be widths above 0; correct it")
+        for name, kind in field_types(type(self)).items():
+            value = check(getattr(self, name), kind, path="config", field=name)
+            object.__setattr__(self, name, value)  # a list has become a tuple
 
     @classmethod
     def setting_types(cls) -> dict[str, type]:
@@ -160,21 +158,7 @@ class Config:
             Where the file is damaged, holds a setting that this version does not have, or a value
             that a `Config` does not take.
         """
-        settings = read_json(path, "backbone")
-        types = cls.setting_types()
-        unknown = [name for name in settings if name not in types]
-        if unknown:
-            remedy = "use the version of seal_lite that wrote it"
-            raise InputError(f"{path}: unknown setting {', '.join(unknown)}; {remedy}")
-        for name, value in settings.items():
-            if types[name] is tuple and isinstance(value, list):
-                settings[name] = tuple(value)
-            elif types[name] is float and value is None:
-                settings[name] = math.inf
-        try:
-            return cls(**settings)
-        except InputError as error:
-            raise InputError(f"{path}: {error}") from None
+        return check(read_json(path, "backbone"), cls, path=path, remedy=CONFIG_REMEDY)
 
 
 # What a family of networks needs beside the defaults, measured in results/transformer_trials.json.
@@ -253,44 +237,6 @@ def preset(name: str, *, recipe: str = "convolution") -> Config:
         grad_clip=math.inf,
         seed=42,
     )
-
-
-def _check_choice(name: str, value: Any) -> None:
-    """Raise an `InputError` where the setting has choices and the value is none of them."""
-    choices = CHOICES.get(name)
-    if choices and value not in choices:
-        raise InputError(f"config: {name}={value!r} is unknown; use one of {choices}")
-
-
-def _check_type(name: str, value: Any, kind: type) -> None:
-    """Raise an `InputError` where the value has another type; an int may stand for a float."""
-    is_flag = isinstance(value, bool)
-    if kind is bool:
-        fits = is_flag
-    elif kind is float:
-        fits = isinstance(value, int | float) and not is_flag
-    elif kind is tuple:
-        fits = isinstance(value, tuple) and all(isinstance(width, int) for width in value)
-    else:
-        fits = isinstance(value, kind) and not is_flag
-    if not fits:
-        raise InputError(f"config: {name}={value!r} is no {kind.__name__}; correct it")
-
-
-def _check_range(name: str, value: float) -> None:
-    """Raise an `InputError` where a number lies outside the setting's range."""
-    if name in ABOVE_ZERO:
-        fits = value > 0
-        expected = "above 0"
-    elif name in SHARES:
-        fits = 0 <= value <= 1
-        expected = "in 0 to 1"
-    else:
-        least = LEAST.get(name, 0)
-        fits = value >= least
-        expected = f"at least {least}"
-    if not fits:
-        raise InputError(f"config: {name}={value} must be {expected}; correct it")
 
 
 def _parse(text: str, kind: type) -> Any:

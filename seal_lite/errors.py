@@ -72,6 +72,15 @@ def refuse_special(path: str | Path) -> None:
         raise InputError(f"{path}: is a pipe, a socket or a device; give a file with its content")
 
 
+@contextmanager
+def blaming(path: str | Path) -> Iterator[None]:
+    """Begin the message of any `InputError` of the `with` block with the file that led to it."""
+    try:
+        yield
+    except InputError as error:
+        raise InputError(f"{path}: {error}") from error
+
+
 def _summary(error: Exception) -> str:
     """Return the error's kind and message on one line, without any access token in it."""
     text = f"{type(error).__name__}: {error}"

@@ -7,27 +7,49 @@ import importlib.resources
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any, TypedDict
 
 import torch
 from huggingface_hub import HfApi, ModelCard, ModelCardData
 from torch import nn
 from torchvision.transforms import v2
 
+from seal_lite.config import Config
 from seal_lite.data.images import AnyImage, resized, to_rgb
 from seal_lite.encoders.embedding import embed_patches
 from seal_lite.encoders.registry import Backbone, backbone_row
 from seal_lite.encoders.views import as_images
 from seal_lite.encoders.vision import VisionEncoder
-from seal_lite.errors import InputError, reading
-from seal_lite.io import read_json
+from seal_lite.errors import reading
 from seal_lite.model.seal import SEAL
 from seal_lite.model.storage import SHARED_FILES
+from seal_lite.schema import Number, read
+from seal_lite.training.provenance import read_provenance
 
 if TYPE_CHECKING:
     from anndata import AnnData
 
     from seal_lite.data.section import Section
+
+
+Gap = Annotated[float, Number(at_least=-2, at_most=2, undefined=True)]  # of two correlations
+
+
+class Difference(TypedDict):
+    """A row of the differences of a metrics.json."""
+
+    of: str
+    minus: str
+    probe: str
+    target: str
+    mean: Gap
+    ci95: tuple[Gap, Gap]
+
+
+class Scores(TypedDict):
+    """What a model card quotes of a metrics.json."""
+
+    delta: list[Difference]
 
 
 def load_encoder(
@@ -177,9 +199,9 @@ def model_card(run: str | Path, *, scores: str | Path | None = None) -> ModelCar
     InputError
         The folder is not a run, or the file holds no differences.
     """
-    provenance = read_json(Path(run) / "provenance.json")
-    settings = read_json(Path(run) / "config.json")
-    row = backbone_row(settings["backbone"])
+    provenance = read_provenance(Path(run) / "provenance.json")
+    settings = Config.from_json(Path(run) / "config.json")
+    row = backbone_row(settings.backbone)
     metadata = ModelCardData(
         library_name="seal_lite",
         base_model=row.source.partition("hub:")[2] or None,
@@ -199,14 +221,11 @@ def model_card(run: str | Path, *, scores: str | Path | None = None) -> ModelCar
     )
 
 
-def _read_differences(scores: str | Path | None) -> list[dict[str, Any]]:
+def _read_differences(scores: str | Path | None) -> list[Difference]:
     """Read the differences of a metrics.json; without a file there are none."""
     if scores is None:
         return []
-    metrics = read_json(scores, remedy="give a metrics.json")
-    if "delta" not in metrics:
-        raise InputError(f"{scores}: holds no differences; give a metrics.json of `crossval`")
-    return metrics["delta"]
+    return read(scores, Scores, remedy="give a metrics.json of `crossval`")["delta"]
 
 
 def push_to_hub(

@@ -90,12 +90,20 @@ def read_json(path: str | Path, *required: str, remedy: str = RUN_REMEDY) -> Any
         Where the file is absent, is no JSON, or lacks a required key.
     """
     with reading(path, remedy=remedy):
-        content = json.loads(Path(path).read_text())
+        content = json.loads(Path(path).read_text("utf-8"), object_pairs_hook=_each_key_once)
         if required and not isinstance(content, dict):
             raise TypeError("it is no JSON object")
         missing = [key for key in required if key not in content]
         if missing:
             raise KeyError(*missing)
+    return content
+
+
+def _each_key_once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """Return a JSON object; one that names a key twice has no single meaning."""
+    content = dict(pairs)
+    if len(content) < len(pairs):
+        raise ValueError("a name is there twice")
     return content
 
 

@@ -130,9 +130,9 @@ def read_run_or_backbone(
 
 def training_sections(run: Path) -> list[str]:
     """Return the names of the sections that a run was trained on."""
-    from seal_lite.io import read_json
+    from seal_lite.training.provenance import read_provenance
 
-    return read_json(run / "provenance.json", "sections")["sections"]
+    return read_provenance(run / "provenance.json")["sections"]
 
 
 def required_genes(adatas: Sequence[AnnData], data: Path, include: str | None) -> list[str]:

@@ -4,20 +4,22 @@ from __future__ import annotations
 
 import json
 import logging
+import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import numpy as np
 import scipy.sparse as sp
 
-from seal_lite.config import Config
+from seal_lite.config import Config, Cut, Share, SmoothOver, Zscore
 from seal_lite.data.readers.gene_names import gene_key, spelled
 from seal_lite.data.registration import disc_mean, neighbour_mean
 from seal_lite.data.variable_genes import blocks, select_genes
-from seal_lite.errors import InputError, reading
-from seal_lite.io import RUN_REMEDY, read_json, write_atomic
+from seal_lite.errors import InputError
+from seal_lite.io import RUN_REMEDY, write_atomic
+from seal_lite.schema import Number, Size, read
 
 if TYPE_CHECKING:
     from anndata import AnnData
@@ -26,6 +28,7 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
+HIGHEST_MEAN = math.log1p(1e4)  # of a gene with all counts of every spot
 MIN_STD = 1e-6  # a gene below is constant; its standard deviation counts as 1
 
 
@@ -127,6 +130,20 @@ def columns(
     values = np.zeros((matrix.shape[0], len(source)), np.float32)
     values[:, present] = sp.csr_matrix(matrix)[:, source[present]].toarray()
     return values, present
+
+
+@dataclass(frozen=True)
+class PanelFields:
+    """What a panel's file holds; an infinite ``clip`` is null."""
+
+    genes: Annotated[tuple[Annotated[str, Size(1, 1000)], ...], Size(1, unique=True)]
+    mean: list[Annotated[float, Number(at_least=0, at_most=HIGHEST_MEAN)]]
+    std: list[Annotated[float, Number(above=0, at_most=HIGHEST_MEAN)]]
+    share: Share
+    zscore: Zscore
+    clip: Cut
+    max_missing: Share = 0.2
+    over: SmoothOver = "ring"
 
 
 @dataclass(frozen=True)
@@ -314,14 +331,16 @@ class GenePanel:
     @classmethod
     def load(cls, path: str | Path) -> GenePanel:
         """Read a panel written by `save`; raise `InputError` where the file is damaged."""
-        fields = read_json(path, "mean", "std", "genes", "clip")
-        with reading(path, remedy=RUN_REMEDY):
-            fields["genes"] = tuple(fields["genes"])
-            fields["mean"] = np.array(fields["mean"])
-            fields["std"] = np.array(fields["std"])
-            if fields["clip"] is None:
-                fields["clip"] = np.inf
-            return cls(**fields)
+        stored: PanelFields = read(path, PanelFields)
+        for name in ("mean", "std"):
+            n_values = len(getattr(stored, name))
+            if n_values != len(stored.genes):
+                raise InputError(
+                    f"{path}: {name} has {n_values} values for {len(stored.genes)} genes; "
+                    f"{RUN_REMEDY}"
+                )
+        fields = vars(stored)
+        return cls(**{**fields, "mean": np.array(stored.mean), "std": np.array(stored.std)})
 
 
 def _nonzero_std(std: np.ndarray) -> np.ndarray:

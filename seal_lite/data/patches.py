@@ -11,8 +11,10 @@ from PIL import Image
 
 from seal_lite.config import Config
 from seal_lite.data.images import Slide, open_slide, resized
+from seal_lite.data.readers.sparse import check_finite
 from seal_lite.errors import InputError, reading
 from seal_lite.io import open_h5
+from seal_lite.schema import check_array
 
 if TYPE_CHECKING:
     from anndata import AnnData
@@ -191,6 +193,10 @@ def read_patches(path: str | Path) -> ReadyPatches:
         images = file["img" if "img" in file else "imgs"][:]
         names = file["barcode" if "barcode" in file else "barcodes"][:]
         barcodes = [b.decode() if isinstance(b, bytes) else str(b) for b in names.ravel()]
+        n_patches = len(barcodes)
+        check_array(path, "img", images, shape=(n_patches, None, None, 3), dtype="uint8")
+        check_array(path, "coords", file["coords"], shape=(n_patches, 2))
+        check_finite(path, "coords", file["coords"])
         return ReadyPatches(images, barcodes, file["coords"][:])
 
 

@@ -20,7 +20,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Annotated, TypedDict
 
 import h5py
 import numpy as np
@@ -29,15 +29,18 @@ from scipy.sparse import csr_matrix
 from seal_lite.config import Config
 from seal_lite.data.genes import GenePanel
 from seal_lite.data.patches import extract_patches
+from seal_lite.data.readers.sparse import check_finite, check_matrix
 from seal_lite.data.section import Section
 from seal_lite.errors import InputError, reading
 from seal_lite.io import atomic_file, check_h5, write_atomic
 from seal_lite.locks import exclusive_folder
 from seal_lite.paths import file_name
+from seal_lite.schema import Names, Sha256, Size, check, check_array
 
 if TYPE_CHECKING:
     from anndata import AnnData
 
+SHARD_REMEDY = "remove it and write it again"
 SETTINGS = ("patch_um", "patch_px", "n_genes", "hvg", "smooth", "smooth_over", "zscore", "clip")
 
 
@@ -196,6 +199,15 @@ def _read_panel(folder: Path, config: Config) -> GenePanel:
     return GenePanel.load(folder / "panel.json")
 
 
+class ShardFields(TypedDict):
+    """What a shard's file states beside its arrays of numbers."""
+
+    name: Annotated[str, Size(1, 1000)]
+    digest: Sha256
+    key: Names
+    genes: Names
+
+
 class Shard:
     """A section's pairs on disk, as training reads them: a `Section` without its counts.
 
@@ -228,20 +240,24 @@ class Shard:
         access = h5py.h5p.create(h5py.h5p.FILE_ACCESS)
         # HDF5 would keep the 64 KB around each row that was read in memory.
         access.set_sieve_buf_size(0)
-        with reading(path, fault="is no shard", remedy="remove it and write it again"):
+        with reading(path, fault="is no shard", remedy=SHARD_REMEDY):
             file = h5py.File(h5py.h5f.open(os.fsencode(path), h5py.h5f.ACC_RDONLY, access))
             check_h5(file)
-            self.name: str = file.attrs["name"]
-            self.digest: str = file.attrs["digest"]
+            fields = {**file.attrs, "key": _texts(file["key"]), "genes": _texts(file["genes"])}
+            stored: ShardFields = check(fields, ShardFields, path=path, remedy=SHARD_REMEDY)
+            self.name = stored["name"]
+            self.digest = stored["digest"]
             self.patches = file["img"]
-            self._keys = file["key"][:]
-            self.genes = tuple(gene.decode() for gene in file["genes"][:])
-            self._expression = Rows(file)
+            self._keys = stored["key"]
+            self.genes = tuple(stored["genes"])
+            self._expression = Rows(path, file, shape=(len(self._keys), len(self.genes)))
+        image_shape = (len(self._keys), None, None, 3)
+        check_array(path, "img", self.patches, shape=image_shape, dtype="uint8")
         self.rows = range(len(self._keys))
 
     def key(self, i: int) -> str:
         """Return the name of patch ``i``: 'section/barcode'."""
-        return self._keys[i].decode()
+        return self._keys[i]
 
     def expression(self, panel: GenePanel) -> Rows:
         """Return z-scored expression by index, on the panel that the shard was written with.
@@ -261,9 +277,19 @@ class Shard:
 
 
 class Rows:
-    """z-scores of a shard's open file: ``rows[i]`` is dense, (g,) float32."""
+    """z-scores of a shard's open file, n rows of g genes: ``rows[i]`` is dense, (g,) float32.
 
-    def __init__(self, file: h5py.File) -> None:
+    Raises
+    ------
+    InputError
+        Where the file does not hold a sparse matrix of this shape, of finite numbers.
+    """
+
+    def __init__(self, path: str | Path, file: h5py.File, *, shape: tuple[int, int]) -> None:
+        check_matrix(path, file, shape=shape)
+        check_array(path, "lowest", file["lowest"], shape=shape[1:], remedy=SHARD_REMEDY)
+        for name in ("data", "lowest"):
+            check_finite(path, name, file[name])
         self.data = file["data"]
         self.indices = file["indices"]
         self.indptr = file["indptr"][:]
@@ -274,3 +300,8 @@ class Rows:
         row = self.lowest.copy()
         row[self.indices[stored]] = self.data[stored]
         return row
+
+
+def _texts(dataset: h5py.Dataset) -> list[str]:
+    """Return the texts of an array of bytes."""
+    return [text.decode() for text in dataset[:]]

@@ -13,8 +13,9 @@ import math
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, TypeAlias
+from typing import TYPE_CHECKING, Annotated, TypeAlias, TypedDict
 
+from seal_lite.config import Seed
 from seal_lite.data.genes import GenePanel
 from seal_lite.errors import InputError
 from seal_lite.evaluation.features import fold_features
@@ -27,10 +28,11 @@ from seal_lite.evaluation.scores import (
     tidy,
 )
 from seal_lite.evaluation.statistics import IN_PREFIX, differences
-from seal_lite.io import read_json, write_atomic
+from seal_lite.io import write_atomic
 from seal_lite.locks import exclusive_folder
 from seal_lite.model.seal import SEAL
 from seal_lite.paths import file_name
+from seal_lite.schema import Number, Size, read
 from seal_lite.training.loader import check_batch_size
 from seal_lite.training.loop import finetune
 from seal_lite.training.provenance import provenance
@@ -49,6 +51,26 @@ if TYPE_CHECKING:
     Split: TypeAlias = tuple[list[Section], dict[str, list[Section]]]
 
 log = logging.getLogger(__name__)
+Correlation = Annotated[float, Number(at_least=-1, at_most=1, undefined=True)]
+
+
+class ScoreRow(TypedDict):
+    """A row of a fold's scores."""
+
+    features: str
+    probe: str
+    target: str
+    pcc: Correlation
+    per_gene: dict[str, Correlation]
+
+
+class FoldResult(TypedDict):
+    """What is kept of a held-out group."""
+
+    test: str
+    seed: Seed
+    scores: Annotated[list[ScoreRow], Size(1)]
+    morphology: dict[str, dict[str, Annotated[float, Number(at_least=0, undefined=True)]]]
 
 
 @dataclass(frozen=True)
@@ -322,7 +344,21 @@ def _resume_fold(
             progress=progress,
         )
         write_atomic(path, json.dumps(results))
-    return read_json(path, remedy="remove it: the fold runs again")
+    return _read_fold(path, fold, config.seed)
+
+
+def _read_fold(path: Path, fold: Fold, seed: int) -> list[dict]:
+    """Return the results of a fold, which are of its groups, of its genes and of this seed."""
+    remedy = "remove it: the fold runs again"
+    results = read(path, list[FoldResult], remedy=remedy)
+    stated = [(result["test"], result["seed"]) for result in results]
+    if stated != [(group, seed) for group in fold.tests]:
+        raise InputError(f"{path}: is of other groups, or of another seed than {seed}; {remedy}")
+    for result in results:
+        for row in result["scores"]:
+            if set(row["per_gene"]) != set(fold.genes):
+                raise InputError(f"{path}: scores other genes than this fold; {remedy}")
+    return results
 
 
 def run_fold(

@@ -14,7 +14,7 @@ import logging
 from dataclasses import dataclass
 from itertools import count
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypedDict
 
 import numpy as np
 from PIL import Image
@@ -33,8 +33,8 @@ from seal_lite.evaluation.ridge import Sums, hest_bench_ridge
 from seal_lite.evaluation.scores import ScoreKey, probe_scores, score_rows
 from seal_lite.evaluation.statistics import deltas
 from seal_lite.evaluation.targets import pearson, section_targets
-from seal_lite.io import read_json
 from seal_lite.paths import inside
+from seal_lite.schema import Names, read
 from seal_lite.terminal import printable
 
 if TYPE_CHECKING:
@@ -48,6 +48,12 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 SEED = 1  # of the benchmark's own PCA
+
+
+class GeneList(TypedDict):
+    """The file of the genes to predict."""
+
+    genes: Names
 
 
 @dataclass(frozen=True)
@@ -112,7 +118,7 @@ def read_hest_task(root: str | Path, name: str) -> HestTask:
     splits = folder / "splits"
     if not splits.is_dir():
         raise InputError(f"{folder}: has no folder splits; give the folder that holds the tasks")
-    genes = read_json(folder / GENES_FILE, "genes", remedy="restore its list 'genes'")["genes"]
+    genes = read(folder / GENES_FILE, GeneList, remedy="restore its list 'genes'")["genes"]
     folds = []
     files: dict[str, tuple[Path, Path]] = {}
     for i in count():

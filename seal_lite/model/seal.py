@@ -21,7 +21,7 @@ from seal_lite.config import Config
 from seal_lite.data.genes import GenePanel
 from seal_lite.encoders.registry import backbone_row
 from seal_lite.encoders.vision import VisionEncoder, encoder_for
-from seal_lite.errors import InputError
+from seal_lite.errors import blaming
 from seal_lite.model import storage
 from seal_lite.model.gene_vae import GeneVAE
 from seal_lite.model.losses import GeneOutputs, PairOutputs
@@ -107,9 +107,17 @@ class SEAL(nn.Module):
         InputError
             Where the backbone reads patches of another size, and as `build_encoder` does.
         """
-        row = backbone_row(config.backbone)
-        row.check_px(config.patch_px)
-        encoder = encoder_for(config, device=device)
+        return cls._on(cls._encoder(config, device=device), panel, config)
+
+    @staticmethod
+    def _encoder(config: Config, *, device: str | torch.device) -> VisionEncoder:
+        """Return the config's encoder, which reads patches of the config's size."""
+        backbone_row(config.backbone).check_px(config.patch_px)
+        return encoder_for(config, device=device)
+
+    @classmethod
+    def _on(cls, encoder: VisionEncoder, panel: GenePanel, config: Config) -> SEAL:
+        """Return a fresh model on an encoder, where that is."""
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(config.seed)
             return cls(encoder, panel, config).to(encoder.device)
@@ -226,14 +234,12 @@ class SEAL(nn.Module):
         Raises
         ------
         InputError
-            Where a name or a shape differs; the message names `source`.
+            Where a name or a shape differs, and where a value is not finite; the message names
+        `source`.
         """
-        shapes = {name: tensor.shape for name, tensor in tensors.items()}
-        own_shapes = {name: tensor.shape for name, tensor in self.trainable().items()}
-        differing = [k for k in shapes | own_shapes if shapes.get(k) != own_shapes.get(k)]
-        if differing:
-            remedy = "take the backbone, panel and config that it was made with"
-            raise InputError(f"{source}: tensor {min(differing)} does not fit this model; {remedy}")
+        own = self.trainable()
+        storage.check_shapes(storage.shapes_of(tensors), storage.shapes_of(own), source=source)
+        storage.check_tensors(tensors, own, source=source)
         tuned = {}
         heads = {}
         for name, tensor in tensors.items():
@@ -269,8 +275,29 @@ class SEAL(nn.Module):
         run = storage.local_folder(run)
         config = Config.from_json(run / "config.json")
         panel = GenePanel.load(run / "panel.json")
-        model = cls.build(panel, config, device=device)
-        storage.check_base(run, model.encoder)
-        tensors = storage.read_tensors(run, adapted=bool(model.encoder.adapted))
+        storage.check_adapter(run, config)
+        files = {run / file: prefix for file, prefix in storage.tensor_files(config).items()}
+        shapes = {file: storage.read_shapes(file, prefix) for file, prefix in files.items()}
+        for file in files:
+            storage.check_rank(file, shapes[file], config.lora_rank)
+        with blaming(run / "config.json"):
+            encoder = cls._encoder(config, device=device)
+        storage.check_base(run, config, encoder)
+
+        # Damaged settings may ask for terabytes: shapes are compared before there is any memory.
+        with torch.device("meta"):
+            own = cls(encoder, panel, config).trainable()
+        for file, prefix in files.items():
+            is_here = bool(prefix)
+            own_here = {k: v for k, v in own.items() if k.startswith(storage.TUNED) == is_here}
+            storage.check_shapes(shapes[file], storage.shapes_of(own_here), source=file)
+        storage.check_checksums(run)
+
+        model = cls._on(encoder, panel, config)
+        tensors: dict[str, Tensor] = {}
+        for file, prefix in files.items():
+            tensors_here = storage.read_tensors(file, prefix)
+            storage.check_tensors(tensors_here, own, source=file)
+            tensors |= tensors_here
         model.load_trainable(tensors, source=run)
         return model.eval()

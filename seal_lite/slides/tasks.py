@@ -13,7 +13,7 @@ from __future__ import annotations
 import logging
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Literal, TypedDict
 
 import numpy as np
 import pandas as pd
@@ -25,11 +25,13 @@ from seal_lite.data.readers.common import UNKNOWN
 from seal_lite.errors import InputError, reading
 from seal_lite.io import open_h5
 from seal_lite.paths import file_name, inside
+from seal_lite.schema import Size, check, check_array
 
 log = logging.getLogger(__name__)
 
 Kind = Literal["classification", "regression", "survival"]
 Fold = tuple[np.ndarray, np.ndarray]
+ColumnName = Annotated[str, Size(1, 1000)]
 N_FOLDS = 5  # of a task that has no fold columns
 
 
@@ -61,6 +63,18 @@ class SlideTask:
     y: np.ndarray
     classes: list[str]
     folds: list[Fold]
+
+
+class _TaskColumns(TypedDict):
+    task_col: ColumnName
+    sample_col: ColumnName
+
+
+class TaskFields(_TaskColumns, total=False):
+    """What of a task's `config.yaml` is used."""
+
+    extra_cols: list[ColumnName] | None
+    label_dict: dict[bool | int | str, bool | int | str] | None
 
 
 @dataclass(frozen=True)
@@ -111,9 +125,10 @@ def _read_table(folder: Path) -> tuple[pd.DataFrame, _Columns]:
     for name in ("config.yaml", "k=all.tsv"):
         if not (folder / name).is_file():
             raise InputError(f"{folder}: is no task, for it has no {name}; restore that file")
+    settings = folder / "config.yaml"
     fault = "is no task with config.yaml and k=all.tsv"
     with reading(folder, fault=fault, remedy="correct them"):
-        config = yaml.safe_load((folder / "config.yaml").read_text())
+        config = check(yaml.safe_load(settings.read_text("utf-8")), TaskFields, path=settings)
         table = _read_text(folder / "k=all.tsv", config)
         label = config["task_col"]
         sample = config["sample_col"]
@@ -128,7 +143,7 @@ def _read_table(folder: Path) -> tuple[pd.DataFrame, _Columns]:
     return table, _Columns(kind, sample, [label], folds, class_of)
 
 
-def _read_text(path: Path, config: dict[str, Any]) -> pd.DataFrame:
+def _read_text(path: Path, config: TaskFields) -> pd.DataFrame:
     """Read a table as text; a cell that is empty, or says that it is, is NaN.
 
     A class of the label_dict may have any name, also NA.
@@ -283,10 +298,14 @@ def _read_features(path: Path) -> np.ndarray:
     """Return the features (n, d) float32 of one slide."""
     broken = reading(path, fault="holds no dataset features", remedy="embed it again")
     with broken, open_h5(path) as file:
-        x = np.asarray(file["features"], np.float32)
-        if not x.size:  # TRIDENT may write (0,) for a slide without tissue
+        stored = file["features"]
+        if not stored.size:  # TRIDENT may write (0,) for a slide without tissue
             log.warning("%s: holds no patches: no tissue was found on the slide", path)
             return np.zeros((0, 0), np.float32)
+        is_stacked = len(stored.shape) == 3  # (1, n, d), as TRIDENT has written it, too
+        shape = (1, None, None) if is_stacked else (None, None)
+        check_array(path, "features", stored, shape=shape, remedy="embed it again")
+        x = np.asarray(stored, np.float32)
         x = x.reshape(-1, x.shape[-1])
     if not np.isfinite(x).all():
         raise InputError(f"{path}: a feature is NaN or infinite; embed the slide again")

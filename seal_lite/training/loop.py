@@ -203,6 +203,9 @@ def train(
     on_card = device.type == "cuda"
     optimizer = torch.optim.AdamW(parameter_groups(model, config), fused=on_card)
 
+    scaler = GradScaler(device.type, enabled=dtype == torch.float16)
+    history: History = load_checkpoint(out, model, optimizer, scaler)
+
     # Schedule: the gene encoder's warm-up epochs at the full rate, then a rise and a cosine.
     warmup_steps = config.gene_warmup_epochs * pairs.expression_steps
     joint_steps = config.epochs * pairs.steps
@@ -210,10 +213,10 @@ def train(
     def rate(step: int) -> float:
         return learning_rate(step - warmup_steps, steps=joint_steps, warmup=config.warmup)
 
-    scheduler = LambdaLR(optimizer, rate)
-    scaler = GradScaler(device.type, enabled=dtype == torch.float16)
+    n_warmup = min(len(history), config.gene_warmup_epochs)
+    steps_done = n_warmup * pairs.expression_steps + (len(history) - n_warmup) * pairs.steps
+    scheduler = LambdaLR(optimizer, rate, last_epoch=steps_done - 1)
 
-    history: History = load_checkpoint(out, model, optimizer, scheduler, scaler)
     for callback in callbacks:
         callback.on_fit_start(model)
 
@@ -268,7 +271,7 @@ def train(
         bar.set_postfix(loss=f"{history[-1]['loss']:.3f}")
         for callback in callbacks:
             callback.on_epoch_end(model, history)
-        save_checkpoint(folder, model, optimizer, scheduler, scaler, history)
+        save_checkpoint(folder, model, optimizer, scaler, history)
     return history
 
 
@@ -285,8 +288,9 @@ def parameter_groups(model: SEAL, config: Config) -> list[dict[str, Any]]:
     for parameters, rate in ((adapter, config.lr_lora), (heads, config.lr_heads)):
         weights = [p for p in parameters if p.ndim >= 2]
         others = [p for p in parameters if p.ndim < 2]
-        groups.append({"params": weights, "lr": rate, "weight_decay": config.weight_decay})
-        groups.append({"params": others, "lr": rate, "weight_decay": 0.0})
+        rates = {"lr": rate, "initial_lr": rate}  # the second is what the schedule scales
+        groups.append({"params": weights, **rates, "weight_decay": config.weight_decay})
+        groups.append({"params": others, **rates, "weight_decay": 0.0})
     return groups
 
 

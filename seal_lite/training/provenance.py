@@ -10,18 +10,57 @@ import platform
 import subprocess
 from collections.abc import Iterable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any, TypedDict
 
 import numpy as np
 import torch
 
 from seal_lite import __version__
-from seal_lite.config import Config
+from seal_lite.config import Config, Seed
 from seal_lite.encoders.registry import Backbone, backbone_row
+from seal_lite.io import RUN_REMEDY
+from seal_lite.schema import Count, Names, Sha256, Size, read
 
 if TYPE_CHECKING:
     from seal_lite.data.section import Section
     from seal_lite.data.shards import Shard
+
+
+class _Sections(TypedDict):
+    sections: Names
+
+
+class Provenance(_Sections, total=False):
+    """What `provenance.json` holds. Older versions, and other work, have some of it."""
+
+    data_sha256: Sha256
+    config_sha256: Sha256
+    backbone_sha256: Sha256
+    genes_sha256: Sha256
+    extra_expression_sha256: Sha256
+    seed: Seed
+    seeds: Count
+    package: str
+    commit: str
+    device: str
+    versions: dict[str, str]
+    shuffle_pairs: bool
+    loss: str
+    callbacks: list[str]
+    groups: str
+    train_groups: Count | None
+    finished: Annotated[str, Size(10, 40)]
+
+
+def read_provenance(path: str | Path, *, remedy: str = RUN_REMEDY) -> Provenance:
+    """Return what a run's or a result's `provenance.json` holds.
+
+    Raises
+    ------
+    InputError
+        Where the file is absent or damaged.
+    """
+    return read(path, Provenance, remedy=remedy)
 
 
 def provenance(sections: Iterable[Section | Shard], config: Config, **extra: Any) -> dict[str, Any]:

@@ -229,6 +229,15 @@ def declare_terabytes(path: str, dataset: str) -> Damage:
     return edit_h5(path, change)
 
 
+def point_elsewhere(group: str) -> Callable[[h5py.File], object]:
+    """An index of a sparse matrix lies outside it."""
+
+    def change(file: h5py.File):
+        file[group]["indices"][0] = 10**6
+
+    return change
+
+
 def all_of(*damages: Damage) -> Damage:
     """Several things are damaged."""
     return lambda root: [damage(root) for damage in damages]

@@ -69,6 +69,7 @@ def test_check_writes_a_page_and_reports_genes_that_a_run_needs(work, tmp_path):
     def drop_a_gene(root):
         path = root / "run/panel.json"
         path.write_text(path.read_text().replace('"ERBB2"', '"NOPE"'))
+        (root / "run/checksums.json").unlink()
 
     output = work("check", "--run run --set patch_px=64", change=drop_a_gene)
     assert " pairs in 2 sections; wrote out" in output

@@ -16,6 +16,7 @@ from faults import (
     edit,
     edit_h5,
     fault_table,
+    point_elsewhere,
     remove,
     replace,
     truncate,
@@ -344,6 +345,11 @@ FAULTS = [
         ("a slide ends early", truncate("h5ad/S1.tif", 0.3), "S1.tif: cannot be read"),
         ("an AnnData ends early", truncate("h5ad/S1.h5ad"), "S1.h5ad: cannot be read"),
         ("an AnnData declares 4 TB", declare_terabytes("h5ad/S1.h5ad", "X/data"), "declares"),
+        (
+            "an AnnData points elsewhere",
+            edit_h5("h5ad/S1.h5ad", point_elsewhere("X")),
+            "S1.h5ad: X/indices has one outside 0 to 3",
+        ),
         ("no coordinates", edit_adata(lambda adata: adata.obsm.clear()), 'no obsm["spatial"]'),
         ("a coordinate is NaN", edit_adata(lose_a_coordinate), "coordinate is not a number"),
         ("a name twice", edit_adata(double_name), "a barcode is listed twice"),
@@ -389,6 +395,11 @@ FAULTS = [
         "visium",
         ("a matrix ends early", truncate(MATRIX), "cannot be read"),
         ("a matrix declares 4 TB", declare_terabytes(MATRIX, "matrix/data"), "declares"),
+        (
+            "a matrix points elsewhere",
+            edit_h5(MATRIX, point_elsewhere("matrix")),
+            "matrix/indices has one outside 0 to 3",
+        ),
         ("no positions", remove(POSITIONS), "no tissue_positions.csv beside it"),
         ("no counts", remove(MATRIX), "no counts beside it"),
         (

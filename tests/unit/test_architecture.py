@@ -23,6 +23,7 @@ STAGES = (
     "locks",
     "io",
     "cache",
+    "schema",
     "config",
     "plots",
     "data",

@@ -67,7 +67,8 @@ def test_a_wrong_assignment_is_an_error_that_names_the_setting(assignment):
         ("epochs", True),
         ("lr_lora", "1e-3"),
         ("learn_temperature", 1),
-        ("hidden", [64, 32]),
+        ("hidden", 64),
+        ("hidden", [64, 0]),
         ("hidden", ("wide",)),
         ("hidden", ()),
     ],
@@ -112,11 +113,24 @@ def test_a_setting_that_an_older_version_lacks_takes_its_default(write):
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"colour": "blue"}, "unknown setting colour"),
-        ({"epochs": "ten"}, "epochs='ten' is no int"),
-        ({"epochs": None}, "epochs=None is no int"),
+        ({"colour": "blue"}, "colour is unknown"),
+        ({"epochs": "ten"}, "config.json: epochs='ten' must be a whole number at least 1"),
+        ({"epochs": None}, "epochs=None must be a whole number"),
         ({"hidden": 64}, "hidden=64"),
-        ({"temperature": math.nan}, "temperature=nan"),
+        ({"temperature": math.nan}, "temperature=nan must be a number above 0"),
+        ({"temperature": None}, "temperature=None must be a number above 0"),
+        ({"lora_rank": -4}, "config.json: lora_rank=-4 must be a whole number at least 0"),
+        ({"lora_rank": 10**9}, "lora_rank=1000000000 must be"),
+        ({"lr_lora": 10**400}, "lr_lora="),
+        ({"hidden": [32, -16]}, "hidden[1]=-16 must be a whole number at least 1"),
+        ({"hidden": [32, 10**9]}, "at most 16384"),
+        ({"hidden": [8] * 99}, "of 1 to 16 entries, not 99"),
+        ({"n_flows": 10**6}, "n_flows=1000000 must be"),
+        ({"project": -1}, "project=-1"),
+        ({"n_views": 10**12}, "n_views="),
+        ({"hvg": "best"}, "hvg='best' must be one of pearson_residuals, seurat"),
+        ({"pooling": ["own"]}, "pooling=['own'] must be one of"),
+        ({"backbone": ""}, "backbone='' must be text"),
     ],
 )
 def test_a_file_that_does_not_fit_is_named_with_its_setting(write, changes, message):
@@ -125,6 +139,10 @@ def test_a_file_that_does_not_fit_is_named_with_its_setting(write, changes, mess
         Config.from_json(path)
     assert str(path) in str(error.value)
     assert message in str(error.value)
+
+
+def test_a_list_stands_for_a_tuple():
+    assert Config(hidden=[64, 32]) == Config(hidden=(64, 32))
 
 
 def test_a_file_without_a_backbone_is_no_config(write):

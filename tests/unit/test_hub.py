@@ -309,7 +309,12 @@ def test_the_model_card_states_the_provenance(hub, trained):
 
 @pytest.mark.parametrize(
     ("content", "message"),
-    [("[]", "holds no differences"), (None, "cannot be read")],
+    [
+        ("[]", "it is .., but must be an object"),
+        ("{}", "delta is missing"),
+        ('{"delta": [{"of": 3}]}', r"delta.0..ci95 is missing"),
+        (None, "cannot be read"),
+    ],
 )
 def test_a_card_of_other_scores_is_an_input_error(hub, trained, tmp_path, content, message):
     run, _, _ = trained

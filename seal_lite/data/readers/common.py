@@ -12,6 +12,7 @@ import numpy as np
 import pandas as pd
 import scipy.sparse as sp
 
+from seal_lite.data.readers.sparse import check_matrices
 from seal_lite.errors import InputError, reading
 from seal_lite.io import open_h5
 
@@ -132,22 +133,34 @@ def read_h5ad(path: str | Path) -> AnnData:
     Raises
     ------
     InputError
-        If the file declares more bytes than it can hold.
+        If the file declares more bytes than it can hold, and as `check_matrices` does.
     """
     import anndata as ad
 
     with open_h5(path) as file:
         if file.attrs.get("encoding-type") == "anndata":
-            return read_parts(file)
+            return read_parts(path, file)
+        check_matrices(path, file)
         return ad.read_h5ad(path)  # anndata 0.7 and before had another layout
 
 
-def read_parts(group: h5py.Group | zarr.Group) -> AnnData:
-    """Read of an AnnData on disk what a section uses; the rest may be large, or damaged."""
+def read_parts(path: str | Path, group: h5py.Group | zarr.Group) -> AnnData:
+    """Read of an AnnData on disk what a section uses; the rest may be large, or damaged.
+
+    Raises
+    ------
+    InputError
+        As `check_matrices` does; the message names `path`.
+    """
     import anndata as ad
 
     def read(folder: Any, names: Sequence[str]) -> dict[str, Any]:
-        return {name: ad.io.read_elem(folder[name]) for name in names if name in folder}
+        parts = {}
+        for name in names:
+            if name in folder:
+                check_matrices(path, folder[name])
+                parts[name] = ad.io.read_elem(folder[name])
+        return parts
 
     parts = read(group, ("X", "obs", "var"))
     for folder, names in USED_PARTS.items():
@@ -183,8 +196,17 @@ def counted_genes(path: str | Path, adata: AnnData) -> tuple[sp.csr_matrix, pd.D
     for matrix, genes in candidates:
         counts = sp.csr_matrix(matrix, dtype=np.float32)
         if _are_counts(counts.data):
-            return counts, genes
+            return _in_order(counts), genes
     raise InputError(f"{path}: needs whole numbers >= 0; give raw counts, not normalised ones")
+
+
+def _in_order(counts: sp.csr_matrix) -> sp.csr_matrix:
+    """Return counts sorted by column, each once: those stored in parts are summed."""
+    if counts.has_canonical_format:
+        return counts
+    summed = counts.copy()
+    summed.sum_duplicates()
+    return summed
 
 
 def _are_counts(values: np.ndarray) -> bool:

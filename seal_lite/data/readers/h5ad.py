@@ -84,7 +84,7 @@ def _read_store(path: Path) -> AnnData:
     group = zarr.open_group(path, mode="r")
     arrays = [item for _, item in group.members(max_depth=None) if isinstance(item, zarr.Array)]
     refuse_bomb(path, sum(array.nbytes for array in arrays))
-    return read_parts(group)
+    return read_parts(path, group)
 
 
 def one_library(

@@ -10,6 +10,7 @@ import numpy as np
 
 from seal_lite.data.readers.common import add_note, kept_metadata, text_of
 from seal_lite.data.readers.h5ad import one_library
+from seal_lite.data.readers.sparse import check_matrices
 from seal_lite.errors import InputError
 from seal_lite.paths import check_store
 
@@ -17,6 +18,7 @@ if TYPE_CHECKING:
     from anndata import AnnData
     from spatialdata import SpatialData
 
+TABLES = ("tables", "table")  # where a store keeps them, and where version 0.0 did
 Systems = dict[str, Any]  # spatialdata's transformation to each coordinate system, by its name
 
 
@@ -31,11 +33,17 @@ def read_spatialdata(path: Path, labels: dict[str, str]) -> AnnData:
     ------
     InputError
         If table or image are missing, the choice of the table is open, several regions lie on one
-        another, or spots and image share no coordinate system.
+        another, spots and image share no coordinate system, or as `check_matrices` does.
     """
     import spatialdata
+    import zarr
 
     check_store(path)
+    for consolidated in (None, False):  # what a store repeats about its arrays may differ
+        store = zarr.open_group(path, mode="r", use_consolidated=consolidated)
+        for tables in TABLES:
+            if tables in store:
+                check_matrices(path, store[tables])
     data = spatialdata.read_zarr(path)
     adata = data.tables[_table_name(path, data, labels)]
     if "spatialdata_attrs" not in adata.uns:

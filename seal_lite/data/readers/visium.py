@@ -13,8 +13,9 @@ import numpy as np
 import pandas as pd
 
 from seal_lite.data.readers.common import ARRAY, PIXELS, as_flags, as_numbers, read_table
+from seal_lite.data.readers.sparse import check_10x
 from seal_lite.errors import InputError, reading
-from seal_lite.io import open_h5, read_json
+from seal_lite.io import open_h5, read_json, refuse_bomb
 
 if TYPE_CHECKING:
     from anndata import AnnData
@@ -58,6 +59,7 @@ POSITIONS_COLUMNS = (
 GENE_TYPE = "Gene Expression"
 # What names a spot or a bin. The rest of its barcode, as "-1", names the library.
 BARCODE = r"([ACGT]{10,}|s_\d+um_\d+_\d+)"
+SHORTEST_ENTRY = len("1 1\n")  # bytes of a value in a Matrix Market file
 MIN_PLACED = 0.1  # share of the barcodes with counts that must have a position
 
 
@@ -257,27 +259,30 @@ def _read_h5(path: Path) -> AnnData:
     """Read a 10x HDF5 file of version 2 or 3."""
     import scanpy as sc
 
-    with open_h5(path):
+    with open_h5(path) as file:
+        check_10x(path, file)
         return sc.read_10x_h5(path, gex_only=False)
 
 
 def _read_mtx(path: Path) -> AnnData:
     """Read a Matrix Market file with its barcodes, and its genes or features, beside it."""
     import anndata as ad
-    from scipy.io import mmread
+    from scipy.io import mminfo, mmread
 
     sample, _ = _split_name(path)
     features = _read_names(path, f"{sample}features.tsv", f"{sample}genes.tsv")
     barcodes = _read_names(path, f"{sample}barcodes.tsv")
-    matrix = mmread(path).tocsr().astype(np.float32)
     shape = (len(barcodes), len(features))
-    if matrix.shape == shape[::-1]:  # as 10x writes it
-        matrix = matrix.T.tocsr()
-    if matrix.shape != shape:
+    rows, columns, n_entries, *_ = mminfo(path)
+    if (rows, columns) not in (shape, shape[::-1]):
         raise InputError(
-            f"{path}: is {matrix.shape[0]} x {matrix.shape[1]}, but beside it are {shape[1]} "
+            f"{path}: is {rows} x {columns}, but beside it are {shape[1]} "
             f"features and {shape[0]} barcodes; take the three files of one matrix"
         )
+    refuse_bomb(path, SHORTEST_ENTRY * n_entries)
+    matrix = mmread(path).tocsr().astype(np.float32)
+    if matrix.shape == shape[::-1]:  # as 10x writes it
+        matrix = matrix.T.tocsr()
     var = pd.DataFrame({"gene_ids": features[0].to_numpy()}, index=features.iloc[:, :2].iloc[:, -1])
     if 2 in features:
         var["feature_types"] = features[2].to_numpy()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Annotated, Any, NamedTuple, TypedDict
 
 import numpy as np
 import pandas as pd
@@ -13,13 +13,14 @@ import scipy.sparse as sp
 from seal_lite.data.readers.common import POOL_UM, array_table, make_spots
 from seal_lite.data.readers.gene_names import are_genes
 from seal_lite.errors import InputError, reading
-from seal_lite.io import read_json
+from seal_lite.schema import Number, read
 
 if TYPE_CHECKING:
     from anndata import AnnData
 
 # What Xenium Ranger and Xenium Explorer call the alignment of an image, in a folder or beside it.
 ALIGNMENTS = ("*imagealignment*.csv", "*matrix.csv", "*alignment*/*matrix.csv")
+REMEDY = "copy it again from Xenium's output"
 MIN_QV = 20.0  # Xenium's own threshold for a transcript to be counted
 BATCH_ROWS = 2**20  # transcripts in memory at a time
 
@@ -38,8 +39,8 @@ def read_xenium(path: Path, labels: dict[str, str]) -> AnnData:
     """
     folder = path.parent
     size_um = float(labels.get("pool_um", POOL_UM))
-    stated = read_json(folder / "experiment.xenium", "pixel_size", remedy="restore it")
-    pixel_um = stated["pixel_size"]
+    experiment: Experiment = read(folder / "experiment.xenium", Experiment, remedy=REMEDY)
+    pixel_um = experiment["pixel_size"]
     alignment = _read_alignment(folder)
     pooled = _pool_transcripts(path, size_um)
     uns: dict[str, Any] = {"spot_um": size_um, "step_um": (size_um, size_um)}
@@ -70,6 +71,12 @@ def _read_alignment(folder: Path) -> np.ndarray | None:
         matrix = np.loadtxt(path, delimiter=",", encoding="utf-8-sig")
         np.linalg.inv(matrix.reshape(3, 3))
     return matrix
+
+
+class Experiment(TypedDict):
+    """What of Xenium's `experiment.xenium` is used."""
+
+    pixel_size: Annotated[float, Number(above=0, at_most=1000)]  # um
 
 
 class PooledTranscripts(NamedTuple):

@@ -124,3 +124,72 @@ def test_what_is_no_shard_is_named(folder, tmp_path):
     cut_off.write_bytes((folder / "PA1.h5").read_bytes()[:5000])
     with pytest.raises(InputError, match="X1.h5: is no shard"):
         Shard(cut_off)
+
+
+def set_entry(name, position, value):
+    """One entry of an array of the shard is another."""
+
+    def change(file):
+        array = file[name][:]
+        array[position] = value
+        del file[name]
+        file[name] = array
+
+    return change
+
+
+def reshape(name, shape, dtype):
+    """An array of the shard is another."""
+
+    def change(file):
+        del file[name]
+        file[name] = np.zeros(shape, dtype)
+
+    return change
+
+
+def state(name, value):
+    return lambda file: file.attrs.update({name: value})
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        set_entry("indices", 3, 10**6),
+        set_entry("indices", 3, -1),
+        set_entry("indptr", 2, -1),
+        set_entry("indptr", 2, 10**6),
+        set_entry("indptr", -1, 10**6),
+        set_entry("data", 0, np.nan),
+        set_entry("data", -1, np.inf),
+        set_entry("lowest", 0, np.nan),
+        set_entry("genes", 1, b""),
+        set_entry("key", 1, b"\xff\xfe"),
+        lambda file: set_entry("genes", 1, file["genes"][0])(file),
+        lambda file: set_entry("key", 1, file["key"][0])(file),
+        reshape("lowest", 3, "f4"),
+        reshape("lowest", 40, "S3"),
+        reshape("indptr", 3, "i4"),
+        reshape("key", 3, "i4"),
+        reshape("img", (70, 64, 64), "u1"),
+        reshape("img", (9, 64, 64, 3), "u1"),
+        reshape("img", (70, 64, 64, 3), "f4"),
+        state("name", 3),
+        state("name", ""),
+        state("digest", "abc"),
+        lambda file: file.attrs.pop("digest"),
+        lambda file: file.pop("lowest"),
+        lambda file: file.pop("img"),
+    ],
+)
+def test_a_shard_whose_arrays_do_not_fit_is_refused(folder, tmp_path, change):
+    import h5py
+
+    from seal_lite.data.shards import Shard
+
+    path = tmp_path / "PA1.h5"
+    path.write_bytes((folder / "PA1.h5").read_bytes())
+    with h5py.File(path, "a") as file:
+        change(file)
+    with pytest.raises(InputError, match="PA1.h5"):
+        Shard(path)

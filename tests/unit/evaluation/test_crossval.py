@@ -314,6 +314,38 @@ def test_finished_folds_are_not_run_again(copied, sections, ground_truth, finish
     assert fold_calls == [(["PA1"], ["PB1"], 0)]
 
 
+@pytest.mark.parametrize(
+    ("place", "value"),
+    [
+        ([], {}),
+        ([], []),
+        ([0], 3),
+        ([0, "test"], "PZ"),
+        ([0, "seed"], 9),
+        ([0, "seed"], -1),
+        ([0, "scores"], []),
+        ([0, "scores", 0, "pcc"], 7.0),
+        ([0, "scores", 0, "pcc"], "high"),
+        ([0, "scores", 0, "per_gene"], {}),
+        ([0, "scores", 0, "per_gene"], {"NOPE": 0.1}),
+        ([0, "scores", 0, "probe"], None),
+        ([0, "morphology"], [1]),
+    ],
+)
+def test_a_damaged_fold_is_named(copied, sections, ground_truth, fold_calls, place, value):
+    path = copied / "folds/PB-0.json"
+    content = [json.loads(path.read_text())]
+    *parents, last = [0, *place]
+    parent = content
+    for key in parents:
+        parent = parent[key]
+    parent[last] = value
+    path.write_text(json.dumps(content[0]))
+    with pytest.raises(InputError, match=f"{path}.*remove it: the fold runs again"):
+        run_crossval(sections, ground_truth, copied)
+    assert fold_calls == []
+
+
 def test_more_seeds_run_only_what_is_new(copied, sections, ground_truth, fold_calls):
     run_crossval(sections, ground_truth, copied, seeds=2)
     assert fold_calls == [(["PB1"], ["PA1"], 1), (["PA1"], ["PB1"], 1)]

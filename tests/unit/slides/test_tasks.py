@@ -3,6 +3,7 @@
 import h5py
 import numpy as np
 import pytest
+import yaml
 from made import CASES, NAMES, STATUS
 
 from seal_lite import InputError
@@ -97,7 +98,7 @@ FAULTS = {
     "one class": ("k=all.tsv", replace("wildtype", "mutant"), "fold 0 .* one class"),
     "no row": ("k=all.tsv", drop_rows, "k=all.tsv: has no rows"),
     "no table": ("k=all.tsv", None, "is no task"),
-    "no sample column": ("config.yaml", replace("sample_col", "x"), "is no task .*sample_col"),
+    "no sample column": ("config.yaml", replace("sample_col", "x"), "sample_col is missing"),
     "words for a value": ("config.yaml", drop_label_dict, "status is not a number"),
 }
 
@@ -244,3 +245,43 @@ def test_a_task_without_one_of_its_files_says_which(write_task, name):
     (folder / name).unlink()
     with pytest.raises(InputError, match=f"is no task, for it has no {name}; restore"):
         read_slide_task(folder)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"task_col": None},
+        {"task_col": ["status"]},
+        {"task_col": ""},
+        {"sample_col": 3},
+        {"extra_cols": "days"},
+        {"extra_cols": [1]},
+        {"label_dict": ["wildtype", "mutant"]},
+        {"label_dict": {"0": ["wildtype"]}},
+    ],
+)
+def test_a_setting_of_a_task_that_does_not_fit_is_named(write_task, change):
+    root, _ = write_task(STATUS, NAMES)
+    path = root / "config.yaml"
+    path.write_text(yaml.safe_dump({**yaml.safe_load(path.read_text()), **change}))
+    with pytest.raises(InputError, match=f"config.yaml: {next(iter(change))}"):
+        read_slide_task(root)
+
+
+@pytest.mark.parametrize(
+    "features",
+    [
+        np.zeros(4),
+        np.zeros((2, 10, 4)),
+        np.zeros((1, 1, 10, 4)),
+        np.array(["x"], "S1"),
+        np.zeros((10, 4), complex),
+        3.0,
+    ],
+)
+def test_features_of_another_shape_or_type_are_refused(write_task, features):
+    root, folder = write_task(STATUS, NAMES)
+    with h5py.File(folder / "c7_0.h5", "w") as file:
+        file["features"] = features
+    with pytest.raises(InputError, match="c7_0.h5: features is .* embed it again"):
+        read_bags(read_slide_task(root), folder)
