@@ -439,6 +439,13 @@ def test_a_shift_is_scored_in_and_out_of_distribution(tmp_path):
         crossval(sections, CONFIG, train_groups=1, out=tmp_path / "other", **options)
 
 
+def stored_fold(seed):
+    """A fold's result as its file holds it."""
+    scores = {"features": "tuned", "probe": "hest", "target": "log1p_raw", "pcc": 0.5}
+    row = {**scores, "per_gene": {"A": 0.5}}
+    return {"test": "B", "seed": seed, "scores": [row], "morphology": {}}
+
+
 @pytest.mark.parametrize("patient", ["../../../ESC/x", "/ESC/x", "..", "a/b", "\x1b[31m\n"])
 def test_a_patient_of_any_name_is_written_inside_the_folder(patient, tmp_path, monkeypatch):
     out = tmp_path / "a/b/c/out"
@@ -446,7 +453,7 @@ def test_a_patient_of_any_name_is_written_inside_the_folder(patient, tmp_path, m
 
     def run_fold(fold, config, *, runs, **_):
         folders.append(runs)
-        return []
+        return [stored_fold(config.seed)]
 
     monkeypatch.setattr(crossval_module, "run_fold", run_fold)
     fold = Fold([], {patient: []}, GENES)
@@ -468,12 +475,15 @@ def test_many_groups_of_long_names_fit_a_file_name(letter, tmp_path, monkeypatch
     (split,) = folds_of(sections, groups_of(sections, "site"), 1)
     fold = Fold(*split, GENES)
     assert len(fold.name.encode()) > 1500
-    monkeypatch.setattr(crossval_module, "run_fold", lambda fold, config, **_: [config.seed])
+    monkeypatch.setattr(
+        crossval_module, "run_fold", lambda fold, config, **_: [stored_fold(config.seed)]
+    )
     for seed in (0, 1):
         seeded = replace(CONFIG, seed=seed)
         options = {"truth": None, "device": "cpu", "progress": False}
         results = crossval_module._resume_fold(fold, seeded, tmp_path, **options)
-        assert results == [seed]
+        assert results == [stored_fold(seed)]
     other = replace(fold, tests=dict(list(fold.tests.items())[:-1]))
-    assert crossval_module._resume_fold(other, CONFIG, tmp_path, **options) == [CONFIG.seed]
+    (of_other,) = crossval_module._resume_fold(other, CONFIG, tmp_path, **options)
+    assert of_other == stored_fold(CONFIG.seed)
     assert len(list((tmp_path / "folds").iterdir())) == 3
