@@ -439,11 +439,12 @@ def test_a_shift_is_scored_in_and_out_of_distribution(tmp_path):
         crossval(sections, CONFIG, train_groups=1, out=tmp_path / "other", **options)
 
 
-def stored_fold(seed):
-    """A fold's result as its file holds it."""
+def stored_folds(fold, seed):
+    """A fold's results as their file holds them."""
     scores = {"features": "tuned", "probe": "hest", "target": "log1p_raw", "pcc": 0.5}
-    row = {**scores, "per_gene": {"A": 0.5}}
-    return {"test": "B", "seed": seed, "scores": [row], "morphology": {}}
+    row = {**scores, "per_gene": dict.fromkeys(fold.genes, 0.5)}
+    common = {"seed": seed, "scores": [row], "morphology": {}}
+    return [{"test": test, **common} for test in fold.tests]
 
 
 @pytest.mark.parametrize("patient", ["../../../ESC/x", "/ESC/x", "..", "a/b", "\x1b[31m\n"])
@@ -453,7 +454,7 @@ def test_a_patient_of_any_name_is_written_inside_the_folder(patient, tmp_path, m
 
     def run_fold(fold, config, *, runs, **_):
         folders.append(runs)
-        return [stored_fold(config.seed)]
+        return stored_folds(fold, config.seed)
 
     monkeypatch.setattr(crossval_module, "run_fold", run_fold)
     fold = Fold([], {patient: []}, GENES)
@@ -476,14 +477,14 @@ def test_many_groups_of_long_names_fit_a_file_name(letter, tmp_path, monkeypatch
     fold = Fold(*split, GENES)
     assert len(fold.name.encode()) > 1500
     monkeypatch.setattr(
-        crossval_module, "run_fold", lambda fold, config, **_: [stored_fold(config.seed)]
+        crossval_module, "run_fold", lambda fold, config, **_: stored_folds(fold, config.seed)
     )
     for seed in (0, 1):
         seeded = replace(CONFIG, seed=seed)
         options = {"truth": None, "device": "cpu", "progress": False}
         results = crossval_module._resume_fold(fold, seeded, tmp_path, **options)
-        assert results == [stored_fold(seed)]
+        assert results == stored_folds(fold, seed)
     other = replace(fold, tests=dict(list(fold.tests.items())[:-1]))
-    (of_other,) = crossval_module._resume_fold(other, CONFIG, tmp_path, **options)
-    assert of_other == stored_fold(CONFIG.seed)
+    of_other = crossval_module._resume_fold(other, CONFIG, tmp_path, **options)
+    assert of_other == stored_folds(other, CONFIG.seed)
     assert len(list((tmp_path / "folds").iterdir())) == 3
