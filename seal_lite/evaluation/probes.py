@@ -71,17 +71,15 @@ def hest_probe(
     Notes
     -----
     Jaume et al., 2024: StandardScaler, PCA(256), ridge with alpha = 100 / (components x genes),
-    LSQR, no intercept (the correlation does not see it). LSQR's steps do not see a rotation. So it
-    runs on the triangle of a QR decomposition, with all that no component explains as one more row.
+    LSQR, no intercept (the correlation does not see it). A rotation of the components would be
+    faster, but rounding then moves LSQR's stop, and a gene's r by up to 0.017 on 200 spots.
     """
     components = min(256, *train_x.shape)
     alpha = 100 * n_targets / (components * train_y.shape[1])
     reduce = make_pipeline(StandardScaler(), PCA(components, random_state=seed))
-    axes, triangle = np.linalg.qr(reduce.fit_transform(train_x))
-    explained = axes.T @ train_y  # (components, g)
-    unexplained = np.linalg.norm(train_y - axes @ explained, axis=0)
+    reduced = reduce.fit_transform(train_x)
     ridge = linear_model.Ridge(alpha=alpha, fit_intercept=False, solver="lsqr")
-    ridge.fit(np.vstack([triangle, np.zeros(components)]), np.vstack([explained, unexplained]))
+    ridge.fit(reduced, train_y)
     return ridge.predict(reduce.transform(test_x)).reshape(len(test_x), -1)
 
 
