@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal, TypeAlias
 
 import numpy as np
 import torch
@@ -21,6 +20,7 @@ from seal_lite.encoders.views import augment, view_parameters
 from seal_lite.encoders.vision import VisionEncoder
 from seal_lite.errors import InputError
 from seal_lite.io import read_ahead
+from seal_lite.training.provenance import Shuffle
 
 Sections = Sequence[Section] | Sequence[Shard]
 
@@ -80,9 +80,6 @@ def check_extra_expression(extra_expression: np.ndarray | None, panel: GenePanel
     if extra_expression.ndim != 2 or extra_expression.shape[1] != n_genes:
         shape = f"extra_expression: has shape {extra_expression.shape}"
         raise InputError(f"{shape}; give (m, {n_genes}), as `panel.transform` returns it")
-
-
-Shuffle: TypeAlias = bool | Literal["every epoch"]  # whether, and how often, pairs are broken
 
 
 class Activations:

@@ -30,11 +30,10 @@ from seal_lite.training.loader import (
     Activations,
     Pairs,
     Sections,
-    Shuffle,
     check_batch_size,
     check_extra_expression,
 )
-from seal_lite.training.provenance import provenance
+from seal_lite.training.provenance import Shuffle, provenance
 from seal_lite.training.run import (
     claim_folder,
     finish_run,

@@ -10,7 +10,7 @@ import platform
 import subprocess
 from collections.abc import Iterable
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, TypedDict
+from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeAlias, TypedDict
 
 import numpy as np
 import torch
@@ -24,6 +24,10 @@ from seal_lite.schema import Count, Names, Sha256, Size, read
 if TYPE_CHECKING:
     from seal_lite.data.section import Section
     from seal_lite.data.shards import Shard
+
+
+# Whether, and how often, pairs of patch and expression are broken.
+Shuffle: TypeAlias = Literal[False, True, "every epoch"]
 
 
 class _Sections(TypedDict):
@@ -44,7 +48,7 @@ class Provenance(_Sections, total=False):
     commit: str
     device: str
     versions: dict[str, str]
-    shuffle_pairs: bool
+    shuffle_pairs: Shuffle
     loss: str
     callbacks: list[str]
     groups: str
