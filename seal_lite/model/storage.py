@@ -119,6 +119,7 @@ def write_model(
         encoder.net.save_pretrained(str(out / "adapter"))
     else:
         _save_tensors(tuned_tensors(encoder), out / BLOCKS_FILE)
+    _let_others_read(out)
     tuned_files = ADAPTER_FILES if encoder.adapted else ()
     (out / CHECKSUMS).unlink(missing_ok=True)
     add_checksums(out, [name for name in MODEL_FILES if (out / name).exists()])
@@ -273,6 +274,13 @@ def read_tensors(path: Path, prefix: str) -> dict[str, Tensor]:
     """Return the tensors of a file; raises as `read_shapes`."""
     with reading(path, remedy=RUN_REMEDY):
         return {prefix + name: tensor for name, tensor in load_file(path).items()}
+
+
+def _let_others_read(out: Path) -> None:
+    """Give tensor files the mode that the user's umask gives others; safetensors writes 0600."""
+    mode = (out / "config.json").stat().st_mode
+    for path in out.rglob("*.safetensors"):
+        path.chmod(mode)
 
 
 def _save_tensors(tensors: dict[str, Tensor], path: Path) -> None:

@@ -1,6 +1,7 @@
 """A run folder is read strictly or not at all, and gives back every output to the bit."""
 
 import json
+import os
 import shutil
 from dataclasses import replace
 
@@ -98,6 +99,20 @@ def test_a_loaded_run_reproduces_every_output_to_the_bit(trained, sections):
     np.testing.assert_array_equal(loaded.encode_genes(x), model.encode_genes(x))
     np.testing.assert_array_equal(loaded.project_images(e), model.project_images(e))
     np.testing.assert_array_equal(loaded.predict_genes(e), model.predict_genes(e))
+
+
+@pytest.mark.skipif(os.name == "nt", reason="Windows has no umask")
+@pytest.mark.parametrize(("umask", "mode"), [(0o022, 0o644), (0o027, 0o640)])
+def test_files_of_a_run_are_as_readable_as_the_user_wants(trained, tmp_path, umask, mode):
+    _, model, _ = trained
+    before = os.umask(umask)
+    try:
+        model.save_pretrained(tmp_path)
+    finally:
+        os.umask(before)
+    modes = {path.name: path.stat().st_mode & 0o777 for path in tmp_path.rglob("*.*")}
+    assert len(modes) > 5
+    assert set(modes.values()) == {mode}, modes
 
 
 def test_a_run_of_an_older_version_loads(run, tiny):
