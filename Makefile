@@ -22,7 +22,7 @@ PARAMETERS := -p DATASET phantom -p BACKBONE tf_efficientnet_lite0
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help install unit test nightly lint notebooks executed book record record-her2st \
+.PHONY: help install unit test nightly floors lint notebooks executed book record record-her2st \
   record-phantom record-shifts record-figures tasks trials blind pitfalls subtlety bench bench-gpu promises hero \
   sync lock clean
 say = @printf '\n== %s\n' $(1)
@@ -39,6 +39,18 @@ test: lint book ## lint, execute the notebooks, build the book, run all tests bu
 
 nightly: $(STAMP) ## the long forms: kills, damaged files, a crowd, 500 cycles
 	$(ONE_THREAD) $(PY) -m pytest tests/integration -n $(CORES) --dist loadfile -m nightly
+
+# An environment of its own. setuptools: what some old releases import without saying so.
+FLOOR_EXTRAS := offline dinov2 encoders data slides test
+FLOORS := .floors/bin/python
+floors: | $(PIP) ## the unit tests with the lowest version of every dependency that pyproject.toml allows
+	$(PIP) install --quiet uv
+	$(PY) -m uv venv --quiet --clear --python $(PY) .floors
+	$(PY) -m uv pip compile --resolution lowest-direct --python-version 3.11 --quiet \
+	  $(addprefix --extra ,$(FLOOR_EXTRAS)) --output-file .floors/requirements.txt pyproject.toml
+	$(PY) -m uv pip install --quiet --python $(FLOORS) -r .floors/requirements.txt 'setuptools<81'
+	$(PY) -m uv pip install --quiet --python $(FLOORS) --no-deps --editable .
+	$(ONE_THREAD) $(FLOORS) -m pytest tests/unit -n $(CORES) --dist loadfile
 
 lint: $(STAMP) ## check style, formatting, types and imports
 	$(call say,'Checking style and types')
