@@ -23,7 +23,7 @@ PARAMETERS := -p DATASET phantom -p BACKBONE tf_efficientnet_lite0
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
 .PHONY: help install unit test nightly floors lint notebooks executed book record record-her2st \
-  record-phantom record-shifts record-figures tasks trials blind pitfalls subtlety bench bench-gpu promises hero \
+  record-phantom record-her2st_transformer record-phantom_transformer record-shifts record-figures tasks trials blind pitfalls subtlety bench bench-gpu promises hero \
   sync lock clean
 say = @printf '\n== %s\n' $(1)
 
@@ -107,11 +107,13 @@ book: notebooks ## execute the notebooks, build the book, say where it is
 HER2ST ?= ../shared/her2st
 CLI    := $(VENV)/bin/seal-lite
 RUNS   := runs/record
-record: record-her2st record-phantom record-shifts record-figures tasks bench ## measure results/ again: hours on 2 cores, needs her2st (HER2ST=DIR)
+record: record-her2st record-phantom record-her2st_transformer record-phantom_transformer \
+  record-shifts record-figures tasks bench ## measure results/ again: hours on 2 cores, needs her2st (HER2ST=DIR)
 
 # One thread, so that a record does not depend on the number of cores. Run two of the first three in
 # two shells: a training has little use for a second core.
-record-her2st record-phantom record-shifts tasks: export OMP_NUM_THREADS = 1
+record-her2st record-phantom record-her2st_transformer record-phantom_transformer \
+  record-shifts tasks: export OMP_NUM_THREADS = 1
 record-her2st: $(STAMP)
 	$(CLI) crossval --data $(HER2ST) --sections C2,C3,C4,C5 --groups section --seeds 5 \
 	  --allow-leakage --out $(RUNS)/her2st
@@ -124,6 +126,19 @@ record-phantom: $(STAMP)
 	  --out $(RUNS)/phantom
 	@mkdir -p results
 	cp $(RUNS)/phantom/metrics.json results/phantom.json
+
+# The same for a transformer, with the settings for a CPU: an hour each on one core.
+SMALL := --backbone dinov2_s14 --preset small
+record-her2st_transformer: $(STAMP)
+	$(CLI) crossval --data $(HER2ST) --sections C2,C3,C4,C5 --groups section --seeds 1 $(SMALL) \
+	  --allow-leakage --out $(RUNS)/her2st_transformer
+	cp $(RUNS)/her2st_transformer/metrics.json results/her2st_transformer.json
+
+record-phantom_transformer: $(STAMP)
+	$(CLI) phantom --out data/phantom-transformer --patients 30 --sections-per-patient 1 --spots 100
+	$(CLI) crossval --data data/phantom-transformer --groups patient --train-groups 18 --seeds 2 \
+	  $(SMALL) --out $(RUNS)/phantom_transformer
+	cp $(RUNS)/phantom_transformer/metrics.json results/phantom_transformer.json
 
 record-shifts: $(STAMP)
 	@mkdir -p results
