@@ -23,7 +23,7 @@ from seal_lite.encoders.vision import VisionEncoder
 from seal_lite.errors import reading
 from seal_lite.model.seal import SEAL
 from seal_lite.model.storage import SHARED_FILES
-from seal_lite.schema import Number, read
+from seal_lite.schema import Count, Number, read
 from seal_lite.training.provenance import read_provenance
 
 if TYPE_CHECKING:
@@ -32,18 +32,23 @@ if TYPE_CHECKING:
     from seal_lite.data.section import Section
 
 
+End = Annotated[float, Number()]  # of an interval: over two units it may be as wide as you like
 Gap = Annotated[float, Number(at_least=-2, at_most=2, undefined=True)]  # of two correlations
 
 
-class Difference(TypedDict):
-    """A row of the differences of a metrics.json."""
-
+class _Difference(TypedDict):
     of: str
     minus: str
     probe: str
     target: str
     mean: Gap
-    ci95: tuple[Gap, Gap]
+    ci95: tuple[End, End] | None  # of one unit there is none
+
+
+class Difference(_Difference, total=False):
+    """A row of the differences of a metrics.json; older ones do not state their units."""
+
+    units: Count
 
 
 class Scores(TypedDict):

@@ -173,7 +173,10 @@ def test_a_field_of_a_run_is_refused_by_name_or_harmless(old_run, name):
         if model is not None:
             loaded = outputs(model)
             assert np.isfinite(loaded).all(), place
-            assert name == "panel.json" or np.array_equal(loaded, own), (place, changed)
+            is_another_model = name == "panel.json" or place == (
+                "as_released",
+            )  # with equal shapes
+            assert is_another_model or np.array_equal(loaded, own), (place, changed)
     assert n_refused > 10
 
 
