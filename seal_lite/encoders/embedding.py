@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import zipfile
 from collections.abc import Callable, Iterator, Sequence
 from hashlib import sha256 as new_sha256
 from pathlib import Path
@@ -11,9 +10,10 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
+from safetensors.numpy import load_file, save
 
 from seal_lite.encoders.devices import pinned
-from seal_lite.encoders.prefix_cache import PrefixCache, as_tensor
+from seal_lite.encoders.prefix_cache import CHECKSUM_DIGITS, PrefixCache, as_tensor, intact_file
 from seal_lite.encoders.views import as_images, make_views
 from seal_lite.encoders.vision import VisionEncoder, hash_tensors
 from seal_lite.io import atomic_file, read_ahead
@@ -174,17 +174,15 @@ def remember(
     if folder is None:
         return compute()
     key = new_sha256(f"{name} {section.digest}".encode()).hexdigest()[:32]
-    path = Path(folder) / f"{key}.npz"
-    with lock(path):  # one of several processes computes, the others wait
-        if path.exists():
-            try:
-                with np.load(path) as file:
-                    return dict(file)
-            except (OSError, ValueError, EOFError, zipfile.BadZipFile):
-                log.warning("%s: is damaged; it is computed again", path)
+    with lock(Path(folder) / key):  # one of several processes computes, the others wait
+        stored = intact_file(Path(folder), key)
+        if stored is not None:
+            return load_file(stored)
         arrays = compute()
-        with atomic_file(path) as part, part.open("wb") as file:
-            np.savez(file, **arrays)  # type: ignore[arg-type]
+        content = save(arrays)
+        checksum = new_sha256(content).hexdigest()[:CHECKSUM_DIGITS]
+        with atomic_file(Path(folder) / f"{key}-{checksum}.safetensors") as part:
+            part.write_bytes(content)
     return arrays
 
 

@@ -37,6 +37,7 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 ROOM = 0.8  # the share of free disk or memory that the cache may take
 NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)  # of a full disk, a quota, a limit
+CHECKSUM_DIGITS = 16  # of a SHA-256, in the names of files
 _INTACT: set[tuple[Path, int, int]] = set()  # files checked by this process: path, size, time
 
 
@@ -154,7 +155,7 @@ class PrefixCache:
         One of several processes computes, the others wait.
         """
         with lock(folder / self.key(section)):
-            file = self._intact_file(section)
+            file = intact_file(folder, self.key(section))
             if file is None and self.is_full:
                 return None
             if file is None:
@@ -181,15 +182,6 @@ class PrefixCache:
         if self.folder is None:
             return []
         return list(self.folder.glob(f"{self.key(section)}-*.npy"))
-
-    def _intact_file(self, section: Section | Shard) -> Path | None:
-        """Return the section's file, if there is one; remove files that lack their checksum."""
-        for path in self._files(section):
-            if _is_intact(path):
-                return path
-            log.warning("%s: is damaged; it is computed again", path)
-            path.unlink()
-        return None
 
     def _write(self, section: Section | Shard, folder: Path) -> Path:
         """Compute the section's activations into a file that appears when it is complete.
@@ -271,6 +263,19 @@ def _begin_array(file: BinaryIO, dtype: np.dtype, shape: tuple[int, ...]) -> Non
     reserve(file, file.tell() + math.prod(shape) * dtype.itemsize)
 
 
+def intact_file(folder: Path, key: str) -> Path | None:
+    """Return the file of a key in a cache folder, if there is one; remove those that are damaged.
+
+    Its name is ``<key>-<checksum>``, with a suffix.
+    """
+    for path in folder.glob(f"{key}-*"):
+        if _is_intact(path):
+            return path
+        log.warning("%s: is damaged; it is computed again", path)
+        path.unlink()
+    return None
+
+
 def _is_intact(path: Path) -> bool:
     """Return whether a file has the checksum in its name; a process reads a file once for it."""
     if _version(path) in _INTACT:
@@ -288,5 +293,5 @@ def _version(path: Path) -> tuple[Path, int, int]:
 
 
 def _checksum(path: Path) -> str:
-    """Return 16 hex digits of a file's SHA-256."""
-    return sha256(path)[:16]
+    """Return the first hex digits of a file's SHA-256."""
+    return sha256(path)[:CHECKSUM_DIGITS]

@@ -331,7 +331,16 @@ def test_every_page_can_be_filled_in_from_the_results_of_the_repository(pages, t
 
 
 @pytest.mark.parametrize(
-    "name", ["her2st", "phantom", "shift_stain", "shift_regions", "shift_batch"]
+    "name",
+    [
+        "her2st",
+        "her2st_transformer",
+        "phantom",
+        "phantom_transformer",
+        "shift_stain",
+        "shift_regions",
+        "shift_batch",
+    ],
 )
 def test_stored_differences_are_those_that_the_code_computes(name):
     result = json.loads((ROOT / f"results/{name}.json").read_text())

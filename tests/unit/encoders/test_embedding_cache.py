@@ -49,7 +49,7 @@ def test_other_pixels_and_another_encoder_are_computed(ask):
 @pytest.mark.parametrize("n_bytes", [0, 40, -30])
 def test_a_damaged_file_is_computed_again(ask, tmp_path, n_bytes):
     first, _ = ask(make_section(7))
-    (path,) = tmp_path.glob("*.npz")
+    (path,) = tmp_path.glob("*.safetensors")
     path.write_bytes(path.read_bytes()[:n_bytes])
     repaired, was_computed = ask(make_section(7))
     assert was_computed
