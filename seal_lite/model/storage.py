@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from collections.abc import Sequence
 from pathlib import Path
 
 from huggingface_hub import snapshot_download
@@ -34,8 +35,8 @@ ADAPTER_FILE = "adapter/adapter_model.safetensors"
 BLOCKS_FILE = "blocks.safetensors"
 
 
-def local_folder(run: str | Path) -> Path:
-    """Return the run's folder; "hf-hub:OWNER/NAME" is downloaded first.
+def local_folder(run: str | Path, *, files: Sequence[str] = SHARED_FILES) -> Path:
+    """Return the run's folder; of "hf-hub:OWNER/NAME" the `files` are downloaded first.
 
     Raises
     ------
@@ -48,7 +49,7 @@ def local_folder(run: str | Path) -> Path:
     remedy = "check the name, go online, or `hf auth login`"
     with reading(name, fault="cannot be fetched", remedy=remedy):
         repository = name.removeprefix(HUB_PREFIX)
-        return Path(snapshot_download(repository, allow_patterns=SHARED_FILES))
+        return Path(snapshot_download(repository, allow_patterns=list(files)))
 
 
 def tuned_tensors(encoder: VisionEncoder) -> dict[str, Tensor]:

@@ -32,6 +32,7 @@ STAGES = (
     "evaluation",
     "slides",
     "hub",
+    "integrations",
     "tutorial",
     "studies",
     "cli",
