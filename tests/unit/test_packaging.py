@@ -19,6 +19,7 @@ ROOT = Path(__file__).parents[2]
 CONDA_NAMES = {"pytorch": "torch"}  # conda-forge name -> package index name, where they differ
 IMPORT_NAMES = {
     "PIL": "pillow",
+    "openslide": "openslide-python",
     "skimage": "scikit-image",
     "sklearn": "scikit-learn",
     "yaml": "pyyaml",
@@ -114,9 +115,9 @@ def core() -> dict[str, SpecifierSet]:
 
 
 def extras() -> dict[str, SpecifierSet]:
-    """What `seal_lite[data,slides,dinov2]` brings beside."""
+    """What `seal_lite[data,slides,dinov2,openslide]` brings beside."""
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
-    names = ("data", "slides", "dinov2")
+    names = ("data", "slides", "dinov2", "openslide")
     return parse([p for name in names for p in project["optional-dependencies"][name]])
 
 
