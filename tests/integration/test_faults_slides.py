@@ -203,7 +203,11 @@ FAULTS = [
             (write_coords([0, 0, 0], patch_size_level0=10), COORDS),
             "s.h5: holds no coords of patches",
         ),
-        ("damaged coords", (write("coords/s.h5", "x"), COORDS), "s.h5: holds no coords of patches"),
+        (
+            "damaged coords",
+            (all_of(make_folder("coords"), write("coords/s.h5", "x")), COORDS),
+            "s.h5: holds no coords of patches",
+        ),
         ("a scale of 0", "--um-per-px 0", "--um-per-px"),
         ("a patch of no width", "--patch-um 0", "--patch-um"),
     ),
