@@ -15,6 +15,7 @@ from seal_lite.data.phantom import UM_PER_PX, cohort, oracle_features
 from seal_lite.encoders.vision import VisionEncoder, build_encoder
 from seal_lite.slides.bench import score_bags
 from seal_lite.slides.embed import embed_slides, list_slides
+from seal_lite.slides.places import TissueGrid
 from seal_lite.slides.tasks import read_bags, read_slide_task
 from seal_lite.training.provenance import provenance
 from trained_encoders import PHANTOM, ROOT, RUNS, save_result, trained_folds
@@ -37,7 +38,8 @@ def measure() -> dict[str, Any]:
 
     def embed(encoder: VisionEncoder, name: str) -> Path:
         folder = RUNS / "cohort" / name
-        embed_slides(encoder, slides, folder, um_per_px=UM_PER_PX, **size)
+        mostly_tissue = TissueGrid(min_tissue=0.5)
+        embed_slides(encoder, slides, folder, um_per_px=UM_PER_PX, places=mostly_tissue, **size)
         return folder
 
     frozen_encoder = build_encoder(config.backbone, tune_blocks=config.tune_blocks)

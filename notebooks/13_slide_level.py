@@ -59,7 +59,8 @@ from seal_lite.data.pathways import activities, read_gmt
 from seal_lite.data.phantom import UM_PER_PX, cohort, oracle_features
 from seal_lite.encoders.vision import build_encoder
 from seal_lite.slides.bench import score_bags
-from seal_lite.slides.embed import MASK_UM, embed_slides, grid, list_slides
+from seal_lite.slides.embed import embed_slides, list_slides
+from seal_lite.slides.places import MASK_UM, TissueGrid, grid
 from seal_lite.slides.tasks import read_bags, read_slide_task
 from seal_lite.tutorial import begin, charts, finetuned
 
@@ -84,7 +85,7 @@ print(f"{len(slides)} slides of {PATIENTS} patients")
 #| are kept.
 slide = open_slide(slides[0], um_per_px=UM_PER_PX)
 small = slide.thumbnail(MASK_UM / 2 / slide.um_per_px)
-corners = grid(slide, patch_um=config.patch_um) * slide.um_per_px
+corners = grid(slide, patch_um=config.patch_um, min_tissue=0.5) * slide.um_per_px
 with plt.rc_context(plots.STYLE):
     figure, (left, right) = plt.subplots(1, 2, figsize=(8.5, 4.2), sharex=True, sharey=True)
     side = slide.size[0] * slide.um_per_px
@@ -107,7 +108,9 @@ figure
 # %% [markdown]
 # `embed_slides` writes one H5 file a slide with `features` and `coords`, as TRIDENT
 # {cite:p}`zhang2025pathobench` does, so that its files and ours can take each other's place. On the
-# command line: `seal-lite embed --run RUN --slides DIR --out DIR`.
+# command line: `seal-lite embed --run RUN --slides DIR --out DIR`. There nearly any tissue is
+# enough for a region, as for TRIDENT (`--min-tissue 0.5` does what this chapter does), and
+# `--coords DIR` takes the regions of TRIDENT's own files.
 
 # %%
 encoders = {"frozen": build_encoder(config.backbone), "tuned": model.encoder}
@@ -121,6 +124,7 @@ for name, encoder in encoders.items():
         patch_um=config.patch_um,
         patch_px=config.patch_px,
         um_per_px=UM_PER_PX,
+        places=TissueGrid(min_tissue=0.5),
     )
 folders["oracle"] = oracle_features(
     COHORT, folders["frozen"], folders["frozen"].parent / "oracle", patch_um=config.patch_um

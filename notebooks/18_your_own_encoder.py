@@ -340,6 +340,23 @@ figure
 # Tiles of one colour are alike to the encoder: the first three axes of their embeddings are shown
 # as red, green and blue, by rank.
 #
+# ### By its name
+#
+# An adapter makes a run one of the models that a tool knows. It brings module and transform, so
+# that nothing is left to pass on but the run's folder, or `hf-hub:OWNER/NAME`:
+#
+# ```python
+# import seal_lite.integrations.lazyslide
+# tl.feature_extraction(wsi, "seal", model_path=RUN)
+#
+# from seal_lite.integrations import trident
+# trident.register(RUN)
+# encoder_factory("seal")  # of trident.patch_encoder_models
+# ```
+#
+# slide2vec finds the adapter itself. It knows the runs that the environment variable
+# `SEAL_LITE_RUNS=runs/c5:hf-hub:OWNER/NAME` lists as `seal:c5` and `seal:NAME`, with their scale.
+#
 # ## Share it on the Hub, and take it back
 #
 # ```sh

@@ -22,7 +22,7 @@ from seal_lite.cli.options import (
 from seal_lite.errors import InputError
 
 
-def embed(
+def embed(  # noqa: PLR0913 (a command has as many options as it needs)
     slides: Annotated[Path, typer.Option(help="Folder of slides (SVS, TIFF, ...) or images.")],
     out: Annotated[
         Path, typer.Option(callback=check_output_folder, help="Folder for <slide>.h5; resumes.")
@@ -35,11 +35,19 @@ def embed(
     patch_um: Annotated[
         float | None, typer.Option(min=1.0, help="Edge of a patch; default: the encoder's own.")
     ] = None,
+    coords: Annotated[
+        Path | None, typer.Option(help="Folder of TRIDENT's coords: embed these patches.")
+    ] = None,
+    min_tissue: Annotated[
+        float | None,
+        typer.Option(min=0.0, max=1.0, help="Share of a patch that must be tissue; default: some."),
+    ] = None,
     device: Device = "auto",
 ) -> None:
     """Write every slide's features as TRIDENT does: tissue, a grid of patches, H5."""
     from seal_lite.encoders.vision import build_encoder
     from seal_lite.slides.embed import embed_slides, list_slides, patch_size
+    from seal_lite.slides.places import FindPlaces, StoredCoords, TissueGrid
 
     model, config = read_run_or_backbone(run, backbone, device=device)
     if model is None:
@@ -48,6 +56,12 @@ def embed(
     else:
         encoder = model.encoder
         patch_um, patch_px = patch_size(encoder.row, config, patch_um=patch_um)
+    if coords is not None:
+        places: FindPlaces = StoredCoords(coords)
+    elif min_tissue is not None:
+        places = TissueGrid(min_tissue)
+    else:
+        places = TissueGrid()
     files = embed_slides(
         encoder,
         list_slides(slides),
@@ -55,6 +69,7 @@ def embed(
         patch_um=patch_um,
         patch_px=patch_px,
         um_per_px=um_per_px,
+        places=places,
     )
     say(f"features of {len(files)} slides are in {out}")
 

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import warnings
 from typing import TYPE_CHECKING
 
 import numpy as np
+import pandas as pd
 from sklearn.linear_model import LogisticRegression
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
@@ -93,26 +95,26 @@ def robustness_index(
     Notes
     -----
     Kömen et al., 2026 (PathoROB): of each row's k nearest neighbours, SO have the same biology from
-    another source and OS another biology from the same source. The index is SO / (SO + OS). The
-    same number of rows is drawn from every (biology, source). Otherwise the index would measure how
-    common they are.
+    another source and OS another biology from the same source. The index is SO / (SO + OS), as
+    croma computes it. The same number of rows is drawn from every (biology, source). Otherwise the
+    index would measure how common they are.
     """
+    from croma import RI
+
     cells = _comparable_cells(biology, source, more_than=k // 2)
     if not cells:
         return float("nan")
     rng = np.random.default_rng(0)
     size = min(len(rows) for rows in cells)
     drawn = np.concatenate([rng.choice(rows, size, replace=False) for rows in cells])
-    unit = x[drawn] / np.maximum(np.linalg.norm(x[drawn], axis=1, keepdims=True), 1e-12)
-    cosines = unit @ unit.T
-    np.fill_diagonal(cosines, -np.inf)
-    neighbours = drawn[np.argsort(-cosines, axis=1)[:, :k]]  # (rows drawn, k)
-    same_biology = biology[neighbours] == biology[drawn, None]
-    same_source = source[neighbours] == source[drawn, None]
-    same_biology_only = (same_biology & ~same_source).sum()
-    same_source_only = (~same_biology & same_source).sum()
-    total = same_biology_only + same_source_only
-    return float(same_biology_only / total) if total else float("nan")
+    rows = np.arange(len(drawn)).astype(str)
+    manifest = pd.DataFrame({"sample_id": rows, "group_id": rows, "image_path": ""})
+    manifest["label"] = np.unique(biology[drawn], return_inverse=True)[1].astype(str)
+    manifest["source"] = np.unique(source[drawn], return_inverse=True)[1].astype(str)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", RuntimeWarning)  # rows without such neighbours do not count
+        result = RI.compute(x[drawn], manifest, confounder_column="source", k_candidates=[k])
+    return result.value if result.support else float("nan")
 
 
 def _comparable_cells(

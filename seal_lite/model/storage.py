@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Annotated, Literal, TypedDict
 
@@ -64,8 +64,8 @@ class AdapterConfig(TypedDict, total=False):
     lora_alpha: Weight
 
 
-def local_folder(run: str | Path) -> Path:
-    """Return the run's folder; "hf-hub:OWNER/NAME" is downloaded first.
+def local_folder(run: str | Path, *, files: Sequence[str] = SHARED_FILES) -> Path:
+    """Return the run's folder; of "hf-hub:OWNER/NAME" the `files` are downloaded first.
 
     Raises
     ------
@@ -78,7 +78,7 @@ def local_folder(run: str | Path) -> Path:
     remedy = "check the name, go online, or `hf auth login`"
     with reading(name, fault="cannot be fetched", remedy=remedy):
         repository = name.removeprefix(HUB_PREFIX)
-        return Path(snapshot_download(repository, allow_patterns=SHARED_FILES))
+        return Path(snapshot_download(repository, allow_patterns=list(files)))
 
 
 def tuned_tensors(encoder: VisionEncoder) -> dict[str, Tensor]:

@@ -1,4 +1,4 @@
-"""Features of whole slides: tissue mask, a grid of patches, files in TRIDENT's layout."""
+"""Features of whole slides, in TRIDENT's layout."""
 
 from __future__ import annotations
 
@@ -9,17 +9,19 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 from filelock import Timeout
-from PIL import Image
 from tqdm import tqdm
 
 from seal_lite.config import Config
 from seal_lite.data.images import (
     IMAGE_SUFFIXES,
+    OPENSLIDE_REMEDY,
     UNREAD_SUFFIXES,
+    VENDOR_SUFFIXES,
     Slide,
+    dicom_series,
+    has_openslide,
     is_hidden,
     open_slide,
-    tissue_mask,
 )
 from seal_lite.data.patches import check_resolution
 from seal_lite.encoders.embedding import embed_patches
@@ -27,6 +29,7 @@ from seal_lite.errors import InputError
 from seal_lite.io import atomic_file, read_ahead
 from seal_lite.locks import lock
 from seal_lite.paths import file_name
+from seal_lite.slides.places import FindPlaces, TissueGrid, scale_of
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -35,49 +38,9 @@ if TYPE_CHECKING:
     from seal_lite.encoders.vision import VisionEncoder
 
 log = logging.getLogger(__name__)
-MASK_UM = 16.0  # um per px of the thumbnail in which tissue is found
-MIN_TISSUE = 0.5  # share of a patch
 PATCHES_IN_MEMORY = 256
 UM_PER_PX_AT_1X = 10.0  # TRIDENT's convention: 0.5 um per px are 20 x
-
-
-def grid(slide: Slide, *, patch_um: float) -> np.ndarray:
-    """Return the corners of the patches that lie on tissue.
-
-    Patches lie side by side from the slide's corner. A patch is kept if at least half of it is
-    tissue.
-
-    Parameters
-    ----------
-    slide
-        A slide whose `um_per_px` is known.
-    patch_um
-        Edge of a patch in um.
-
-    Returns
-    -------
-    np.ndarray
-        Corners (n, 2) float64: x and y in px of full resolution.
-    """
-    mask = tissue_mask(slide.thumbnail(MASK_UM / _um_per_px(slide)))
-    edge = patch_um / _um_per_px(slide)
-    size = np.array(slide.size)
-    n_patches = (size / edge + 1e-6).astype(int)  # columns and rows
-    if not n_patches.all():
-        return np.zeros((0, 2))
-    width, height = n_patches * edge / size * mask.shape[::-1]  # the patches' part of the mask
-    tissue = Image.fromarray(mask.astype(np.float32)).resize(
-        tuple(n_patches), Image.Resampling.BOX, (0, 0, width, height)
-    )
-    rows_and_columns = np.argwhere(np.asarray(tissue) >= MIN_TISSUE)
-    return rows_and_columns[:, ::-1] * edge
-
-
-def _um_per_px(slide: Slide) -> float:
-    """Return the slide's scale, or raise an `InputError` where it is unknown."""
-    if not slide.um_per_px:
-        raise InputError(f"{slide.path}: {slide.scale_fault}; give --um-per-px")
-    return slide.um_per_px
+ON_TISSUE = TissueGrid()
 
 
 def patch_size(
@@ -131,12 +94,22 @@ def list_slides(folder: str | Path) -> list[Path]:
     folder = Path(folder)
     below = sorted(folder.rglob("*"))
     files = [path for path in below if not is_hidden(path.relative_to(folder))]
-    slides = [path for path in files if path.suffix.lower() in IMAGE_SUFFIXES]
-    unread = [path.name for path in files if path.suffix.lower() in UNREAD_SUFFIXES]
-    skipped = f"{', '.join(unread)}: cannot be read; convert them to TIFF" if unread else ""
+    suffixes = IMAGE_SUFFIXES
+    remedies = {"convert them to TIFF": UNREAD_SUFFIXES}
+    if has_openslide():
+        suffixes += VENDOR_SUFFIXES
+    else:
+        remedies[OPENSLIDE_REMEDY] = VENDOR_SUFFIXES
+    slides = _one_of_each_series([path for path in files if path.suffix.lower() in suffixes])
+    reasons = []
+    for remedy, unread_suffixes in remedies.items():
+        unread = [path.name for path in files if path.suffix.lower() in unread_suffixes]
+        if unread:
+            reasons.append(f"{', '.join(unread)}: cannot be read; {remedy}")
+    skipped = "; ".join(reasons)
     if not slides:
-        suffixes = ", ".join(IMAGE_SUFFIXES)
-        raise InputError(f"{folder}: holds no slide; " + (skipped or f"give one with {suffixes}"))
+        expected = f"give one with {', '.join(suffixes)}"
+        raise InputError(f"{folder}: holds no slide; {skipped or expected}")
     if skipped:
         log.warning("%s: %s", folder, skipped)
     names = set()
@@ -147,6 +120,15 @@ def list_slides(folder: str | Path) -> list[Path]:
     return slides
 
 
+def _one_of_each_series(files: list[Path]) -> list[Path]:
+    """Return the files, but of a slide in DICOM, which is several files, the first alone."""
+    slides: dict[str, Path] = {}
+    for path in files:
+        is_dicom = path.suffix.lower() == ".dcm"
+        slides.setdefault(dicom_series(path) if is_dicom else str(path), path)
+    return list(slides.values())
+
+
 def embed_slides(
     encoder: VisionEncoder,
     slides: Sequence[Path],
@@ -155,6 +137,7 @@ def embed_slides(
     patch_um: float,
     patch_px: int,
     um_per_px: float | None = None,
+    places: FindPlaces = ON_TISSUE,
 ) -> list[Path]:
     """Write the features of every slide in TRIDENT's layout.
 
@@ -177,6 +160,8 @@ def embed_slides(
         Edge of a patch in px, as the encoder reads it.
     um_per_px
         Scale of full resolution, for slides that do not state it.
+    places
+        Where the patches lie: a `TissueGrid`, or `StoredCoords`.
 
     Returns
     -------
@@ -186,23 +171,26 @@ def embed_slides(
     Raises
     ------
     InputError
-        Before any file is written: where a slide cannot be read, its scale is unknown, or it is
-        coarser than half the requested resolution. At the end: where a file has been removed.
+        Before any file is written: where a slide cannot be read, its scale is unknown, it is
+        coarser than half the requested resolution, or `places` does not fit it. At the end: where
+        a file has been removed.
     """
     files = [Path(out) / f"{file_name(path.stem)}.h5" for path in slides]
     missing = [(path, file) for path, file in zip(slides, files, strict=True) if not file.exists()]
     for path, _ in missing:
         slide = open_slide(path, um_per_px=um_per_px)
-        edge = patch_um / _um_per_px(slide)
+        edge = patch_um / scale_of(slide)
         check_resolution(path, patch_um=patch_um, patch_px=patch_px, edge=edge)
+        places.check(slide, patch_um)
         for note in slide.notes:
             log.warning("%s: %s", path, note)
+    size = {"patch_um": patch_um, "patch_px": patch_px}
     for wait in (False, True):  # first the slides that no other process is embedding
         for path, file in tqdm(missing, "embed", disable=wait):
             with suppress(Timeout), lock(file, wait=wait):
                 if not file.exists():
                     slide = open_slide(path, um_per_px=um_per_px)
-                    write_features(encoder, slide, file, patch_um=patch_um, patch_px=patch_px)
+                    write_features(encoder, slide, file, **size, places=places)
     for path, file in zip(slides, files, strict=True):
         if not file.exists():  # somebody else has emptied the folder meanwhile
             raise InputError(f"{file}: was removed after {path.name} was embedded; embed it again")
@@ -210,34 +198,41 @@ def embed_slides(
 
 
 def write_features(
-    encoder: VisionEncoder, slide: Slide, file: Path, *, patch_um: float, patch_px: int
+    encoder: VisionEncoder,
+    slide: Slide,
+    file: Path,
+    *,
+    patch_um: float,
+    patch_px: int,
+    places: FindPlaces = ON_TISSUE,
 ) -> None:
     """Write the features of one slide, as `embed_slides` describes them."""
     import h5py
 
-    edge = patch_um / _um_per_px(slide)
-    corners = grid(slide, patch_um=patch_um)
+    place = places.find(slide, patch_um)
+    corners = place.corners
     if not len(corners):
         log.warning("%s: no tissue found: its file has no patches", slide.path)
 
     def read(start: int) -> np.ndarray:
         batch = corners[start : start + PATCHES_IN_MEMORY]
-        return np.stack([slide.read(x, y, edge=edge, px=patch_px) for x, y in batch])
+        return np.stack([slide.read(x, y, edge=place.edge, px=patch_px) for x, y in batch])
 
     parts = [np.zeros((0, encoder.row.dim), np.float32)]
     for patches in read_ahead(read, range(0, len(corners), PATCHES_IN_MEMORY)):
         parts.append(embed_patches(encoder, patches))
+    um_per_px = scale_of(slide)
     with atomic_file(file) as part, h5py.File(part, "w") as h5:
         h5["features"] = np.concatenate(parts)
         h5["coords"] = np.rint(corners).astype(int)
         h5["coords"].attrs.update(
             patch_size=patch_px,
-            patch_size_level0=round(edge),
-            level0_magnification=UM_PER_PX_AT_1X / _um_per_px(slide),
-            target_magnification=UM_PER_PX_AT_1X / (patch_um / patch_px),
-            overlap=0,
+            patch_size_level0=round(place.edge),
+            level0_magnification=UM_PER_PX_AT_1X / um_per_px,
+            target_magnification=UM_PER_PX_AT_1X * patch_px / (place.edge * um_per_px),
+            overlap=round(place.overlap * patch_px),
             name=file.stem,
             level0_width=slide.size[0],
             level0_height=slide.size[1],
-            um_per_px_level0=slide.um_per_px,
+            um_per_px_level0=um_per_px,
         )

@@ -20,7 +20,7 @@ import pandas as pd
 import yaml
 from sklearn.model_selection import StratifiedGroupKFold
 
-from seal_lite.data.images import IMAGE_SUFFIXES, UNREAD_SUFFIXES
+from seal_lite.data.images import IMAGE_SUFFIXES, UNREAD_SUFFIXES, VENDOR_SUFFIXES
 from seal_lite.data.readers.common import UNKNOWN
 from seal_lite.errors import InputError, reading
 from seal_lite.io import open_h5
@@ -283,7 +283,7 @@ def read_bags(task: SlideTask, folder: str | Path) -> list[np.ndarray]:
 def _features_path(folder: Path, slide: str) -> Path:
     """Return the file of a slide, whose name in the task may have the suffix of an image."""
     names = [slide]
-    if Path(slide).suffix.lower() in (*IMAGE_SUFFIXES, *UNREAD_SUFFIXES):
+    if Path(slide).suffix.lower() in (*IMAGE_SUFFIXES, *VENDOR_SUFFIXES, *UNREAD_SUFFIXES):
         names.append(Path(slide).stem)
     for name in (*names, file_name(names[-1])):
         path = inside(folder, f"{name}.h5", table="slide_id")

@@ -1,5 +1,6 @@
 """What can be wrong with splits, HEST-bench tasks, slides, and slide-level tasks."""
 
+import h5py
 import numpy as np
 import pandas as pd
 import yaml
@@ -86,6 +87,19 @@ def write_screen_shot(root):
     )
 
 
+def write_coords(corners, **attributes):
+    """Coordinates of the patches of slide s, as another program writes them."""
+
+    def damage(root):
+        (root / "coords").mkdir()
+        with h5py.File(root / "coords/s.h5", "w") as file:
+            file["coords"] = np.array(corners)
+            file["coords"].attrs.update(attributes)
+
+    return damage
+
+
+COORDS = "--coords coords"
 ONE_PATIENT = "section\tpatient\nPA1\tA\nPB1\tA\n"
 
 FAULTS = [
@@ -162,15 +176,37 @@ FAULTS = [
         ),
         (
             "slides of another format only",
-            all_of(remove("slides"), make_folder("slides"), write("slides/a.mrxs", "x")),
-            "a.mrxs: cannot be read; convert them to TIFF",
+            all_of(remove("slides"), make_folder("slides"), write("slides/a.czi", "x")),
+            "a.czi: cannot be read; convert them to TIFF",
         ),
+        ("a damaged slide of a scanner", write("slides/a.mrxs", "x"), "a.mrxs: "),
         ("a slide of five channels", write_channels, "(C 5); convert it to 8-bit RGB"),
         ("a screen's resolution", write_screen_shot, "states 352.8 um per px, not believed"),
         (
             "a patch that the transformer does not read",
             "--backbone test_vit --patch-um 256",
             "which test_vit does not read",
+        ),
+        ("no coords of a slide", "--coords task", "task: has no s.h5; give the folder of its"),
+        (
+            "coords without an edge",
+            (write_coords([[0, 0]], patch_size=256), COORDS),
+            "s.h5: its coords have no attribute level0_magnification; add patch_size_level0",
+        ),
+        (
+            "coords of other patches",
+            (write_coords([[0, 0]], patch_size_level0=10), COORDS),
+            "not the 224 um that are embedded; make coords of that size, or give --patch-um",
+        ),
+        (
+            "coords that are no pairs",
+            (write_coords([0, 0, 0], patch_size_level0=10), COORDS),
+            "s.h5: holds no coords of patches",
+        ),
+        (
+            "damaged coords",
+            (all_of(make_folder("coords"), write("coords/s.h5", "x")), COORDS),
+            "s.h5: holds no coords of patches",
         ),
         ("a scale of 0", "--um-per-px 0", "--um-per-px"),
         ("a patch of no width", "--patch-um 0", "--patch-um"),

@@ -33,6 +33,7 @@ STAGES = (
     "evaluation",
     "slides",
     "hub",
+    "integrations",
     "tutorial",
     "studies",
     "cli",

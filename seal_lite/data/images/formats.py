@@ -15,6 +15,7 @@ from PIL import Image
 from seal_lite.data.images.colour import to_rgb
 from seal_lite.data.images.slide import Box, Slide
 from seal_lite.data.images.tiff import open_tiff
+from seal_lite.data.images.vendors import VENDOR_SUFFIXES, is_vendors, open_vendors
 from seal_lite.errors import InputError, reading
 from seal_lite.io import refuse_bomb
 from seal_lite.paths import check_store
@@ -24,8 +25,7 @@ if TYPE_CHECKING:
 
 PLAIN_SUFFIXES = (".jpg", ".jpeg", ".png")
 IMAGE_SUFFIXES = (*PLAIN_SUFFIXES, ".svs", ".tif", ".tiff", ".btf", ".ndpi", ".scn")
-# Of slides that neither tifffile nor Pillow reads, or not as a slide.
-UNREAD_SUFFIXES = (".bif", ".czi", ".dcm", ".isyntax", ".mrxs", ".svslide", ".vms", ".vmu", ".vsi")
+UNREAD_SUFFIXES = (".czi", ".isyntax", ".vsi")  # of slides that no reader here knows
 # The images that are open, in a block of `slides_kept_open`.
 _KEPT: ContextVar[dict[tuple[Path, float | None], Slide] | None] = ContextVar("kept", default=None)
 Image.MAX_IMAGE_PIXELS = 2**31  # plain images are trusted local files of about 10^8 px
@@ -83,7 +83,14 @@ def _open_format(path: Path, um_per_px: float | None) -> Slide:
         return _open_plain(path, um_per_px)
     if path.is_dir():
         return _open_zarr(path, um_per_px)
-    return open_tiff(path, um_per_px)
+    if path.suffix.lower() in VENDOR_SUFFIXES:
+        return open_vendors(path, um_per_px)
+    try:
+        return open_tiff(path, um_per_px)
+    except InputError:
+        if not is_vendors(path):
+            raise
+    return open_vendors(path, um_per_px)
 
 
 def _open_plain(path: Path, um_per_px: float | None) -> Slide:

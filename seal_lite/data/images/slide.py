@@ -57,7 +57,8 @@ class Slide:
     def read(self, x: float, y: float, edge: float, px: int) -> np.ndarray:
         """Read a square at sub-pixel precision, from the coarsest level that has the detail.
 
-        It is cut out, then resampled, as other tools do: what lies around it has no effect.
+        It is cut out, then resampled, as other tools do: what lies around it has no effect. What
+        is outside of the image, by a pixel or more, is white.
 
         Parameters
         ----------
@@ -86,6 +87,11 @@ class Slide:
         low = np.clip(np.floor(start), 0, level_size).astype(int)
         high = np.clip(np.ceil(stop), 0, level_size).astype(int)
         image = to_rgb(self.region(level, (low[0], low[1], high[0], high[1])), self.path)
+        if max(*-start, *(stop - level_size)) >= 1:
+            whole_low, whole_high = np.floor(start).astype(int), np.ceil(stop).astype(int)
+            paper = Image.new("RGB", tuple(whole_high - whole_low), "white")
+            paper.paste(image, tuple(low - whole_low))
+            image, low = paper, whole_low
         left, top = start - low
         right, bottom = stop - low
         return resized(image, px, box=(left, top, right, bottom))

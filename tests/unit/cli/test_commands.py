@@ -63,6 +63,7 @@ def test_cohort_passes_its_options_on(cli, tmp_path, monkeypatch):
 def test_embed_keeps_the_scale_of_the_frozen_encoder(cli, tmp_path, monkeypatch):
     """A patch of half as many um has half as many px."""
     from seal_lite.slides import embed
+    from seal_lite.slides.places import StoredCoords, TissueGrid
 
     calls = []
     monkeypatch.setattr(embed, "list_slides", lambda folder: [folder / "a.png"])
@@ -72,16 +73,21 @@ def test_embed_keeps_the_scale_of_the_frozen_encoder(cli, tmp_path, monkeypatch)
     code, output, _ = cli(*arguments)
     assert (code, output) == (0, f"features of 1 slides are in {tmp_path / 'out'}\n")
     cli(*arguments, "--patch-um", 112)
+    rest = {"um_per_px": 0.5, "places": TissueGrid()}
     assert calls == [
-        {"patch_um": 224.0, "patch_px": 224, "um_per_px": 0.5},  # its row states no scale
-        {"patch_um": 112.0, "patch_px": 112, "um_per_px": 0.5},
+        {"patch_um": 224.0, "patch_px": 224, **rest},  # its row states no scale
+        {"patch_um": 112.0, "patch_px": 112, **rest},
     ]
+    cli(*arguments, "--min-tissue", 0.5)
+    cli(*arguments, "--coords", tmp_path)
+    assert [call["places"] for call in calls[2:]] == [TissueGrid(0.5), StoredCoords(tmp_path)]
 
 
 def test_embed_gives_a_frozen_encoder_the_scale_of_its_row(cli, tmp_path, monkeypatch):
     """A pathology encoder was handed patches at half the resolution that it was trained at."""
     from seal_lite.encoders import BACKBONES
     from seal_lite.slides import embed
+    from seal_lite.slides.places import TissueGrid
 
     row = replace(BACKBONES["test_vit"], um_per_px=0.5)  # 160 px
     monkeypatch.setitem(BACKBONES, "test_vit", row)
@@ -90,7 +96,8 @@ def test_embed_gives_a_frozen_encoder_the_scale_of_its_row(cli, tmp_path, monkey
     monkeypatch.setattr(embed, "embed_slides", lambda *_, **sizes: calls.append(sizes) or ["a.h5"])
     arguments = ["embed", "--backbone", "test_vit", "--slides", tmp_path, "--out", tmp_path / "out"]
     assert cli(*arguments)[0] == 0
-    assert calls == [{"patch_um": 80.0, "patch_px": 160, "um_per_px": None}]
+    size = {"patch_um": 80.0, "patch_px": 160}
+    assert calls == [{**size, "um_per_px": None, "places": TissueGrid()}]
     code, _, error = cli(*arguments, "--patch-um", 40)
     assert code == 2
     assert "--patch-um 40: is 80 px at 0.5 um per px, which test_vit does not read" in error

@@ -72,6 +72,35 @@ def test_robustness_index_tells_biology_from_the_source():
     assert noise == pytest.approx(0.5, abs=0.05)
 
 
+@pytest.mark.parametrize("classes, k", [(2, 20), (3, 20), (2, 5)])
+def test_robustness_index_is_the_share_of_neighbours_with_the_same_biology_only(classes, k):
+    """Of balanced classes it is SO / (SO + OS), as PathoROB defines it, over all rows."""
+    rng = np.random.default_rng(0)
+    biology = np.repeat(np.arange(classes), 80)
+    source = np.tile(["A ", "A"], 40 * classes)  # names that differ by a blank are two
+    x = rng.standard_normal((len(biology), 8))
+    x[:, 0] += 2.0 * biology
+    x[:, 1] += 1.5 * (source == "A")
+    unit = x / np.linalg.norm(x, axis=1, keepdims=True)
+    cosines = unit @ unit.T - 9.0 * np.eye(len(x))
+    nearest = np.argsort(-cosines, axis=1)[:, :k]
+    same_biology = biology[nearest] == biology[:, None]
+    same_source = source[nearest] == source[:, None]
+    so = (same_biology & ~same_source).sum()
+    os = (~same_biology & same_source).sum()
+    index = robustness_index(x, biology, source, k=k)
+    assert 0.2 < index < 0.8
+    assert index == pytest.approx(so / (so + os), abs=1e-12)
+
+
+def test_robustness_index_of_rows_whose_neighbours_share_all_is_none():
+    biology = np.repeat(["tumour", "stroma"], 40)
+    source = np.tile(["A", "B"], 40)
+    corners = {"tumour": 1.0, "stroma": -1.0, "A": 1.0, "B": -1.0}
+    x = np.array([[corners[b], corners[s]] for b, s in zip(biology, source, strict=True)])
+    assert np.isnan(robustness_index(x, biology, source, k=5))
+
+
 def test_robustness_index_does_not_see_how_common_a_class_is():
     """Noise that is mostly tumour has mostly tumour for neighbours, which is no biology."""
     rng = np.random.default_rng(0)

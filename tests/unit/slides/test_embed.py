@@ -56,7 +56,7 @@ def test_a_plain_image_and_a_pyramid_give_the_same_patches(folder, edge):
 
 @pytest.mark.parametrize("open_one", [open_plain, open_pyramid])
 def test_patches_lie_side_by_side_on_tissue_only(folder, open_one):
-    from seal_lite.slides.embed import grid
+    from seal_lite.slides.places import grid
 
     corners = grid(open_one(folder), patch_um=64.0)  # 128 px: 4 columns of tissue, 8 rows
     columns, rows = np.meshgrid(np.arange(4) * 128, np.arange(8) * 128)
@@ -65,7 +65,7 @@ def test_patches_lie_side_by_side_on_tissue_only(folder, open_one):
 
 
 def test_a_slide_smaller_than_a_patch_has_no_patches(folder):
-    from seal_lite.slides.embed import grid
+    from seal_lite.slides.places import grid
 
     assert grid(open_plain(folder), patch_um=1000.0).shape == (0, 2)
 
@@ -220,17 +220,37 @@ def test_a_patch_has_the_scale_of_the_row_or_of_the_run():
         patch_size(dino, run, patch_um=100.0)
 
 
-def test_hidden_files_are_no_slides_and_formats_that_cannot_be_read_are_named(tmp_path, caplog):
+def test_hidden_files_are_no_slides_and_formats_that_cannot_be_read_are_named(
+    tmp_path, caplog, monkeypatch
+):
+    from seal_lite.slides import embed
     from seal_lite.slides.embed import list_slides
+
+    monkeypatch.setattr(embed, "has_openslide", lambda: False)
 
     (tmp_path / ".cache").mkdir()
     for name in ("a.png", "._a.png", ".cache/b.png", "c.mrxs", "d.czi"):
         (tmp_path / name).touch()
     assert [path.name for path in list_slides(tmp_path)] == ["a.png"]
-    assert "c.mrxs, d.czi: cannot be read; convert them to TIFF" in caplog.text
+    assert "d.czi: cannot be read; convert them to TIFF" in caplog.text
+    assert "c.mrxs: cannot be read; pip install 'seal_lite[openslide]'" in caplog.text
     (tmp_path / "a.png").unlink()
-    with pytest.raises(InputError, match="holds no slide; c.mrxs, d.czi: cannot be read"):
+    with pytest.raises(InputError, match="holds no slide; d.czi: cannot be read; .*; c.mrxs: can"):
         list_slides(tmp_path)
+    monkeypatch.setattr(embed, "has_openslide", lambda: True)
+    assert [path.name for path in list_slides(tmp_path)] == ["c.mrxs"]
+
+
+def test_the_files_of_a_slide_in_dicom_are_one_slide(tmp_path, monkeypatch):
+    from seal_lite.slides import embed
+
+    for name in ("a.dcm", "b.dcm", "c.dcm", "d.png"):
+        (tmp_path / name).touch()
+    series = {"a": "1.2", "b": "1.3", "c": "1.2"}
+    monkeypatch.setattr(embed, "has_openslide", lambda: True)
+    monkeypatch.setattr(embed, "dicom_series", lambda path: series[path.stem])
+    names = [path.name for path in embed.list_slides(tmp_path)]
+    assert names == ["a.dcm", "b.dcm", "d.png"]
 
 
 def test_a_scale_that_is_given_fills_gaps_and_says_where_it_does_not_count(
