@@ -155,6 +155,7 @@ def stored_edge(path: Path, attributes: Mapping[str, Any]) -> float:
     InputError
         Where they do not state it, or it is not above 0.
     """
+    stated: tuple[str, ...]
     if "patch_size_level0" in attributes:
         stated = ("patch_size_level0",)
     else:
