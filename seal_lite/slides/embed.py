@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -94,8 +95,8 @@ def list_slides(folder: str | Path) -> list[Path]:
     folder = Path(folder)
     below = sorted(folder.rglob("*"))
     files = [path for path in below if not is_hidden(path.relative_to(folder))]
-    suffixes = IMAGE_SUFFIXES
-    remedies = {"convert them to TIFF": UNREAD_SUFFIXES}
+    suffixes: tuple[str, ...] = IMAGE_SUFFIXES
+    remedies: dict[str, tuple[str, ...]] = {"convert them to TIFF": UNREAD_SUFFIXES}
     if has_openslide():
         suffixes += VENDOR_SUFFIXES
     else:
@@ -184,13 +185,13 @@ def embed_slides(
         places.check(slide, patch_um)
         for note in slide.notes:
             log.warning("%s: %s", path, note)
-    size = {"patch_um": patch_um, "patch_px": patch_px}
+    write = partial(write_features, patch_um=patch_um, patch_px=patch_px, places=places)
     for wait in (False, True):  # first the slides that no other process is embedding
         for path, file in tqdm(missing, "embed", disable=wait):
             with suppress(Timeout), lock(file, wait=wait):
                 if not file.exists():
                     slide = open_slide(path, um_per_px=um_per_px)
-                    write_features(encoder, slide, file, **size, places=places)
+                    write(encoder, slide, file)
     for path, file in zip(slides, files, strict=True):
         if not file.exists():  # somebody else has emptied the folder meanwhile
             raise InputError(f"{file}: was removed after {path.name} was embedded; embed it again")
