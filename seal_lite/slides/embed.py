@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -184,14 +185,13 @@ def embed_slides(
         places.check(slide, patch_um)
         for note in slide.notes:
             log.warning("%s: %s", path, note)
+    write = partial(write_features, patch_um=patch_um, patch_px=patch_px, places=places)
     for wait in (False, True):  # first the slides that no other process is embedding
         for path, file in tqdm(missing, "embed", disable=wait):
             with suppress(Timeout), lock(file, wait=wait):
                 if not file.exists():
                     slide = open_slide(path, um_per_px=um_per_px)
-                    write_features(
-                        encoder, slide, file, patch_um=patch_um, patch_px=patch_px, places=places
-                    )
+                    write(encoder, slide, file)
     for path, file in zip(slides, files, strict=True):
         if not file.exists():  # somebody else has emptied the folder meanwhile
             raise InputError(f"{file}: was removed after {path.name} was embedded; embed it again")

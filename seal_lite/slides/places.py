@@ -155,11 +155,9 @@ def stored_edge(path: Path, attributes: Mapping[str, Any]) -> float:
     InputError
         Where they do not state it, or it is not above 0.
     """
-    stated: tuple[str, ...]
+    stated = ["patch_size", "level0_magnification", "target_magnification"]
     if "patch_size_level0" in attributes:
-        stated = ("patch_size_level0",)
-    else:
-        stated = ("patch_size", "level0_magnification", "target_magnification")
+        stated = ["patch_size_level0"]
     missing = [name for name in stated if name not in attributes]
     if missing:
         lacking = f"its coords have no attribute {missing[0]}"

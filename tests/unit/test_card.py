@@ -180,7 +180,7 @@ def test_sections_get_their_embedding(model, sections):
 
 
 def test_slides_are_embedded(model, tmp_path):
-    from seal_lite.slides import embed
+    from seal_lite.slides import embed, places
 
     slide = SimpleNamespace(
         read=lambda x, y, *, edge, px: np.zeros((px, px, 3), np.uint8),
@@ -188,7 +188,7 @@ def test_slides_are_embedded(model, tmp_path):
         size=(640, 640),
     )
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(embed, "grid", lambda slide, *, patch_um: np.zeros((3, 2), int))
+        patch.setattr(places, "grid", lambda slide, **_: np.zeros((3, 2), int))
         embed.write_features(model.encoder, slide, tmp_path / "s.h5", patch_um=64.0, patch_px=64)
     assert (tmp_path / "s.h5").exists()
 
