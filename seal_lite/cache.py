@@ -1,4 +1,4 @@
-"""Folders of stored activations: where the common one is, how large it may grow, how to clear one.
+"""Folders of stored activations and embeddings: where the common one is, how large it may grow, how to clear one.
 
 Such a folder holds files that anybody may remove, for they are computed again. A file's name begins
 with its key, 32 hex digits.
@@ -18,7 +18,9 @@ from seal_lite.locks import lock
 
 GB = 10**9
 LIMIT_GB = 100.0  # of the common folder
-STORED = re.compile(r"\.?([0-9a-f]{32})(-[0-9a-f]{16}\.npy|\.part)")
+STORED = re.compile(
+    r"\.?([0-9a-f]{32})(-[0-9a-f]{16}\.npy|-[0-9a-f]{16}\.safetensors(\.part)?|\.part)"
+)
 
 
 def cache_folder() -> Path:
@@ -51,7 +53,7 @@ def cache_limit(folder: str | Path) -> int | None:
 
 
 def cached_files(folder: str | Path) -> list[Path]:
-    """Return the files of activations in a folder, whole ones and parts, the last used last."""
+    """Return the stored files of a folder, whole ones and parts, the last used last."""
     folder = Path(folder)
     if not folder.is_dir():
         return []

@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from safetensors.numpy import load_file, save
 
+from seal_lite.cache import make_room, mark_used
 from seal_lite.encoders.devices import pinned
 from seal_lite.encoders.prefix_cache import CHECKSUM_DIGITS, PrefixCache, as_tensor, intact_file
 from seal_lite.encoders.views import as_images, make_views
@@ -177,12 +178,17 @@ def remember(
     with lock(Path(folder) / key):  # one of several processes computes, the others wait
         stored = intact_file(Path(folder), key)
         if stored is not None:
+            mark_used(stored)
             return load_file(stored)
         arrays = compute()
         content = save(arrays)
         checksum = new_sha256(content).hexdigest()[:CHECKSUM_DIGITS]
-        with atomic_file(Path(folder) / f"{key}-{checksum}.safetensors") as part:
-            part.write_bytes(content)
+        try:
+            make_room(folder, len(content))
+            with atomic_file(Path(folder) / f"{key}-{checksum}.safetensors") as part:
+                part.write_bytes(content)
+        except OSError as error:  # a full disk costs time, not the result
+            log.warning("%s: %s; embeddings are not kept", folder, error.strerror)
     return arrays
 
 

@@ -1,10 +1,14 @@
 """What a cache folder remembers of a section: until section or encoder change, and no longer."""
 
+import errno
+
 import numpy as np
 import pytest
 from helpers import make_adata
 
+from seal_lite.cache import cached_files, clear_cache
 from seal_lite.data.section import Section
+from seal_lite.encoders import embedding
 from seal_lite.encoders.embedding import remember
 
 
@@ -55,3 +59,36 @@ def test_a_damaged_file_is_computed_again(ask, tmp_path, n_bytes):
     assert was_computed
     np.testing.assert_array_equal(repaired, first)
     assert not ask(make_section(7))[1]
+
+
+def test_a_flipped_bit_is_computed_again(ask, tmp_path):
+    first, _ = ask(make_section(7))
+    (path,) = tmp_path.glob("*.safetensors")
+    content = bytearray(path.read_bytes())
+    content[-1] ^= 1
+    path.write_bytes(bytes(content))
+    repaired, was_computed = ask(make_section(7))
+    assert was_computed
+    np.testing.assert_array_equal(repaired, first)
+
+
+def test_a_full_disk_costs_time_and_not_the_result(ask, tmp_path, monkeypatch, caplog):
+    def fail(folder, size):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(embedding, "make_room", fail)
+    first, _ = ask(make_section(7))
+    again, was_computed = ask(make_section(7))
+    assert was_computed
+    np.testing.assert_array_equal(again, first)
+    assert "No space left on device; embeddings are not kept" in caplog.text
+
+
+def test_a_cleared_cache_has_no_embeddings_left(ask, tmp_path):
+    ask(make_section(7))
+    (path,) = tmp_path.glob("*.safetensors")
+    part = path.with_name(f".{path.name}.part")  # a process was killed
+    part.write_bytes(b"half")
+    assert set(cached_files(tmp_path)) == {path, part}
+    assert clear_cache(tmp_path) > 4
+    assert not list(tmp_path.glob("*.safetensors*"))
