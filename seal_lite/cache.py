@@ -1,4 +1,4 @@
-"""Folders of stored activations and embeddings: where the common one is, how large it may grow, how to clear one.
+"""Folders of stored activations and embeddings: the common one, its limit, how to clear one.
 
 Such a folder holds files that anybody may remove, for they are computed again. A file's name begins
 with its key, 32 hex digits.
