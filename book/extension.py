@@ -110,9 +110,25 @@ def add_static_path(app: Sphinx, config: Any) -> None:
     config.html_static_path.append("_vendor")
 
 
+def shorten_signature(
+    app: Sphinx,
+    what: str,
+    name: str,
+    thing: object,
+    options: object,
+    signature: str | None,
+    *_: str,
+) -> tuple[str, str] | None:
+    """Leave a signature out whose types state ranges; the table of settings has them."""
+    if signature is not None and "Annotated[" in signature:
+        return "(...)", ""
+    return None
+
+
 def setup(app: Sphinx) -> dict[str, bool]:
     """Connect the functions above."""
     app.connect("config-inited", add_static_path)
     app.connect("source-read", read_page)
+    app.connect("autodoc-process-signature", shorten_signature)
     app.connect("html-page-context", repair_page, priority=900)  # after the theme's own
     return {"parallel_read_safe": True, "parallel_write_safe": True}

@@ -123,7 +123,7 @@ def test_pip_leaves_another_torch_alone(tmp_path):
     environment = tmp_path / "colab"
     subprocess.run([sys.executable, "-m", "venv", "--without-pip", environment], check=True)
     (site,) = environment.glob("lib/python*/site-packages")
-    installed = {"torch": "2.6.0+cu124", "torchvision": "0.21.0+cu124"}
+    installed = {"torch": "2.9.0+cu126", "torchvision": "0.24.0+cu126"}
     for name, release in installed.items():
         folder = site / f"{name}-{release}.dist-info"
         folder.mkdir()
