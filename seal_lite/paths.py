@@ -104,3 +104,11 @@ def check_store(path: str | Path) -> None:
                     f"{part}: is a link that leads out of its store; copy the store with what "
                     "its links lead to (cp -rL)"
                 )
+
+
+def nearest_existing(path: Path) -> Path:
+    """Return the path, or the nearest folder above it that exists."""
+    path = path.absolute()
+    while not path.exists():
+        path = path.parent
+    return path

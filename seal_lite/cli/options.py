@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from seal_lite.errors import InputError
+from seal_lite.paths import nearest_existing
 from seal_lite.terminal import printable
 
 if TYPE_CHECKING:
@@ -28,7 +29,7 @@ if TYPE_CHECKING:
 
 def check_output_folder(folder: Path) -> Path:
     """Return a folder to write into, or raise an `InputError` where that is not possible."""
-    nearest = _nearest_existing(folder)
+    nearest = nearest_existing(folder)
     if not nearest.is_dir() or not os.access(nearest, os.W_OK):
         raise InputError(f"{folder}: cannot be written there; choose another folder")
     return folder
@@ -36,20 +37,12 @@ def check_output_folder(folder: Path) -> Path:
 
 def check_output_file(file: Path) -> Path:
     """Return a file to write, or raise an `InputError` where that is not possible."""
-    nearest = _nearest_existing(file)
+    nearest = nearest_existing(file)
     is_inside_file = nearest.is_file() and nearest != file.absolute()
     is_no_file = file.exists() and not file.is_file()  # a folder, a pipe, a device
     if is_no_file or is_inside_file or not os.access(nearest, os.W_OK):
         raise InputError(f"{file}: cannot be written there; choose another file")
     return file
-
-
-def _nearest_existing(path: Path) -> Path:
-    """Return the path, or the nearest folder above it that exists."""
-    path = path.absolute()
-    while not path.exists():
-        path = path.parent
-    return path
 
 
 Data = Annotated[Path, typer.Option(help="Folder of sections, in any format that can be read.")]

@@ -5,7 +5,6 @@ from __future__ import annotations
 import base64
 import importlib.resources
 import io
-import json
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -137,15 +136,18 @@ def gene_table(result: Mapping[str, Any]) -> pd.DataFrame:
     return genes.sort_values("gain", ascending=False).reset_index().rename_axis(None, axis=1)
 
 
-def report_page(findings: Findings) -> str:
-    """Return the report as one self-contained HTML page; nothing is loaded from elsewhere."""
+def report_page(findings: Findings, facts: Mapping[str, Any]) -> str:
+    """Return the report as one self-contained HTML page; nothing is loaded from elsewhere.
+
+    `facts` are the `report_facts` of the findings.
+    """
     environment = Environment(autoescape=True)
     environment.filters["r"] = "{:.3f}".format
     environment.filters["signed"] = "{:+.3f}".format
     text = importlib.resources.files("seal_lite.studies").joinpath("report.html").read_text()
     held_out = findings.held_out
     return environment.from_string(text).render(
-        facts=report_facts(findings),
+        facts=facts,
         findings=findings,
         images=_images(findings),
         maps=held_out.maps,
@@ -186,8 +188,3 @@ def encode(figure: Figure) -> str:
     options = {"quality": 85, "optimize": True}
     figure.savefig(buffer, format="jpg", dpi=120, bbox_inches="tight", pil_kwargs=options)
     return "data:image/jpeg;base64," + base64.b64encode(buffer.getvalue()).decode()
-
-
-def report_json(findings: Findings) -> str:
-    """Return `report_facts` as JSON."""
-    return json.dumps(report_facts(findings), indent=1, default=float)

@@ -23,9 +23,10 @@ from seal_lite.evaluation.crossval import crossval, folds_of, groups_of
 from seal_lite.evaluation.scores import genes_to_score
 from seal_lite.hub import model_card
 from seal_lite.io import read_json, write_atomic
+from seal_lite.paths import nearest_existing
 from seal_lite.studies.evidence import embed_sections, genes_to_map, held_out_evidence, robustness
 from seal_lite.studies.plan import Plan, choose_groups, make_plan
-from seal_lite.studies.report import Findings, report_facts, report_json, report_page
+from seal_lite.studies.report import Findings, report_facts, report_page
 from seal_lite.studies.speed import measure_speed
 from seal_lite.training.loop import finetune
 from seal_lite.training.provenance import provenance
@@ -155,9 +156,10 @@ def study(  # noqa: PLR0913 (an entry point)
         doubts=doubts,
         leakage=leakage,
     )
-    write_atomic(out / "report.json", report_json(findings))
-    write_atomic(out / "report.html", report_page(findings))
-    return report_facts(findings)
+    facts = report_facts(findings)
+    write_atomic(out / "report.json", json.dumps(facts, indent=1, default=float))
+    write_atomic(out / "report.html", report_page(findings, facts))
+    return facts
 
 
 def check_data(data: Path, config: Config, sections: Sequence[str] | None) -> list[str]:
@@ -197,10 +199,7 @@ def resume_plan(out: Path, origin: dict[str, Any]) -> Plan | None:
 
 def check_disk(out: Path, plan: Plan) -> None:
     """Raise an `InputError` where the disk has less room than the plan needs."""
-    nearest = out.absolute()
-    while not nearest.exists():
-        nearest = nearest.parent
-    free_gb = shutil.disk_usage(nearest).free / 1e9
+    free_gb = shutil.disk_usage(nearest_existing(out)).free / 1e9
     if plan.disk_gb > free_gb:
         message = f"{out}: the study needs {plan.disk_gb:.1f} GB and {free_gb:.1f} GB are free"
         raise InputError(f"{message}; choose another --out")
