@@ -11,6 +11,8 @@ HTML   := book/_build/html/index.html
 # For what runs side by side. numba, which decoupler uses, would set OpenMP's threads anew.
 ONE_THREAD := OMP_NUM_THREADS=1 NUMBA_NUM_THREADS=1
 CORES  ?= $(shell getconf _NPROCESSORS_ONLN)
+# A test that takes ten minutes ends its process and with it the run: it is named, and not tried again.
+ALONGSIDE := -n $(CORES) --dist loadfile --max-worker-restart 0
 
 PACKAGE   := $(shell find seal_lite -type f -not -path '*/__pycache__/*')
 SOURCES   := $(sort $(wildcard notebooks/*.py))
@@ -31,14 +33,14 @@ help: ## show this list
 	@sed -n 's/^\([a-z-]*\):.*## /  make \1|/p' Makefile | awk -F'|' '{printf "%-18s %s\n", $$1, $$2}'
 
 unit: $(STAMP) ## after each edit: the unit tests, in two minutes on two cores
-	$(ONE_THREAD) $(PY) -m pytest tests/unit -n $(CORES) --dist loadfile -m "not nightly"
+	$(ONE_THREAD) $(PY) -m pytest tests/unit $(ALONGSIDE) -m "not nightly"
 
 test: lint book ## lint, execute the notebooks, build the book, run all tests but the nightly ones
 	$(call say,'Running the tests')
-	$(ONE_THREAD) $(PY) -m pytest -n $(CORES) --dist loadfile -m "not nightly"
+	$(ONE_THREAD) $(PY) -m pytest $(ALONGSIDE) -m "not nightly"
 
 nightly: $(STAMP) ## the long forms: kills, damaged files, a crowd, 500 cycles
-	$(ONE_THREAD) $(PY) -m pytest tests/integration -n $(CORES) --dist loadfile -m nightly
+	$(ONE_THREAD) $(PY) -m pytest tests $(ALONGSIDE) -m nightly --timeout 7200
 
 # An environment of its own. setuptools: what some old releases import without saying so.
 FLOOR_EXTRAS := offline dinov2 encoders data slides test
@@ -50,7 +52,7 @@ floors: | $(PIP) ## the unit tests with the lowest version of every dependency t
 	  $(addprefix --extra ,$(FLOOR_EXTRAS)) --output-file .floors/requirements.txt pyproject.toml
 	$(PY) -m uv pip install --quiet --python $(FLOORS) -r .floors/requirements.txt 'setuptools<81'
 	$(PY) -m uv pip install --quiet --python $(FLOORS) --no-deps --editable .
-	$(ONE_THREAD) $(FLOORS) -m pytest tests/unit -n $(CORES) --dist loadfile
+	$(ONE_THREAD) $(FLOORS) -m pytest tests/unit $(ALONGSIDE)
 
 lint: $(STAMP) ## check style, formatting, types and imports
 	$(call say,'Checking style and types')

@@ -118,6 +118,7 @@ def test_the_first_cell_keeps_the_torch_that_is_there(monkeypatch):
     assert offenders(problem_of) == {}
 
 
+@pytest.mark.nightly  # pip fetches what it would install: as long as the package index takes
 def test_pip_leaves_another_torch_alone(tmp_path):
     """In an environment with an older torch, as a stock Colab has it, nothing of it is replaced."""
     environment = tmp_path / "colab"
