@@ -8,5 +8,9 @@ import lazy_loader
 __getattr__, __dir__, __all__ = lazy_loader.attach(
     __name__,
     submodules=["charts", "frames"],
-    submod_attrs={"runs": ["finetuned"], "start": ["Beginning", "begin"]},
+    submod_attrs={
+        "results": ["result_box"],
+        "runs": ["finetuned"],
+        "start": ["Beginning", "begin"],
+    },
 )

@@ -75,3 +75,20 @@ def test_a_slider_holds_all_its_figures_and_shows_the_last():
     assert page.count("<img") == 2 and page.count(" hidden>") == 1
     assert 'alt="A &lt;small&gt; figure. rank: 1."' in page and 'max="1"' in page
     assert "http" not in page  # nothing is loaded from anywhere
+
+
+def test_a_result_is_a_box_with_its_sentences():
+    from seal_lite.tutorial import result_box
+
+    box = result_box("Tuned minus frozen: +0.03 [0.01, 0.05] (4 sections): better.", "a < b.")
+    assert "Result.</strong> Tuned minus frozen: +0.03" in box._repr_html_()
+    assert "a &lt; b." in box._repr_html_()
+    assert str(box).startswith("Result. Tuned")
+
+
+@pytest.mark.parametrize("sentence", ["", "r = nan.", "The gain is +inf [nan, 0.1]."])
+def test_a_result_without_a_number_is_not_shown(sentence):
+    from seal_lite.tutorial import result_box
+
+    with pytest.raises(ValueError, match="not a result"):
+        result_box(sentence)
