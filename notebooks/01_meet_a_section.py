@@ -30,13 +30,19 @@ import subprocess
 import sys
 from importlib.metadata import version
 
-if importlib.util.find_spec("seal_lite") is None:  # in Colab, whose torch is kept
+if (
+    importlib.util.find_spec("seal_lite") is None
+):  # in Colab, whose torch is kept
     home = "seal_lite[offline] @ git+https://github.com/seal-lite/seal-lite"
     kept = [f"{name}=={version(name)}" for name in ("torch", "torchvision")]
-    subprocess.run([sys.executable, "-m", "pip", "install", "-q", home, *kept], check=True)
+    subprocess.run(
+        [sys.executable, "-m", "pip", "install", "-q", home, *kept], check=True
+    )
 
 # %% tags=["parameters"]
-DATASET = "auto"  # the phantom, or on a GPU real tumours; or any folder of sections
+DATASET = (
+    "auto"  # the phantom, or on a GPU real tumours; or any folder of sections
+)
 SMOKE = False  # everything tiny, just to see that it runs
 SECTION = ""  # empty: the last one
 
@@ -57,7 +63,11 @@ from seal_lite.data import registration
 from seal_lite.data.genes import depth
 from seal_lite.data.readers.legacy_st import patient_of
 from seal_lite.evaluation.scores import genes_to_score
-from seal_lite.evaluation.targets import pearson, pearson_residuals, section_targets
+from seal_lite.evaluation.targets import (
+    pearson,
+    pearson_residuals,
+    section_targets,
+)
 from seal_lite.tutorial import begin, charts
 
 ROOT = (here := begin(DATASET, smoke=SMOKE)).root
@@ -203,8 +213,12 @@ charts.strips(
 )
 
 # %%
-table = pd.DataFrame({charts.LABELS[n]: r for n, r in leak.items()}, index=genes)
-table.agg(["mean", lambda r: r.abs().mean()]).set_axis(["mean r", "mean |r|"]).round(3)
+table = pd.DataFrame(
+    {charts.LABELS[n]: r for n, r in leak.items()}, index=genes
+)
+table.agg(["mean", lambda r: r.abs().mean()]).set_axis(
+    ["mean r", "mean |r|"]
+).round(3)
 
 # %% [markdown]
 # Raw counts mostly tell how deep a spot was sequenced. The other two targets divide by depth, and
@@ -233,11 +247,17 @@ table.agg(["mean", lambda r: r.abs().mean()]).set_axis(["mean r", "mean |r|"]).r
 
 # %% tags=["hide-cell", "solution"]
 spot, pitch = adata.uns["spot_um"], adata.uns["pitch_um"]
-square = np.pi * (spot / 2) ** 2 / pitch**2  # each spot has a square of pitch x pitch to itself
-hexagon = np.pi * (55 / 2) ** 2 / (np.sqrt(3) / 2 * 100**2)  # and a hexagon's area on Visium
+square = (
+    np.pi * (spot / 2) ** 2 / pitch**2
+)  # each spot has a square of pitch x pitch to itself
+hexagon = (
+    np.pi * (55 / 2) ** 2 / (np.sqrt(3) / 2 * 100**2)
+)  # and a hexagon's area on Visium
 # Neither array measures most of the tissue. What lies between the spots has an image and no counts:
 # it can be embedded and predicted, but a prediction there cannot be checked.
-print(f"spots of {spot:g} µm on a square grid of {pitch:g} µm: {square:.0%}; Visium: {hexagon:.0%}")
+print(
+    f"spots of {spot:g} µm on a square grid of {pitch:g} µm: {square:.0%}; Visium: {hexagon:.0%}"
+)
 
 # %% [markdown]
 # **2.** Break the ruler. `um_per_px` compares where the spots lie on the array and in the image.
@@ -258,7 +278,9 @@ for name, places in faults.items():
     wrong = adata.copy()
     wrong.obsm["spatial"] = places
     try:
-        print(f"{name}: {registration.um_per_px(wrong, step_um=(pitch, pitch)):.4f} µm per pixel")
+        print(
+            f"{name}: {registration.um_per_px(wrong, step_um=(pitch, pitch)):.4f} µm per pixel"
+        )
     except InputError as error:
         print(f"{name}: refused ({str(error).partition(': ')[2]})")
 # A shift leaves the grid a grid, so nothing in the coordinates can tell; a common stretch is taken
@@ -276,7 +298,9 @@ rows = {}
 for share in (1e-2, 1e-3, 1e-4):
     fake = rng.poisson(share * total_counts[:, None], (len(total_counts), 300))
     made = {
-        "pearson_residuals": pearson_residuals(fake, total_counts, np.full(300, share)),
+        "pearson_residuals": pearson_residuals(
+            fake, total_counts, np.full(300, share)
+        ),
         "log1p_cp10k": np.log1p(1e4 * fake / total_counts[:, None]),
         "log1p_raw": np.log1p(fake),
     }
@@ -304,7 +328,9 @@ print(
             "um_per_px": um_per_px,
             "spots": adata.n_obs,
             "genes": adata.n_vars,
-            "mean_r_with_log_depth": {name: float(r.mean()) for name, r in leak.items()},
+            "mean_r_with_log_depth": {
+                name: float(r.mean()) for name, r in leak.items()
+            },
         }
     )
 )

@@ -26,13 +26,19 @@ import subprocess
 import sys
 from importlib.metadata import version
 
-if importlib.util.find_spec("seal_lite") is None:  # in Colab, whose torch is kept
+if (
+    importlib.util.find_spec("seal_lite") is None
+):  # in Colab, whose torch is kept
     home = "seal_lite[offline] @ git+https://github.com/seal-lite/seal-lite"
     kept = [f"{name}=={version(name)}" for name in ("torch", "torchvision")]
-    subprocess.run([sys.executable, "-m", "pip", "install", "-q", home, *kept], check=True)
+    subprocess.run(
+        [sys.executable, "-m", "pip", "install", "-q", home, *kept], check=True
+    )
 
 # %% tags=["parameters"]
-DATASET = "auto"  # the phantom, or on a GPU real tumours; or any folder of sections
+DATASET = (
+    "auto"  # the phantom, or on a GPU real tumours; or any folder of sections
+)
 SMOKE = False  # everything tiny, just to see that it runs
 SECTION = ""  # empty: the last one
 N_VIEWS = 8  # of each patch: one clean, the others augmented
@@ -73,13 +79,21 @@ adata = section.adata
 variable = target_genes([adata], 12)
 profiles = section_targets(adata, variable)["pearson_residuals"][section.rows]
 one = int(profiles.max(1).argmax())
-x, y = (adata.obsm["spatial"] * adata.uns["um_per_px"])[section.rows[one]] - Config.patch_um / 2
+x, y = (adata.obsm["spatial"] * adata.uns["um_per_px"])[
+    section.rows[one]
+] - Config.patch_um / 2
 with plt.rc_context(plots.STYLE):
-    figure, axes = plt.subplots(1, 3, figsize=(8.4, 3.2), width_ratios=(1.2, 1, 0.8))
+    figure, axes = plt.subplots(
+        1, 3, figsize=(8.4, 3.2), width_ratios=(1.2, 1, 0.8)
+    )
     plots.tissue(axes[0], section, um_per_px=4.0, title=section.name)
     square = {"fill": False, "color": plots.INK, "lw": 2}
-    axes[0].add_patch(plt.Rectangle((x, y), Config.patch_um, Config.patch_um, **square))
-    axes[1].imshow(section.patches[one], extent=(0, Config.patch_um, Config.patch_um, 0))
+    axes[0].add_patch(
+        plt.Rectangle((x, y), Config.patch_um, Config.patch_um, **square)
+    )
+    axes[1].imshow(
+        section.patches[one], extent=(0, Config.patch_um, Config.patch_um, 0)
+    )
     axes[1].set(xticks=[], yticks=[], title="its patch")
     plots.scale_bar(axes[1])
     order = np.argsort(profiles[one])
@@ -109,7 +123,11 @@ shown = ["ERBB2", "COL1A1", "CD3E", "MS4A1", "PECAM1", "ADIPOQ"]
 shown = [g for g in shown if g in adata.var_names]
 residuals = section_targets(adata, shown)["pearson_residuals"][section.rows]
 best = residuals.argmax(0)
-plots.patches(section.patches[best], [f"most {g}" for g in shown], patch_um=Config.patch_um)
+plots.patches(
+    section.patches[best],
+    [f"most {g}" for g in shown],
+    patch_um=Config.patch_um,
+)
 
 # %% [markdown]
 # ## What cannot be cut
@@ -165,8 +183,12 @@ print(
 # %%
 #| alt: The section, and maps of three genes in two rows, as measured and smoothed over neighbours.
 trio = [g for g in ("ERBB2", "CD3E", "ADIPOQ") if g in adata.var_names]
-before, _ = columns(log_normalise(adata.layers["counts"]), adata.var_names, trio)
-after, _ = columns(log_normalise(smooth(adata, share=0.5)), adata.var_names, trio)
+before, _ = columns(
+    log_normalise(adata.layers["counts"]), adata.var_names, trio
+)
+after, _ = columns(
+    log_normalise(smooth(adata, share=0.5)), adata.var_names, trio
+)
 plots.gene_maps(
     section,
     np.c_[before, after][section.rows],
@@ -269,9 +291,16 @@ for um in (112, 224, 448):
     for i, centre in enumerate(places):
         others = np.delete(places, i, 0)
         others = others[(np.abs(others - centre) < um).all(1)]
-        covered.append((np.abs(centre + points - others[:, None]) < um / 2).all(2).any(0).mean())
+        covered.append(
+            (np.abs(centre + points - others[:, None]) < um / 2)
+            .all(2)
+            .any(0)
+            .mean()
+        )
     overlap[um] = float(np.mean(covered))
-    print(f"{um} µm: {inside:.0%} among eight neighbours, {overlap[um]:.0%} on this section")
+    print(
+        f"{um} µm: {inside:.0%} among eight neighbours, {overlap[um]:.0%} on this section"
+    )
 # Less on the section, as spots at its edge have fewer neighbours. A random split of spots puts most
 # neighbours of a test spot into training: part of what is to be predicted was trained on, and at
 # 448 µm nearly all of it. So this book holds out whole patients.
@@ -285,20 +314,30 @@ for um in (112, 224, 448):
 # %% tags=["hide-cell", "solution"]
 s = np.linspace(0, 1, 901)
 noise = (1 - s) ** 2 + s**2 / 8
-print(f"still tissue: s = {s[noise.argmin()]:.3f} leaves {noise.min():.3f} of the noise's variance")
+print(
+    f"still tissue: s = {s[noise.argmin()]:.3f} leaves {noise.min():.3f} of the noise's variance"
+)
 few = adata.copy()
 few.layers["counts"] = adata.layers["counts"].copy()
-caught = np.random.default_rng(0).binomial(adata.layers["counts"].data.astype(int), 0.1)
+caught = np.random.default_rng(0).binomial(
+    adata.layers["counts"].data.astype(int), 0.1
+)
 few.layers["counts"].data = caught.astype(np.float32)
 if here.truth is not None:
     expected = np.log1p(1e4 * here.truth.expected(section, variable))
     for name, counts_of in (("all counts", adata), ("a tenth", few)):
         r = {}
         for share in (0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 8 / 9):
-            y, _ = columns(log_normalise(smooth(counts_of, share=share)), adata.var_names, variable)
+            y, _ = columns(
+                log_normalise(smooth(counts_of, share=share)),
+                adata.var_names,
+                variable,
+            )
             r[share] = pearson(y[section.rows], expected).mean()
         top = max(r, key=r.get)
-        print(f"{name}: r with the truth {r[0]:.3f} unsmoothed, best {r[top]:.3f} at {top}")
+        print(
+            f"{name}: r with the truth {r[0]:.3f} unsmoothed, best {r[top]:.3f} at {top}"
+        )
 # Tissue does change: a neighbour brings its own expression along with its independent noise. The
 # fewer the counts, the more noise there is to lose, and the more smoothing pays. A score on
 # smoothed expression would reward a prediction for being smooth, so scores never use it.
@@ -314,17 +353,23 @@ keys = [section.keys[i] for i in some]
 
 
 def embedded(view, jitter):
-    views = make_views(section.patches[some], keys, np.full(len(some), view), jitter=jitter)
+    views = make_views(
+        section.patches[some], keys, np.full(len(some), view), jitter=jitter
+    )
     with torch.inference_mode():
         return encoder(views).numpy()
 
 
 clean = embedded(0, 0)
 sd = clean.std(0)
-apart = np.linalg.norm((clean[:, None] - clean) / sd, axis=2).sum() / (len(some) * (len(some) - 1))
+apart = np.linalg.norm((clean[:, None] - clean) / sd, axis=2).sum() / (
+    len(some) * (len(some) - 1)
+)
 for jitter in (0, 0.15, 0.3, 0.6, 1.2):
     moved = np.linalg.norm((embedded(1, jitter) - clean) / sd, axis=1).mean()
-    print(f"jitter {jitter:4}: {moved / apart:.2f} of the distance between patches")
+    print(
+        f"jitter {jitter:4}: {moved / apart:.2f} of the distance between patches"
+    )
 # Turning a patch alone moves it far: a network for photographs knows up from down. The default's
 # stains add little to that. Towards 1 two views would be no more alike than two patches, and a
 # network that must call them the same has to call everything the same.
@@ -339,7 +384,9 @@ for jitter in (0, 0.15, 0.3, 0.6, 1.2):
 #   [the method](what-differs).
 
 # %% tags=["key-figures", "remove-cell"]
-same = make_views(section.patches[:4], section.keys[:4], np.zeros(4, int), jitter=0.15)
+same = make_views(
+    section.patches[:4], section.keys[:4], np.zeros(4, int), jitter=0.15
+)
 print(
     json.dumps(
         {
@@ -349,7 +396,9 @@ print(
             "overlap": overlap,
             "smoothing_difference": float(difference),
             "view_0_difference": float(
-                np.abs(same.permute(0, 2, 3, 1).numpy() * 255 - section.patches[:4]).max()
+                np.abs(
+                    same.permute(0, 2, 3, 1).numpy() * 255 - section.patches[:4]
+                ).max()
             ),
             "batch": [list(hidden.shape), list(expression.shape)],
         }

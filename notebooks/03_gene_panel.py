@@ -28,15 +28,23 @@ import subprocess
 import sys
 from importlib.metadata import version
 
-if importlib.util.find_spec("seal_lite") is None:  # in Colab, whose torch is kept
+if (
+    importlib.util.find_spec("seal_lite") is None
+):  # in Colab, whose torch is kept
     home = "seal_lite[offline] @ git+https://github.com/seal-lite/seal-lite"
     kept = [f"{name}=={version(name)}" for name in ("torch", "torchvision")]
-    subprocess.run([sys.executable, "-m", "pip", "install", "-q", home, *kept], check=True)
+    subprocess.run(
+        [sys.executable, "-m", "pip", "install", "-q", home, *kept], check=True
+    )
 
 # %% tags=["parameters"]
-DATASET = "auto"  # the phantom, or on a GPU real tumours; or any folder of sections
+DATASET = (
+    "auto"  # the phantom, or on a GPU real tumours; or any folder of sections
+)
 SMOKE = False  # everything tiny, just to see that it runs
-TEST = ""  # the section held out, with all of its patient's; empty: the last one
+TEST = (
+    ""  # the section held out, with all of its patient's; empty: the last one
+)
 
 # %%
 import json
@@ -55,7 +63,12 @@ from seal_lite.tutorial import begin
 here = begin(DATASET, smoke=SMOKE, test=TEST)
 config, train, test, scored = here.config, here.train, here.test, here.genes
 sections = [*train, test]
-print("training sections:", ", ".join(s.name for s in train), "| held out:", test.name)
+print(
+    "training sections:",
+    ", ".join(s.name for s in train),
+    "| held out:",
+    test.name,
+)
 
 # %% [markdown]
 # ## One gene, two patients
@@ -80,8 +93,15 @@ zs = [panel.transform(s.adata) for s in sections]
 at = [panel.genes.index(g) for g in scored]
 most = at[int(between([y[:, at] for y in logs]).argmax())]
 gene = panel.genes[most]
-raw = [columns(s.adata.layers["counts"], s.adata.var_names, [gene])[0][:, 0] for s in sections]
-far = int(np.abs([y[:, most].mean() - logs[-1][:, most].mean() for y in logs]).argmax())
+raw = [
+    columns(s.adata.layers["counts"], s.adata.var_names, [gene])[0][:, 0]
+    for s in sections
+]
+far = int(
+    np.abs(
+        [y[:, most].mean() - logs[-1][:, most].mean() for y in logs]
+    ).argmax()
+)
 
 # %%
 #| alt: Two rows, one per patient, of four pictures each: the stained tissue, and maps of one gene
@@ -97,7 +117,11 @@ with plt.rc_context(plots.STYLE):
         plots.tissue(row[0], sections[i], title=sections[i].name)
     for column, (name, v) in zip(axes[:, 1:].T, values.items(), strict=True):
         low, high = np.percentile(np.concatenate([v[far], v[-1]]), [2, 98])
-        look = {"limits": (low, high)} if name != "z" else {"limits": (-2, 2), "cmap": "PuOr_r"}
+        look = (
+            {"limits": (low, high)}
+            if name != "z"
+            else {"limits": (-2, 2), "cmap": "PuOr_r"}
+        )
         for ax, i in zip(column, (far, len(train)), strict=True):
             shown = plots.discs(ax, sections[i], v[i][sections[i].rows], **look)
         column[0].set_title(f"{gene}, {name}")
@@ -134,11 +158,19 @@ figure
 #| Pearson residuals, with a line at 1. Colours say which rule chose a gene.
 adatas = [s.adata for s in train]
 n = config.n_genes
-choice = {f: select_genes(adatas, n, flavor=f) for f in ("pearson_residuals", "seurat")}
+choice = {
+    f: select_genes(adatas, n, flavor=f)
+    for f in ("pearson_residuals", "seurat")
+}
 names = np.array(sorted(set.intersection(*(set(a.var_names) for a in adatas))))
-counts = [columns(a.layers["counts"], a.var_names, names)[0].astype(float) for a in adatas]
+counts = [
+    columns(a.layers["counts"], a.var_names, names)[0].astype(float)
+    for a in adatas
+]
 seen = np.sum([c.sum(0) for c in counts], 0) >= 3
-mean, variance = (np.mean([f(c, 0) for c in counts], 0) for f in (np.mean, np.var))
+mean, variance = (
+    np.mean([f(c, 0) for c in counts], 0) for f in (np.mean, np.var)
+)
 residual = [
     pearson_residuals(c, depth(a), c.sum(0) / depth(a).sum())
     for c, a in zip(counts, adatas, strict=True)
@@ -151,10 +183,15 @@ with plt.rc_context(plots.STYLE):
     kinds = {
         "neither": (~by_residuals & ~by_seurat, "#bbbbbb"),
         "both": (by_residuals & by_seurat, plots.COLOURS[0]),
-        "Pearson residuals alone": (by_residuals & ~by_seurat, plots.COLOURS[2]),
+        "Pearson residuals alone": (
+            by_residuals & ~by_seurat,
+            plots.COLOURS[2],
+        ),
         "seurat alone": (by_seurat & ~by_residuals, plots.COLOURS[1]),
     }
-    for ax, y, label in zip(axes, (variance, residual), ("counts", "residuals"), strict=True):
+    for ax, y, label in zip(
+        axes, (variance, residual), ("counts", "residuals"), strict=True
+    ):
         for kind, (which, colour) in kinds.items():
             at = which & seen
             look = {"color": colour, "label": f"{kind}: {at.sum()}"}
@@ -182,7 +219,9 @@ figure
 # noisier.
 
 # %%
-median_count = {f: float(np.median(mean[np.isin(names, g)])) for f, g in choice.items()}
+median_count = {
+    f: float(np.median(mean[np.isin(names, g)])) for f, g in choice.items()
+}
 for f, value in median_count.items():
     print(f"{f}: half of its genes have a mean count above {value:.1f}")
 
@@ -192,7 +231,9 @@ for f, value in median_count.items():
 
 # %%
 print(f"{len(panel.genes)} genes, of which {len(scored)} are scored")
-pd.DataFrame({"mean": panel.mean, "sd": panel.std}, index=panel.genes).head(8).round(2)
+pd.DataFrame({"mean": panel.mean, "sd": panel.std}, index=panel.genes).head(
+    8
+).round(2)
 
 # %% [markdown]
 # ## Which scale? What each step removes
@@ -242,7 +283,9 @@ with plt.rc_context(plots.STYLE):
     for ax, step in zip(axes.flat, found[0], strict=False):
         v = [f[step][:, most] for f in found]
         bins = np.linspace(*np.percentile(np.concatenate(v), [0, 99.5]), 18)
-        for section, part, colour in zip(sections, v, plots.COLOURS, strict=False):
+        for section, part, colour in zip(
+            sections, v, plots.COLOURS, strict=False
+        ):
             last = section is test
             label = f"{section.name}, held out" if last else section.name
             look = {"color": colour, "lw": 2.4 if last else 1.5, "label": label}
@@ -265,7 +308,8 @@ rows = {}
 for step in found[0]:
     v = [f[step] for f in found]
     r = [
-        pearson(np.repeat(d[:, None], y.shape[1], 1), y) for d, y in zip(log_depth, v, strict=True)
+        pearson(np.repeat(d[:, None], y.shape[1], 1), y)
+        for d, y in zip(log_depth, v, strict=True)
     ]
     var = np.sort(np.mean([y.var(0) for y in v], 0))
     rows[step] = {
@@ -297,7 +341,9 @@ table.round(3)
 # %%
 z = panel.transform(test.adata)
 lacking = [g for g in panel.genes if g not in test.adata.var_names]
-print(f"{z.shape[0]} spots, {z.shape[1]} genes; lacking: {', '.join(lacking) or 'none'}")
+print(
+    f"{z.shape[0]} spots, {z.shape[1]} genes; lacking: {', '.join(lacking) or 'none'}"
+)
 
 # %% [markdown]
 # The order of the section's columns cannot matter. Shuffle them and compare:
@@ -345,12 +391,23 @@ print(refused)
 #| alt: The variance of Pearson residuals against the mean count, both logarithmic: all genes as
 #| dots, the scored ones in colour, and a line that rises from 1.
 theta = 10
-rising = (1 + mean / theta) / (1 + mean / THETA)  # (mu + mu^2/10) / (mu + mu^2/100)
+rising = (1 + mean / theta) / (
+    1 + mean / THETA
+)  # (mu + mu^2/10) / (mu + mu^2/100)
 tissue = np.isin(names, scored)
 with plt.rc_context(plots.STYLE):
     figure, ax = plt.subplots(figsize=(6, 3.4))
-    ax.plot(mean[seen & ~tissue], residual[seen & ~tissue], "o", ms=4, mew=0, color="#aaaaaa")
-    ax.plot(mean[tissue], residual[tissue], "o", ms=4, mew=0, label="scored genes")
+    ax.plot(
+        mean[seen & ~tissue],
+        residual[seen & ~tissue],
+        "o",
+        ms=4,
+        mew=0,
+        color="#aaaaaa",
+    )
+    ax.plot(
+        mean[tissue], residual[tissue], "o", ms=4, mew=0, label="scored genes"
+    )
     line = np.sort(mean[seen])
     ax.plot(
         line,
@@ -364,7 +421,9 @@ with plt.rc_context(plots.STYLE):
 plt.close(figure)
 # It does: the ratio of band and line is near 1. So the loud genes that fill up the panel are noise
 # of a kind that the rule does not know, and a panel larger than the tissue's own genes is padding.
-print(f"band over line, median: {np.median((residual / rising)[seen & ~tissue]):.2f}")
+print(
+    f"band over line, median: {np.median((residual / rising)[seen & ~tissue]):.2f}"
+)
 figure
 
 # %% [markdown]
@@ -378,8 +437,13 @@ high = np.flatnonzero(z[:, g] > np.median(z[:, g]))
 half = test.adata[high].copy()
 for which in ("section", "train"):
     scale = replace(panel, zscore=which)
-    before, after = scale.transform(test.adata)[high, g].mean(), scale.transform(half)[:, g].mean()
-    print(f"{panel.genes[g]}, scale of the {which}: {before:+.2f}, after the cut {after:+.2f}")
+    before, after = (
+        scale.transform(test.adata)[high, g].mean(),
+        scale.transform(half)[:, g].mean(),
+    )
+    print(
+        f"{panel.genes[g]}, scale of the {which}: {before:+.2f}, after the cut {after:+.2f}"
+    )
 # On its own scale any section has mean 0, whatever is in it: the same spots, another z. The
 # training scale keeps the level. Prefer it where sections differ in what they hold more than in how
 # they were measured, and never compare levels of patients by a section's own z.
@@ -403,9 +467,13 @@ def thinned(adata, share):
 
 for share in (1, 1 / 10, 1 / 30):
     shallow = [thinned(a, share) for a in adatas]
-    kept = {f: set(select_genes(shallow, n, flavor=f)) & set(scored) for f in choice}
+    kept = {
+        f: set(select_genes(shallow, n, flavor=f)) & set(scored) for f in choice
+    }
     counted = ", ".join(f"{f} {len(k)}" for f, k in kept.items())
-    print(f"{share:5.1%} of the counts: of {len(scored)} scored genes, {counted}")
+    print(
+        f"{share:5.1%} of the counts: of {len(scored)} scored genes, {counted}"
+    )
 # Both lose genes as counts become few, `seurat` more of them. (Where the scored genes were
 # themselves chosen by Pearson residuals, as on real tissue, that comparison is not fair.)
 
@@ -426,6 +494,10 @@ figures = {
     "refused": refused,
     "median_count": median_count,
     "steps": table.T.to_dict(),
-    "z": [float(z.mean(0).max()), float(z.std(0).min()), float(np.abs(z).max())],
+    "z": [
+        float(z.mean(0).max()),
+        float(z.std(0).min()),
+        float(np.abs(z).max()),
+    ],
 }
 print(json.dumps(figures))

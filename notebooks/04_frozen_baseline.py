@@ -27,16 +27,24 @@ import subprocess
 import sys
 from importlib.metadata import version
 
-if importlib.util.find_spec("seal_lite") is None:  # in Colab, whose torch is kept
+if (
+    importlib.util.find_spec("seal_lite") is None
+):  # in Colab, whose torch is kept
     home = "seal_lite[offline,encoders] @ git+https://github.com/seal-lite/seal-lite"
     kept = [f"{name}=={version(name)}" for name in ("torch", "torchvision")]
-    subprocess.run([sys.executable, "-m", "pip", "install", "-q", home, *kept], check=True)
+    subprocess.run(
+        [sys.executable, "-m", "pip", "install", "-q", home, *kept], check=True
+    )
 
 # %% tags=["parameters"]
-DATASET = "auto"  # the phantom, or on a GPU real tumours; or any folder of sections
+DATASET = (
+    "auto"  # the phantom, or on a GPU real tumours; or any folder of sections
+)
 BACKBONE = "auto"  # a small network, or on a GPU Phikon; or a name of `seal-lite encoders`
 SMOKE = False  # everything tiny, just to see that it runs
-TEST = ""  # the section held out, with all of its patient's; empty: the last one
+TEST = (
+    ""  # the section held out, with all of its patient's; empty: the last one
+)
 SEED = 0
 
 # %%
@@ -58,7 +66,12 @@ from seal_lite.tutorial import begin, charts
 
 here = begin(DATASET, BACKBONE, smoke=SMOKE, test=TEST, seed=SEED)
 config, train, test, genes = here.config, here.train, here.test, here.genes
-print("training sections:", ", ".join(s.name for s in train), "| held out:", test.name)
+print(
+    "training sections:",
+    ", ".join(s.name for s in train),
+    "| held out:",
+    test.name,
+)
 
 # %% [markdown]
 # ## What it sees
@@ -71,17 +84,29 @@ print("training sections:", ", ".join(s.name for s in train), "| held out:", tes
 # %%
 #| alt: The held-out section's tissue, and the first principal component of the frozen embedding at
 #| an early, a middle and the last stage as maps over it.
-encoder = build_encoder(config.backbone, tune_blocks=config.tune_blocks, seed=SEED)
-found, stages = embed_all([*train, test], {}, config)  # of every rival, and of every stage
+encoder = build_encoder(
+    config.backbone, tune_blocks=config.tune_blocks, seed=SEED
+)
+found, stages = embed_all(
+    [*train, test], {}, config
+)  # of every rival, and of every stage
 first = {}
-for name in dict.fromkeys([[*stages][0], [*stages][len(stages) // 2], encoder.feature_layer]):
+for name in dict.fromkeys(
+    [[*stages][0], [*stages][len(stages) // 2], encoder.feature_layer]
+):
     parts = stages[name]
     e = (parts[-1] - parts[-1].mean(0)) / parts[-1].std(0).clip(1e-6)
     pca = PCA(1, random_state=0).fit(e)
-    sign = np.sign(np.corrcoef(pca.transform(e)[:, 0], test.patches.mean((1, 2, 3)))[0, 1])
-    first[f"{name}: {parts[-1].shape[1]} numbers"] = sign * pca.transform(e)[:, 0]
+    sign = np.sign(
+        np.corrcoef(pca.transform(e)[:, 0], test.patches.mean((1, 2, 3)))[0, 1]
+    )
+    first[f"{name}: {parts[-1].shape[1]} numbers"] = (
+        sign * pca.transform(e)[:, 0]
+    )
 values = np.stack(list(first.values()), 1)
-plots.gene_maps(test, values / values.std(0), list(first), label="first component (sd)")
+plots.gene_maps(
+    test, values / values.std(0), list(first), label="first component (sd)"
+)
 
 # %% [markdown]
 # Nobody told it about tumour or stroma, and the regions of the tissue are there. An embedding like
@@ -104,18 +129,36 @@ groups = np.concatenate([[s.name] * len(s.rows) for s in train])
 x = [part.astype(float) for part in stages[encoder.feature_layer]]
 inside = inner_scores(np.concatenate(x[:-1]), np.concatenate(y[:-1]), groups)
 fitted = Ridge.fit(Sums.of(np.concatenate(x[:-1]), np.concatenate(y[:-1])))
-outside = [pearson(fitted.predict(x[-1], alpha=a), y[-1]).mean() for a in ALPHAS]
+outside = [
+    pearson(fitted.predict(x[-1], alpha=a), y[-1]).mean() for a in ALPHAS
+]
 hest_alpha = 100 / (min(256, x[0].shape[1]) * len(genes))
 with plt.rc_context(plots.STYLE):
     figure, ax = plt.subplots(figsize=(7, 3.4))
-    ax.semilogx(ALPHAS, inside, "o-", ms=4, color=plots.COLOURS[0], label="inside the training")
-    ax.semilogx(ALPHAS, outside, "s-", ms=4, color=plots.COLOURS[1], label="held out")
+    ax.semilogx(
+        ALPHAS,
+        inside,
+        "o-",
+        ms=4,
+        color=plots.COLOURS[0],
+        label="inside the training",
+    )
+    ax.semilogx(
+        ALPHAS, outside, "s-", ms=4, color=plots.COLOURS[1], label="held out"
+    )
     for alpha, said, colour in (
         (hest_alpha, "HEST-bench's", plots.GREY),
         (ALPHAS[inside.argmax()], "chosen inside", plots.COLOURS[0]),
     ):
         ax.axvline(alpha, color=colour, lw=1, ls="--")
-        ax.text(alpha, ax.get_ylim()[0], f" {said}", color=plots.INK, fontsize=9, va="bottom")
+        ax.text(
+            alpha,
+            ax.get_ylim()[0],
+            f" {said}",
+            color=plots.INK,
+            fontsize=9,
+            va="bottom",
+        )
     ax.set(xlabel="penalty alpha", ylabel="mean r over genes")
     ax.legend(loc="upper left")
 plt.close(figure)
@@ -141,11 +184,19 @@ for name, parts in stages.items():
     joined = np.concatenate([p.astype(float) for p in parts[:-1]])
     inner = inner_scores(joined, np.concatenate(y[:-1]), groups)
     ridges[name] = ridge = Ridge.fit(Sums.of(joined, np.concatenate(y[:-1])))
-    held = pearson(ridge.predict(parts[-1].astype(float), alpha=ALPHAS[inner.argmax()]), y[-1])
-    rows[name] = {"inside the training": [inner.max()], "held out": [held.mean()]}
+    held = pearson(
+        ridge.predict(parts[-1].astype(float), alpha=ALPHAS[inner.argmax()]),
+        y[-1],
+    )
+    rows[name] = {
+        "inside the training": [inner.max()],
+        "held out": [held.mean()],
+    }
 # As `best_feature_layer` chooses:
 chosen = max(rows, key=lambda name: rows[name]["inside the training"])
-print(f"finetuning is read at {encoder.feature_layer}; the training sections would choose {chosen}")
+print(
+    f"finetuning is read at {encoder.feature_layer}; the training sections would choose {chosen}"
+)
 charts.strips(rows, label="mean r over genes, Pearson residuals, probe B")
 
 # %% [markdown]
@@ -161,8 +212,14 @@ charts.strips(rows, label="mean r over genes, Pearson residuals, probe B")
 #| alt: Mean correlation of the frozen encoder, its best layer, random weights, colour, log depth,
 #| neighbours, ceiling and oracle as dots in rows, for both probes.
 found["frozen_best"] = stages[chosen]
-scores = score_models(train, [test], genes, models={}, features=found, truth=here.truth, seed=SEED)
-result = {"folds": [{"test": test.name, "seed": SEED, "scores": score_rows(scores, genes)}]}
+scores = score_models(
+    train, [test], genes, models={}, features=found, truth=here.truth, seed=SEED
+)
+result = {
+    "folds": [
+        {"test": test.name, "seed": SEED, "scores": score_rows(scores, genes)}
+    ]
+}
 charts.scores(result)
 
 # %% [markdown]
@@ -188,7 +245,10 @@ reached = scores["frozen_best", "tuned_ridge", target][0]
 ceiling = scores["ceiling", "none", target][0]
 member = {k: np.array([classes[g] == k for g in genes]) for k in kinds}
 charts.strips(
-    {k: {"frozen_best": reached[of], "ceiling": ceiling[of]} for k, of in member.items()},
+    {
+        k: {"frozen_best": reached[of], "ceiling": ceiling[of]}
+        for k, of in member.items()
+    },
     label="r per gene, Pearson residuals, probe B",
 )
 
@@ -202,9 +262,14 @@ charts.strips(
 names = ["frozen", "frozen_best", "random_init", "colour", "log_depth"]
 targets = ["pearson_residuals", "log1p_cp10k|depth", "log1p_cp10k", "log1p_raw"]
 table = pd.DataFrame(
-    {t: {f: scores[f, "tuned_ridge", t][0].mean() for f in names} for t in targets}
+    {
+        t: {f: scores[f, "tuned_ridge", t][0].mean() for f in names}
+        for t in targets
+    }
 )
-table.rename(index=lambda k: charts.LABELS[k].replace("\n", " "), columns=charts.LABELS).round(3)
+table.rename(
+    index=lambda k: charts.LABELS[k].replace("\n", " "), columns=charts.LABELS
+).round(3)
 
 # %% [markdown]
 # That is the score to beat, and the ways in which it could be beaten without learning anything. The
@@ -230,9 +295,13 @@ table.rename(index=lambda k: charts.LABELS[k].replace("\n", " "), columns=charts
 rng = np.random.default_rng(SEED)
 predicted = fitted.predict(x[-1], alpha=ALPHAS[inside.argmax()])
 n = len(predicted)
-null = np.array([pearson(predicted[rng.permutation(n)], y[-1]) for _ in range(300)])
+null = np.array(
+    [pearson(predicted[rng.permutation(n)], y[-1]) for _ in range(300)]
+)
 null_sd = float(null.std())
-print(f"n = {n}: sd of r by chance {null_sd:.3f}, 1 / sqrt(n) = {1 / np.sqrt(n):.3f}")
+print(
+    f"n = {n}: sd of r by chance {null_sd:.3f}, 1 / sqrt(n) = {1 / np.sqrt(n):.3f}"
+)
 
 # %% [markdown]
 # **2.** How much would you gain by choosing $\alpha$ *and* the stage on the held-out section?
@@ -242,7 +311,9 @@ print(f"n = {n}: sd of r by chance {null_sd:.3f}, 1 / sqrt(n) = {1 / np.sqrt(n):
 # Whatever the difference is, it is free of merit. With many settings to pick from it grows.
 best = {}
 for name, parts in stages.items():
-    tried = (ridges[name].predict(parts[-1].astype(float), alpha=a) for a in ALPHAS)
+    tried = (
+        ridges[name].predict(parts[-1].astype(float), alpha=a) for a in ALPHAS
+    )
     best[name] = max(pearson(p, y[-1]).mean() for p in tried)
 peeked, honest = max(best.values()), rows[chosen]["held out"][0]
 print(f"chosen inside: {honest:.3f}; chosen on the test section: {peeked:.3f}")
@@ -255,15 +326,26 @@ print(f"chosen inside: {honest:.3f}; chosen on the test section: {peeked:.3f}")
 # Raw counts are mostly depth, so one more number helps where the image had only guessed at it. From
 # Pearson residuals depth is discounted, and there is little left for it to say.
 for t in ("log1p_raw", "pearson_residuals"):
-    targets_ = [section_targets(s.adata, genes)[t][s.rows] for s in [*train, test]]
+    targets_ = [
+        section_targets(s.adata, genes)[t][s.rows] for s in [*train, test]
+    ]
     said = {}
     for name, parts in (
         ("embedding", x),
-        ("with log depth", [np.c_[a, d] for a, d in zip(x, found["log_depth"], strict=True)]),
+        (
+            "with log depth",
+            [np.c_[a, d] for a, d in zip(x, found["log_depth"], strict=True)],
+        ),
     ):
-        inner = inner_scores(np.concatenate(parts[:-1]), np.concatenate(targets_[:-1]), groups)
-        ridge = Ridge.fit(Sums.of(np.concatenate(parts[:-1]), np.concatenate(targets_[:-1])))
-        r = pearson(ridge.predict(parts[-1], alpha=ALPHAS[inner.argmax()]), targets_[-1])
+        inner = inner_scores(
+            np.concatenate(parts[:-1]), np.concatenate(targets_[:-1]), groups
+        )
+        ridge = Ridge.fit(
+            Sums.of(np.concatenate(parts[:-1]), np.concatenate(targets_[:-1]))
+        )
+        r = pearson(
+            ridge.predict(parts[-1], alpha=ALPHAS[inner.argmax()]), targets_[-1]
+        )
         said[name] = round(float(r.mean()), 3)
     print(charts.LABELS[t], said)
 
@@ -278,10 +360,18 @@ for t in ("log1p_raw", "pearson_residuals"):
 print(
     json.dumps(
         {
-            "r": {f: float(scores[f, "tuned_ridge", target][0].mean()) for f in names},
-            "raw": {f: float(scores[f, "tuned_ridge", "log1p_raw"][0].mean()) for f in names},
+            "r": {
+                f: float(scores[f, "tuned_ridge", target][0].mean())
+                for f in names
+            },
+            "raw": {
+                f: float(scores[f, "tuned_ridge", "log1p_raw"][0].mean())
+                for f in names
+            },
             "ceiling": float(ceiling.mean()),
-            "by_class": {k: float(reached[of].mean()) for k, of in member.items()},
+            "by_class": {
+                k: float(reached[of].mean()) for k, of in member.items()
+            },
             "null_sd": null_sd,
             "spots": n,
             "honest": float(honest),

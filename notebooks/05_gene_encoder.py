@@ -27,15 +27,23 @@ import subprocess
 import sys
 from importlib.metadata import version
 
-if importlib.util.find_spec("seal_lite") is None:  # in Colab, whose torch is kept
+if (
+    importlib.util.find_spec("seal_lite") is None
+):  # in Colab, whose torch is kept
     home = "seal_lite[offline] @ git+https://github.com/seal-lite/seal-lite"
     kept = [f"{name}=={version(name)}" for name in ("torch", "torchvision")]
-    subprocess.run([sys.executable, "-m", "pip", "install", "-q", home, *kept], check=True)
+    subprocess.run(
+        [sys.executable, "-m", "pip", "install", "-q", home, *kept], check=True
+    )
 
 # %% tags=["parameters"]
-DATASET = "auto"  # the phantom, or on a GPU real tumours; or any folder of sections
+DATASET = (
+    "auto"  # the phantom, or on a GPU real tumours; or any folder of sections
+)
 SMOKE = False  # everything tiny, just to see that it runs
-TEST = ""  # the section held out, with all of its patient's; empty: the last one
+TEST = (
+    ""  # the section held out, with all of its patient's; empty: the last one
+)
 EPOCHS = 40  # of the gene encoder by itself
 
 # %%
@@ -58,11 +66,22 @@ from seal_lite.model.gene_vae import GeneVAE
 from seal_lite.tutorial import begin, charts
 
 here = begin(DATASET, smoke=SMOKE, test=TEST)
-ROOT, config, train, test, scored = here.root, here.config, here.train, here.test, here.genes
+ROOT, config, train, test, scored = (
+    here.root,
+    here.config,
+    here.train,
+    here.test,
+    here.genes,
+)
 panel = GenePanel.from_config(train, config, include=scored)
 x = np.concatenate([panel.transform(s.adata) for s in train])
 z = panel.transform(test.adata)
-print("training sections:", ", ".join(s.name for s in train), "| held out:", test.name)
+print(
+    "training sections:",
+    ", ".join(s.name for s in train),
+    "| held out:",
+    test.name,
+)
 
 # %% [markdown]
 # ## A hundred genes, a handful of programs
@@ -85,16 +104,28 @@ centred = x - x.mean(0)
 _, spread, axes_of_x = np.linalg.svd(centred, full_matrices=False)
 rng = np.random.default_rng(0)
 shuffled = [rng.permuted(centred, axis=0) for _ in range(5)]
-chance = np.mean([np.linalg.svd(part, compute_uv=False) for part in shuffled], 0)
-common = int(np.argmin(spread > chance))  # the first component that chance would exceed
+chance = np.mean(
+    [np.linalg.svd(part, compute_uv=False) for part in shuffled], 0
+)
+common = int(
+    np.argmin(spread > chance)
+)  # the first component that chance would exceed
 with plt.rc_context(plots.STYLE):
-    figure, (left, right) = plt.subplots(1, 2, figsize=(8.4, 4.2), width_ratios=(1.35, 1))
-    shown = left.imshow(correlation[np.ix_(order, order)], cmap="PuOr_r", vmin=-1, vmax=1)
+    figure, (left, right) = plt.subplots(
+        1, 2, figsize=(8.4, 4.2), width_ratios=(1.35, 1)
+    )
+    shown = left.imshow(
+        correlation[np.ix_(order, order)], cmap="PuOr_r", vmin=-1, vmax=1
+    )
     ticks = {}
     for members in (np.flatnonzero(group == g) for g in np.unique(group)):
         if len(members) >= 5:
-            typical = members[correlation[np.ix_(members, members)].mean(0).argmax()]
-            ticks[np.isin(order, members).nonzero()[0].mean()] = panel.genes[typical]
+            typical = members[
+                correlation[np.ix_(members, members)].mean(0).argmax()
+            ]
+            ticks[np.isin(order, members).nonzero()[0].mean()] = panel.genes[
+                typical
+            ]
     left.set_yticks(list(ticks), list(ticks.values()), fontsize=8)
     left.set(xticks=[], title=f"correlation of {len(panel.genes)} genes")
     left.spines[:].set_visible(False)
@@ -104,8 +135,19 @@ with plt.rc_context(plots.STYLE):
         (chance, "shuffled", "gray"),
     ):
         share = (values**2 / (values**2).sum())[:30]
-        right.plot(np.arange(len(share)) + 1, share, "o-", ms=3, color=colour, label=name)
-    right.set(xlabel="principal component", ylabel="share of the variance", ylim=(0, None))
+        right.plot(
+            np.arange(len(share)) + 1,
+            share,
+            "o-",
+            ms=3,
+            color=colour,
+            label=name,
+        )
+    right.set(
+        xlabel="principal component",
+        ylabel="share of the variance",
+        ylim=(0, None),
+    )
     right.set_title(f"{common} components above chance")
     right.legend()
 plt.close(figure)
@@ -150,7 +192,9 @@ def fit(latent=config.project, w_kl=0.0):
     curve = []
     for epoch in range(EPOCHS):
         vae.train()
-        for batch in torch.randperm(len(profiles)).split(config.batch_size)[:-1]:
+        for batch in torch.randperm(len(profiles)).split(config.batch_size)[
+            :-1
+        ]:
             _, reconstruction, kl = vae(profiles[batch])
             error = losses.mse(reconstruction, profiles[batch])
             optimizer.zero_grad()
@@ -193,7 +237,9 @@ if truth is not None:
     kind = truth.regions(test)
 else:
     level = z[test.rows, 0]
-    kind = np.array([f"{word} {panel.genes[0]}" for word in ("low", "middle", "high")])
+    kind = np.array(
+        [f"{word} {panel.genes[0]}" for word in ("low", "middle", "high")]
+    )
     kind = kind[np.digitize(level, np.quantile(level, [1 / 3, 2 / 3]))]
 regions, number = np.unique(kind, return_inverse=True)
 common_first = np.argsort(-np.bincount(number))
@@ -203,12 +249,25 @@ flat = flat @ np.linalg.svd(flat, full_matrices=False)[2][:2].T
 with plt.rc_context(plots.STYLE):
     figure, (left, right) = plt.subplots(1, 2, figsize=(8.4, 4.2))
     for name, colour in zip(regions[common_first], plots.COLOURS, strict=False):
-        left.plot(*flat[kind == name].T, "o", ms=5, mew=0, alpha=0.8, color=colour, label=name)
+        left.plot(
+            *flat[kind == name].T,
+            "o",
+            ms=5,
+            mew=0,
+            alpha=0.8,
+            color=colour,
+            label=name,
+        )
     left.set(xticks=[], yticks=[], title=f"{config.project} numbers, laid flat")
     cmap = ListedColormap(plots.COLOURS[: len(regions)])
     limits = (-0.5, len(regions) - 0.5)
     plots.discs(
-        right, test, np.argsort(common_first)[number], cmap=cmap, limits=limits, title=test.name
+        right,
+        test,
+        np.argsort(common_first)[number],
+        cmap=cmap,
+        limits=limits,
+        title=test.name,
     )
     figure.legend(loc="outside lower center", ncols=min(6, len(regions)))
 plt.close(figure)
@@ -224,10 +283,15 @@ figure
 #| alt: A row for each of three genes: the tissue, the gene as measured, as reconstructed, and the
 #| error.
 classes = dict.fromkeys(scored, "scored") if truth is None else truth.classes
-three = [g for g in ("ERBB2", "COL1A1", "CD3E") if g in panel.genes][:3] or list(scored[:3])
+three = [g for g in ("ERBB2", "COL1A1", "CD3E") if g in panel.genes][
+    :3
+] or list(scored[:3])
 at = [panel.genes.index(g) for g in three]
 charts.prediction_maps(
-    test, z[test.rows][:, at], reconstruction.numpy()[test.rows][:, at], genes=three
+    test,
+    z[test.rows][:, at],
+    reconstruction.numpy()[test.rows][:, at],
+    genes=three,
 )
 
 # %%
@@ -239,7 +303,9 @@ r["held-out section"] = pearson(reconstruction.numpy(), z)
 kinds = list(dict.fromkeys(classes.values()))
 groups = {
     kind: {
-        name: values[[panel.genes.index(g) for g in scored if classes[g] == kind]]
+        name: values[
+            [panel.genes.index(g) for g in scored if classes[g] == kind]
+        ]
         for name, values in r.items()
     }
     for kind in kinds
@@ -266,7 +332,9 @@ charts.strips(groups, label="r between profile and reconstruction, per gene")
 #| profiles and, on the phantom, with the truth, against k on a logarithmic axis, with horizontal
 #| lines for the gene encoder and for the profile as measured.
 at = [panel.genes.index(g) for g in scored]
-expected = None if truth is None else np.log1p(1e4 * truth.expected(test, scored))
+expected = (
+    None if truth is None else np.log1p(1e4 * truth.expected(test, scored))
+)
 
 
 def held_up(made):
@@ -286,13 +354,30 @@ with plt.rc_context(plots.STYLE):
     figure, ax = plt.subplots(figsize=(7, 3.8))
     for name, colour in zip(by_encoder, plots.COLOURS, strict=False):
         look = {"color": colour, "label": f"components, r with the {name}"}
-        ax.plot(list(rows), [row[name] for row in rows.values()], "o-", ms=5, **look)
-        ax.axhline(by_encoder[name], color=colour, ls="--", lw=1.2, label=f"gene encoder, {name}")
+        ax.plot(
+            list(rows), [row[name] for row in rows.values()], "o-", ms=5, **look
+        )
+        ax.axhline(
+            by_encoder[name],
+            color=colour,
+            ls="--",
+            lw=1.2,
+            label=f"gene encoder, {name}",
+        )
     if "truth" in as_measured:
-        ax.axhline(as_measured["truth"], color=plots.INK, ls=":", label="as measured, truth")
+        ax.axhline(
+            as_measured["truth"],
+            color=plots.INK,
+            ls=":",
+            label="as measured, truth",
+        )
     ax.set_xscale("log", base=2)
     ax.set_xticks(list(rows), list(rows))
-    ax.set(xlabel="number k of components", ylabel="mean r, scored genes", ylim=(None, 1.02))
+    ax.set(
+        xlabel="number k of components",
+        ylabel="mean r, scored genes",
+        ylim=(None, 1.02),
+    )
     ax.legend(loc="lower right")
 plt.close(figure)
 figure
@@ -333,7 +418,9 @@ pd.DataFrame(said).T.round(3)
 # embedded twice, and when it is embedded among other spots than before.
 
 # %% tags=["hide-cell", "solution"]
-forgot = copy.deepcopy(vae).train()  # a copy: BatchNorm's running means move in training mode
+forgot = copy.deepcopy(
+    vae
+).train()  # a copy: BatchNorm's running means move in training mode
 with torch.no_grad():
     first, second = forgot.encode(held_out)[0][0], forgot.encode(held_out)[0][0]
     torch.manual_seed(1)
@@ -341,8 +428,12 @@ with torch.no_grad():
     torch.manual_seed(1)
     among_few = forgot.encode(held_out[:8])[0][0]
 size = embedding[0].norm()
-print(f"embedded twice: {(first - second).norm() / size:.1%} of its length apart")
-print(f"among 8 spots instead of {len(z)}: {(among_all - among_few).norm() / size:.0%}")
+print(
+    f"embedded twice: {(first - second).norm() / size:.1%} of its length apart"
+)
+print(
+    f"among 8 spots instead of {len(z)}: {(among_all - among_few).norm() / size:.0%}"
+)
 # The draw is the smaller part. BatchNorm in training mode takes mean and spread from the batch, so
 # a spot's embedding depends on who else is embedded: on a batch of one kind of tissue it is
 # another. Nothing fails, and every result is a little wrong.
@@ -359,7 +450,9 @@ def judged(vae):
     with torch.inference_mode():
         made = vae(held_out)[1].numpy()
     noise = pearson(made[:, other], z[:, other]).mean() if other else np.nan
-    scores = {"other genes": noise} | {f"scored, {k}": v for k, v in held_up(made).items()}
+    scores = {"other genes": noise} | {
+        f"scored, {k}": v for k, v in held_up(made).items()
+    }
     return ", ".join(f"{k} {v:.2f}" for k, v in scores.items())
 
 
@@ -374,7 +467,9 @@ for w_kl in (0.001, 0.01, 0.1):
 
 # %% tags=["hide-cell", "solution"]
 for latent in (2, 8, 32):
-    plain = ", ".join(f"{name} {value:.2f}" for name, value in rows[latent].items())
+    plain = ", ".join(
+        f"{name} {value:.2f}" for name, value in rows[latent].items()
+    )
     print(f"{latent} numbers: r of {judged(fit(latent=latent)[0])}")
     print(f"{latent} components: scored, {plain}")
 # Both need about as many directions: that number is the tissue's, not the network's. With few of
@@ -398,7 +493,8 @@ figures = {
     "repeat_difference": repeat_difference,
     "loss": [curve[0]["gene"], curve[-1]["gene"]],
     "reconstruction_r": {
-        k: {name: float(v.mean()) for name, v in g.items()} for k, g in groups.items()
+        k: {name: float(v.mean()) for name, v in g.items()}
+        for k, g in groups.items()
     },
 }
 print(json.dumps(figures))

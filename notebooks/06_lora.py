@@ -27,13 +27,19 @@ import subprocess
 import sys
 from importlib.metadata import version
 
-if importlib.util.find_spec("seal_lite") is None:  # in Colab, whose torch is kept
+if (
+    importlib.util.find_spec("seal_lite") is None
+):  # in Colab, whose torch is kept
     home = "seal_lite[offline,encoders] @ git+https://github.com/seal-lite/seal-lite"
     kept = [f"{name}=={version(name)}" for name in ("torch", "torchvision")]
-    subprocess.run([sys.executable, "-m", "pip", "install", "-q", home, *kept], check=True)
+    subprocess.run(
+        [sys.executable, "-m", "pip", "install", "-q", home, *kept], check=True
+    )
 
 # %% tags=["parameters"]
-DATASET = "auto"  # the phantom, or on a GPU real tumours; or any folder of sections
+DATASET = (
+    "auto"  # the phantom, or on a GPU real tumours; or any folder of sections
+)
 BACKBONE = "auto"  # a small network, or on a GPU Phikon; or a name of `seal-lite encoders`
 EPOCHS = 0  # 0: 12, or 20 on a GPU
 SMOKE = False  # everything tiny, just to see that it runs
@@ -116,7 +122,9 @@ class LoRALinear(nn.Module):
     def __init__(self, layer: nn.Linear, r: int, alpha: float):
         super().__init__()
         self.layer, self.scale = layer.requires_grad_(False), alpha / r
-        self.A = nn.Parameter(torch.randn(r, layer.in_features) / layer.in_features**0.5)
+        self.A = nn.Parameter(
+            torch.randn(r, layer.in_features) / layer.in_features**0.5
+        )
         self.B = nn.Parameter(torch.zeros(layer.out_features, r))
 
     def delta(self):
@@ -139,7 +147,9 @@ print(f"before the first step the two layers differ by {start_gap}")
 # %%
 target = torch.randn(10, 48)
 (lora(x) - target).square().mean().backward()
-print(f"gradient of A: {lora.A.grad.abs().max():.2e}, of B: {lora.B.grad.abs().max():.2e}")
+print(
+    f"gradient of A: {lora.A.grad.abs().max():.2e}, of B: {lora.B.grad.abs().max():.2e}"
+)
 
 # %% [markdown]
 # $\partial \mathcal L / \partial A$ has $B$ as a factor and is zero; $\partial \mathcal L /
@@ -175,17 +185,30 @@ def fit(r: int, steps: int = 100 if SMOKE else 400) -> nn.Module:
 
 
 ranks = (1, 2, 3, 4, 6, 8, 16)
-left = [float((fit(r).delta() - wanted).square().sum().sqrt().detach()) for r in ranks]
+left = [
+    float((fit(r).delta() - wanted).square().sum().sqrt().detach())
+    for r in ranks
+]
 least = [float(values[r:].square().sum().sqrt()) for r in ranks]
 with plt.rc_context(plots.STYLE):
     figure, axes = plt.subplots(1, 2, figsize=(8, 3.2))
-    axes[0].plot(ranks, left, "o-", color=plots.COLOURS[0], label="LoRA, trained")
-    axes[0].plot(ranks, least, "x", color=plots.COLOURS[1], label="best possible")
-    axes[0].set(xlabel="rank", ylabel="error left (norm)", ylim=(0, None), xticks=ranks)
+    axes[0].plot(
+        ranks, left, "o-", color=plots.COLOURS[0], label="LoRA, trained"
+    )
+    axes[0].plot(
+        ranks, least, "x", color=plots.COLOURS[1], label="best possible"
+    )
+    axes[0].set(
+        xlabel="rank", ylabel="error left (norm)", ylim=(0, None), xticks=ranks
+    )
     axes[0].legend()
-    axes[1].plot(range(1, len(values) + 1), values, "o", ms=4, color=plots.COLOURS[0])
+    axes[1].plot(
+        range(1, len(values) + 1), values, "o", ms=4, color=plots.COLOURS[0]
+    )
     axes[1].set(
-        xlabel="number of the singular value", ylabel="singular value of the change", ylim=(0, None)
+        xlabel="number of the singular value",
+        ylabel="singular value of the change",
+        ylim=(0, None),
     )
 plt.close(figure)
 figure
@@ -219,7 +242,9 @@ for name, module in adapted(encoder).items():
     m, n = module.weight.shape[:2]
     r = module.r["default"]
     rows.append((name, m, n, r, m * n, r * (m + n)))
-table = pd.DataFrame(rows, columns=["layer", "m", "n", "r", "m n", "r (m + n)"]).set_index("layer")
+table = pd.DataFrame(
+    rows, columns=["layer", "m", "n", "r", "m n", "r (m + n)"]
+).set_index("layer")
 table
 
 # %% [markdown]
@@ -247,8 +272,13 @@ assert len(rows) == len(encoder.adapted) > 0
 #| divided by the largest, against their number, coloured by the kind of layer.
 model, _ = finetuned(here)
 layers = adapted(model.encoder)
-deltas = {name: layer.get_delta_weight("default").flatten(1) for name, layer in layers.items()}
-spectra = {name: torch.linalg.svdvals(delta.detach()) for name, delta in deltas.items()}
+deltas = {
+    name: layer.get_delta_weight("default").flatten(1)
+    for name, layer in layers.items()
+}
+spectra = {
+    name: torch.linalg.svdvals(delta.detach()) for name, delta in deltas.items()
+}
 with plt.rc_context(plots.STYLE):
     figure, ax = plt.subplots(figsize=(7, 3.4))
     kinds = list(dict.fromkeys(name.rpartition(".")[2] for name in spectra))
@@ -258,19 +288,28 @@ with plt.rc_context(plots.STYLE):
         ax.plot(range(1, len(shown) + 1), shown, color=colour, lw=1, alpha=0.8)
     for kind, colour in zip(kinds, plots.COLOURS, strict=False):
         ax.plot([], [], color=colour, label=f"{kind} layers")
-    ax.set(xlabel="number of the singular value", ylabel="relative size", ylim=(0, 1.02))
+    ax.set(
+        xlabel="number of the singular value",
+        ylabel="relative size",
+        ylim=(0, 1.02),
+    )
     ax.legend()
 plt.close(figure)
 figure
 
 # %%
-energy = {n: s.square().cumsum(0) / s.square().sum() for n, s in spectra.items()}
+energy = {
+    n: s.square().cumsum(0) / s.square().sum() for n, s in spectra.items()
+}
 half = {n: int((e < 0.9).sum()) + 1 for n, e in energy.items()}
 print(
     "directions that hold 90% of a layer's change, in square:",
     f"{min(half.values())} to {max(half.values())} of {config.lora_rank}",
 )
-relative = {name: float(deltas[name].norm() / layers[name].weight.norm()) for name in layers}
+relative = {
+    name: float(deltas[name].norm() / layers[name].weight.norm())
+    for name in layers
+}
 print(
     f"size of the change, relative to the weights: {min(relative.values()):.2f} to "
     f"{max(relative.values()):.2f}"
@@ -291,7 +330,9 @@ for module in layers.values():
     module.merge()
 after = embed_patches(model.encoder, few)
 merge_gap = float(np.abs(after - before).max() / np.abs(before).max())
-print(f"merged and not, the embeddings differ by {merge_gap:.1e} of the largest")
+print(
+    f"merged and not, the embeddings differ by {merge_gap:.1e} of the largest"
+)
 
 # %% [markdown]
 # Now the last missing piece: [what to train it on](07_losses.ipynb).
@@ -311,7 +352,9 @@ print(f"merged and not, the embeddings differ by {merge_gap:.1e} of the largest"
 # %% tags=["hide-cell", "solution"]
 # r (m + n) = m n, so r = m n / (m + n): a third to a half of the smaller side at usual shapes.
 even = table["m n"] / (table["m"] + table["n"])
-print(f"here from {even.min():.0f} to {even.max():.0f}; ViT-B: {768 * 2304 / (768 + 2304):.0f}")
+print(
+    f"here from {even.min():.0f} to {even.max():.0f}; ViT-B: {768 * 2304 / (768 + 2304):.0f}"
+)
 
 # %% [markdown]
 # **2.** Start with $A = 0$ *and* $B = 0$ and train a few steps. What happens, and what if $A = 0$
@@ -368,7 +411,9 @@ print(
         {
             "start_gap": start_gap,
             "layers": len(rows),
-            "error_over_best": [a / b for a, b in zip(left, least, strict=True)],
+            "error_over_best": [
+                a / b for a, b in zip(left, least, strict=True)
+            ],
             "ninety_percent": [min(half.values()), max(half.values())],
             "rank": config.lora_rank,
             "relative_change": [min(relative.values()), max(relative.values())],

@@ -27,10 +27,14 @@ import subprocess
 import sys
 from importlib.metadata import version
 
-if importlib.util.find_spec("seal_lite") is None:  # in Colab, whose torch is kept
+if (
+    importlib.util.find_spec("seal_lite") is None
+):  # in Colab, whose torch is kept
     home = "seal_lite[offline] @ git+https://github.com/seal-lite/seal-lite"
     kept = [f"{name}=={version(name)}" for name in ("torch", "torchvision")]
-    subprocess.run([sys.executable, "-m", "pip", "install", "-q", home, *kept], check=True)
+    subprocess.run(
+        [sys.executable, "-m", "pip", "install", "-q", home, *kept], check=True
+    )
 
 # %% tags=["parameters"]
 TEMPERATURE = 0.1  # similarities are divided by it
@@ -58,7 +62,10 @@ from seal_lite.tutorial import frames
 # is off, and in pair 4 the picture points at the profile of pair 2.
 
 # %%
-degrees = {"image": [10.0, 80.0, 165.0, 125.0], "gene": [-10.0, 95.0, 205.0, 300.0]}
+degrees = {
+    "image": [10.0, 80.0, 165.0, 125.0],
+    "gene": [-10.0, 95.0, 205.0, 300.0],
+}
 
 
 def on_circle(angles):
@@ -77,8 +84,23 @@ def draw_circle(ax, image, gene, *, title):
         ax.plot(*zip(u, v, strict=True), color=plots.COLOURS[i], lw=1, ls=":")
         for mark, at in (("o", u), ("s", v)):
             ax.plot(*at, mark, ms=15, color=plots.COLOURS[i])
-            ax.text(*at, i + 1, color="white", ha="center", va="center", fontsize=9, weight="bold")
-    ax.text(0.35, 0.35, "disc: image\nsquare: gene", ha="center", va="center", color=plots.INK)
+            ax.text(
+                *at,
+                i + 1,
+                color="white",
+                ha="center",
+                va="center",
+                fontsize=9,
+                weight="bold",
+            )
+    ax.text(
+        0.35,
+        0.35,
+        "disc: image\nsquare: gene",
+        ha="center",
+        va="center",
+        color=plots.INK,
+    )
     ax.set(xlim=(-1.2, 1.2), ylim=(-1.2, 1.2), aspect="equal", title=title)
     ax.axis("off")
 
@@ -114,9 +136,13 @@ def draw_matrix(ax, values, *, title, limits, cmap="viridis"):
 #| Right, the four by four matrix of their cosines, its diagonal being the true pairs.
 cosines = image @ gene.T
 with plt.rc_context(plots.STYLE):
-    figure, (left, right) = plt.subplots(1, 2, figsize=(8, 3.8), width_ratios=(1.3, 1))
+    figure, (left, right) = plt.subplots(
+        1, 2, figsize=(8, 3.8), width_ratios=(1.3, 1)
+    )
     draw_circle(left, image, gene, title="four pairs")
-    draw_matrix(right, cosines, title="cosine of image and gene", limits=(-1, 1))
+    draw_matrix(
+        right, cosines, title="cosine of image and gene", limits=(-1, 1)
+    )
 plt.close(figure)
 figure
 
@@ -151,8 +177,12 @@ by_columns = -logits.log_softmax(0).diagonal()
 by_hand = (by_rows.mean() + by_columns.mean()) / 2
 package = losses.clip_loss(image, gene, temperature=TEMPERATURE)
 clip_gap = float((by_hand - package).abs())
-print(f"by hand {by_hand:.4f}, losses.clip_loss {package:.4f}, guessing ln 4 = {math.log(4):.4f}")
-pd.DataFrame({"image asks": by_rows, "gene asks": by_columns}, index=[1, 2, 3, 4]).round(3)
+print(
+    f"by hand {by_hand:.4f}, losses.clip_loss {package:.4f}, guessing ln 4 = {math.log(4):.4f}"
+)
+pd.DataFrame(
+    {"image asks": by_rows, "gene asks": by_columns}, index=[1, 2, 3, 4]
+).round(3)
 
 # %% [markdown]
 # Pair 4 pays nearly everything. That is the contrast's character: what is right already costs
@@ -205,7 +235,9 @@ row_loss.backward()
 guess = (image[3:] @ gene.T / TEMPERATURE).softmax(1)
 formula = (guess @ gene - gene[3]) / TEMPERATURE
 gradient_gap = float((u.grad - formula).abs().max())
-print("autograd:", u.grad.numpy().round(3), " formula:", formula.numpy().round(3))
+print(
+    "autograd:", u.grad.numpy().round(3), " formula:", formula.numpy().round(3)
+)
 
 # %%
 angles = torch.tensor(degrees["image"], requires_grad=True)
@@ -224,7 +256,11 @@ for step in range(STEPS + 1):
     optimizer.zero_grad()
     loss.backward()
     optimizer.step()
-frames.slider(moved, label="step", alt="Four images move along a circle towards their own genes.")
+frames.slider(
+    moved,
+    label="step",
+    alt="Four images move along a circle towards their own genes.",
+)
 
 # %% [markdown]
 # ## Look-alikes: a loss that cannot reach zero
@@ -238,11 +274,15 @@ frames.slider(moved, label="step", alt="Four images move along a circle towards 
 # %%
 twins = on_circle([0.0, 0.0, 120.0, 240.0])
 floor = losses.clip_loss(twins, twins, temperature=0.02)
-print(f"two twins of four, perfectly embedded: {floor:.4f}; half of ln 2 = {math.log(2) / 2:.4f}")
+print(
+    f"two twins of four, perfectly embedded: {floor:.4f}; half of ln 2 = {math.log(2) / 2:.4f}"
+)
 soft = losses.clip_loss(twins, twins, temperature=0.02, soft=1.0)
 target = (twins @ twins.T / 0.02).softmax(1)
 entropy = torch.special.entr(target).sum(1).mean()
-print(f"with soft targets: {soft:.4f}, of which {entropy:.4f} is asked for: nothing left to learn")
+print(
+    f"with soft targets: {soft:.4f}, of which {entropy:.4f} is asked for: nothing left to learn"
+)
 
 # %% [markdown]
 # ## The reconstruction: value or pattern?
@@ -270,14 +310,21 @@ predictions = {
 }
 cost = pd.DataFrame(
     {
-        name: {"mse": losses.mse(p, z).item(), "corr": losses.correlation_loss(p, z).item()}
+        name: {
+            "mse": losses.mse(p, z).item(),
+            "corr": losses.correlation_loss(p, z).item(),
+        }
         for name, p in predictions.items()
     }
 ).T
 with plt.rc_context(plots.STYLE):
     figure, ax = plt.subplots(figsize=(7, 3.2))
-    for (name, p), colour in zip(predictions.items(), plots.COLOURS, strict=False):
-        said = f"{name}: mse {cost.mse[name]:.2f}, corr {cost['corr'][name]:.2f}"
+    for (name, p), colour in zip(
+        predictions.items(), plots.COLOURS, strict=False
+    ):
+        said = (
+            f"{name}: mse {cost.mse[name]:.2f}, corr {cost['corr'][name]:.2f}"
+        )
         ax.plot(range(1, 7), p[:, 0], "-", color=colour, label=said)
     ax.plot(range(1, 7), z[:, 0], "o", color=plots.INK, label="measured")
     ax.set(xlabel="spot", ylabel="z-score")
@@ -304,10 +351,17 @@ figure
 
 # %%
 mu, sigma = 1.0, 0.5
-closed = losses.kl_loss(torch.tensor([[mu]]), torch.tensor([[2 * math.log(sigma)]])).item()
+closed = losses.kl_loss(
+    torch.tensor([[mu]]), torch.tensor([[2 * math.log(sigma)]])
+).item()
 grid = torch.linspace(-6, 8, 20001)
-q, p = torch.distributions.Normal(mu, sigma), torch.distributions.Normal(0.0, 1.0)
-integral = torch.trapezoid(q.log_prob(grid).exp() * (q.log_prob(grid) - p.log_prob(grid)), grid)
+q, p = (
+    torch.distributions.Normal(mu, sigma),
+    torch.distributions.Normal(0.0, 1.0),
+)
+integral = torch.trapezoid(
+    q.log_prob(grid).exp() * (q.log_prob(grid) - p.log_prob(grid)), grid
+)
 kl_gap = abs(closed - integral.item())
 print(f"formula {closed:.4f}, integral {integral:.4f}")
 
@@ -323,7 +377,15 @@ print(f"formula {closed:.4f}, integral {integral:.4f}")
 # $$
 
 # %%
-names = ["temperature", "w_clip", "w_gene", "w_image", "w_mse", "w_corr", "w_kl"]
+names = [
+    "temperature",
+    "w_clip",
+    "w_gene",
+    "w_image",
+    "w_mse",
+    "w_corr",
+    "w_kl",
+]
 pd.DataFrame(
     {n: [getattr(preset(p), n) for p in ("default", "paper")] for n in names},
     index=["default", "paper"],
@@ -351,13 +413,21 @@ pd.DataFrame(
 # and the gene encoder is pushed to make it so. The decoder sees a constant and can at best predict
 # each gene's mean: an mse of 1. Both numbers together are the mark of a collapse.
 torch.manual_seed(0)
-batch, alike = F.normalize(torch.randn(64, 8), dim=1), F.normalize(torch.ones(64, 8), dim=1)
+batch, alike = (
+    F.normalize(torch.randn(64, 8), dim=1),
+    F.normalize(torch.ones(64, 8), dim=1),
+)
 guesses = alike @ batch.T / TEMPERATURE
 collapsed = [-guesses.log_softmax(d).diagonal().mean().item() for d in (0, 1)]
 noise = torch.randn(64, 20)
 noise = (noise - noise.mean(0)) / noise.std(0, False)
-print("columns, rows:", np.round(collapsed, 4), "ln 64:", round(math.log(64), 4))
-print("mse of the mean:", round(losses.mse(torch.zeros_like(noise), noise).item(), 4))
+print(
+    "columns, rows:", np.round(collapsed, 4), "ln 64:", round(math.log(64), 4)
+)
+print(
+    "mse of the mean:",
+    round(losses.mse(torch.zeros_like(noise), noise).item(), 4),
+)
 
 # %% [markdown]
 # **2.** Some code *multiplies* by a "temperature" (CLIP's `logit_scale`). Take such code, give it
@@ -369,8 +439,12 @@ print("mse of the mean:", round(losses.mse(torch.zeros_like(noise), noise).item(
 # whatever the encoder does. The curve looks like a hard problem, not like a bug.
 wrong = losses.clip_loss(image, gene, temperature=1 / TEMPERATURE)
 perfect = losses.clip_loss(gene, gene, temperature=1 / TEMPERATURE)
-print(f"these pairs {wrong:.3f}, perfect pairs {perfect:.3f}, guessing {math.log(4):.3f}")
-print("guess of image 1:", (cosines[0] * TEMPERATURE).softmax(0).numpy().round(3))
+print(
+    f"these pairs {wrong:.3f}, perfect pairs {perfect:.3f}, guessing {math.log(4):.3f}"
+)
+print(
+    "guess of image 1:", (cosines[0] * TEMPERATURE).softmax(0).numpy().round(3)
+)
 
 # %% [markdown]
 # **3.** Released SEAL writes its gene loss as $0.1\,(L_b + 5 L_m)$ with $L_m$ the mse and $L_b =
@@ -385,7 +459,9 @@ c = (standard[0] * standard[1]).mean(0)
 released = 0.1 * (0.05 * (1 - c).square().sum() + 5 * (p2 - z2).square().mean())
 ours = losses.gene_loss(p2, z2, w_mse=paper.w_mse, w_corr=paper.w_corr)
 released_gap = float((released - ours).abs() / released)
-print(f"w_mse {paper.w_mse}, w_corr {paper.w_corr}: {ours:.3f}, released formula {released:.3f}")
+print(
+    f"w_mse {paper.w_mse}, w_corr {paper.w_corr}: {ours:.3f}, released formula {released:.3f}"
+)
 
 # %% [markdown]
 # **4.** A batch has 64 pairs; every spot has one twin among the others. Where is the contrast's

@@ -28,17 +28,25 @@ import subprocess
 import sys
 from importlib.metadata import version
 
-if importlib.util.find_spec("seal_lite") is None:  # in Colab, whose torch is kept
+if (
+    importlib.util.find_spec("seal_lite") is None
+):  # in Colab, whose torch is kept
     home = "seal_lite[offline,encoders] @ git+https://github.com/seal-lite/seal-lite"
     kept = [f"{name}=={version(name)}" for name in ("torch", "torchvision")]
-    subprocess.run([sys.executable, "-m", "pip", "install", "-q", home, *kept], check=True)
+    subprocess.run(
+        [sys.executable, "-m", "pip", "install", "-q", home, *kept], check=True
+    )
 
 # %% tags=["parameters"]
-DATASET = "auto"  # the phantom, or on a GPU real tumours; or any folder of sections
+DATASET = (
+    "auto"  # the phantom, or on a GPU real tumours; or any folder of sections
+)
 BACKBONE = "auto"  # a small network, or on a GPU Phikon; or a name of `seal-lite encoders`
 EPOCHS = 0  # 0: 12, or 20 on a GPU
 SMOKE = False  # everything tiny, just to see that it runs
-TEST = ""  # the section held out, with all of its patient's; empty: the last one
+TEST = (
+    ""  # the section held out, with all of its patient's; empty: the last one
+)
 SEED = 0
 
 # %%
@@ -54,7 +62,11 @@ import torch
 
 from seal_lite import Config, plots
 from seal_lite.data.genes import GenePanel
-from seal_lite.encoders.embedding import embed_feature_layers, embed_patches, image_batches
+from seal_lite.encoders.embedding import (
+    embed_feature_layers,
+    embed_patches,
+    image_batches,
+)
 from seal_lite.encoders.vision import encoder_for
 from seal_lite.model.losses import clip_loss, seal_loss
 from seal_lite.model.seal import SEAL
@@ -65,7 +77,12 @@ from seal_lite.tutorial.frames import slider
 
 here = begin(DATASET, BACKBONE, EPOCHS, SMOKE, test=TEST, seed=SEED)
 config, train, test = here.config, here.train, here.test
-print("training sections:", ", ".join(s.name for s in train), "| held out:", test.name)
+print(
+    "training sections:",
+    ", ".join(s.name for s in train),
+    "| held out:",
+    test.name,
+)
 
 # %% [markdown]
 # ## The way of one pair
@@ -83,7 +100,9 @@ print("training sections:", ", ".join(s.name for s in train), "| held out:", tes
 panel = GenePanel.from_config(train, config, include=here.genes)
 z = panel.transform(test.adata)[test.rows]
 covered = (test.patches.min(-1) < 220).mean((1, 2))
-one = int((np.abs(z).mean(1) * (covered >= np.median(covered))).argmax())  # marked, and all tissue
+one = int(
+    (np.abs(z).mean(1) * (covered >= np.median(covered))).argmax()
+)  # marked, and all tissue
 
 
 def strip(ax, values, title):
@@ -103,7 +122,11 @@ def mosaic(ax, hidden, title):
         maps = maps[-n * n :].T.reshape(-1, n, n)
     maps = maps[np.argsort(-maps.std((1, 2)))[:9]]
     low, high = maps.min((1, 2), keepdims=True), maps.max((1, 2), keepdims=True)
-    tiles = np.pad((maps - low) / (high - low), ((0, 0), (1, 1), (1, 1)), constant_values=np.nan)
+    tiles = np.pad(
+        (maps - low) / (high - low),
+        ((0, 0), (1, 1), (1, 1)),
+        constant_values=np.nan,
+    )
     n = tiles.shape[1]
     ax.imshow(tiles.reshape(3, 3, n, n).swapaxes(1, 2).reshape(3 * n, 3 * n))
     ax.set_title(title)
@@ -113,12 +136,18 @@ def way_of_a_pair(model):
     """The held-out pair `one`, step by step through a model."""
     device = next(model.parameters()).device
     with torch.inference_mode():
-        hidden = model.encoder.prefix(next(image_batches(test.patches[one : one + 1])).to(device))
+        hidden = model.encoder.prefix(
+            next(image_batches(test.patches[one : one + 1])).to(device)
+        )
         e = model.encoder.tail(hidden).cpu()
     u, v = model.project_images(e)[0], model.encode_genes(z[one : one + 1])[0]
     with plt.rc_context(plots.STYLE):
-        figure, axes = plt.subplots(2, 4, figsize=(8.4, 5), width_ratios=(1.5, 1.5, 1, 1))
-        axes[0, 0].imshow(test.patches[one], extent=(0, config.patch_um, config.patch_um, 0))
+        figure, axes = plt.subplots(
+            2, 4, figsize=(8.4, 5), width_ratios=(1.5, 1.5, 1, 1)
+        )
+        axes[0, 0].imshow(
+            test.patches[one], extent=(0, config.patch_um, config.patch_um, 0)
+        )
         axes[0, 0].set_title("a patch")
         mosaic(axes[0, 1], hidden.cpu(), "prefix, frozen")
         strip(axes[0, 2], e[0].numpy(), f"tail, LoRA:\n{e.shape[1]} numbers")
@@ -135,7 +164,13 @@ def way_of_a_pair(model):
         ax.plot(u, v, "o", ms=4, mew=0, alpha=0.7)
         reach = 1.1 * max(np.abs(u).max(), np.abs(v).max())
         ax.plot([-reach, reach], [-reach, reach], color=plots.GREY, lw=0.8)
-        ax.set(xlim=(-reach, reach), ylim=(-reach, reach), xticks=[], yticks=[], aspect="equal")
+        ax.set(
+            xlim=(-reach, reach),
+            ylim=(-reach, reach),
+            xticks=[],
+            yticks=[],
+            aspect="equal",
+        )
         ax.set(xlabel="the image's numbers", ylabel="the genes' numbers")
         ax.set_title(f"in the shared space: cosine {u @ v:+.2f}")
     plt.close(figure)
@@ -162,10 +197,14 @@ encoder = encoder_for(config)
 row = encoder.row
 trainable = sum(p.numel() for p in encoder.parameters() if p.requires_grad)
 total = sum(p.numel() for p in encoder.parameters())
-print(f"{row.arch}: {row.dim} numbers, read as the {row.embedding} of {encoder.feature_layer}")
+print(
+    f"{row.arch}: {row.dim} numbers, read as the {row.embedding} of {encoder.feature_layer}"
+)
 print("frozen prefix:", ", ".join(encoder.prefix_stages))
 print("tuned tail:   ", ", ".join(encoder.tail_stages))
-print(f"LoRA in {len(encoder.adapted)} modules, {trainable:,} of {total:,} numbers are trained")
+print(
+    f"LoRA in {len(encoder.adapted)} modules, {trainable:,} of {total:,} numbers are trained"
+)
 
 # %% [markdown]
 # {term}`LoRA` puts two thin matrices beside each $1 \times 1$ convolution of the tail. The
@@ -175,7 +214,9 @@ print(f"LoRA in {len(encoder.adapted)} modules, {trainable:,} of {total:,} numbe
 # %%
 frozen = encoder_for(replace(config, tune_blocks=0))
 few = test.patches[:16]
-no_op = float(np.abs(embed_patches(encoder, few) - embed_patches(frozen, few)).max())
+no_op = float(
+    np.abs(embed_patches(encoder, few) - embed_patches(frozen, few)).max()
+)
 print(f"largest difference of the embeddings before training: {no_op}")
 
 # %% [markdown]
@@ -205,7 +246,9 @@ for name, cached in (("plain", False), ("cached", True)):
     activations = Activations(timed.encoder, train, two_views, cached=cached)
     pairs = Pairs(train, panel, two_views, activations)
     loops[name] = itertools.chain.from_iterable(map(pairs.epoch, range(4)))
-    print(f"{name:6} loop made ready in {time.perf_counter() - started:4.0f} s, once")
+    print(
+        f"{name:6} loop made ready in {time.perf_counter() - started:4.0f} s, once"
+    )
 seconds, found = {name: [] for name in loops}, {name: [] for name in loops}
 for step in range(4):
     for name, batches in loops.items():
@@ -219,7 +262,9 @@ for step in range(4):
         seconds[name].append(time.perf_counter() - started)
         found[name].append(loss.item())
 # The first step warms up and is not counted.
-rate = {name: two_views.batch_size / np.mean(s[1:]) for name, s in seconds.items()}
+rate = {
+    name: two_views.batch_size / np.mean(s[1:]) for name, s in seconds.items()
+}
 loss_gap = float(np.abs(np.subtract(found["plain"], found["cached"])).max())
 for name in rate:
     print(f"{name:6} loop: {rate[name]:6.1f} pairs/s")
@@ -249,11 +294,14 @@ pairs = Pairs(train, panel, config, activations)
 optimizer = torch.optim.AdamW(parameter_groups(model, config))
 steps = config.epochs * (len(pairs) // config.batch_size)
 schedule = torch.optim.lr_scheduler.LambdaLR(
-    optimizer, lambda step: learning_rate(step, steps=steps, warmup=config.warmup)
+    optimizer,
+    lambda step: learning_rate(step, steps=steps, warmup=config.warmup),
 )
 seen, by_hand = {0: held_out(model)}, []
 for epoch in range(min(8, config.epochs - 1)):
-    torch.manual_seed(hash((config.seed, epoch)) % 2**63)  # dropout, as `finetune` draws it
+    torch.manual_seed(
+        hash((config.seed, epoch)) % 2**63
+    )  # dropout, as `finetune` draws it
     model.train()
     losses = []
     for hidden, x in pairs.epoch(epoch):
@@ -281,8 +329,12 @@ print("loss by epoch:", *(f"{loss:.3f}" for loss in by_hand))
 #| alt: The training loss and its three terms, a line each, by epoch.
 RUN = here.run("tuned")
 model, history = finetuned(here)
-loop_gap = max(abs(a - h["loss"]) for a, h in zip(by_hand, history, strict=False))
-print(f"largest difference to the loop above, in {len(by_hand)} epochs: {loop_gap:.1e}")
+loop_gap = max(
+    abs(a - h["loss"]) for a, h in zip(by_hand, history, strict=False)
+)
+print(
+    f"largest difference to the loop above, in {len(by_hand)} epochs: {loop_gap:.1e}"
+)
 charts.loss_curves(history)
 
 # %% [markdown]
@@ -308,33 +360,59 @@ kinds, counts = np.unique(kind, return_counts=True)
 colours = dict(zip(kinds[np.argsort(-counts)], plots.COLOURS, strict=False))
 both = np.concatenate(seen[config.epochs])
 axes_2d = np.linalg.svd(both - both.mean(0), full_matrices=False)[2][:2].T
-flat = {k: [(side - both.mean(0)) @ axes_2d for side in sides] for k, sides in seen.items()}
+flat = {
+    k: [(side - both.mean(0)) @ axes_2d for side in sides]
+    for k, sides in seen.items()
+}
 reach = 1.05 * max(np.abs(p).max() for sides in flat.values() for p in sides)
 own, bins = np.eye(len(z), dtype=bool), np.linspace(-1, 1, 41)
 cosines = {epoch: image @ gene.T for epoch, (image, gene) in seen.items()}
-tallest = max(np.histogram(c[own], bins, density=True)[0].max() for c in cosines.values())
+tallest = max(
+    np.histogram(c[own], bins, density=True)[0].max() for c in cosines.values()
+)
 
 
 def space(epoch):
     """The shared space after an epoch, and the cosines in it."""
     image, gene = flat[epoch]
     with plt.rc_context(plots.STYLE):
-        figure, (left, right) = plt.subplots(1, 2, figsize=(8, 4.6), width_ratios=(1.4, 1))
+        figure, (left, right) = plt.subplots(
+            1, 2, figsize=(8, 4.6), width_ratios=(1.4, 1)
+        )
         for name, colour in colours.items():
             at = kind == name
             left.plot(
-                *np.stack([image[at], gene[at]]).transpose(2, 0, 1), color=colour, lw=0.5, alpha=0.4
+                *np.stack([image[at], gene[at]]).transpose(2, 0, 1),
+                color=colour,
+                lw=0.5,
+                alpha=0.4,
             )
             left.plot(*image[at].T, "o", ms=4, mew=0, color=colour, label=name)
             left.plot(*gene[at].T, "s", ms=3.5, mew=0, color=colour)
-        left.set(xlim=(-reach, reach), ylim=(-reach, reach), xticks=[], yticks=[], aspect="equal")
+        left.set(
+            xlim=(-reach, reach),
+            ylim=(-reach, reach),
+            xticks=[],
+            yticks=[],
+            aspect="equal",
+        )
         left.set_title(f"epoch {epoch}")
         left.spines[:].set_visible(False)
-        for which, name, colour in ((~own, "other spots", plots.GREY), (own, "own", plots.INK)):
+        for which, name, colour in (
+            (~own, "other spots", plots.GREY),
+            (own, "own", plots.INK),
+        ):
             part = cosines[epoch][which]
-            look = {"color": colour, "label": f"{name}: mean {part.mean():+.2f}"}
+            look = {
+                "color": colour,
+                "label": f"{name}: mean {part.mean():+.2f}",
+            }
             right.hist(part, bins, density=True, histtype="step", lw=2, **look)
-        right.set(xlabel="cosine of image and genes", ylim=(0, 1.3 * tallest), yticks=[])
+        right.set(
+            xlabel="cosine of image and genes",
+            ylim=(0, 1.3 * tallest),
+            yticks=[],
+        )
         right.spines["left"].set_visible(False)
         right.legend(loc="upper left", fontsize=9)
         figure.legend(
@@ -367,7 +445,9 @@ way_of_a_pair(model)
 
 # %%
 log = pd.DataFrame(history).set_index("epoch")
-log[["clip", "gene", "image", "loss", "lr_lora", "pairs_per_s"]].round(4).iloc[::2]
+log[["clip", "gene", "image", "loss", "lr_lora", "pairs_per_s"]].round(4).iloc[
+    ::2
+]
 
 # %% [markdown]
 # A falling loss says that the training pairs were learned. It does not say that anything carries
@@ -398,15 +478,27 @@ for p in files:
 
 # %%
 provenance = json.loads((RUN / "provenance.json").read_text())
-{k: v for k, v in provenance.items() if k in ("sections", "seed", "data_sha256", "device")}
+{
+    k: v
+    for k, v in provenance.items()
+    if k in ("sections", "seed", "data_sha256", "device")
+}
 
 # %% [markdown]
 # Loading it gives the same embeddings, to the last bit:
 
 # %%
 loaded = SEAL.from_pretrained(RUN)
-reload = float(np.abs(embed_patches(loaded.encoder, few) - embed_patches(model.encoder, few)).max())
-moved = float(np.abs(embed_patches(model.encoder, few) - embed_patches(frozen, few)).mean())
+reload = float(
+    np.abs(
+        embed_patches(loaded.encoder, few) - embed_patches(model.encoder, few)
+    ).max()
+)
+moved = float(
+    np.abs(
+        embed_patches(model.encoder, few) - embed_patches(frozen, few)
+    ).mean()
+)
 print(f"largest difference after loading: {reload}")
 print(f"mean change of an embedding's numbers by training: {moved:.3f}")
 
@@ -427,7 +519,10 @@ for name, net in (("frozen", frozen), ("tuned", model.encoder)):
     query = len(e) // 2
     near = np.argsort(-(e @ e[query]))[:6]
     rows += list(near)
-    titles += [f"{name}: query" if i == query else f"cosine {e[i] @ e[query]:.2f}" for i in near]
+    titles += [
+        f"{name}: query" if i == query else f"cosine {e[i] @ e[query]:.2f}"
+        for i in near
+    ]
 plots.patches(test.patches[rows], titles, patch_um=config.patch_um)
 
 # %% [markdown]
@@ -452,9 +547,13 @@ u, v = (torch.from_numpy(side) for side in seen[config.epochs])
 order = torch.randperm(len(u), generator=torch.Generator().manual_seed(0))
 for size in (4, 16, 64):
     parts = [p for p in order.split(size) if len(p) == size]
-    batches = [clip_loss(u[p], v[p], temperature=config.temperature) for p in parts]
+    batches = [
+        clip_loss(u[p], v[p], temperature=config.temperature) for p in parts
+    ]
     mean = torch.stack(batches).mean().item()
-    print(f"{size:3} pairs a batch: contrast {mean:.2f}, guessing {np.log(size):.2f}")
+    print(
+        f"{size:3} pairs a batch: contrast {mean:.2f}, guessing {np.log(size):.2f}"
+    )
 # The same embeddings, and the loss grows with the batch, since there are more to be mistaken for.
 # So contrasts compare at one batch size only. A rank in a gallery of stated size says more.
 
@@ -465,14 +564,20 @@ for size in (4, 16, 64):
 
 # %% tags=["hide-cell", "solution"]
 wrong, log_wrong = finetuned(here, shuffle_pairs=True)
-for name, net, lines in (("true", model, history), ("shuffled", wrong, log_wrong)):
+for name, net, lines in (
+    ("true", model, history),
+    ("shuffled", wrong, log_wrong),
+):
     terms = ", ".join(
-        f"{k} {lines[0][k]:.2f} to {lines[-1][k]:.2f}" for k in ("clip", "gene", "image")
+        f"{k} {lines[0][k]:.2f} to {lines[-1][k]:.2f}"
+        for k in ("clip", "gene", "image")
     )
     u, v = held_out(net)
     near, far = ((u @ v.T)[which].mean() for which in (own, ~own))
     print(f"{name} pairs: {terms}")
-    print(f"    held out: cosine {near:+.2f} with the own profile, {far:+.2f} with others")
+    print(
+        f"    held out: cosine {near:+.2f} with the own profile, {far:+.2f} with others"
+    )
 # All three fall, the contrast nearly as far: a few hundred wrong pairs can be learned by heart,
 # too. But a held-out image is no nearer to its own genes than to any others. That, and not the
 # loss, tells whether the pairs had something to teach.
@@ -482,7 +587,9 @@ for name, net, lines in (("true", model, history), ("shuffled", wrong, log_wrong
 # with it and without. Then say how large it is, for this run and for the 700,000 pairs of SEAL.
 
 # %% tags=["hide-cell", "solution"]
-print(f"prefix runs a patch: {config.n_views} with the cache, {config.epochs} without")
+print(
+    f"prefix runs a patch: {config.n_views} with the cache, {config.epochs} without"
+)
 one_view = 4 * next(pairs.epoch(0))[0][0].numel()  # bytes, in float32
 for name, n in (("this run", len(pairs)), ("SEAL", 700_000)):
     print(f"{name}: {one_view * config.n_views * n / 1e9:,.1f} GB")
@@ -505,7 +612,10 @@ figures = {
     "no_op_difference": no_op,
     "loss_gap": loss_gap,
     "loop_gap": loop_gap,
-    "cosines": {k: [float(c[own].mean()), float(c[~own].mean())] for k, c in cosines.items()},
+    "cosines": {
+        k: [float(c[own].mean()), float(c[~own].mean())]
+        for k, c in cosines.items()
+    },
     "shuffled": [float(near), float(far)],
     "pairs_per_s": rate,
     "log_batch": float(np.log(config.batch_size)),

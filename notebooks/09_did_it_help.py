@@ -26,17 +26,25 @@ import subprocess
 import sys
 from importlib.metadata import version
 
-if importlib.util.find_spec("seal_lite") is None:  # in Colab, whose torch is kept
+if (
+    importlib.util.find_spec("seal_lite") is None
+):  # in Colab, whose torch is kept
     home = "seal_lite[offline,encoders] @ git+https://github.com/seal-lite/seal-lite"
     kept = [f"{name}=={version(name)}" for name in ("torch", "torchvision")]
-    subprocess.run([sys.executable, "-m", "pip", "install", "-q", home, *kept], check=True)
+    subprocess.run(
+        [sys.executable, "-m", "pip", "install", "-q", home, *kept], check=True
+    )
 
 # %% tags=["parameters"]
-DATASET = "auto"  # the phantom, or on a GPU real tumours; or any folder of sections
+DATASET = (
+    "auto"  # the phantom, or on a GPU real tumours; or any folder of sections
+)
 BACKBONE = "auto"  # a small network, or on a GPU Phikon; or a name of `seal-lite encoders`
 EPOCHS = 0  # 0: 12, or 20 on a GPU
 SMOKE = False  # everything tiny, just to see that it runs
-TEST = ""  # the section held out, with all of its patient's; empty: the last one
+TEST = (
+    ""  # the section held out, with all of its patient's; empty: the last one
+)
 SEED = 0
 
 # %%
@@ -59,7 +67,12 @@ from seal_lite.tutorial import begin, charts, finetuned
 here = begin(DATASET, BACKBONE, EPOCHS, SMOKE, test=TEST, seed=SEED)
 config, train, test, genes = here.config, here.train, here.test, here.genes
 truth = here.truth  # None on real data
-print("training sections:", ", ".join(s.name for s in train), "| held out:", test.name)
+print(
+    "training sections:",
+    ", ".join(s.name for s in train),
+    "| held out:",
+    test.name,
+)
 
 # %% [markdown]
 # ## Three maps of one gene
@@ -76,7 +89,9 @@ models = {
     name: finetuned(here, shuffle_pairs=shuffle)[0]
     for name, shuffle in (("tuned", False), ("shuffled", True))
 }
-features = fold_features(train, [test], genes, models=models, config=config, cache_dir="runs/cache")
+features = fold_features(
+    train, [test], genes, models=models, config=config, cache_dir="runs/cache"
+)
 target = "pearson_residuals"
 y = [section_targets(s.adata, genes)[target][s.rows] for s in (*train, test)]
 groups = np.concatenate([[s.name] * len(s.rows) for s in train])
@@ -99,11 +114,17 @@ one = genes.index("ERBB2") if "ERBB2" in genes else int(np.argmax(y[-1].var(0)))
 maps = {f"{genes[one]}, measured": y[-1][:, one]}
 if truth is not None:
     maps["what was there"] = np.log1p(1e4 * truth.expected(test, genes)[:, one])
-for name, said in (("frozen", "frozen"), ("shuffled", "control"), ("tuned", "finetuned")):
+for name, said in (
+    ("frozen", "frozen"),
+    ("shuffled", "control"),
+    ("tuned", "finetuned"),
+):
     r = pearson(predicted[name], y[-1])[one]
     maps[f"{said}: r = {r:.2f}"] = predicted[name][:, one]
 with plt.rc_context(plots.STYLE):
-    figure, axes = plt.subplots(2, 3, figsize=(8.4, 5.6 * plots.aspect(test) + 1.6))
+    figure, axes = plt.subplots(
+        2, 3, figsize=(8.4, 5.6 * plots.aspect(test) + 1.6)
+    )
     plots.tissue(axes[0, 0], test, title=test.name)
     places = [*axes[0, 1 : len(maps) - 2], *axes[1]]
     for ax, (name, values) in zip(places, maps.items(), strict=True):
@@ -145,14 +166,24 @@ figure
 #| alt: A row for every kind of features, from the finetuned encoder down to the oracle, and on each
 #| a mark per probe at its mean correlation over genes.
 scores = score_models(
-    train, [test], genes, models=models, features=features, truth=truth, seed=SEED
+    train,
+    [test],
+    genes,
+    models=models,
+    features=features,
+    truth=truth,
+    seed=SEED,
 )
 classes = None if truth is None else truth.classes
 result = {
     "classes": classes,
-    "folds": [{"test": test.name, "seed": SEED, "scores": score_rows(scores, genes)}],
+    "folds": [
+        {"test": test.name, "seed": SEED, "scores": score_rows(scores, genes)}
+    ],
 }
-scores = {place: r[0] for place, r in scores.items()}  # of the one section held out
+scores = {
+    place: r[0] for place, r in scores.items()
+}  # of the one section held out
 charts.scores(result)
 
 # %% [markdown]
@@ -165,9 +196,9 @@ charts.scores(result)
 # %%
 table = tidy(result).query("target == 'pearson_residuals'")
 order = [k for k in charts.LABELS if k in set(table.features)]
-by_class = table.pivot_table("r", ["features", "probe"], "class", "mean").assign(
-    all=table.groupby(["features", "probe"]).r.mean()
-)
+by_class = table.pivot_table(
+    "r", ["features", "probe"], "class", "mean"
+).assign(all=table.groupby(["features", "probe"]).r.mean())
 by_class.reindex(order, level="features").round(3)
 
 # %% [markdown]
@@ -200,12 +231,24 @@ rivals = {
 }
 with plt.rc_context(plots.STYLE):
     figure, axes = plt.subplots(1, 3, figsize=(8.4, 3.3), sharey=True)
-    ends = [min(-0.3, tuned.min(), *(x.min() for x in rivals.values())) - 0.05, 1]
+    ends = [
+        min(-0.3, tuned.min(), *(x.min() for x in rivals.values())) - 0.05,
+        1,
+    ]
     for ax, (name, x) in zip(axes, rivals.items(), strict=True):
         ax.plot(ends, ends, color=plots.GREY, lw=0.8)
         for kind, colour in zip(kinds, plots.COLOURS, strict=False):
             at = label == kind
-            ax.plot(x[at], tuned[at], "o", ms=5, mew=0, alpha=0.7, color=colour, label=kind)
+            ax.plot(
+                x[at],
+                tuned[at],
+                "o",
+                ms=5,
+                mew=0,
+                alpha=0.7,
+                color=colour,
+                label=kind,
+            )
         ax.set(xlabel=f"r, {name}", xlim=ends, ylim=ends, aspect="equal")
     axes[0].set_ylabel("r, finetuned")
     axes[0].legend(loc="upper left", fontsize=9)
@@ -219,21 +262,41 @@ figure
 #| alt: A row for every class of genes, with three series of dots, one dot per gene, finetuned minus
 #| frozen, minus the best frozen stage and minus the control, and a bar at each mean.
 differences = {
-    kind: {f"minus {name}": (tuned - x)[label == kind] for name, x in rivals.items()}
+    kind: {
+        f"minus {name}": (tuned - x)[label == kind]
+        for name, x in rivals.items()
+    }
     for kind in kinds
 }
-charts.strips(differences, label="finetuned minus rival: difference in r, per gene")
+charts.strips(
+    differences, label="finetuned minus rival: difference in r, per gene"
+)
 
 # %%
 summary = pd.DataFrame(
-    {k: {name: d.mean() for name, d in v.items()} for k, v in differences.items()}
+    {
+        k: {name: d.mean() for name, d in v.items()}
+        for k, v in differences.items()
+    }
 )
-spread = pd.DataFrame({k: {name: d.std() for name, d in v.items()} for k, v in differences.items()})
-summary.round(3).astype(str) + " (sd over genes " + spread.round(2).astype(str) + ")"
+spread = pd.DataFrame(
+    {
+        k: {name: d.std() for name, d in v.items()}
+        for k, v in differences.items()
+    }
+)
+(
+    summary.round(3).astype(str)
+    + " (sd over genes "
+    + spread.round(2).astype(str)
+    + ")"
+)
 
 # %%
 n = len(test.rows)
-print(f"With {n} spots, r of a single gene is uncertain by about {1 / np.sqrt(n):.2f} (1/sqrt n).")
+print(
+    f"With {n} spots, r of a single gene is uncertain by about {1 / np.sqrt(n):.2f} (1/sqrt n)."
+)
 for kind, row in summary.items():
     for name, value in row.items():
         word = "within" if abs(value) < 1 / np.sqrt(n) else "beyond"
@@ -278,7 +341,9 @@ charts.prediction_maps(
 # %%
 overall = tidy(result).query("probe in ['tuned_ridge', 'none']")
 overall = overall.pivot_table("r", "features", "target", "mean").reindex(order)
-overall[["pearson_residuals", "log1p_cp10k", "log1p_cp10k|depth", "log1p_raw"]].rename(
+overall[
+    ["pearson_residuals", "log1p_cp10k", "log1p_cp10k|depth", "log1p_raw"]
+].rename(
     index=lambda k: charts.LABELS[k].replace("\n", " "), columns=charts.LABELS
 ).round(3)
 
@@ -328,11 +393,18 @@ def beside(maps):
     return pearson(maps, (near @ whole)[test.rows]).mean()
 
 
-print(f"r with the neighbours' mean: the tuned prediction {beside(predicted['tuned']):.2f}")
+print(
+    f"r with the neighbours' mean: the tuned prediction {beside(predicted['tuned']):.2f}"
+)
 for times in range(5):
     smooth = noise[test.rows]
-    by_chance = [pearson(np.repeat(gene[:, None], 300, 1), smooth).std() for gene in y[-1].T]
-    print(f"noise averaged {times} times: {beside(smooth):.2f}, chance {np.mean(by_chance):.3f}")
+    by_chance = [
+        pearson(np.repeat(gene[:, None], 300, 1), smooth).std()
+        for gene in y[-1].T
+    ]
+    print(
+        f"noise averaged {times} times: {beside(smooth):.2f}, chance {np.mean(by_chance):.3f}"
+    )
     noise = (noise + near @ noise) / 2
 print(f"1/sqrt n: {1 / np.sqrt(n):.3f}")
 # The smoother both maps are, the fewer independent places there are in them, and the further chance
@@ -345,10 +417,14 @@ print(f"1/sqrt n: {1 / np.sqrt(n):.3f}")
 
 # %% tags=["hide-cell", "solution"]
 for name in ("log1p_cp10k", "pearson_residuals"):
-    parts = [section_targets(s.adata, genes)[name][s.rows] for s in (*train, test)]
+    parts = [
+        section_targets(s.adata, genes)[name][s.rows] for s in (*train, test)
+    ]
     level = [np.broadcast_to(part.mean(0), part.shape) for part in parts]
     pooled = pearson(np.concatenate(level), np.concatenate(parts)).mean()
-    within = np.mean([pearson(a, b).mean() for a, b in zip(level, parts, strict=True)])
+    within = np.mean(
+        [pearson(a, b).mean() for a, b in zip(level, parts, strict=True)]
+    )
     print(
         f"{charts.LABELS[name]}: all sections together {pooled:.2f}, within a section {within:.2f}"
     )

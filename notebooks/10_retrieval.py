@@ -26,17 +26,25 @@ import subprocess
 import sys
 from importlib.metadata import version
 
-if importlib.util.find_spec("seal_lite") is None:  # in Colab, whose torch is kept
+if (
+    importlib.util.find_spec("seal_lite") is None
+):  # in Colab, whose torch is kept
     home = "seal_lite[offline,encoders] @ git+https://github.com/seal-lite/seal-lite"
     kept = [f"{name}=={version(name)}" for name in ("torch", "torchvision")]
-    subprocess.run([sys.executable, "-m", "pip", "install", "-q", home, *kept], check=True)
+    subprocess.run(
+        [sys.executable, "-m", "pip", "install", "-q", home, *kept], check=True
+    )
 
 # %% tags=["parameters"]
-DATASET = "auto"  # the phantom, or on a GPU real tumours; or any folder of sections
+DATASET = (
+    "auto"  # the phantom, or on a GPU real tumours; or any folder of sections
+)
 BACKBONE = "auto"  # a small network, or on a GPU Phikon; or a name of `seal-lite encoders`
 EPOCHS = 0  # 0: 12, or 20 on a GPU
 SMOKE = False  # everything tiny, just to see that it runs
-TEST = ""  # the section held out, with all of its patient's; empty: the last one
+TEST = (
+    ""  # the section held out, with all of its patient's; empty: the last one
+)
 SEED = 0
 GENE_SETS = {
     "tumour": ["ERBB2", "GRB7", "EPCAM"],
@@ -55,7 +63,11 @@ import pandas as pd
 
 from seal_lite import plots
 from seal_lite.encoders.embedding import embed_patches
-from seal_lite.evaluation.retrieval import gene_set_profile, retrieval_scores, search
+from seal_lite.evaluation.retrieval import (
+    gene_set_profile,
+    retrieval_scores,
+    search,
+)
 from seal_lite.tutorial import begin, charts, finetuned
 
 here = begin(DATASET, BACKBONE, EPOCHS, SMOKE, test=TEST, seed=SEED)
@@ -77,16 +89,30 @@ print(f"{len(embeddings)} regions of {test.name}, a patient that was held out")
 #| alt: A tissue section twice, with the ten regions that were found framed and numbered, best
 #| first: on the stained tissue, and on a map of the gene set's measured mean z. Below, the ten
 #| regions enlarged, each with its cosine and its measured z.
-sets = {k: [g for g in genes if g in model.panel.genes] for k, genes in GENE_SETS.items()}
+sets = {
+    k: [g for g in genes if g in model.panel.genes]
+    for k, genes in GENE_SETS.items()
+}
 sets = {k: genes for k, genes in sets.items() if genes}
 gallery = model.project_images(embeddings)
 answers = {
-    name: search(model.encode_genes(gene_set_profile(model.panel, genes)), gallery, top=TOP)
+    name: search(
+        model.encode_genes(gene_set_profile(model.panel, genes)),
+        gallery,
+        top=TOP,
+    )
     for name, genes in sets.items()
 }
 first = next(iter(sets))
 (hits,), (cosines,) = answers[first]
-plots.retrieval(test, hits, cosines, genes=sets[first], panel=model.panel, patch_um=config.patch_um)
+plots.retrieval(
+    test,
+    hits,
+    cosines,
+    genes=sets[first],
+    panel=model.panel,
+    patch_um=config.patch_um,
+)
 
 # %% [markdown]
 # ## The query
@@ -106,7 +132,14 @@ plots.retrieval(test, hits, cosines, genes=sets[first], panel=model.panel, patch
 #| map of the set's measured mean z, and the regions enlarged.
 last = list(sets)[-1]
 (hits,), (cosines,) = answers[last]
-plots.retrieval(test, hits, cosines, genes=sets[last], panel=model.panel, patch_um=config.patch_um)
+plots.retrieval(
+    test,
+    hits,
+    cosines,
+    genes=sets[last],
+    panel=model.panel,
+    patch_um=config.patch_um,
+)
 
 # %% [markdown]
 # ## Expression of what was found
@@ -123,12 +156,18 @@ for name, genes in sets.items():
     of_set = z[:, [model.panel.genes.index(g) for g in genes]].mean(1)
     found[name] = {
         f"top {TOP} found": of_set[answers[name][0][0]],
-        f"{TOP} at random": of_set[rng.choice(len(of_set), min(TOP, len(of_set)), replace=False)],
+        f"{TOP} at random": of_set[
+            rng.choice(len(of_set), min(TOP, len(of_set)), replace=False)
+        ],
     }
-charts.strips(found, label="measured mean z of the gene set, smoothed as in training")
+charts.strips(
+    found, label="measured mean z of the gene set, smoothed as in training"
+)
 
 # %%
-pd.DataFrame({k: {name: v.mean() for name, v in g.items()} for k, g in found.items()}).round(2)
+pd.DataFrame(
+    {k: {name: v.mean() for name, v in g.items()} for k, g in found.items()}
+).round(2)
 
 # %% [markdown]
 # ## A harder question: the very spot
@@ -142,11 +181,14 @@ pd.DataFrame({k: {name: v.mean() for name, v in g.items()} for k, g in found.ite
 # %%
 recalls = {"tuned": retrieval_scores(model, test, embeddings)}
 control = models["shuffled"]
-recalls["shuffled"] = retrieval_scores(control, test, embed_patches(control.encoder, test.patches))
+recalls["shuffled"] = retrieval_scores(
+    control, test, embed_patches(control.encoder, test.patches)
+)
 n, at = recalls["tuned"]["n"], (1, 5, 10)
 table = pd.DataFrame(
     {
-        name: {f"recall@{k}": r[f"recall@{k}"] for k in at} | {"median rank": r["median_rank"]}
+        name: {f"recall@{k}": r[f"recall@{k}"] for k in at}
+        | {"median rank": r["median_rank"]}
         for name, r in recalls.items()
     }
 )
@@ -180,9 +222,13 @@ stay = {}
 for name, genes in sets.items():
     stay[name] = {}
     for strength in (1.0, 6.0):
-        query = model.encode_genes(gene_set_profile(model.panel, genes, z=strength))
+        query = model.encode_genes(
+            gene_set_profile(model.panel, genes, z=strength)
+        )
         again = search(query, gallery, top=TOP)[0][0]
-        stay[name][f"z = {strength:g}"] = len(set(again) & set(answers[name][0][0]))
+        stay[name][f"z = {strength:g}"] = len(
+            set(again) & set(answers[name][0][0])
+        )
 pd.DataFrame(stay).rename_axis(f"of {TOP} at z = 3")
 
 # %% [markdown]
@@ -223,7 +269,9 @@ far = {
 }
 with plt.rc_context(plots.STYLE):
     figure, ax = plt.subplots(figsize=(7, 2.8))
-    bins = np.arange(0, far["any region"].max() + 300, 300)  # the first: itself and neighbours
+    bins = np.arange(
+        0, far["any region"].max() + 300, 300
+    )  # the first: itself and neighbours
     for (name, values), colour in zip(far.items(), plots.COLOURS, strict=False):
         ax.hist(
             values,
@@ -234,7 +282,11 @@ with plt.rc_context(plots.STYLE):
             color=colour,
             label=f"{name}: median {np.median(values):,.0f} µm",
         )
-    ax.set(xlabel="distance from the spot that asked, µm", ylabel="share of answers", yticks=[])
+    ax.set(
+        xlabel="distance from the spot that asked, µm",
+        ylabel="share of answers",
+        yticks=[],
+    )
     ax.legend()
 plt.close(figure)
 figure
@@ -254,7 +306,8 @@ print(
         {
             "recall": recalls,
             "z_of_hits": {
-                k: {name: float(v.mean()) for name, v in g.items()} for k, g in found.items()
+                k: {name: float(v.mean()) for name, v in g.items()}
+                for k, g in found.items()
             },
         }
     )

@@ -26,17 +26,25 @@ import subprocess
 import sys
 from importlib.metadata import version
 
-if importlib.util.find_spec("seal_lite") is None:  # in Colab, whose torch is kept
+if (
+    importlib.util.find_spec("seal_lite") is None
+):  # in Colab, whose torch is kept
     home = "seal_lite[offline,encoders] @ git+https://github.com/seal-lite/seal-lite"
     kept = [f"{name}=={version(name)}" for name in ("torch", "torchvision")]
-    subprocess.run([sys.executable, "-m", "pip", "install", "-q", home, *kept], check=True)
+    subprocess.run(
+        [sys.executable, "-m", "pip", "install", "-q", home, *kept], check=True
+    )
 
 # %% tags=["parameters"]
-DATASET = "auto"  # the phantom, or on a GPU real tumours; or any folder of sections
+DATASET = (
+    "auto"  # the phantom, or on a GPU real tumours; or any folder of sections
+)
 BACKBONE = "auto"  # a small network, or on a GPU Phikon; or a name of `seal-lite encoders`
 EPOCHS = 0  # 0: 12, or 20 on a GPU
 SMOKE = False  # everything tiny, just to see that it runs
-TEST = ""  # the section held out, with all of its patient's; empty: the last one
+TEST = (
+    ""  # the section held out, with all of its patient's; empty: the last one
+)
 SEED = 0
 ASKING = 5  # patients who neither trained nor are asked about elsewhere (phantom only)
 TOP = 10
@@ -57,10 +65,21 @@ from seal_lite.tutorial import begin, charts, finetuned
 
 here = begin(DATASET, BACKBONE, EPOCHS, SMOKE, test=TEST, seed=SEED)
 config = here.config
-if here.root.name.startswith("phantom"):  # more patients, of another seed, to ask and be asked
-    size = {"patients": ASKING, "sections_per_patient": 2, "spots": 40 if SMOKE else 80, "seed": 5}
-    root = phantom(f"data/phantom-asked-{size['patients']}x{size['spots']}", **size)
-    asked = load_sections(root, patch_um=config.patch_um, patch_px=config.patch_px)
+if here.root.name.startswith(
+    "phantom"
+):  # more patients, of another seed, to ask and be asked
+    size = {
+        "patients": ASKING,
+        "sections_per_patient": 2,
+        "spots": 40 if SMOKE else 80,
+        "seed": 5,
+    }
+    root = phantom(
+        f"data/phantom-asked-{size['patients']}x{size['spots']}", **size
+    )
+    asked = load_sections(
+        root, patch_um=config.patch_um, patch_px=config.patch_px
+    )
     asking = [s.name for s in asked]
 else:  # the model has seen whom it is asked about, but not the patient who asks
     asked, asking = [*here.train, here.test], [here.test.name]
@@ -73,7 +92,9 @@ for name, shuffle in (("tuned", False), ("shuffled", True)):
     )
 patients = len({s.patient for s in asked})
 n = len(spaces["tuned"]["slide"])
-print(f"{len(asked)} slides of {patients} patients, {n} regions; {len(asking)} of the slides ask")
+print(
+    f"{len(asked)} slides of {patients} patients, {n} regions; {len(asking)} of the slides ask"
+)
 
 # %% [markdown]
 # ## Is a patient an island?
@@ -90,18 +111,36 @@ both = np.concatenate([space["images"], space["genes"]])
 _, _, axes = np.linalg.svd(both - both.mean(0), full_matrices=False)
 flat = (both - both.mean(0)) @ axes[:2].T
 with plt.rc_context(plots.STYLE):
-    figure, panels = plt.subplots(1, 2, figsize=(8.5, 4.0), sharex=True, sharey=True)
+    figure, panels = plt.subplots(
+        1, 2, figsize=(8.5, 4.0), sharex=True, sharey=True
+    )
     for ax, (title, part) in zip(
         panels,
-        (("pictures", flat[: len(flat) // 2]), ("profiles", flat[len(flat) // 2 :])),
+        (
+            ("pictures", flat[: len(flat) // 2]),
+            ("profiles", flat[len(flat) // 2 :]),
+        ),
         strict=True,
     ):
-        for patient, colour in zip(dict.fromkeys(space["patient"]), plots.COLOURS, strict=False):
+        for patient, colour in zip(
+            dict.fromkeys(space["patient"]), plots.COLOURS, strict=False
+        ):
             mine = space["patient"] == patient
-            ax.scatter(*part[mine].T, s=9, color=colour, alpha=0.6, lw=0, label=patient)
-        ax.set(title=title, xlabel="first axis", ylabel="second axis" if ax is panels[0] else "")
+            ax.scatter(
+                *part[mine].T, s=9, color=colour, alpha=0.6, lw=0, label=patient
+            )
+        ax.set(
+            title=title,
+            xlabel="first axis",
+            ylabel="second axis" if ax is panels[0] else "",
+        )
         ax.locator_params(nbins=5)
-    panels[1].legend(title="patient", markerscale=2, loc="center left", bbox_to_anchor=(1, 0.5))
+    panels[1].legend(
+        title="patient",
+        markerscale=2,
+        loc="center left",
+        bbox_to_anchor=(1, 0.5),
+    )
 plt.close(figure)
 figure
 
@@ -127,11 +166,15 @@ order = ["slide", "other slides", "other patients", "all"]
 order = [scope for scope in order if scope in set(rows["tuned"].scope)]
 table = (
     pd.concat(rows, names=["model"])
-    .groupby(["direction", "scope", "model"], sort=False)[["random", "found", "oracle"]]
+    .groupby(["direction", "scope", "model"], sort=False)[
+        ["random", "found", "oracle"]
+    ]
     .mean()
     .unstack("model")
 )
-shown = table["found"].assign(random=table["random", "tuned"], oracle=table["oracle", "tuned"])
+shown = table["found"].assign(
+    random=table["random", "tuned"], oracle=table["oracle", "tuned"]
+)
 shown[["random", "shuffled", "tuned", "oracle"]].round(3)
 
 # %%
@@ -140,7 +183,9 @@ shown[["random", "shuffled", "tuned", "oracle"]].round(3)
 #| one finetuned on shuffled pairs.
 with plt.rc_context(plots.STYLE):
     figure, panels = plt.subplots(1, 2, figsize=(8.5, 3.6), sharey=True)
-    for ax, direction in zip(panels, ("genes to images", "images to genes"), strict=True):
+    for ax, direction in zip(
+        panels, ("genes to images", "images to genes"), strict=True
+    ):
         for name, colour, at in (
             ("tuned", plots.COLOURS[0], -0.12),
             ("shuffled", plots.COLOURS[1], 0.12),
@@ -151,7 +196,12 @@ with plt.rc_context(plots.STYLE):
                 share = (part.found - part.random) / (part.oracle - part.random)
                 dots = {"ms": 4, "mew": 0, "alpha": 0.5, "color": colour}
                 ax.plot(share, np.full(len(share), i + at), "o", **dots)
-                ax.plot([share.mean()] * 2, [i + at - 0.1, i + at + 0.1], lw=3.5, color=colour)
+                ax.plot(
+                    [share.mean()] * 2,
+                    [i + at - 0.1, i + at + 0.1],
+                    lw=3.5,
+                    color=colour,
+                )
         ax.set_yticks(range(len(order)), order)
         ax.set(
             title=direction,
@@ -208,7 +258,10 @@ mine = space["slide"] == asking[0]
 other = space["patient"] != space["patient"][mine][0]
 z = space["expression"] - space["expression"].mean(1, keepdims=True)
 z /= np.linalg.norm(z, axis=1, keepdims=True)
-alike, near = z[mine] @ z[other].T, space["genes"][mine] @ space["images"][other].T
+alike, near = (
+    z[mine] @ z[other].T,
+    space["genes"][mine] @ space["images"][other].T,
+)
 ranked = {
     "found": np.take_along_axis(alike, np.argsort(-near, 1), 1),
     "oracle": -np.sort(-alike, 1),
@@ -216,10 +269,18 @@ ranked = {
 tops = np.arange(1, other.sum() + 1)
 with plt.rc_context(plots.STYLE):
     figure, ax = plt.subplots(figsize=(7, 3))
-    for (name, values), colour in zip(ranked.items(), plots.COLOURS, strict=False):
-        ax.plot(tops, values.mean(0).cumsum() / tops, color=colour, lw=2, label=name)
+    for (name, values), colour in zip(
+        ranked.items(), plots.COLOURS, strict=False
+    ):
+        ax.plot(
+            tops, values.mean(0).cumsum() / tops, color=colour, lw=2, label=name
+        )
     ax.axhline(alike.mean(), color=plots.GREY, lw=1, label="random")
-    ax.set(xscale="log", xlabel="top: answers that are kept", ylabel="mean r with the query")
+    ax.set(
+        xscale="log",
+        xlabel="top: answers that are kept",
+        ylabel="mean r with the query",
+    )
     ax.legend()
 plt.close(figure)
 figure
@@ -232,9 +293,15 @@ figure
 # The own pair correlates at 1 with the query, so the gain follows recall@1. It would be credit for
 # something that recall measures already, and it cannot be had in another patient.
 rows_of = np.arange(len(space["slide"]))
-for name, gallery in (("the slide", mine), ("all slides", np.ones(len(mine), bool))):
+for name, gallery in (
+    ("the slide", mine),
+    ("all slides", np.ones(len(mine), bool)),
+):
     near = space["genes"][mine] @ space["images"][gallery].T
-    alike, own = z[mine] @ z[gallery].T, rows_of[gallery] == rows_of[mine][:, None]
+    alike, own = (
+        z[mine] @ z[gallery].T,
+        rows_of[gallery] == rows_of[mine][:, None],
+    )
     with_own = np.take_along_axis(alike, near.argmax(1)[:, None], 1).mean()
     near[own] = -np.inf
     without = np.take_along_axis(alike, near.argmax(1)[:, None], 1).mean()
@@ -259,7 +326,9 @@ again = pd.DataFrame(cross_modal(centred, top=TOP)).query("slide in @asking")
 tables = {"as it is": rows["tuned"], "centred by patient": again}
 pd.DataFrame(
     {
-        k: t.query("scope == 'other patients'").groupby("direction").found.mean()
+        k: t.query("scope == 'other patients'")
+        .groupby("direction")
+        .found.mean()
         for k, t in tables.items()
     }
 ).round(3)
@@ -274,7 +343,9 @@ pd.DataFrame(
 
 # %% tags=["key-figures", "remove-cell"]
 means = {
-    name: r.groupby(["direction", "scope"])[["found", "random", "oracle"]].mean()
+    name: r.groupby(["direction", "scope"])[
+        ["found", "random", "oracle"]
+    ].mean()
     for name, r in rows.items()
 }
 print(
@@ -288,7 +359,9 @@ print(
             }
             if "other patients" in set(rows["tuned"].scope)
             else None,
-            "recall": spot.groupby("scope")[["recall@10", "chance@10"]].mean().to_dict("index"),
+            "recall": spot.groupby("scope")[["recall@10", "chance@10"]]
+            .mean()
+            .to_dict("index"),
         }
     )
 )

@@ -33,17 +33,25 @@ import subprocess
 import sys
 from importlib.metadata import version
 
-if importlib.util.find_spec("seal_lite") is None:  # in Colab, whose torch is kept
+if (
+    importlib.util.find_spec("seal_lite") is None
+):  # in Colab, whose torch is kept
     home = "seal_lite[offline,encoders] @ git+https://github.com/seal-lite/seal-lite"
     kept = [f"{name}=={version(name)}" for name in ("torch", "torchvision")]
-    subprocess.run([sys.executable, "-m", "pip", "install", "-q", home, *kept], check=True)
+    subprocess.run(
+        [sys.executable, "-m", "pip", "install", "-q", home, *kept], check=True
+    )
 
 # %% tags=["parameters"]
-DATASET = "auto"  # the phantom, or on a GPU real tumours; or any folder of sections
+DATASET = (
+    "auto"  # the phantom, or on a GPU real tumours; or any folder of sections
+)
 BACKBONE = "auto"  # a small network, or on a GPU Phikon; or a name of `seal-lite encoders`
 EPOCHS = 0  # 0: 12, or 20 on a GPU
 SMOKE = False  # everything tiny, just to see that it runs
-TEST = ""  # the section held out, with all of its patient's; empty: the last one
+TEST = (
+    ""  # the section held out, with all of its patient's; empty: the last one
+)
 SEED = 0
 
 # %%
@@ -90,10 +98,16 @@ model, _ = finetuned(here)
 # %%
 #| alt: Six regions of tissue in a row, 112 µm wide, from the lowest to the highest count of one
 #| gene. The count stands above each.
-sections = load_sections(here.root, [*train_names, test_name], patch_um=HEST_UM, patch_px=224)
+sections = load_sections(
+    here.root, [*train_names, test_name], patch_um=HEST_UM, patch_px=224
+)
 gene = "ERBB2" if "ERBB2" in genes else genes[0]
-counts = sections[0].adata[sections[0].rows, gene].layers["counts"].toarray()[:, 0]
-shown = np.argsort(counts, kind="stable")[np.linspace(0, len(counts) - 1, 6).astype(int)]
+counts = (
+    sections[0].adata[sections[0].rows, gene].layers["counts"].toarray()[:, 0]
+)
+shown = np.argsort(counts, kind="stable")[
+    np.linspace(0, len(counts) - 1, 6).astype(int)
+]
 titles = [f"{gene}: {count:.0f}" for count in counts[shown]]
 plots.patches(sections[0].patches[shown], titles, patch_um=HEST_UM)
 
@@ -105,9 +119,13 @@ plots.patches(sections[0].patches[shown], titles, patch_um=HEST_UM)
 
 # %%
 folds = [(train_names, [test_name])]
-folder = write_task("data/hest-bench", "TINY", sections, folds=folds, genes=genes)
+folder = write_task(
+    "data/hest-bench", "TINY", sections, folds=folds, genes=genes
+)
 for path in sorted(p for p in folder.rglob("*") if p.is_file()):
-    print(f"{path.stat().st_size / 1e6:8.2f} MB  {path.relative_to(folder.parent)}")
+    print(
+        f"{path.stat().st_size / 1e6:8.2f} MB  {path.relative_to(folder.parent)}"
+    )
 
 # %% [markdown]
 # Reading goes by names: a patch and its counts belong together because they share a barcode, a
@@ -117,8 +135,12 @@ for path in sorted(p for p in folder.rglob("*") if p.is_file()):
 
 # %%
 task = read_hest_task(folder.parent, "TINY")
-seen_test_samples(task, train_names)  # the sections that the run has seen: none is tested on
-print(f"{task.name}: {len(task.genes)} genes, fold 0 trains on {', '.join(task.folds[0][0])}")
+seen_test_samples(
+    task, train_names
+)  # the sections that the run has seen: none is tested on
+print(
+    f"{task.name}: {len(task.genes)} genes, fold 0 trains on {', '.join(task.folds[0][0])}"
+)
 
 # %% [markdown]
 # ## How large is the region?
@@ -138,11 +160,15 @@ print(f"{HEST_UM:g} µm are {px} px, at {HEST_UM / px:.2f} µm per pixel")
 ours = {k: i for i, k in enumerate(train[0].keys)}
 same = [ours[sections[0].keys[i]] for i in shown if sections[0].keys[i] in ours]
 figure = plots.patches(
-    train[0].patches[same], [f"{config.patch_um:g} µm"] * len(same), patch_um=config.patch_um
+    train[0].patches[same],
+    [f"{config.patch_um:g} µm"] * len(same),
+    patch_um=config.patch_um,
 )
 corner = (config.patch_um - HEST_UM) / 2
 for ax in figure.axes[: len(same)]:
-    ax.add_patch(Rectangle((corner, corner), HEST_UM, HEST_UM, fill=False, lw=2))
+    ax.add_patch(
+        Rectangle((corner, corner), HEST_UM, HEST_UM, fill=False, lw=2)
+    )
 figure
 
 # %% [markdown]
@@ -161,7 +187,10 @@ y = [section_targets(s.adata, genes)["log1p_raw"] for s in samples.values()]
 
 def halves(values):
     """Training samples' rows stacked, and the test samples'."""
-    return [np.concatenate([values[place[s]] for s in half]) for half in task.folds[0]]
+    return [
+        np.concatenate([values[place[s]] for s in half])
+        for half in task.folds[0]
+    ]
 
 
 (x, x_test), (z, z_test) = halves(found["tuned"]), halves(y)
@@ -170,18 +199,29 @@ alpha = 100 / (min(256, *x.shape) * z.shape[1])
 
 def upstream(x, z):
     """HEST-bench's predictions for the test samples."""
-    scaler, pca = StandardScaler(), PCA(min(256, *x.shape), random_state=PCA_SEED)
+    scaler, pca = (
+        StandardScaler(),
+        PCA(min(256, *x.shape), random_state=PCA_SEED),
+    )
     components = pca.fit_transform(scaler.fit_transform(x))
-    ridge = SklearnRidge(alpha=alpha, solver="lsqr", fit_intercept=False).fit(components, z)
+    ridge = SklearnRidge(alpha=alpha, solver="lsqr", fit_intercept=False).fit(
+        components, z
+    )
     return ridge.predict(pca.transform(scaler.transform(x_test)))
 
 
 predicted = upstream(x, z)
 train_part, test_part = ([samples[s] for s in half] for half in task.folds[0])
-train_x, test_x = ([found["tuned"][place[s]] for s in half] for half in task.folds[0])
-r, r2 = pooled_scores(train_part, test_part, genes, train_x=train_x, test_x=test_x)
+train_x, test_x = (
+    [found["tuned"][place[s]] for s in half] for half in task.folds[0]
+)
+r, r2 = pooled_scores(
+    train_part, test_part, genes, train_x=train_x, test_x=test_x
+)
 gap = float(np.abs(r - pearson(predicted, z_test)).max())
-print(f"mean r {r.mean():.3f}; largest difference of a gene's r to scikit-learn's: {gap:.1e}")
+print(
+    f"mean r {r.mean():.3f}; largest difference of a gene's r to scikit-learn's: {gap:.1e}"
+)
 
 # %% [markdown]
 # Ours comes from sums over the samples, so that all folds of a task need one pass over its patches.
@@ -201,8 +241,13 @@ print(f"largest difference of scikit-learn's to its own: {shaken:.1e}")
 # whatever the encoder; with the intercept it says what one expects of an $R^2$:
 
 # %%
-spread, left = ((z_test - z_test.mean(0)) ** 2).sum(0), ((z_test - predicted) ** 2).sum(0)
-varies = spread > 0  # of a gene that nobody counted in the test patches there is no R2
+spread, left = (
+    ((z_test - z_test.mean(0)) ** 2).sum(0),
+    ((z_test - predicted) ** 2).sum(0),
+)
+varies = (
+    spread > 0
+)  # of a gene that nobody counted in the test patches there is no R2
 without = float((1 - left[varies] / spread[varies]).mean())
 print(f"mean R2 without intercept {without:.1f}, with intercept {r2:.2f}")
 
@@ -230,25 +275,40 @@ print(f"mean R2 without intercept {without:.1f}, with intercept {r2:.2f}")
 # %%
 def benchmark(encoder, enc_transf, precision, cli_args=None, **settings):
     """Upstream's embedding of a task's images, and the components that its ridge reads."""
-    batch = torch.stack([enc_transf(Image.fromarray(image)) for image in settings["images"]])
-    with torch.inference_mode(), torch.autocast("cpu", precision, precision != torch.float32):
+    batch = torch.stack(
+        [enc_transf(Image.fromarray(image)) for image in settings["images"]]
+    )
+    with (
+        torch.inference_mode(),
+        torch.autocast("cpu", precision, precision != torch.float32),
+    ):
         embeddings = encoder.eval()(batch.float()).float().numpy()
     pca = PCA(settings.get("latent_dim", 256), random_state=PCA_SEED)
-    return embeddings, pca.fit_transform(StandardScaler().fit_transform(embeddings))
+    return embeddings, pca.fit_transform(
+        StandardScaler().fit_transform(embeddings)
+    )
 
 
-encoder, transform, precision = load_encoder(here.run("tuned"), patch_um=HEST_UM, device="cpu")
+encoder, transform, precision = load_encoder(
+    here.run("tuned"), patch_um=HEST_UM, device="cpu"
+)
 ready = read_patches(folder / f"patches/{test_name}.h5")
 row_of = {barcode: i for i, barcode in enumerate(ready.barcodes)}
-images = ready.images[[row_of[barcode] for barcode in samples[test_name].adata.obs_names]]
-latent_dim = min(256, encoder.row.dim, len(images))  # nor can there be more than images
+images = ready.images[
+    [row_of[barcode] for barcode in samples[test_name].adata.obs_names]
+]
+latent_dim = min(
+    256, encoder.row.dim, len(images)
+)  # nor can there be more than images
 embeddings, components = benchmark(
     encoder, transform, precision, images=images, latent_dim=latent_dim
 )
 own = found["tuned"][place[test_name]]
 upstream_gap = float(np.abs(embeddings - own).max() / np.abs(own).max())
 print(f"{len(images)} images, {components.shape[1]} components")
-print(f"largest difference to the embeddings from above: {upstream_gap:.1e} of the largest value")
+print(
+    f"largest difference to the embeddings from above: {upstream_gap:.1e} of the largest value"
+)
 
 # %% [markdown]
 # ## How much of it is the probe?
@@ -265,14 +325,28 @@ curves, ridges = {}, {}
 for name in ("tuned", "frozen"):
     a, b = halves(found[name])
     ridges[name] = Ridge.fit(Sums.of(a, z))
-    curves[name] = [pearson(ridges[name].predict(b, alpha=k), z_test).mean() for k in alphas]
+    curves[name] = [
+        pearson(ridges[name].predict(b, alpha=k), z_test).mean() for k in alphas
+    ]
 with plt.rc_context(plots.STYLE):
     figure, ax = plt.subplots(figsize=(7.5, 3.6))
-    for (name, curve), colour in zip(curves.items(), plots.COLOURS, strict=False):
+    for (name, curve), colour in zip(
+        curves.items(), plots.COLOURS, strict=False
+    ):
         ax.plot(alphas, curve, color=colour, lw=2, label=charts.LABELS[name])
     ax.axvline(alpha, color=plots.GREY, lw=1)
-    ax.text(alpha * 1.3, max(curves["tuned"]), "HEST-bench's", color=plots.GREY, va="top")
-    ax.set(xscale="log", xlabel="penalty of the ridge", ylabel="mean r, log1p raw counts")
+    ax.text(
+        alpha * 1.3,
+        max(curves["tuned"]),
+        "HEST-bench's",
+        color=plots.GREY,
+        va="top",
+    )
+    ax.set(
+        xscale="log",
+        xlabel="penalty of the ridge",
+        ylabel="mean r, log1p raw counts",
+    )
     ax.legend()
 plt.close(figure)
 figure
@@ -293,7 +367,11 @@ result = run_hest_bench(task, samples, config, features=found, layers=stages)
 table = tidy(result).pivot_table("r", ["features", "probe"], "target", "mean")
 columns = ["hest_bench", "pearson_residuals", "log1p_cp10k|depth"]
 order = [k for k in charts.LABELS if k in set(tidy(result).features)]
-shown = table[columns].reindex(order, level="features").rename(columns=charts.LABELS)
+shown = (
+    table[columns]
+    .reindex(order, level="features")
+    .rename(columns=charts.LABELS)
+)
 shown.round(3).astype(object).fillna("")
 
 # %%
@@ -326,7 +404,9 @@ charts.scores(result, target="hest_bench")
 # encoder. What is left of the difference is twice the mean times the mean residual over the
 # variance: a test sample that is deeper than expected adds to it.
 loss = (z.mean(0)[varies] ** 2 / z_test.var(0)[varies]).mean()
-print(f"with intercept {r2:.2f}; minus mean^2 / variance {loss:.1f}: {r2 - loss:.1f}")
+print(
+    f"with intercept {r2:.2f}; minus mean^2 / variance {loss:.1f}: {r2 - loss:.1f}"
+)
 print(f"without, as computed above: {without:.1f}")
 
 # %% [markdown]
@@ -341,7 +421,9 @@ for name, ridge in ridges.items():
     best = alphas[int(np.argmax(curves[name]))]
     for what, k in (("HEST-bench's", alpha), ("the best", best)):
         free = (ridge.spread**2 / (ridge.spread**2 + k)).sum()
-        print(f"{name}, {what} penalty {k:.3g}: {free:.1f} of {len(ridge.spread)} directions")
+        print(
+            f"{name}, {what} penalty {k:.3g}: {free:.1f} of {len(ridge.spread)} directions"
+        )
 
 # %% [markdown]
 # **3.** Break both safeguards. Claim that the run was finetuned on the test sample; and write a
@@ -351,7 +433,9 @@ for name, ridge in ridges.items():
 # Only the second stands in the task's own files. What an encoder was trained on has to come from
 # whoever trained it; a run of ours says it in its provenance.json, and most downloads do not.
 leak = [([test_name], [test_name])]
-leaky = write_task("data/hest-bench", "LEAKY", sections, folds=leak, genes=genes)
+leaky = write_task(
+    "data/hest-bench", "LEAKY", sections, folds=leak, genes=genes
+)
 for break_in, *given in (
     (seen_test_samples, task, [test_name]),
     (read_hest_task, leaky.parent, "LEAKY"),

@@ -26,17 +26,27 @@ import subprocess
 import sys
 from importlib.metadata import version
 
-if importlib.util.find_spec("torchmil") is None:  # in Colab, whose torch is kept
-    home = "seal_lite[offline,slides] @ git+https://github.com/seal-lite/seal-lite"
+if (
+    importlib.util.find_spec("torchmil") is None
+):  # in Colab, whose torch is kept
+    home = (
+        "seal_lite[offline,slides] @ git+https://github.com/seal-lite/seal-lite"
+    )
     kept = [f"{name}=={version(name)}" for name in ("torch", "torchvision")]
-    subprocess.run([sys.executable, "-m", "pip", "install", "-q", home, *kept], check=True)
+    subprocess.run(
+        [sys.executable, "-m", "pip", "install", "-q", home, *kept], check=True
+    )
 
 # %% tags=["parameters"]
 DATASET = "auto"  # what the encoder is finetuned on: the phantom; or any folder of sections
-BACKBONE = "tf_efficientnet_lite0"  # the cohort is a phantom, and drawn for this one
+BACKBONE = (
+    "tf_efficientnet_lite0"  # the cohort is a phantom, and drawn for this one
+)
 EPOCHS = 0  # 0: 12, or 20 on a GPU
 SMOKE = False  # everything tiny, just to see that it runs
-TEST = ""  # the section held out, with all of its patient's; empty: the last one
+TEST = (
+    ""  # the section held out, with all of its patient's; empty: the last one
+)
 SEED = 0
 PATIENTS = 40
 SPOTS = 36  # array positions that a slide's tissue would cover
@@ -69,7 +79,9 @@ config = here.config
 model, _ = finetuned(here)
 if SMOKE:
     PATIENTS, SPOTS = 20, 16
-COHORT = cohort(f"data/cohort-{PATIENTS}x{SPOTS}", patients=PATIENTS, spots=SPOTS, seed=0)
+COHORT = cohort(
+    f"data/cohort-{PATIENTS}x{SPOTS}", patients=PATIENTS, spots=SPOTS, seed=0
+)
 slides = list_slides(COHORT / "slides")
 print(f"{len(slides)} slides of {PATIENTS} patients")
 
@@ -85,9 +97,13 @@ print(f"{len(slides)} slides of {PATIENTS} patients")
 #| are kept.
 slide = open_slide(slides[0], um_per_px=UM_PER_PX)
 small = slide.thumbnail(MASK_UM / 2 / slide.um_per_px)
-corners = grid(slide, patch_um=config.patch_um, min_tissue=0.5) * slide.um_per_px
+corners = (
+    grid(slide, patch_um=config.patch_um, min_tissue=0.5) * slide.um_per_px
+)
 with plt.rc_context(plots.STYLE):
-    figure, (left, right) = plt.subplots(1, 2, figsize=(8.5, 4.2), sharex=True, sharey=True)
+    figure, (left, right) = plt.subplots(
+        1, 2, figsize=(8.5, 4.2), sharex=True, sharey=True
+    )
     side = slide.size[0] * slide.um_per_px
     left.imshow(small, extent=(0, side, side, 0))
     mask = tissue_mask(slide.thumbnail(MASK_UM / slide.um_per_px))
@@ -95,10 +111,18 @@ with plt.rc_context(plots.STYLE):
     for x, y in corners:
         right.add_patch(
             plt.Rectangle(
-                (x, y), config.patch_um, config.patch_um, fill=False, ec=plots.COLOURS[0], lw=1.2
+                (x, y),
+                config.patch_um,
+                config.patch_um,
+                fill=False,
+                ec=plots.COLOURS[0],
+                lw=1.2,
             )
         )
-    for ax, title in ((left, slides[0].stem), (right, f"{len(corners)} regions on tissue")):
+    for ax, title in (
+        (left, slides[0].stem),
+        (right, f"{len(corners)} regions on tissue"),
+    ):
         ax.set(title=title, xticks=[], yticks=[])
         ax.spines[:].set_visible(False)
         plots.scale_bar(ax)
@@ -127,11 +151,19 @@ for name, encoder in encoders.items():
         places=TissueGrid(min_tissue=0.5),
     )
 folders["oracle"] = oracle_features(
-    COHORT, folders["frozen"], folders["frozen"].parent / "oracle", patch_um=config.patch_um
+    COHORT,
+    folders["frozen"],
+    folders["frozen"].parent / "oracle",
+    patch_um=config.patch_um,
 )
 with h5py.File(folders["tuned"] / f"{slides[0].stem}.h5") as file:
     print({k: v.shape for k, v in file.items()})
-    print({k: v if isinstance(v, str) else v.item() for k, v in file["coords"].attrs.items()})
+    print(
+        {
+            k: v if isinstance(v, str) else v.item()
+            for k, v in file["coords"].attrs.items()
+        }
+    )
 
 # %% [markdown]
 # ## What the labels are made of
@@ -144,7 +176,11 @@ with h5py.File(folders["tuned"] / f"{slides[0].stem}.h5") as file:
 # %%
 #| alt: Two slides, one of a patient without and one with the mutation. Beside each, its regions
 #| coloured by the share of their nuclei that have coarse chromatin.
-status = pd.read_csv(COHORT / "tasks/mutation/k=all.tsv", sep="\t").set_index("slide_id").mutation
+status = (
+    pd.read_csv(COHORT / "tasks/mutation/k=all.tsv", sep="\t")
+    .set_index("slide_id")
+    .mutation
+)
 shown = [status.index[status == code][0] for code in (0, 1)]  # wildtype, mutant
 with plt.rc_context(plots.STYLE):
     figure, axes = plt.subplots(2, 2, figsize=(7.5, 7.2))
@@ -155,16 +191,24 @@ with plt.rc_context(plots.STYLE):
         with h5py.File(folders["oracle"] / f"{name}.h5") as file:
             corner = file["coords"][:] * UM_PER_PX
             share = file["features"][:, 0]
-        regions = [plt.Rectangle(c, config.patch_um, config.patch_um) for c in corner]
-        squares = PatchCollection(regions, cmap="viridis", clim=(0, 1), ec="white", lw=0.5)
+        regions = [
+            plt.Rectangle(c, config.patch_um, config.patch_um) for c in corner
+        ]
+        squares = PatchCollection(
+            regions, cmap="viridis", clim=(0, 1), ec="white", lw=0.5
+        )
         squares.set_array(share)
         row[1].add_collection(squares)
         row[1].set(xlim=(0, side), ylim=(side, 0), aspect="equal")
-        for ax, title in zip(row, (f"{name}, {status[name]}", "its regions"), strict=True):
+        for ax, title in zip(
+            row, (f"{name}, {status[name]}", "its regions"), strict=True
+        ):
             ax.set(title=title, xticks=[], yticks=[])
             ax.spines[:].set_visible(False)
             plots.scale_bar(ax)
-    figure.colorbar(squares, ax=axes[:, 1], shrink=0.5, label="share of coarse nuclei")
+    figure.colorbar(
+        squares, ax=axes[:, 1], shrink=0.5, label="share of coarse nuclei"
+    )
 plt.close(figure)
 figure
 
@@ -193,7 +237,12 @@ for name in ("mutation", "activity", "response", "survival"):
     task = read_slide_task(COHORT / "tasks" / name)
     bags = {k: read_bags(task, folder) for k, folder in folders.items()}
     results[name] = score_bags(task, bags, seeds=SEEDS, repeats=300)
-first = {"mutation": "auc", "activity": "pearson", "response": "auc", "survival": "c_index"}
+first = {
+    "mutation": "auc",
+    "activity": "pearson",
+    "response": "auc",
+    "survival": "c_index",
+}
 words = {"auc": "AUC", "pearson": "r", "c_index": "C-index"}
 table = pd.DataFrame(
     [
@@ -204,16 +253,24 @@ table = pd.DataFrame(
     ]
 )
 order = list(dict.fromkeys(table.task))
-table.pivot(index=["task", "model"], columns="features", values="mean").loc[order].round(3)
+table.pivot(index=["task", "model"], columns="features", values="mean").loc[
+    order
+].round(3)
 
 # %%
 #| alt: Scores of four tasks with their intervals, for the mean patch and for ABMIL, in the colours
 #| of frozen, finetuned and oracle features. Short grey lines mark chance.
 with plt.rc_context(plots.STYLE):
-    figure, axes = plt.subplots(1, 2, figsize=(8.5, 3.6), sharey=True, sharex=True)
+    figure, axes = plt.subplots(
+        1, 2, figsize=(8.5, 3.6), sharey=True, sharex=True
+    )
     for ax, model_name in zip(axes, ("mean", "abmil"), strict=True):
-        for i, (features, colour) in enumerate(zip(folders, plots.COLOURS, strict=False)):
-            part = table.query("model == @model_name and features == @features").set_index("task")
+        for i, (features, colour) in enumerate(
+            zip(folders, plots.COLOURS, strict=False)
+        ):
+            part = table.query(
+                "model == @model_name and features == @features"
+            ).set_index("task")
             y = np.arange(len(order)) + 0.22 * (i - 1)
             low, high = np.array([part.ci95[t] for t in order]).T
             ax.hlines(y, low, high, color=colour, lw=1.8)
@@ -290,8 +347,12 @@ twins = np.array([(patient == p).sum() > 1 for p in patient])
 copied = {}
 for kind, x in described.items():
     x = (np.array(x) - np.mean(x, 0)) / np.std(x, 0)
-    far = np.linalg.norm(x[:, None] - x, axis=2) + np.diag(np.full(len(x), np.inf))
-    copied[kind] = own = float((patient[far.argmin(1)] == patient)[twins].mean())
+    far = np.linalg.norm(x[:, None] - x, axis=2) + np.diag(
+        np.full(len(x), np.inf)
+    )
+    copied[kind] = own = float(
+        (patient[far.argmin(1)] == patient)[twins].mean()
+    )
     print(
         f"{kind}: the nearest slide is the patient's own for {own:.0%} of {twins.sum()}, so "
         f"{own + (1 - own) / 2:.0%} of random labels are right"
@@ -308,7 +369,11 @@ for kind, x in described.items():
 task = read_slide_task(COHORT / "tasks/mutation")
 mutant = task.y == task.classes.index("mutant")
 share = [bag[:, 0] for bag in read_bags(task, folders["oracle"])]
-pools = {"mean": np.mean, "80% quantile": lambda v: np.quantile(v, 0.8), "maximum": np.max}
+pools = {
+    "mean": np.mean,
+    "80% quantile": lambda v: np.quantile(v, 0.8),
+    "maximum": np.max,
+}
 separates = {}
 for name, pool in pools.items():
     pooled = np.array([pool(v) for v in share])
@@ -334,12 +399,16 @@ pd.Series(separates, name="AUC").round(3)
 def half_width(patients, a=0.75):
     m = n = patients / 2
     q1, q2 = a / (2 - a), 2 * a**2 / (1 + a)
-    variance = (a * (1 - a) + (m - 1) * (q1 - a**2) + (n - 1) * (q2 - a**2)) / (m * n)
+    variance = (a * (1 - a) + (m - 1) * (q1 - a**2) + (n - 1) * (q2 - a**2)) / (
+        m * n
+    )
     return 1.96 * variance**0.5
 
 
 enough = next(k for k in range(10, 10**5, 2) if half_width(k) < 0.03)
-print(f"{PATIENTS} patients: 0.75 +- {half_width(PATIENTS):.2f}; for +- 0.03: {enough:,} patients")
+print(
+    f"{PATIENTS} patients: 0.75 +- {half_width(PATIENTS):.2f}; for +- 0.03: {enough:,} patients"
+)
 
 # %% [markdown]
 # ## Further reading

@@ -26,10 +26,14 @@ import subprocess
 import sys
 from importlib.metadata import version
 
-if importlib.util.find_spec("seal_lite") is None:  # in Colab, whose torch is kept
+if (
+    importlib.util.find_spec("seal_lite") is None
+):  # in Colab, whose torch is kept
     home = "seal_lite[offline] @ git+https://github.com/seal-lite/seal-lite"
     kept = [f"{name}=={version(name)}" for name in ("torch", "torchvision")]
-    subprocess.run([sys.executable, "-m", "pip", "install", "-q", home, *kept], check=True)
+    subprocess.run(
+        [sys.executable, "-m", "pip", "install", "-q", home, *kept], check=True
+    )
 
 # %% tags=["parameters"]
 DATASET = "auto"  # a phantom with two sites; or a folder whose sections.tsv has a column SHIFT
@@ -111,7 +115,11 @@ figure
 for train, tests in shift_folds(sections, groups):
     print(f"train on {len(train)}: {', '.join(s.name for s in train)}")
     for name, part in tests.items():
-        kind = "in distribution" if name.startswith("not") else "out of distribution"
+        kind = (
+            "in distribution"
+            if name.startswith("not")
+            else "out of distribution"
+        )
         print(f"  {kind}, {name}: {', '.join(s.name for s in part)}")
 
 # %%
@@ -136,8 +144,15 @@ wanted = ["tuned", "shuffled", "frozen", "frozen_best", "random_init", "colour"]
 parts = {}
 for name, folds in shifted(result["folds"]).items():
     table = tidy({**result, "folds": folds})
-    chosen = table.query("probe == 'tuned_ridge' and target == 'pearson_residuals'")
-    parts[name] = chosen.groupby(["features", "test"]).r.mean().unstack("test").loc[wanted]
+    chosen = table.query(
+        "probe == 'tuned_ridge' and target == 'pearson_residuals'"
+    )
+    parts[name] = (
+        chosen.groupby(["features", "test"])
+        .r.mean()
+        .unstack("test")
+        .loc[wanted]
+    )
 means = pd.DataFrame({name: part.mean(axis=1) for name, part in parts.items()})
 means.rename(index=lambda k: charts.LABELS[k].replace("\n", " ")).round(3)
 
@@ -163,7 +178,9 @@ charts.strips(
 rows = [
     d
     for d in result["delta_gap"]
-    if d["probe"] == "tuned_ridge" and "class" not in d and d["target"] == "pearson_residuals"
+    if d["probe"] == "tuned_ridge"
+    and "class" not in d
+    and d["target"] == "pearson_residuals"
 ]
 pd.DataFrame(rows)[["of", "minus", "mean", "ci95", "units"]]
 
@@ -182,11 +199,16 @@ kept = {
     features: [
         index
         for f in shifted(result["folds"])["out"]
-        if np.isfinite(index := f["morphology"][features].get("robustness_index", np.nan))
+        if np.isfinite(
+            index := f["morphology"][features].get("robustness_index", np.nan)
+        )
     ]
     for features in wanted
 }
-charts.strips({f: {"": v} for f, v in kept.items()}, label="robustness index on the unseen site")
+charts.strips(
+    {f: {"": v} for f, v in kept.items()},
+    label="robustness index on the unseen site",
+)
 
 # %% [markdown]
 # A fold without a dot has too few spots of one region in two patients. Mind what the index does not
@@ -219,21 +241,31 @@ def density(patches):
 
 
 def coloured(density, like):
-    return np.clip(256 * np.exp(-density) - 1, 0, 255).astype(np.uint8).reshape(like.shape)
+    return (
+        np.clip(256 * np.exp(-density) - 1, 0, 255)
+        .astype(np.uint8)
+        .reshape(like.shape)
+    )
 
 
 known, tests = next(iter(shift_folds(sections, groups)))
 unseen = next(iter(tests.values()))[:2]
 genes = genes_to_score([s.adata for s in known], here.truth)
 goal = density(np.concatenate([s.patches[::4] for s in known]))
-changed = {"as it is": [s.patches for s in unseen], "colours matched": [], "twice the stain": []}
+changed = {
+    "as it is": [s.patches for s in unseen],
+    "colours matched": [],
+    "twice the stain": [],
+}
 for patches in changed["as it is"]:
     d = density(patches)
     same = (d - d.mean(0)) / d.std(0) * goal.std(0) + goal.mean(0)
     changed["colours matched"].append(coloured(same, patches))
     changed["twice the stain"].append(coloured(2 * d, patches))
 encoders = {
-    "finetuned": SEAL.from_pretrained(f"{out}/runs/{'+'.join(tests)}-0/tuned").encoder,
+    "finetuned": SEAL.from_pretrained(
+        f"{out}/runs/{'+'.join(tests)}-0/tuned"
+    ).encoder,
     "frozen": build_encoder(config.backbone, tune_blocks=config.tune_blocks),
 }
 r_of = {}
@@ -261,8 +293,12 @@ pd.DataFrame(r_of).round(3)
 rng = np.random.default_rng(0)
 for b, s in ((2, 4), (4, 4), (6, 4), (6, 12)):
     biology, source = (np.repeat(v, 30) for v in np.divmod(np.arange(b * s), s))
-    blind = robustness_index(rng.standard_normal((len(source), 64)), biology, source)
-    print(f"{b} tissues, {s} sources: {blind:.2f}, derived {(s - 1) / (s + b - 2):.2f}")
+    blind = robustness_index(
+        rng.standard_normal((len(source), 64)), biology, source
+    )
+    print(
+        f"{b} tissues, {s} sources: {blind:.2f}, derived {(s - 1) / (s + b - 2):.2f}"
+    )
 
 # %% [markdown]
 # **3.** Each gap has an error, and one is tempted to add the errors of two gaps in squares. By how
@@ -286,7 +322,9 @@ gaps = {
 apart = np.hypot(gaps["tuned"].std(), gaps["frozen"].std())
 paired = (gaps["tuned"] - gaps["frozen"]).std()
 r = np.corrcoef(gaps["tuned"], gaps["frozen"])[0, 1]
-print(f"sd over genes: {apart:.3f} if added, {paired:.3f} paired; the gaps correlate at {r:.2f}")
+print(
+    f"sd over genes: {apart:.3f} if added, {paired:.3f} paired; the gaps correlate at {r:.2f}"
+)
 
 # %% [markdown]
 # ## Further reading
@@ -302,7 +340,9 @@ print(
     json.dumps(
         {
             "means": means.to_dict("index"),
-            "robustness": {f: float(np.mean(v)) if v else None for f, v in kept.items()},
+            "robustness": {
+                f: float(np.mean(v)) if v else None for f, v in kept.items()
+            },
             "gap_rows": len(rows),
             "recoloured": r_of,
         }

@@ -29,16 +29,24 @@ import subprocess
 import sys
 from importlib.metadata import version
 
-if importlib.util.find_spec("seal_lite") is None:  # in Colab, whose torch is kept
+if (
+    importlib.util.find_spec("seal_lite") is None
+):  # in Colab, whose torch is kept
     home = "seal_lite[offline,encoders] @ git+https://github.com/seal-lite/seal-lite"
     kept = [f"{name}=={version(name)}" for name in ("torch", "torchvision")]
-    subprocess.run([sys.executable, "-m", "pip", "install", "-q", home, *kept], check=True)
+    subprocess.run(
+        [sys.executable, "-m", "pip", "install", "-q", home, *kept], check=True
+    )
 
 # %% tags=["parameters"]
-DATASET = "auto"  # the phantom, or on a GPU real tumours; or any folder of sections
+DATASET = (
+    "auto"  # the phantom, or on a GPU real tumours; or any folder of sections
+)
 BACKBONE = "auto"  # a small network, or on a GPU Phikon; or a name of `seal-lite encoders`
 SMOKE = False  # everything tiny, just to see that it runs
-TEST = ""  # the section held out, with all of its patient's; empty: the last one
+TEST = (
+    ""  # the section held out, with all of its patient's; empty: the last one
+)
 IDEAS = 200  # worthless ones, to try on the same test section
 SEED = 0
 
@@ -66,12 +74,23 @@ if here.truth is None:
     classes = dict.fromkeys(genes, "measured")
 else:
     classes = here.truth.classes
-encoder = build_encoder(config.backbone, tune_blocks=config.tune_blocks, seed=SEED)
-image = {s.name: embed_patches(encoder, s.patches).astype(float) for s in [*train, test]}
-measured = {
-    s.name: section_targets(s.adata, genes)["pearson_residuals"][s.rows] for s in [*train, test]
+encoder = build_encoder(
+    config.backbone, tune_blocks=config.tune_blocks, seed=SEED
+)
+image = {
+    s.name: embed_patches(encoder, s.patches).astype(float)
+    for s in [*train, test]
 }
-print("training sections:", ", ".join(s.name for s in train), "| held out:", test.name)
+measured = {
+    s.name: section_targets(s.adata, genes)["pearson_residuals"][s.rows]
+    for s in [*train, test]
+}
+print(
+    "training sections:",
+    ", ".join(s.name for s in train),
+    "| held out:",
+    test.name,
+)
 
 # %% [markdown]
 # ## Random spots: a model that has seen no image
@@ -94,7 +113,9 @@ for fit, held in KFold(5, shuffle=True, random_state=SEED).split(x):
     dealt["nearest spots"][held] = (
         KNeighborsRegressor(8).fit(place[fit], y[fit]).predict(place[held])
     )
-    dealt["image"][held] = tuned_probe(x[fit], y[fit], x[held], groups=np.zeros(len(fit)))
+    dealt["image"][held] = tuned_probe(
+        x[fit], y[fit], x[held], groups=np.zeros(len(fit))
+    )
 names = np.concatenate([[s.name] * len(s.rows) for s in train])
 away = tuned_probe(
     np.concatenate([image[s.name] for s in train]),
@@ -110,7 +131,9 @@ shown = {
 }
 values = np.stack([(v - v.mean()) / v.std() for v in shown.values()], 1)
 titles = [
-    n if i == 0 else f"{n}: r = {pearson(values[:, i : i + 1], values[:, :1])[0]:.2f}"
+    n
+    if i == 0
+    else f"{n}: r = {pearson(values[:, i : i + 1], values[:, :1])[0]:.2f}"
     for i, n in enumerate(shown)
 ]
 plots.gene_maps(test, values, titles, label="expression (sd)", columns=2)
@@ -127,7 +150,9 @@ rows = {
     }
     for kind in dict.fromkeys(classes[g] for g in genes)
 }
-pd.DataFrame({k: {n: r.mean() for n, r in v.items()} for k, v in rows.items()}).round(2)
+pd.DataFrame(
+    {k: {n: r.mean() for n, r in v.items()} for k, v in rows.items()}
+).round(2)
 
 # %% [markdown]
 # The invisible gene is "predicted", by a rule that knows only where a spot lies. A linear probe
@@ -154,7 +179,9 @@ def score(features):
     """Mean r of a fixed ridge on some of the embedding's numbers: looked at, not looked at."""
     fitted = Ridge.fit(Sums.of(joined[:, features], targets))
     predicted = fitted.predict(x[:, features], alpha=300.0)
-    return pearson(predicted[left], y[left]).mean(), pearson(predicted[~left], y[~left]).mean()
+    return pearson(predicted[left], y[left]).mean(), pearson(
+        predicted[~left], y[~left]
+    ).mean()
 
 
 width = joined.shape[1]
@@ -163,10 +190,17 @@ seen, fresh = np.array([score(idea) for idea in ideas]).T
 winner = seen.argmax()
 with plt.rc_context(plots.STYLE):
     figure, axes = plt.subplots(1, 2, figsize=(8, 3), sharey=True)
-    for ax, values, said in ((axes[0], seen, "looked at"), (axes[1], fresh, "not looked at")):
+    for ax, values, said in (
+        (axes[0], seen, "looked at"),
+        (axes[1], fresh, "not looked at"),
+    ):
         ax.hist(values, bins=24, color="#b9b9b9")
-        ax.axvline(values.mean(), color=plots.COLOURS[0], lw=2, label="the mean idea")
-        ax.axvline(values[winner], color=plots.COLOURS[1], lw=2, label="the winner")
+        ax.axvline(
+            values.mean(), color=plots.COLOURS[0], lw=2, label="the mean idea"
+        )
+        ax.axvline(
+            values[winner], color=plots.COLOURS[1], lw=2, label="the winner"
+        )
         ax.set(xlabel="mean r over genes", title=said)
     axes[0].set_ylabel("ideas")
     axes[1].legend()
@@ -198,10 +232,17 @@ print(", ".join(f"{k} {v:+.3f}" for k, v in gain.items()))
 deep = {s.name: np.log(depth(s.adata)[s.rows])[:, None] for s in [*train, test]}
 alone = {}
 for target in ("log1p_raw", "log1p_cp10k", "pearson_residuals"):
-    t = {s.name: section_targets(s.adata, genes)[target][s.rows] for s in [*train, test]}
-    fit_on = [np.concatenate([part[s.name] for s in train]) for part in (deep, t)]
+    t = {
+        s.name: section_targets(s.adata, genes)[target][s.rows]
+        for s in [*train, test]
+    }
+    fit_on = [
+        np.concatenate([part[s.name] for s in train]) for part in (deep, t)
+    ]
     found = tuned_probe(*fit_on, deep[test.name], groups=names)
-    alone[charts.LABELS[target]] = {"log depth alone": pearson(found, t[test.name])}
+    alone[charts.LABELS[target]] = {
+        "log depth alone": pearson(found, t[test.name])
+    }
 charts.strips(alone, label="r on the held-out section, per gene")
 
 # %% [markdown]
@@ -249,13 +290,18 @@ shifted = []
 for dc in range(-6, 7):
     for dr in range(-6, 7):
         pairs = [
-            (i, index[c + dc, r + dr]) for (c, r), i in index.items() if (c + dc, r + dr) in index
+            (i, index[c + dc, r + dr])
+            for (c, r), i in index.items()
+            if (c + dc, r + dr) in index
         ]
         if max(abs(dc), abs(dr)) >= 3 and len(pairs) > len(index) / 3:
             i, j = np.array(pairs).T
             shifted.append(pearson(away[i], y[j]))
 null = {"shuffled": float(np.std(shuffled)), "shifted": float(np.std(shifted))}
-print({k: round(v, 3) for k, v in null.items()}, f"1 / sqrt(n) = {len(y) ** -0.5:.3f}")
+print(
+    {k: round(v, 3) for k, v in null.items()},
+    f"1 / sqrt(n) = {len(y) ** -0.5:.3f}",
+)
 
 # %% [markdown]
 # **2.** How does the luck of the best idea grow with the number of ideas? Draw it for 1, 3, 10, ...
@@ -264,7 +310,9 @@ print({k: round(v, 3) for k, v in null.items()}, f"1 / sqrt(n) = {len(y) ** -0.5
 # %% tags=["hide-cell", "solution"]
 # It grows as the root of the logarithm: fast at first, and a few tries are enough.
 for k in (1, 3, 10, 30, 100):
-    best = np.mean([rng.choice(seen, k, replace=False).max() for _ in range(300)])
+    best = np.mean(
+        [rng.choice(seen, k, replace=False).max() for _ in range(300)]
+    )
     print(f"best of {k:3d}: {best - seen.mean():+.4f} above the mean idea")
 
 # %% [markdown]
@@ -282,7 +330,10 @@ inner = np.mean(
     [
         pearson(
             tuned_probe(
-                image[a.name], measured[a.name], image[b.name], groups=np.zeros(len(a.rows))
+                image[a.name],
+                measured[a.name],
+                image[b.name],
+                groups=np.zeros(len(a.rows)),
             ),
             measured[b.name],
         )
@@ -312,9 +363,14 @@ print({k: round(float(v), 3) for k, v in picked.items()})
 print(
     json.dumps(
         {
-            "by_class": {k: {n: float(r.mean()) for n, r in v.items()} for k, v in rows.items()},
+            "by_class": {
+                k: {n: float(r.mean()) for n, r in v.items()}
+                for k, v in rows.items()
+            },
             "gain": {k: float(v) for k, v in gain.items()},
-            "log_depth": {k: float(v["log depth alone"].mean()) for k, v in alone.items()},
+            "log_depth": {
+                k: float(v["log depth alone"].mean()) for k, v in alone.items()
+            },
             "null": null,
             "picked": {k: float(v) for k, v in picked.items()},
         }

@@ -26,13 +26,19 @@ import subprocess
 import sys
 from importlib.metadata import version
 
-if importlib.util.find_spec("seal_lite") is None:  # in Colab, whose torch is kept
+if (
+    importlib.util.find_spec("seal_lite") is None
+):  # in Colab, whose torch is kept
     home = "seal_lite[offline,encoders] @ git+https://github.com/seal-lite/seal-lite"
     kept = [f"{name}=={version(name)}" for name in ("torch", "torchvision")]
-    subprocess.run([sys.executable, "-m", "pip", "install", "-q", home, *kept], check=True)
+    subprocess.run(
+        [sys.executable, "-m", "pip", "install", "-q", home, *kept], check=True
+    )
 
 # %% tags=["parameters"]
-DATASET = "auto"  # the phantom, or on a GPU real tumours; or any folder of sections
+DATASET = (
+    "auto"  # the phantom, or on a GPU real tumours; or any folder of sections
+)
 BACKBONE = "auto"  # a small network, or on a GPU Phikon; or a name of `seal-lite encoders`
 SMOKE = False  # everything tiny, just to see that it runs
 SEED = 0
@@ -109,7 +115,10 @@ counted = {
         "activation": tuple(hidden.shape[1:]),
     }
 }
-for name, blocks in (("vit_base_patch16_224", (1, 4, 12)), ("vit_huge_patch14_224", (1, 32))):
+for name, blocks in (
+    ("vit_base_patch16_224", (1, 4, 12)),
+    ("vit_huge_patch14_224", (1, 32)),
+):
     for k in blocks:
         counted[f"{name}, last {k}"] = split(name, 224, k)
 
@@ -126,8 +135,12 @@ total = np.sum(list(parts.values()), axis=0)
 with plt.rc_context(plots.STYLE):
     figure, ax = plt.subplots(figsize=(8, 2.9))
     start = np.zeros(len(counted))
-    for (said, values), colour in zip(parts.items(), plots.COLOURS, strict=False):
-        ax.barh(list(counted), values / total, left=start, color=colour, label=said)
+    for (said, values), colour in zip(
+        parts.items(), plots.COLOURS, strict=False
+    ):
+        ax.barh(
+            list(counted), values / total, left=start, color=colour, label=said
+        )
         start += values / total
     for y, t in enumerate(total):
         ax.text(1.01, y, f"{t / 1e9:,.1f} GFLOP", va="center", fontsize=9)
@@ -179,13 +192,19 @@ saving.round(2)
 panel = GenePanel.from_config(train, config, include=here.genes)
 
 
-def pairs_per_second(settings, *, cached: bool, steps: int = 2 if SMOKE else 5) -> float:
+def pairs_per_second(
+    settings, *, cached: bool, steps: int = 2 if SMOKE else 5
+) -> float:
     """Training steps on the clock, their median; the first warms up and is not counted."""
     torch.manual_seed(SEED)
     model = SEAL.build(panel, settings).to(device)
-    activations = Activations(model.encoder, train, settings, cached=cached, progress=False)
+    activations = Activations(
+        model.encoder, train, settings, cached=cached, progress=False
+    )
     pairs = Pairs(train, panel, settings, activations)
-    optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=1e-3)
+    optimizer = torch.optim.AdamW(
+        [p for p in model.parameters() if p.requires_grad], lr=1e-3
+    )
     model.train()
     clock = []
     batches = pairs.epoch(0)
@@ -203,15 +222,20 @@ def pairs_per_second(settings, *, cached: bool, steps: int = 2 if SMOKE else 5) 
 
 speeds = {}
 for k in (1, 3):
-    settings = dataclasses.replace(config, tune_blocks=k, n_views=1, batch_size=32)
+    settings = dataclasses.replace(
+        config, tune_blocks=k, n_views=1, batch_size=32
+    )
     speeds[k] = {
-        name: pairs_per_second(settings, cached=name == "cached") for name in ("plain", "cached")
+        name: pairs_per_second(settings, cached=name == "cached")
+        for name in ("plain", "cached")
     }
 table = pd.DataFrame(speeds).T.rename_axis("blocks tuned")
 table["faster by"] = table.cached / table.plain
 table["at most, by count"] = [
     1 + operations(e.prefix, image) / (3 * operations(e.tail, e.prefix(image)))
-    for e in (encoder_for(dataclasses.replace(config, tune_blocks=k)) for k in (1, 3))
+    for e in (
+        encoder_for(dataclasses.replace(config, tune_blocks=k)) for k in (1, 3)
+    )
 ]
 table.round(1)
 
@@ -283,12 +307,19 @@ def largest_gradient(chunk: int) -> float:
     torch.manual_seed(SEED)
     model.zero_grad()
     step_loss(chunk).backward()
-    return max(p.grad.abs().max().item() for p in model.encoder.parameters() if p.grad is not None)
+    return max(
+        p.grad.abs().max().item()
+        for p in model.encoder.parameters()
+        if p.grad is not None
+    )
 
 
 h, x = batches["memory"]
 heads = held(step_loss, 4)  # of the tail nothing is kept
-part = {chunk: held(model.encoder.tail, h[:chunk].to(device)) for chunk in (32, 16, 8, 4)}
+part = {
+    chunk: held(model.encoder.tail, h[:chunk].to(device))
+    for chunk in (32, 16, 8, 4)
+}
 gradients = {chunk: largest_gradient(chunk) for chunk in part}
 print("largest gradient:", {k: round(v, 6) for k, v in gradients.items()})
 
@@ -299,7 +330,12 @@ with plt.rc_context(plots.STYLE):
     figure, ax = plt.subplots(figsize=(8, 2.4))
     names = [f"{chunk} at a time" for chunk in part]
     names[0] = f"all {settings.batch_size} at once"
-    ax.barh(names, heads, color=plots.COLOURS[0], label="the heads, of the whole batch")
+    ax.barh(
+        names,
+        heads,
+        color=plots.COLOURS[0],
+        label="the heads, of the whole batch",
+    )
     ax.barh(
         names,
         list(part.values()),
@@ -345,8 +381,15 @@ figure
 
 # %%
 minutes = 700 * 20 / speeds[3]["cached"] / 60
-print(f"here, {config.backbone}, 700 pairs, 20 epochs, last 3 stages: {minutes:.0f} min")
-PEAK = {"Colab T4": 65e12, "one A100": 312e12, "one H100": 989e12, "eight H100": 8 * 989e12}
+print(
+    f"here, {config.backbone}, 700 pairs, 20 epochs, last 3 stages: {minutes:.0f} min"
+)
+PEAK = {
+    "Colab T4": 65e12,
+    "one A100": 312e12,
+    "one H100": 989e12,
+    "eight H100": 8 * 989e12,
+}
 hours = {
     name: {
         card: 700e3 * 10 * (c["prefix"] + 3 * c["tail"]) / (0.4 * rate) / 3600
@@ -363,7 +406,10 @@ pd.DataFrame(hours).T.rename_axis("hours, extrapolated").round(2)
 # take four. From that follows, *derived* and not measured, how many images a step may hold:
 
 # %%
-FREE, KEPT = 0.8 * 16e9, 20 * 2  # bytes of the card; bytes per token and channel of a block
+FREE, KEPT = (
+    0.8 * 16e9,
+    20 * 2,
+)  # bytes of the card; bytes per token and channel of a block
 WEIGHTS = {"vit_base_patch16_224": 86e6, "vit_huge_patch14_224": 632e6}
 fit = {}
 for name, c in counted.items():
@@ -395,7 +441,9 @@ pd.Series(fit, name="images at a time on a T4").to_frame()
 # limit: embeddings are computed once and that is all. Between the two it falls fast.
 for k in (1, 2, 4, 8, 12):
     c = split("vit_base_patch16_224", 224, k)
-    print(f"ViT-B, last {k:2d} tuned: at most {1 + c['prefix'] / (3 * c['tail']):.2f} times faster")
+    print(
+        f"ViT-B, last {k:2d} tuned: at most {1 + c['prefix'] / (3 * c['tail']):.2f} times faster"
+    )
 
 # %% [markdown]
 # **2.** You have 50 GB of disk and want ViT-B with its last block tuned, on 20,000 pairs. How many
@@ -404,7 +452,10 @@ for k in (1, 2, 4, 8, 12):
 # %% tags=["hide-cell", "solution"]
 # Half precision doubles the views, and the activations' last digits are far below the noise.
 view = float(np.prod(counted["vit_base_patch16_224, last 1"]["activation"]))
-fits = {kind: int(50e9 // (20_000 * width * view)) for kind, width in (("fp32", 4), ("fp16", 2))}
+fits = {
+    kind: int(50e9 // (20_000 * width * view))
+    for kind, width in (("fp32", 4), ("fp16", 2))
+}
 print(fits)
 
 # %% [markdown]
@@ -430,10 +481,14 @@ for k in (1, 4, 32):
 print(
     json.dumps(
         {
-            "bound": {k: float(v) for k, v in saving["at most faster by"].items()},
+            "bound": {
+                k: float(v) for k, v in saving["at most faster by"].items()
+            },
             "pairs_per_s": speeds,
             "losses": first,
-            "kept": {str(k): (heads + v, gradients[k]) for k, v in part.items()},
+            "kept": {
+                str(k): (heads + v, gradients[k]) for k, v in part.items()
+            },
             "fit": fit,
             "views": fits,
         }

@@ -27,13 +27,19 @@ import subprocess
 import sys
 from importlib.metadata import version
 
-if importlib.util.find_spec("seal_lite") is None:  # in Colab, whose torch is kept
+if (
+    importlib.util.find_spec("seal_lite") is None
+):  # in Colab, whose torch is kept
     home = "seal_lite[offline,data,slides] @ git+https://github.com/seal-lite/seal-lite"
     kept = [f"{name}=={version(name)}" for name in ("torch", "torchvision")]
-    subprocess.run([sys.executable, "-m", "pip", "install", "-q", home, *kept], check=True)
+    subprocess.run(
+        [sys.executable, "-m", "pip", "install", "-q", home, *kept], check=True
+    )
 
 # %% tags=["parameters"]
-DATASET = "auto"  # the phantom, or on a GPU real tumours; or any folder of sections
+DATASET = (
+    "auto"  # the phantom, or on a GPU real tumours; or any folder of sections
+)
 SMOKE = False  # everything tiny, just to see that it runs
 SECTION = ""  # the section that is shown; empty: the last one
 SEED = 0
@@ -60,7 +66,12 @@ from seal_lite.data.patches import thumbnail
 from seal_lite.data.phantom import write_pyramid
 from seal_lite.data.readers.catalogue import SOURCES
 from seal_lite.data.report import TURNS, check_sections, orientations
-from seal_lite.data.section import MIN_COUNTS, Section, load_sections, read_counts
+from seal_lite.data.section import (
+    MIN_COUNTS,
+    Section,
+    load_sections,
+    read_counts,
+)
 from seal_lite.tutorial import begin
 
 here = begin(DATASET, smoke=SMOKE)
@@ -84,10 +95,14 @@ extent = (0, picture.shape[1] * um, picture.shape[0] * um, 0)
 spots = mine.adata.obsm["spatial"] * um
 with plt.rc_context(plots.STYLE):
     figure, panels = plt.subplots(1, 2, figsize=(8, 4.4))
-    for ax, title, tissue in zip(panels, "AB", (picture[:, ::-1], picture), strict=True):
+    for ax, title, tissue in zip(
+        panels, "AB", (picture[:, ::-1], picture), strict=True
+    ):
         ax.imshow(tissue[::8, ::8], extent=extent, alpha=0.5)
         rings = ax.scatter(*spots.T, s=34, facecolors="none", lw=2.6)
-        rings.set_edgecolors(plt.cm.viridis(pd.Series(depth(mine.adata)).rank(pct=True)))
+        rings.set_edgecolors(
+            plt.cm.viridis(pd.Series(depth(mine.adata)).rank(pct=True))
+        )
         ax.set(title=title, xticks=[], yticks=[])
         ax.spines[:].set_visible(False)
         plots.scale_bar(ax)
@@ -101,8 +116,13 @@ figure
 
 # %%
 pd.set_option("display.max_colwidth", None)
-table = {s.patterns[0]: s.reader.__doc__.split("\n")[0].rstrip(".") for s in SOURCES}
-pd.DataFrame({"is read as": table.values()}, pd.Index(table.keys(), name="in your folder"))
+table = {
+    s.patterns[0]: s.reader.__doc__.split("\n")[0].rstrip(".") for s in SOURCES
+}
+pd.DataFrame(
+    {"is read as": table.values()},
+    pd.Index(table.keys(), name="in your folder"),
+)
 
 # %% [markdown]
 # The image lies in the section's folder, or beside its file under the same name: JPEG, PNG, TIFF,
@@ -152,25 +172,38 @@ image = Image2DModel.parse(
     scale_factors=[2, 2],
     transformations={"um": Scale([um, um], ("x", "y"))},
 )
-circles = ShapesModel.parse(spots, geometry=0, radius=50, transformations={"um": Identity()})
+circles = ShapesModel.parse(
+    spots, geometry=0, radius=50, transformations={"um": Identity()}
+)
 cells = plain.copy()
 del cells.obsm["spatial"]
-cells.obs = pd.DataFrame({"spot": range(cells.n_obs), "region": "spots"}, index=cells.obs_names)
+cells.obs = pd.DataFrame(
+    {"spot": range(cells.n_obs), "region": "spots"}, index=cells.obs_names
+)
 cells.obs["region"] = cells.obs.region.astype("category")
 cells.uns["um_per_px"] = um
-parts = {"table": TableModel.parse(cells, region="spots", region_key="region", instance_key="spot")}
-store = sd.SpatialData(images={"he": image}, shapes={"spots": circles}, tables=parts)
+parts = {
+    "table": TableModel.parse(
+        cells, region="spots", region_key="region", instance_key="spot"
+    )
+}
+store = sd.SpatialData(
+    images={"he": image}, shapes={"spots": circles}, tables=parts
+)
 store.write(FOLDER / "store.zarr")
 
 cut = {"patch_um": config.patch_um, "patch_px": config.patch_px}
 found = {s.name: s for s in load_sections(FOLDER, **cut)}
 shown = [int(i) for i in rng.choice(len(mine.rows), 6, replace=False)]
 gap = {
-    name: float(np.abs(s.patches.astype(int) - mine.patches).mean()) for name, s in found.items()
+    name: float(np.abs(s.patches.astype(int) - mine.patches).mean())
+    for name, s in found.items()
 }
 for name, s in found.items():
     same = (s.adata.layers["counts"] != mine.adata.layers["counts"]).nnz == 0
-    about = f"{s.adata.uns['um_per_px']:.3f} µm per px, {s.adata.uns['species']}"
+    about = (
+        f"{s.adata.uns['um_per_px']:.3f} µm per px, {s.adata.uns['species']}"
+    )
     print(
         f"{name}: {len(s.rows)} pairs, counts equal: {same}, {about}; "
         f"grey values {gap[name]:.2f} apart"
@@ -179,9 +212,15 @@ for name, s in found.items():
 # %%
 #| alt: Three rows of the same six regions of tissue: from the picture as it was, from the
 #| SpatialData store, and from the pyramidal TIFF.
-rows = np.concatenate([mine.patches[shown], *(found[n].patches[shown] for n in ("store", "tube"))])
+rows = np.concatenate(
+    [mine.patches[shown], *(found[n].patches[shown] for n in ("store", "tube"))]
+)
 kinds = {SECTION: "as it was", "store": "SpatialData", "tube": "h5ad, TIFF"}
-titles = [f"{name}: {kinds[name]}" if not i else "" for name in kinds for i in range(len(shown))]
+titles = [
+    f"{name}: {kinds[name]}" if not i else ""
+    for name in kinds
+    for i in range(len(shown))
+]
 plots.patches(rows, titles, patch_um=config.patch_um)
 
 # %% [markdown]
@@ -230,8 +269,12 @@ folder = FOLDER.with_name("xenium") / "cassette"
 shutil.rmtree(folder.parent, ignore_errors=True)
 folder.mkdir(parents=True)
 counts = mine.adata.layers["counts"].tocoo()
-spot, gene = (np.repeat(i, counts.data.astype(int)) for i in (counts.row, counts.col))
-place = mine.adata.obsm["spatial"][spot] * um + rng.normal(0, 55, (len(spot), 2))
+spot, gene = (
+    np.repeat(i, counts.data.astype(int)) for i in (counts.row, counts.col)
+)
+place = mine.adata.obsm["spatial"][spot] * um + rng.normal(
+    0, 55, (len(spot), 2)
+)
 width = picture.shape[1] * um
 transcripts = pd.DataFrame(
     {
@@ -241,7 +284,9 @@ transcripts = pd.DataFrame(
         "qv": rng.uniform(15, 40, len(spot)),
     }
 )
-transcripts[transcripts.y_location > 0].to_parquet(folder / "transcripts.parquet")
+transcripts[transcripts.y_location > 0].to_parquet(
+    folder / "transcripts.parquet"
+)
 pixel = 0.2125
 (folder / "experiment.xenium").write_text(json.dumps({"pixel_size": pixel}))
 align = np.array([[0, um, 0], [-um, 0, width], [0, 0, pixel]]) / pixel
@@ -250,10 +295,14 @@ write_pyramid(folder / "cassette_he_image.tif", picture, um_per_px=um)
 
 pooled = {}
 for size in (50, 100, 200):
-    (folder.parent / "sections.tsv").write_text(f"section\tpool_um\ncassette\t{size}\n")
+    (folder.parent / "sections.tsv").write_text(
+        f"section\tpool_um\ncassette\t{size}\n"
+    )
     (pooled[size],) = load_sections(folder.parent, **cut)
     median = np.median(depth(pooled[size].adata))
-    print(f"{size} µm: {len(pooled[size].rows)} pairs of {median:.0f} counts (median)")
+    print(
+        f"{size} µm: {len(pooled[size].rows)} pairs of {median:.0f} counts (median)"
+    )
 
 # %%
 #| alt: The section, and beside it three maps of one gene's counts per area, in squares of 50, 100
@@ -265,15 +314,28 @@ GENE = "ERBB2" if "ERBB2" in mine.adata.var_names else mine.adata.var_names[0]
 with plt.rc_context(plots.STYLE):
     figure, panels = plt.subplots(1, 4, figsize=(8.5, 2.6))
     for ax in panels:
-        ax.set(xticks=[], yticks=[], xlim=extent[:2], ylim=extent[2:], aspect="equal")
+        ax.set(
+            xticks=[],
+            yticks=[],
+            xlim=extent[:2],
+            ylim=extent[2:],
+            aspect="equal",
+        )
         ax.spines[:].set_visible(False)
     panels[0].imshow(picture[::8, ::8], extent=extent)
     panels[0].set_title(SECTION)
     for ax, (size, s) in zip(panels[1:], pooled.items(), strict=True):
-        at, value = s.adata.obsm["spatial"] * um, s.adata[:, GENE].layers["counts"].toarray()
-        squares = [Rectangle((x - size / 2, y - size / 2), size, size) for x, y in at]
+        at, value = (
+            s.adata.obsm["spatial"] * um,
+            s.adata[:, GENE].layers["counts"].toarray(),
+        )
+        squares = [
+            Rectangle((x - size / 2, y - size / 2), size, size) for x, y in at
+        ]
         shade = np.log1p(value.ravel() / size**2 * 1e4)
-        ax.add_collection(PatchCollection(squares, array=shade, cmap="viridis", linewidths=0))
+        ax.add_collection(
+            PatchCollection(squares, array=shade, cmap="viridis", linewidths=0)
+        )
         ax.set_title(f"{GENE}, {size} µm")
     for ax in panels:
         plots.scale_bar(ax)
@@ -323,10 +385,23 @@ right, wrong = orientations(*around), orientations(small[:, ::-1], *around[1:])
 with plt.rc_context(plots.STYLE):
     figure, ax = plt.subplots(figsize=(7, 3.4))
     y = np.arange(len(TURNS))
-    ax.plot([*wrong.values()], y, "s", mfc="none", color=plots.COLOURS[1], label="A, mirrored")
-    ax.plot([*right.values()], y, "o", color=plots.COLOURS[0], label="B, as it was")
+    ax.plot(
+        [*wrong.values()],
+        y,
+        "s",
+        mfc="none",
+        color=plots.COLOURS[1],
+        label="A, mirrored",
+    )
+    ax.plot(
+        [*right.values()], y, "o", color=plots.COLOURS[0], label="B, as it was"
+    )
     ax.axvline(0, color=plots.GREY, lw=0.8)
-    ax.set(yticks=y, xlabel="r between depth and darkness", ylim=(len(y) - 0.5, -0.5))
+    ax.set(
+        yticks=y,
+        xlabel="r between depth and darkness",
+        ylim=(len(y) - 0.5, -0.5),
+    )
     ax.set_yticklabels([f"spots {name}" for name in TURNS])
     ax.legend(loc="center left", bbox_to_anchor=(1, 0.5))
 plt.close(figure)
@@ -371,10 +446,16 @@ table.write_text(f"section\tum_per_px\ntube\t{um / 2}\nstore\t\n")
 for sentence in check_sections(FOLDER, config, names=["tube"])[0]:
     print("-", sentence)
 table.unlink()
-at = {barcode: i for i, barcode in enumerate(halved.adata.obs_names[halved.rows])}
-both = [(i, at[b]) for i, b in enumerate(mine.adata.obs_names[mine.rows]) if b in at][::30][:4]
+at = {
+    barcode: i for i, barcode in enumerate(halved.adata.obs_names[halved.rows])
+}
+both = [
+    (i, at[b]) for i, b in enumerate(mine.adata.obs_names[mine.rows]) if b in at
+][::30][:4]
 a, b = np.transpose(both)
-titles = [f"{config.patch_um:g} µm"] * len(a) + [f"said to be {config.patch_um:g} µm"] * len(b)
+titles = [f"{config.patch_um:g} µm"] * len(a) + [
+    f"said to be {config.patch_um:g} µm"
+] * len(b)
 plots.patches(
     np.concatenate([mine.patches[a], halved.patches[b]]),
     titles,
@@ -411,11 +492,18 @@ for size, s in pooled.items():
 def second(counts, rows=slice(None), image=None):
     other = mine.adata[rows].copy()
     other.layers["counts"] = type(mine.adata.layers["counts"])(counts[rows])
-    other.uns |= {"section_id": "second", "patient_id": "another", "image_path": image}
+    other.uns |= {
+        "section_id": "second",
+        "patient_id": "another",
+        "image_path": image,
+    }
     return Section(other, np.arange(other.n_obs), mine.patches[:0])
 
 
-counts, left = mine.adata.layers["counts"].toarray(), spots[:, 0] < np.median(spots[:, 0])
+counts, left = (
+    mine.adata.layers["counts"].toarray(),
+    spots[:, 0] < np.median(spots[:, 0]),
+)
 thinned = rng.binomial(counts.astype(int), 0.5).astype(np.float32)
 first = Section(mine.adata[left].copy(), mine.rows[:0], mine.patches[:0])
 twins = {}

@@ -27,17 +27,25 @@ import subprocess
 import sys
 from importlib.metadata import version
 
-if importlib.util.find_spec("seal_lite") is None:  # in Colab, whose torch is kept
+if (
+    importlib.util.find_spec("seal_lite") is None
+):  # in Colab, whose torch is kept
     home = "seal_lite[offline,encoders,elsewhere] @ git+https://github.com/seal-lite/seal-lite"
     kept = [f"{name}=={version(name)}" for name in ("torch", "torchvision")]
-    subprocess.run([sys.executable, "-m", "pip", "install", "-q", home, *kept], check=True)
+    subprocess.run(
+        [sys.executable, "-m", "pip", "install", "-q", home, *kept], check=True
+    )
 
 # %% tags=["parameters"]
-DATASET = "auto"  # the phantom, or on a GPU real tumours; or any folder of sections
+DATASET = (
+    "auto"  # the phantom, or on a GPU real tumours; or any folder of sections
+)
 BACKBONE = "auto"  # a small network, or on a GPU Phikon; or a name of `seal-lite encoders`
 EPOCHS = 0  # 0: 12, or 20 on a GPU
 SMOKE = False  # everything tiny, just to see that it runs
-TEST = ""  # the section held out, with all of its patient's; empty: the last one
+TEST = (
+    ""  # the section held out, with all of its patient's; empty: the last one
+)
 SEED = 0
 
 # %%
@@ -89,7 +97,14 @@ SHOWN = {"uni": 2, "h_optimus_0": 2, "resnet50": 1, "tf_efficientnet_lite0": 3}
 
 def million_weights(block):
     weights = block.named_parameters()
-    return sum(p.numel() for n, p in weights if "lora_" not in n and "modules_to" not in n) / 1e6
+    return (
+        sum(
+            p.numel()
+            for n, p in weights
+            if "lora_" not in n and "modules_to" not in n
+        )
+        / 1e6
+    )
 
 
 with plt.rc_context(plots.STYLE):
@@ -97,13 +112,22 @@ with plt.rc_context(plots.STYLE):
     for ax, (name, k) in zip(panels.flat, SHOWN.items(), strict=True):
         row = BACKBONES[name]
         with torch.device("meta"):
-            encoder = VisionEncoder(load_backbone(row, pretrained=False), row, tune_blocks=k)
-        blocks = [b for b in encoder.prefix_stages + encoder.tail_stages if b != "output"]
+            encoder = VisionEncoder(
+                load_backbone(row, pretrained=False), row, tune_blocks=k
+            )
+        blocks = [
+            b
+            for b in encoder.prefix_stages + encoder.tail_stages
+            if b != "output"
+        ]
         size = [million_weights(encoder.base.get_submodule(b)) for b in blocks]
         tuned = [b in encoder.tail_stages for b in blocks]
         colours = [plots.COLOURS[1] if t else plots.GREY for t in tuned]
         ax.bar(range(len(blocks)), size, color=colours)
-        ax.set(title=f"{name}: {len(encoder.adapted)} layers adapted", xlabel="block")
+        ax.set(
+            title=f"{name}: {len(encoder.adapted)} layers adapted",
+            xlabel="block",
+        )
         ax.set(ylabel="million weights", ylim=(0, max(size) * 1.15))
         ax.xaxis.get_major_locator().set_params(integer=True)
 plt.close(figure)
@@ -121,7 +145,9 @@ figure
 
 # %%
 columns = ["dim", "px", "um_per_px", "embedding", "licence", "gated"]
-table = pd.DataFrame([vars(row) for row in BACKBONES.values()]).set_index("name")
+table = pd.DataFrame([vars(row) for row in BACKBONES.values()]).set_index(
+    "name"
+)
 table = table.drop("test_vit")[columns]
 table.fillna("")
 
@@ -150,7 +176,11 @@ table.fillna("")
 # code. As an example the row of Phikon {cite:p}`filiot2023phikon`, which comes from `transformers`:
 
 # %%
-rows = importlib.resources.files("seal_lite.encoders").joinpath("backbones.toml").read_text()
+rows = (
+    importlib.resources.files("seal_lite.encoders")
+    .joinpath("backbones.toml")
+    .read_text()
+)
 print("[phikon]" + rows.partition("[phikon]")[2].partition("\n\n")[0])
 
 # %% [markdown]
@@ -171,8 +201,12 @@ with torch.inference_mode():
 own = embed_patches(model.encoder, test.patches)
 merge_gap = float(np.abs(found - own).max() / np.abs(own).max())
 megabytes = sum(f.stat().st_size for f in RUN.rglob("*") if f.is_file()) / 1e6
-print(f"module: {sum(p.numel() for p in module.parameters()):,} weights, {precision}")
-print(f"largest difference to the run's own encoder: {merge_gap:.1e} of the largest value")
+print(
+    f"module: {sum(p.numel() for p in module.parameters()):,} weights, {precision}"
+)
+print(
+    f"largest difference to the run's own encoder: {merge_gap:.1e} of the largest value"
+)
 print(f"the run's folder: {megabytes:.1f} MB")
 
 # %% [markdown]
@@ -197,9 +231,13 @@ torch.onnx.export(
 import onnxruntime
 
 session = onnxruntime.InferenceSession(file)
-(exported,) = session.run(None, {session.get_inputs()[0].name: images[:32].numpy()})
+(exported,) = session.run(
+    None, {session.get_inputs()[0].name: images[:32].numpy()}
+)
 onnx_gap = float(np.abs(exported - found[:32]).max() / np.abs(found).max())
-print(f"ONNX: {file.stat().st_size / 1e6:.1f} MB, largest difference {onnx_gap:.1e}")
+print(
+    f"ONNX: {file.stat().st_size / 1e6:.1f} MB, largest difference {onnx_gap:.1e}"
+)
 
 # %% [markdown]
 # TRIDENT takes the three as they are. HEST-bench shows 112 µm, which the transform has to know, and
@@ -219,7 +257,9 @@ print(f"ONNX: {file.stat().st_size / 1e6:.1f} MB, largest difference {onnx_gap:.
 # how large they are:
 
 # %%
-print(f"{config.patch_um:g} µm, which become {config.patch_px} x {config.patch_px} pixels")
+print(
+    f"{config.patch_um:g} µm, which become {config.patch_px} x {config.patch_px} pixels"
+)
 
 # %% [markdown]
 # ## Your other tools
@@ -241,18 +281,28 @@ for name, encoder in (("frozen", frozen), ("tuned", model.encoder)):
     x = embed_patches(encoder, test.patches)
     adata.obsm["X_seal"] = (x - x.mean(0)) / x.std(0).clip(1e-6)
     sc.pp.neighbors(adata, use_rep="X_seal", n_neighbors=12)
-    sc.tl.leiden(adata, key_added=name, resolution=0.6, flavor="igraph", n_iterations=2)
+    sc.tl.leiden(
+        adata, key_added=name, resolution=0.6, flavor="igraph", n_iterations=2
+    )
     if regions is not None:
         agreement[name] = float(adjusted_rand_score(regions, adata.obs[name]))
 if regions is not None:
     adata.obs["drawn"] = pd.Categorical(regions)
 shown = [c for c in ("drawn", "frozen", "tuned") if c in adata.obs]
-adata.obsm["spatial"] = adata.obsm["spatial"] * adata.uns["um_per_px"]  # um, as the axes say
+adata.obsm["spatial"] = (
+    adata.obsm["spatial"] * adata.uns["um_per_px"]
+)  # um, as the axes say
 adata.uns["spatial"] = {test.name: {}}
 for c in shown:
     k = adata.obs[c].cat.categories
-    adata.uns[f"{c}_colors"] = [plots.COLOURS[i % len(plots.COLOURS)] for i in range(len(k))]
-titles = {"drawn": "regions, as drawn", "frozen": "clusters, frozen", "tuned": "clusters, tuned"}
+    adata.uns[f"{c}_colors"] = [
+        plots.COLOURS[i % len(plots.COLOURS)] for i in range(len(k))
+    ]
+titles = {
+    "drawn": "regions, as drawn",
+    "frozen": "clusters, frozen",
+    "tuned": "clusters, tuned",
+}
 with plt.rc_context(plots.STYLE):
     figure, panels = plt.subplots(1, len(shown), figsize=(8, 3.4))
     for ax, c in zip(np.atleast_1d(panels), shown, strict=True):
@@ -271,8 +321,15 @@ with plt.rc_context(plots.STYLE):
         ax.spines[:].set_visible(False)
         plots.scale_bar(ax)
     if regions is not None:
-        names = zip(adata.obs.drawn.cat.categories, adata.uns["drawn_colors"], strict=True)
-        marks = [Line2D([], [], ls="", marker="o", color=c, label=name) for name, c in names]
+        names = zip(
+            adata.obs.drawn.cat.categories,
+            adata.uns["drawn_colors"],
+            strict=True,
+        )
+        marks = [
+            Line2D([], [], ls="", marker="o", color=c, label=name)
+            for name, c in names
+        ]
         figure.legend(
             handles=marks,
             loc="outside lower left",
@@ -306,15 +363,25 @@ if agreement:
 from lazyslide import pp, tl
 from wsidata import open_wsi
 
-picture, um = np.asarray(open_image(test.adata.uns["image_path"])), test.adata.uns["um_per_px"]
+picture, um = (
+    np.asarray(open_image(test.adata.uns["image_path"])),
+    test.adata.uns["um_per_px"],
+)
 write_pyramid(OUT / "slide.tif", picture, um_per_px=um)
 wsi = open_wsi(str(OUT / "slide.tif"), store=str(OUT / "slide.zarr"))
 pp.find_tissues(wsi)
 tile = round(config.patch_um / um)
 pp.tile_tissues(wsi, tile, mpp=um, slide_mpp=um)
-tl.feature_extraction(wsi, module, transform=transform, model_name="seal", pbar=False)
-features, corners = np.asarray(wsi.tables["seal_tiles"].X), wsi.shapes["tiles"].bounds
-print(f"{len(features)} tiles of {tile * um:.0f} µm, {features.shape[1]} numbers each")
+tl.feature_extraction(
+    wsi, module, transform=transform, model_name="seal", pbar=False
+)
+features, corners = (
+    np.asarray(wsi.tables["seal_tiles"].X),
+    wsi.shapes["tiles"].bounds,
+)
+print(
+    f"{len(features)} tiles of {tile * um:.0f} µm, {features.shape[1]} numbers each"
+)
 
 # %%
 #| alt: The slide, and the slide again under square tiles, whose colours stand for the first three
@@ -325,14 +392,18 @@ colour = (centred @ axes[:3].T).argsort(0).argsort(0) / (len(centred) - 1)
 with plt.rc_context(plots.STYLE):
     figure, panels = plt.subplots(1, 2, figsize=(8.5, 4.2))
     size = np.array(picture.shape[:2]) * um
-    for ax, title in zip(panels, ("the slide", "tiles, coloured by three axes"), strict=True):
+    for ax, title in zip(
+        panels, ("the slide", "tiles, coloured by three axes"), strict=True
+    ):
         ax.imshow(picture[::8, ::8], extent=(0, size[1], size[0], 0))
         ax.set(title=title, xticks=[], yticks=[])
         ax.spines[:].set_visible(False)
         plots.scale_bar(ax)
     for (x, y, *_), c in zip(corners.to_numpy() * um, colour, strict=True):
         edge = config.patch_um
-        panels[1].add_patch(Rectangle((x, y), edge, edge, color=c, alpha=0.85, lw=0))
+        panels[1].add_patch(
+            Rectangle((x, y), edge, edge, color=c, alpha=0.85, lw=0)
+        )
 plt.close(figure)
 figure
 
@@ -372,14 +443,18 @@ figure
 # %%
 shared = OUT / "shared"
 files = [str(f.relative_to(RUN)) for f in RUN.rglob("*") if f.is_file()]
-for name in (sent := sorted(filter_repo_objects(files, allow_patterns=SHARED_FILES))):
+for name in (
+    sent := sorted(filter_repo_objects(files, allow_patterns=SHARED_FILES))
+):
     (shared / name).parent.mkdir(parents=True, exist_ok=True)
     shutil.copy(RUN / name, shared / name)
 returned, *_ = load_encoder(shared)
 with torch.inference_mode():
     return_gap = float(np.abs(returned(images[:16]).numpy() - found[:16]).max())
 sent_mb = sum((shared / name).stat().st_size for name in sent) / 1e6
-print(f"{', '.join(sent)}: {sent_mb:.1f} MB; largest difference when it is back: {return_gap:g}")
+print(
+    f"{', '.join(sent)}: {sent_mb:.1f} MB; largest difference when it is back: {return_gap:g}"
+)
 
 # %% [markdown]
 # With it goes a model card {cite:p}`mitchell2019cards`, made from what the run recorded about
@@ -414,11 +489,17 @@ cuts = {}
 for name in ("test_vit", "test_resnet", "test_convnext", "test_efficientnet"):
     row = backbone_row(name)
     encoder = build_encoder(name, pretrained=False, tune_blocks=1)
-    x = torch.rand(2, 3, row.px, row.px, generator=torch.Generator().manual_seed(0))
+    x = torch.rand(
+        2, 3, row.px, row.px, generator=torch.Generator().manual_seed(0)
+    )
     with torch.inference_mode():
         hidden = encoder.prefix(x)
-        plain = load_backbone(row, pretrained=False)((x - encoder.mean) / encoder.std)
-        gap = float((encoder.tail(hidden) - plain).abs().max() / plain.abs().max())
+        plain = load_backbone(row, pretrained=False)(
+            (x - encoder.mean) / encoder.std
+        )
+        gap = float(
+            (encoder.tail(hidden) - plain).abs().max() / plain.abs().max()
+        )
     cuts[name] = {
         "blocks": len(encoder.prefix_stages + encoder.tail_stages) - 1,
         "at the cut": tuple(hidden.shape[1:]),
@@ -436,7 +517,9 @@ pd.DataFrame(cuts).T
 # A minority: most pathology encoders are for research only, and what is tuned from them is, too. A
 # licence in this table is a pointer; read the card before you rely on it.
 open_ones = table.licence.str.contains("Apache|BSD|MIT")
-print(f"{open_ones.sum()} of {len(table)} allow it: {', '.join(table.index[open_ones])}")
+print(
+    f"{open_ones.sum()} of {len(table)} allow it: {', '.join(table.index[open_ones])}"
+)
 print(f"not gated: {', '.join(table.index[open_ones & ~table.gated])}")
 
 # %% [markdown]
@@ -499,7 +582,9 @@ print(
             "sent": sent,
             "megabytes": megabytes,
             "agreement": agreement,
-            "clusters": {c: int(adata.obs[c].nunique()) for c in ("frozen", "tuned")},
+            "clusters": {
+                c: int(adata.obs[c].nunique()) for c in ("frozen", "tuned")
+            },
             "tiles": len(features),
         }
     )

@@ -28,13 +28,19 @@ import subprocess
 import sys
 from importlib.metadata import version
 
-if importlib.util.find_spec("seal_lite") is None:  # in Colab, whose torch is kept
+if (
+    importlib.util.find_spec("seal_lite") is None
+):  # in Colab, whose torch is kept
     home = "seal_lite[offline] @ git+https://github.com/seal-lite/seal-lite"
     kept = [f"{name}=={version(name)}" for name in ("torch", "torchvision")]
-    subprocess.run([sys.executable, "-m", "pip", "install", "-q", home, *kept], check=True)
+    subprocess.run(
+        [sys.executable, "-m", "pip", "install", "-q", home, *kept], check=True
+    )
 
 # %% tags=["parameters"]
-DATASET = "auto"  # the phantom, or on a GPU real tumours; or any folder of sections
+DATASET = (
+    "auto"  # the phantom, or on a GPU real tumours; or any folder of sections
+)
 SMOKE = False  # everything tiny, just to see that it runs
 SEED = 0
 
@@ -71,11 +77,16 @@ config, train, test = here.config, here.train, here.test
 # %%
 #| alt: A hexagonal array around one spot. The neighbours within the square root of two in array
 #| coordinates are four, above and below; the two at the left and right are missed.
-spots = np.array([(c, r) for r in range(-3, 4) for c in range(-6, 7) if (c + r) % 2 == 0])
-obs = pd.DataFrame(
-    {"array_col": spots[:, 0], "array_row": spots[:, 1]}, index=[f"{c}x{r}" for c, r in spots]
+spots = np.array(
+    [(c, r) for r in range(-3, 4) for c in range(-6, 7) if (c + r) % 2 == 0]
 )
-hexagonal = ad.AnnData(sp.csr_matrix((len(spots), 1), dtype=np.float32), obs=obs)
+obs = pd.DataFrame(
+    {"array_col": spots[:, 0], "array_row": spots[:, 1]},
+    index=[f"{c}x{r}" for c, r in spots],
+)
+hexagonal = ad.AnnData(
+    sp.csr_matrix((len(spots), 1), dtype=np.float32), obs=obs
+)
 hexagonal.uns["grid"] = "hex"
 centre = int(np.flatnonzero((spots == 0).all(1))[0])
 ours = neighbour_mean(hexagonal)[centre].indices
@@ -84,11 +95,19 @@ within = disc[disc != centre]
 um = spots * (50, 50 * 3**0.5)  # 100 um from spot to spot
 with plt.rc_context(plots.STYLE):
     figure, axes = plt.subplots(1, 2, figsize=(7.4, 3.5))
-    for ax, found, said in ((axes[0], within, "within sqrt(2)"), (axes[1], ours, "ours")):
+    for ax, found, said in (
+        (axes[0], within, "within sqrt(2)"),
+        (axes[1], ours, "ours"),
+    ):
         ax.plot(*um.T, "o", ms=13, color="#dddddd")
         ax.plot(*um[found].T, "o", ms=13, color=plots.COLOURS[0])
         ax.plot(*um[centre], "o", ms=13, color=plots.COLOURS[1])
-        ax.set(aspect="equal", title=f"{said}: {len(found)} neighbours", xticks=[], yticks=[])
+        ax.set(
+            aspect="equal",
+            title=f"{said}: {len(found)} neighbours",
+            xticks=[],
+            yticks=[],
+        )
         ax.spines[:].set_visible(False)
         plots.scale_bar(ax)
 plt.close(figure)
@@ -135,16 +154,30 @@ chosen = {
 mean = {}
 for flavor, names in chosen.items():
     counts = [
-        s.adata[:, [g for g in names if g in s.adata.var_names]].layers["counts"] for s in train
+        s.adata[:, [g for g in names if g in s.adata.var_names]].layers[
+            "counts"
+        ]
+        for s in train
     ]
-    mean[flavor] = np.concatenate([np.asarray(c.mean(0)).ravel() for c in counts])
+    mean[flavor] = np.concatenate(
+        [np.asarray(c.mean(0)).ravel() for c in counts]
+    )
 bins = np.geomspace(
-    max(1e-3, min(m[m > 0].min() for m in mean.values())), max(m.max() for m in mean.values()), 24
+    max(1e-3, min(m[m > 0].min() for m in mean.values())),
+    max(m.max() for m in mean.values()),
+    24,
 )
 with plt.rc_context(plots.STYLE):
     figure, ax = plt.subplots(figsize=(7, 3))
     for (flavor, m), colour in zip(mean.items(), plots.COLOURS, strict=False):
-        ax.hist(m, bins=bins, histtype="step", lw=2, color=colour, label=flavor.replace("_", " "))
+        ax.hist(
+            m,
+            bins=bins,
+            histtype="step",
+            lw=2,
+            color=colour,
+            label=flavor.replace("_", " "),
+        )
     ax.set(xscale="log", xlabel="mean counts per spot", ylabel="genes")
     ax.legend()
 plt.close(figure)
@@ -170,8 +203,19 @@ with plt.rc_context(plots.STYLE):
     figure, axes = plt.subplots(1, 2, figsize=(7, 3.2), sharey=True)
     for ax, (said, p) in zip(axes, perfect.items(), strict=True):
         mse = float((p - z).square().mean())
-        ax.plot(z[:3000], p[:3000], "o", ms=2, alpha=0.3, mew=0, color=plots.COLOURS[0])
-        ax.set(xlabel="measured z", title=f"{said}: the best it can do, mse {mse:.2f}")
+        ax.plot(
+            z[:3000],
+            p[:3000],
+            "o",
+            ms=2,
+            alpha=0.3,
+            mew=0,
+            color=plots.COLOURS[0],
+        )
+        ax.set(
+            xlabel="measured z",
+            title=f"{said}: the best it can do, mse {mse:.2f}",
+        )
     axes[0].set_ylabel("predicted z")
 plt.close(figure)
 figure
@@ -194,7 +238,10 @@ cosine = {
     "sampled": nn.functional.cosine_similarity(drawn_, again).mean().item(),
     "the mean": nn.functional.cosine_similarity(mean_1, mean_2).mean().item(),
 }
-print({k: round(v, 4) for k, v in cosine.items()}, "cosine of a profile with itself")
+print(
+    {k: round(v, 4) for k, v in cosine.items()},
+    "cosine of a profile with itself",
+)
 
 # %% [markdown]
 # (The encoder here is untrained. A trained one is less noisy; it is not deterministic.)
@@ -238,8 +285,15 @@ pd.DataFrame(differ, index=["default", "paper"]).T.astype(str)
 # in the mean it is 0.6^2 + 4 x 0.1^2 = 0.4: that costs more than the two neighbours.
 rng = np.random.default_rng(SEED)
 noise = rng.standard_normal((20000, 7))
-left = {k: float((0.5 * noise[:, 0] + 0.5 * noise[:, 1 : k + 1].mean(1)).var()) for k in (4, 6)}
-print({k: round(v, 3) for k, v in left.items()}, "formula:", {k: 0.25 + 0.25 / k for k in (4, 6)})
+left = {
+    k: float((0.5 * noise[:, 0] + 0.5 * noise[:, 1 : k + 1].mean(1)).var())
+    for k in (4, 6)
+}
+print(
+    {k: round(v, 3) for k, v in left.items()},
+    "formula:",
+    {k: 0.25 + 0.25 / k for k in (4, 6)},
+)
 
 # %% [markdown]
 # **2.** Give one section's genes in another order to a model that does not match names: how well do
@@ -259,8 +313,12 @@ print(f"by place r = {by_place:.2f}, by name r = {by_name:.2f}")
 
 # %% tags=["hide-cell", "solution"]
 # Not much: the order of the upper half survives. That is why the fault can hide behind an r.
-r_relu = pearson(perfect["ReLU at the end"].numpy()[:, None], z.numpy()[:, None])[0]
-print(f"{below:.0%} of the z-scores are negative; r of the perfect ReLU prediction: {r_relu:.2f}")
+r_relu = pearson(
+    perfect["ReLU at the end"].numpy()[:, None], z.numpy()[:, None]
+)[0]
+print(
+    f"{below:.0%} of the z-scores are negative; r of the perfect ReLU prediction: {r_relu:.2f}"
+)
 
 # %% [markdown]
 # ## Further reading
