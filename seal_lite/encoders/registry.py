@@ -46,7 +46,8 @@ class Backbone:
         A `timm` name, and what the hub's own configuration adds to `args`. They build the same
         network without its weights, for the random control.
     part
-        The image tower inside what the loader returns, a dotted name; empty for the whole.
+        The image tower inside what the loader returns, a dotted name of attributes; empty for the
+        whole.
     state
         ``PACKAGE:FILE`` of weights in the network's own order, under other names.
     fill, fill_args
@@ -318,7 +319,7 @@ def _call_loader(row: Backbone) -> nn.Module:
     options = _resolved(row.args)
     loaded = load(row.source, **options) if row.source else load(**options)
     net = loaded[0] if isinstance(loaded, tuple) else loaded  # some return a transform, too
-    return net.get_submodule(row.part)
+    return attrgetter(row.part)(net) if row.part else net
 
 
 def _fill_weights(net: nn.Module, row: Backbone) -> None:

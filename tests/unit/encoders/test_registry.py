@@ -9,6 +9,7 @@ from itertools import combinations
 
 import numpy as np
 import pytest
+import timm
 import torch
 
 from seal_lite import encoders
@@ -30,6 +31,8 @@ PATHOLOGY_ENCODERS = (
     "phikon",
     "phikon_v2",
     "midnight",
+    "open_midnight",
+    "keep",
     "hibou_l",
     "kaiko_vits8",
     "kaiko_vitb8",
@@ -58,8 +61,11 @@ ARCHITECTURES = {
     "phikon": (12, 6),
     "phikon_v2": (24, 6),
     "midnight": (40, 7),
+    "open_midnight": (40, 4),
+    "keep": (24, 4),
 }
 DEFAULT = "tf_efficientnet_lite0"
+WITHOUT_SCALE = (DEFAULT, "keep")
 
 
 @pytest.mark.parametrize("name", PATHOLOGY_ENCODERS + NATURAL_ENCODERS)
@@ -72,11 +78,13 @@ def test_a_row_is_complete(name):
     assert row.lora != ".*"
     assert row.licence != "unknown"
     assert row.card.startswith("https://")
-    assert (row.um_per_px is None) == (name == DEFAULT)
+    assert (row.um_per_px is None) == (name in WITHOUT_SCALE)
 
 
 def build_architecture(name):
     """The row's network without weights; of transformers' models, by the hub's configuration."""
+    if name == "keep":  # what lazyslide-models builds around the file of weights
+        return timm.create_model("vit_large_patch16_224", init_values=1e-5, num_classes=0)
     if name not in ("phikon", "phikon_v2", "midnight"):
         return encoders.load_backbone(encoders.BACKBONES[name], pretrained=False)
     import transformers
@@ -241,7 +249,6 @@ def test_an_unknown_name_is_an_input_error(name):
 
 def tiny_timm(folder):
     """A timm checkpoint as the hub holds it: config.json and model.safetensors."""
-    import timm
     from safetensors.torch import save_file
 
     net = timm.create_model("test_vit", num_classes=0, img_size=64)
@@ -289,6 +296,8 @@ def tiny_open_clip(folder):
 
 
 VENDOR = """
+from types import SimpleNamespace
+
 import torch
 from safetensors.torch import load_file
 
@@ -316,6 +325,9 @@ class Net(torch.nn.Module):
 def create(size):
     assert size == 16
     return Net(), "a transform"
+
+def wrap(size):
+    return SimpleNamespace(model=SimpleNamespace(visual=Net()))
 
 def fill(model, path):
     model.load_state_dict(load_file(path), strict=True)
@@ -348,7 +360,16 @@ def tiny_vendor(folder):
     return net, row
 
 
-@pytest.fixture(params=[tiny_timm, tiny_transformers, tiny_open_clip, tiny_vendor])
+def tiny_wrapped(folder):
+    """A package that wraps the image tower in an object which is no module."""
+    net, row = tiny_vendor(folder)
+    return net, replace(row, loader="tiny_vendor.wrap", part="model.visual")
+
+
+LOADABLE = [tiny_timm, tiny_transformers, tiny_open_clip, tiny_vendor, tiny_wrapped]
+
+
+@pytest.fixture(params=LOADABLE)
 def loadable(request, tmp_path, monkeypatch):
     """(name, network) of an encoder that can be loaded by name."""
     monkeypatch.syspath_prepend(str(tmp_path))
