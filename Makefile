@@ -25,7 +25,7 @@ PARAMETERS := -p DATASET phantom -p BACKBONE tf_efficientnet_lite0
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
 .PHONY: help install unit test nightly floors lint notebooks executed book record record-her2st \
-  record-phantom record-her2st_transformer record-phantom_transformer record-shifts record-figures tasks trials blind pitfalls subtlety bench bench-gpu promises hero \
+  record-phantom record-her2st_transformer record-phantom_transformer record-shifts record-mob record-figures tasks trials blind pitfalls subtlety bench bench-gpu promises hero \
   sync lock clean
 say = @printf '\n== %s\n' $(1)
 
@@ -115,7 +115,7 @@ record: record-her2st record-phantom record-her2st_transformer record-phantom_tr
 # One thread, so that a record does not depend on the number of cores. Run two of the first three in
 # two shells: a training has little use for a second core.
 record-her2st record-phantom record-her2st_transformer record-phantom_transformer \
-  record-shifts tasks: export OMP_NUM_THREADS = 1
+  record-shifts record-mob tasks: export OMP_NUM_THREADS = 1
 record-her2st: $(STAMP)
 	$(CLI) crossval --data $(HER2ST) --sections C2,C3,C4,C5 --groups section --seeds 5 \
 	  --allow-leakage --out $(RUNS)/her2st
@@ -141,6 +141,13 @@ record-phantom_transformer: $(STAMP)
 	$(CLI) crossval --data data/phantom-transformer --groups patient --train-groups 18 --seeds 1 \
 	  $(SMALL) --out $(RUNS)/phantom_transformer
 	cp $(RUNS)/phantom_transformer/metrics.json results/phantom_transformer.json
+
+# Another tissue: mouse olfactory bulb (Stahl et al., 2016), two sections of each of two chemistries,
+# in one folder as `seal-lite check` reads it. Its images have 3.4 um per px.
+MOB ?= ../shared/mob
+record-mob: $(STAMP)
+	$(CLI) crossval --data $(MOB) --groups section --seeds 3 --set patch_px=64 --out $(RUNS)/mob
+	cp $(RUNS)/mob/metrics.json results/mob.json
 
 record-shifts: $(STAMP)
 	@mkdir -p results
