@@ -20,12 +20,12 @@ def name_image(folder, path, section="S1"):
     return write(f"{folder}/sections.tsv", f"section\timage\n{section}\t{path}\n")
 
 
-def make_pipe(path):
-    """The file is a pipe, which nobody writes to."""
+def make_pipe(path, *, into=None):
+    """The file is a pipe, which nobody writes to; `into` gives it another name."""
 
     def damage(root):
         (root / path).unlink()
-        os.mkfifo(root / path)
+        os.mkfifo(root / (into or path))
 
     return damage
 
@@ -179,6 +179,8 @@ FAULTS = [
     *fault_table(
         "embed",
         ("a slide is a pipe", make_pipe("slides/s.tif"), PIPE),
+        ("a scanner's slide is a pipe", make_pipe("slides/s.tif", into="slides/s.svs"), PIPE),
+        ("a slide for openslide is a pipe", make_pipe("slides/s.tif", into="slides/s.bif"), PIPE),
         ("a slide is a device", link_device("slides/s.tif"), PIPE),
     ),
 ]

@@ -16,7 +16,7 @@ from seal_lite.data.images.colour import to_rgb
 from seal_lite.data.images.slide import Box, Slide
 from seal_lite.data.images.tiff import open_tiff
 from seal_lite.data.images.vendors import VENDOR_SUFFIXES, is_vendors, open_vendors
-from seal_lite.errors import InputError, reading
+from seal_lite.errors import InputError, reading, refuse_special
 from seal_lite.io import refuse_bomb
 from seal_lite.paths import check_store
 
@@ -79,6 +79,7 @@ def slides_kept_open() -> Iterator[None]:
 
 def _open_format(path: Path, um_per_px: float | None) -> Slide:
     """Open an image by the reader of its format."""
+    refuse_special(path)
     if path.suffix.lower() in PLAIN_SUFFIXES:
         return _open_plain(path, um_per_px)
     if path.is_dir():
