@@ -72,9 +72,6 @@ def test_the_book_shows_exactly_these_notebooks():
     assert shown == [f"notebooks/{path.stem}" for path in SCRIPTS]
 
 
-GUIDES = {"00_quick_path.py"}  # they are followed, not studied: no exercises
-
-
 def test_every_chapter_asks_closes_and_has_solved_exercises():
     def problem_of(path):
         cells = jupytext.read(path).cells
@@ -84,12 +81,9 @@ def test_every_chapter_asks_closes_and_has_solved_exercises():
         headings = re.findall(r"^## (.+)", text, re.M)
         if "?**" not in first or "to read" not in first:
             return "its first cell asks no question, or does not say how long it takes to read"
-        closing = ["What to remember", "Exercises", "Further reading"]
-        if path.name in GUIDES:
-            closing.remove("Exercises")
-        elif not 2 <= solutions == exercises <= 4:
+        if not 2 <= solutions == exercises <= 4:
             return f"it has {exercises} exercises and {solutions} solutions"
-        if headings[-len(closing) :] != closing:
+        if headings[-3:] != ["What to remember", "Exercises", "Further reading"]:
             return f"it ends with {headings[-3:]}"
         return None
 
