@@ -15,6 +15,7 @@ from seal_lite import Config, preset
 from seal_lite.evaluation.statistics import excludes_zero, mean_and_interval
 
 FULL_RECIPE = "full recipe"
+PREFERRED = "every fold prefers it"
 MAIN = "tuned/tuned_ridge/pearson_residuals"
 COLUMNS = {  # column of the table: key of a score
     "residuals, B": MAIN,
@@ -132,10 +133,34 @@ def readers(record: Result, arm: str) -> list[tuple[str, str]]:
 def decision(gains: list[float]) -> str:
     """Return what follows from the gains that the outer folds see."""
     if min(gains) > 0:
-        return "every fold prefers it"
+        return PREFERRED
     if max(gains) <= 0:
         return "no fold prefers it"
     return "the folds disagree"
+
+
+def trial_counts(record: Result) -> str:
+    """Return in words how many trials make a difference, and which every fold prefers."""
+    arms = [
+        arm
+        for arm in arms_of(record)
+        if arm != FULL_RECIPE and not arm_scores(record, arm, MAIN).empty
+    ]
+    gaps_of = {arm: difference(record, arm, MAIN) for arm in arms}
+    better = [arm for arm, row in gaps_of.items() if excludes_zero(row) and row["mean"] > 0]
+    worse = [arm for arm, row in gaps_of.items() if excludes_zero(row) and row["mean"] < 0]
+    prefers = [arm for arm in arms if decision(list(votes(record, arm).values())) == PREFERRED]
+    same = len(arms) - len(better) - len(worse)
+    return (
+        f"Under probe B, {same} of {len(arms)} trials make no difference, {_named(better)} are "
+        f"better and {_named(worse)} worse. Every outer fold prefers "
+        f"{' and '.join(prefers) or 'none'}."
+    )
+
+
+def _named(arms: list[str]) -> str:
+    """Return the number of arms, and their names in brackets where there are any."""
+    return f"{len(arms)} ({', '.join(arms)})" if arms else "0"
 
 
 def changed_settings(record: Result) -> list[tuple[str, dict[str, Any]]]:

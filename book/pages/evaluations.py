@@ -7,9 +7,9 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from pages.markdown import number, verdict
+from pages.markdown import interval, label, number, percent, verdict
 from seal_lite.evaluation.scores import tidy
-from seal_lite.evaluation.statistics import excludes_zero, mean_and_interval, shifted
+from seal_lite.evaluation.statistics import mean_and_interval, shifted
 
 Result = dict[str, Any]
 Rows = list[dict[str, Any]]
@@ -17,6 +17,7 @@ Rows = list[dict[str, Any]]
 CLAIMS = ("pearson_residuals", "log1p_cp10k|depth")  # the targets that discount depth
 TARGETS = (*CLAIMS, "log1p_cp10k", "log1p_raw")
 REFERENCES = ("shuffled", "frozen_best")  # a gain has to be one over both
+REFERENCE_NAMES = {"shuffled": "shuffled pairs", "frozen_best": "the frozen encoder's best layer"}
 ENCODERS = ("tuned", "shuffled", "frozen", "frozen_best", "random_init", "colour")
 FEATURES = (*ENCODERS, "log_depth", "neighbours", "ceiling", "oracle")
 PROBES = ("hest", "tuned_ridge", "decoder", "none")
@@ -45,16 +46,51 @@ def claims(result: Result) -> Rows:
     return [row for row in rows if row["probe"] != "decoder"]
 
 
-def count_verdicts(rows: Rows) -> str:
-    """Return in words how many differences are higher, lower or none."""
-    clear = [row["mean"] for row in rows if excludes_zero(row)]
-    higher = sum(mean > 0 for mean in clear)
-    lower = len(clear) - higher
-    means = [row["mean"] for row in rows]
+def claim_sentences(result: Result) -> str:
+    """Return in words what each probe reads over both references, on Pearson residuals."""
+    sentences = []
+    for probe in ("tuned_ridge", "hest"):
+        rows = [row for row in claims(result) if row["probe"] == probe]
+        parts = {
+            row["minus"]: f"{interval(row)} to {REFERENCE_NAMES[row['minus']]} ({verdict(row)})"
+            for row in select(rows, target="pearson_residuals")
+        }
+        text = " and ".join(parts[minus] for minus in reversed(REFERENCES))
+        sentences.append(f"Probe {label(probe)}: the finetuned encoder's difference is {text}.")
+    return " ".join(sentences)
+
+
+def class_sentence(result: Result) -> str:
+    """Return in words the differences to the frozen encoder's best layer in each gene class."""
+    parts = []
+    for gene_class in ("visible", "subtle", "invisible"):
+        rows = select(result["delta"], gene_class, target="pearson_residuals", minus="frozen_best")
+        by_probe = {row["probe"]: f"{interval(row)}, {verdict(row)}" for row in rows}
+        texts = [f"probe {label(probe)} {by_probe[probe]}" for probe in ("tuned_ridge", "hest")]
+        parts.append(f"*{gene_class}* {', '.join(texts)}")
+    return f"{'; '.join(parts)}."
+
+
+def hest_sentence(result: Result) -> str:
+    """Return in words the differences of HEST-bench's own score on real tissue."""
+    rows = {row["minus"]: row for row in select(result["delta"], target="hest_bench")}
+    parts = [
+        f"{interval(rows[minus])} to {name} ({verdict(rows[minus])})"
+        for minus, name in reversed(REFERENCE_NAMES.items())
+    ]
+    return f"On real tissue, the finetuned encoder's difference is {' and '.join(parts)}."
+
+
+def speed_sentence(bench: Result) -> str:
+    """Return in words how near training and embedding come to the machine's limit."""
+    shares = [
+        run[kind]["share"]
+        for run in bench["throughput"].values()
+        for kind in ("cached", "streamed", "embedding")
+    ]
     return (
-        f"Of {len(rows)} comparisons that may carry a claim, the finetuned encoder is higher in "
-        f"{higher} and lower in {lower}; {len(rows) - higher - lower} show no difference. The "
-        f"differences in *r* are {number(min(means), '+.3f')} to {number(max(means), '+.3f')}."
+        f"Training and embedding reach {percent(min(shares))} to {percent(max(shares))} of what "
+        "the bare network allows on the same machine."
     )
 
 
@@ -126,6 +162,22 @@ def hest_means(result: Result) -> pd.DataFrame:
         "residuals": means["tuned_ridge", "pearson_residuals"],
     }
     return pd.DataFrame(columns).dropna()
+
+
+def retrieval_sentence(run: Result) -> str:
+    """Return in words what the gene set and the profiles of one real section retrieve."""
+    scores = run["retrieval"]
+    is_above = scores["z_hits"] > scores["z_chance95"]
+    outcome = "higher expression than chance" if is_above else "no higher expression than chance"
+    lies = f"{number(scores['z_hits'], '+.2f')} standard deviations from the section's mean"
+    chance = f"95% of random choices stay below {number(scores['z_chance95'], '+.2f')}"
+    share, expected = percent(scores["recall@10"]), percent(scores["chance@10"])
+    return (
+        f"On real section {run['section']}, the gene set {' and '.join(scores['genes'])} retrieves "
+        f"patches with {outcome}: they lie {lies}, and {chance}. A whole profile retrieves its own "
+        f"patch among the first ten for {share} of the {scores['n']} spots, where chance is "
+        f"{expected}."
+    )
 
 
 def retrieval_frame(record: Result) -> pd.DataFrame:

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections import Counter
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from seal_lite.evaluation.statistics import excludes_zero
+from seal_lite.studies.plan import ENOUGH_UNITS
+from seal_lite.studies.verdict import kind_of
 from seal_lite.tutorial import charts
 
 NBSP = "\N{NO-BREAK SPACE}"
@@ -49,12 +52,24 @@ def interval(row: Mapping[str, Any]) -> str:
 
 
 def verdict(row: Mapping[str, Any]) -> str:
-    """Return what the interval of a difference says: higher, lower or no difference."""
+    """Return what a difference says: better, no difference, worse, or why there is no verdict."""
     if row["ci95"] is None:
         return "one unit"
-    if not excludes_zero(row):
+    kind = kind_of({"units": ENOUGH_UNITS, **row})  # a bootstrap's interval has no units
+    if kind == "description":
+        return "too few units"
+    if kind == "no difference":
         return f"no{NBSP}difference"
-    return "**higher**" if row["mean"] > 0 else "**lower**"
+    return f"**{kind}**"
+
+
+def tally(rows: Iterable[Mapping[str, Any]]) -> str:
+    """Return in words how many differences are better, worse, none, or without a verdict."""
+    kinds = Counter(verdict(row).strip("*").replace(NBSP, " ") for row in rows)
+    text = f"Of {kinds.total()} differences, {kinds['better']} are better, {kinds['worse']} worse "
+    text += f"and {kinds['no difference']} no difference"
+    without = kinds["one unit"] + kinds["too few units"]
+    return f"{text}; {without} have too few units for a verdict." if without else f"{text}."
 
 
 def marked(row: Mapping[str, Any]) -> str:

@@ -11,7 +11,13 @@ from seal_lite.evaluation.statistics import leave_one_out_ratio, mean_and_interv
 
 TARGET = "pearson_residuals"
 SEES = {"backbone", "patch_um", "patch_px"}  # settings that decide what the frozen encoder sees
-OTHER_FEATURES = ("two scales", "centre-weighted pooling")  # arms with another frozen baseline
+NO_SETTINGS = (  # arms with another frozen baseline, and those with fewer counts
+    "two scales",
+    "centre-weighted pooling",
+    "a quarter of the counts",
+    "three parts fewer, a quarter",
+    "default, a quarter",
+)
 SECTIONS = ("C2", "C3", "C4", "C5")
 
 
@@ -70,7 +76,7 @@ def nested_folds(trials: dict[str, Any], *, fixed: str, probe: str) -> list[Nest
         arm = max(inner, key=lambda name: inner[name])
         first = next(iter(trials["arms"]))
         references = [run for run in runs if run.arm == first]
-        layer = best_layer(references, probe)
+        layer = inner_best_layer(references, probe)
         key = f"{layer}/{probe}/{TARGET}"
         frozen = float(np.mean([run.outer[key] for run in references]))
         folds.append(NestedFold(test, arm, layer, outer[arm], outer[fixed], frozen))
@@ -80,7 +86,8 @@ def nested_folds(trials: dict[str, Any], *, fixed: str, probe: str) -> list[Nest
 def complete_arms(trials: dict[str, Any]) -> set[str]:
     """Return the arms that ran on every pair of sections, on the first arm's encoder and patches.
 
-    Controls are no settings, and arms that read other or further patches have another baseline.
+    Controls and arms with fewer counts are no settings. Arms that read other or further patches have
+    another baseline.
     """
     first, *others = trials["arms"]
     settings = {first}
@@ -88,7 +95,7 @@ def complete_arms(trials: dict[str, Any]) -> set[str]:
         arm = trials["arms"][name]
         is_control = arm.get("variant", "").startswith("shuffled")
         sees_other = bool(SEES & arm["changes"].keys()) or arm.get("second_um") is not None
-        if not is_control and not sees_other and name not in OTHER_FEATURES:
+        if not is_control and not sees_other and name not in NO_SETTINGS:
             settings.add(name)
     n_runs = dict.fromkeys(settings, 0)
     for run in trials["runs"]:
@@ -106,7 +113,7 @@ def mean_by_arm(runs: list[InnerFold], key: str, side: str) -> dict[str, float]:
     return {arm: float(np.mean(scores)) for arm, scores in values.items()}
 
 
-def best_layer(references: list[InnerFold], probe: str) -> str:
+def inner_best_layer(references: list[InnerFold], probe: str) -> str:
     """Return the frozen layer with the best mean inner score, as it is named in the scores."""
     ending = f"/{probe}/{TARGET}"
     layers = [key.removesuffix(ending) for key in references[0].inner if key.endswith(ending)]
@@ -118,7 +125,7 @@ def best_layer(references: list[InnerFold], probe: str) -> str:
     return max(frozen, key=inner_mean)
 
 
-def difference(folds: list[NestedFold], of: str, minus: str) -> dict[str, Any]:
+def nested_difference(folds: list[NestedFold], of: str, minus: str) -> dict[str, Any]:
     """Return the mean difference over the outer folds, with its interval and number."""
     values = [getattr(fold, of) - getattr(fold, minus) for fold in folds]
     return mean_and_interval(values, test_to_train=leave_one_out_ratio(len(values)))

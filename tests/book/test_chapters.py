@@ -55,6 +55,16 @@ def test_every_solution_was_executed():
     assert [n for n, c in solutions if not (c.outputs and c.execution_count)] == []
 
 
+def test_the_quick_path_ends_with_a_verdict_and_a_usable_encoder():
+    f = figures(0)
+    assert f["units"] == 3  # the phantom's patients
+    assert (f["kind"] == "better") <= (f["gain"] > 0) and (f["kind"] == "worse") <= (f["gain"] < 0)
+    assert len(f["ari"]["frozen"]) == len(f["ari"]["seal"]) == f["units"]
+    assert f["embedding"] == [1, f["obsm"][1]]
+    low, high = f["drop"]
+    assert low < high and high > 0  # some square of the patch holds the prediction up
+
+
 def test_scale_is_measured_and_raw_counts_follow_depth():
     f = figures(1)
     assert f["um_per_px"] == pytest.approx(0.5, rel=0.01)  # the phantom is drawn at 0.5

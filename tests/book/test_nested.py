@@ -33,9 +33,9 @@ def folds(trials):
 def test_a_fold_chooses_what_is_best_on_the_other_sections():
     trials = make_trials(lambda arm, train, section: 0.5 if arm == "good" else 0.4)
     assert [(fold.arm, fold.layer) for fold in folds(trials)] == [("good", "frozen b")] * 4
-    row = nested.difference(folds(trials), "chosen", "fixed")
+    row = nested.nested_difference(folds(trials), "chosen", "fixed")
     assert row == {"mean": 0.1, "ci95": [0.1, 0.1], "units": 4}
-    assert nested.difference(folds(trials), "chosen", "frozen")["mean"] == 0.2
+    assert nested.nested_difference(folds(trials), "chosen", "frozen")["mean"] == 0.2
 
 
 @pytest.mark.parametrize("test", nested.SECTIONS)

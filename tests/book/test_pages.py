@@ -13,6 +13,8 @@ import pytest
 
 from seal_lite import Config
 from seal_lite.evaluation.statistics import differences, excludes_zero
+from seal_lite.studies.plan import Plan
+from seal_lite.studies.verdict import checklist
 
 ROOT = Path(__file__).parents[2]
 BOOK = ROOT / "book"
@@ -96,7 +98,7 @@ EVALUATION = '{% with name = "her2st" %}{% include "crossval.md" %}{% endwith %}
 
 @pytest.mark.parametrize(
     "low, high, expected",
-    [(0.1, 0.2, "higher"), (-0.2, -0.1, "lower"), (-0.1, 0.2, "no\N{NO-BREAK SPACE}difference")],
+    [(0.1, 0.2, "better"), (-0.2, -0.1, "worse"), (-0.1, 0.2, "no\N{NO-BREAK SPACE}difference")],
 )
 def test_the_verdict_is_the_intervals(pages, low, high, expected):
     assert pages.markdown.verdict(row((low + high) / 2, low, high)).strip("*") == expected
@@ -109,16 +111,64 @@ def test_numbers_have_a_real_minus(pages):
     assert pages.markdown.percent(-0.071, 1) == "−7.1%"
 
 
+def test_few_units_or_one_get_no_verdict(pages):
+    clear = row(0.15, 0.1, 0.2)
+    assert pages.markdown.verdict(clear | {"units": 2}) == "too few units"
+    assert pages.markdown.verdict(clear | {"units": 1, "ci95": None}) == "one unit"
+    bootstrapped = {key: value for key, value in clear.items() if key != "units"}
+    assert pages.markdown.verdict(bootstrapped) == "**better**"
+
+
+def test_losses_and_nulls_are_counted_like_gains(pages):
+    rows = [row(0.1, 0.05, 0.2), row(-0.1, -0.2, -0.05), row(0.0, -0.1, 0.1)]
+    expected = "Of 3 differences, 1 are better, 1 worse and 1 no difference"
+    assert pages.markdown.tally(rows) == f"{expected}."
+    single = row(0.1, 0, 0) | {"ci95": None, "units": 1}
+    counted = pages.markdown.tally([*rows, single])
+    assert counted.startswith("Of 4") and "1 have too few units" in counted
+
+
 @pytest.mark.parametrize(
-    "gain, counts",
-    [
-        (0.05, "higher in 8 and lower in 0; 0 show"),
-        (-0.05, "higher in 0 and lower in 8; 0 show"),
-        (0.0, "higher in 0 and lower in 0; 8 show"),
-    ],
+    "gain, word", [(0.05, "better"), (-0.05, "worse"), (0.0, "no\N{NO-BREAK SPACE}difference")]
 )
-def test_losses_and_nulls_are_counted_like_gains(pages, gain, counts):
-    assert counts in pages.evaluations.count_verdicts(pages.evaluations.claims(crossval(gain)))
+def test_a_sections_first_sentence_follows_the_interval(pages, gain, word):
+    text = pages.evaluations.claim_sentences(crossval(gain))
+    assert text.count(word) == 4 and text.startswith("Probe B") and "Probe A" in text
+    first = text.index(pages.markdown.number(gain, "+.3f"))
+    assert first < text.index("best layer") < text.index("shuffled pairs")
+
+
+def headline_results(gain, *, own):
+    """Results files of the headline: every difference is `gain`, HEST-bench's own score `own`."""
+    delta = [
+        row(own, own - 0.01, own + 0.01, probe="hest", target="hest_bench") | {"minus": minus}
+        for minus in ("frozen", "frozen_best", "shuffled")
+    ]
+    blind = {"test": {"C6": "unseen section"}, "folds": [fold("C6", gain=gain)]}
+    names = ("her2st", "her2st_transformer", "phantom", "phantom_transformer")
+    results = {name: crossval(gain) for name in names}
+    return {**results, "hest": {"her2st": {"delta": delta}}, "blind/her2st_a04a8d6": blind}
+
+
+def test_the_headline_shows_a_loss_beside_the_gains(pages):
+    load = headline_results(0.05, own=-0.05).__getitem__
+    rows = pages.headline.headline_rows(load)
+    assert [encoder for _, encoder, _ in rows].count("transformer") == 2
+    (protocol,) = [cells for name, _, cells in rows if "protocol" in name]
+    words = [pages.headline.headline_text(cell) for cell in protocol]
+    assert words[:2] == ["–", "–"] and all(text.endswith("worse") for text in words[2:])
+    (blind,) = [cells for name, _, cells in rows if "C6" in name]
+    assert {pages.markdown.verdict(cell) for cell in blind} == {"one unit"}
+    counted = pages.headline.headline_counts(load)
+    assert "16 are better, 2 worse and 0 no difference; 4 have too few units" in counted
+
+
+def test_a_query_below_chance_is_reported_as_such(pages):
+    scores = {"genes": ["A", "B"], "z_hits": 0.3, "z_chance95": 0.4, "n": 9}
+    run = {"section": "S", "retrieval": {**scores, "recall@10": 0.5, "chance@10": 0.1}}
+    assert "no higher expression than chance" in pages.evaluations.retrieval_sentence(run)
+    run["retrieval"]["z_hits"] = 0.5
+    assert "no higher" not in pages.evaluations.retrieval_sentence(run)
 
 
 def test_a_claim_is_read_by_a_probe_on_a_target_that_discounts_depth(pages):
@@ -287,6 +337,34 @@ def test_a_trial_is_preferred_only_where_every_outer_fold_prefers_it(pages):
     assert votes["mixed"]["C4"] < 0 < votes["mixed"]["C5"]
 
 
+def test_trials_are_counted_by_their_intervals(pages):
+    record = trials({"better": 0.02, "worse": -0.02, "same": 0.0, "broken": None})
+    text = pages.ablation.trial_counts(record)
+    assert "1 of 3 trials make no difference" in text
+    assert "1 (better) are better and 1 (worse) worse" in text
+    assert text.endswith("Every outer fold prefers better.")
+
+
+def test_the_checklist_page_asks_what_a_study_answers():
+    origin = {"data_sha256": "d", "config_sha256": "c"}
+    plan = Plan(
+        by="patient",
+        reason="",
+        units=4,
+        train_groups=None,
+        seeds=1,
+        epochs=1,
+        seconds={},
+        memory_gb=1.0,
+        disk_gb=1.0,
+        smallest_gain=0.1,
+    )
+    rows = checklist({"provenance": origin}, plan, leakage=[], allowed=False)
+    page = (BOOK / "checklist.md").read_text()
+    asked = re.findall(r"^\| ([^|]+) \|", page, re.M)
+    assert [question for question, _ in rows] == asked[1:]
+
+
 def test_a_setting_is_listed_with_what_it_is_worth(rendered):
     record = trials({"no contrast": -0.03, "variant": 0.5, "broken": None})
     record["arms"]["no contrast"]["changes"] = {"w_clip": 0.0}
@@ -323,7 +401,7 @@ def test_what_is_to_be_cited_is_what_the_repository_says(pages):
 
 def test_every_page_can_be_filled_in_from_the_results_of_the_repository(pages, tmp_path):
     texts = {path.name: path.read_text() for path in BOOK.glob("*.md")}
-    for name in ("pitfalls.md", "changed_settings.md"):  # in chapters
+    for name in ("pitfalls.md", "changed_settings.md", "decision_guide.md"):  # in chapters
         texts[name] = f'{{% include "{name}" %}}'
     for name, text in texts.items():
         filled_in = pages.render(text, drawings=tmp_path)
