@@ -86,8 +86,8 @@ def nested_folds(trials: dict[str, Any], *, fixed: str, probe: str) -> list[Nest
 def complete_arms(trials: dict[str, Any]) -> set[str]:
     """Return the arms that ran on every pair of sections, on the first arm's encoder and patches.
 
-    Controls and arms with fewer counts are no settings. Arms that read other or further patches have
-    another baseline.
+    Controls and arms with fewer counts are no settings. Arms that read other or further patches
+    have another baseline.
     """
     first, *others = trials["arms"]
     settings = {first}
