@@ -162,8 +162,9 @@ def without_role(match: re.Match[str], addresses: Addresses, papers: Bibliograph
     role, content = match.groups()
     if role in ("cite:p", "cite:t"):
         keys = [key.strip() for key in content.split(",")]
-        links = "; ".join(citation(papers.entries[key]) for key in keys)
-        return f"({links})" if role == "cite:p" else links
+        if role == "cite:t":
+            return ", ".join(citation(papers.entries[key], "{} ({})") for key in keys)
+        return f"({'; '.join(citation(papers.entries[key], '{}, {}') for key in keys)})"
     explicit = re.fullmatch(r"(.+?)\s*<(.+)>", content, re.S)
     shown, target = explicit.groups() if explicit else (content, content)
     target = " ".join(target.split())
@@ -174,14 +175,14 @@ def without_role(match: re.Match[str], addresses: Addresses, papers: Bibliograph
     raise ValueError(f"{{{role}}}: book/colab.py knows no Markdown for this role")
 
 
-def citation(entry: Entry) -> str:
-    """Return a paper's authors and year, linked to the paper."""
+def citation(entry: Entry, form: str) -> str:
+    """Return a paper's authors and year in the given form, linked to the paper."""
     people = entry.persons.get("author", [])
     names = [str(Text.from_latex(" ".join([*p.prelast_names, *p.last_names]))) for p in people]
     authors = names[0] if len(names) == 1 else f"{names[0]} et al."
     if len(names) == 2 and names[1] != "others":
         authors = " and ".join(names)
-    text = f"{authors}, {entry.fields['year']}"
+    text = form.format(authors, entry.fields["year"])
     doi = entry.fields.get("doi")
     url = f"https://doi.org/{doi}" if doi else entry.fields.get("url")
     return f"[{text}]({url})" if url else text

@@ -112,7 +112,8 @@ def test_roles_and_links_lead_where_they_lead_in_the_book(papers):
     lora = "[Hu et al., 2021](https://arxiv.org/abs/2106.09685)"
     assert plain("{cite:p}`hemker2026seal`") == f"({paper})"
     assert plain("{cite:p}`hemker2026seal,hu2021lora`") == f"({paper}; {lora})"
-    assert plain("{cite:t}`hemker2026seal`") == paper
+    in_text = "[Hemker et al. (2026)](https://arxiv.org/abs/2602.14177)"
+    assert plain("{cite:t}`hemker2026seal`") == in_text
     assert plain("{term}`H&E`") == f"[H&E]({book}/glossary.html#term-H-E)"
     assert plain("{term}`spots <spot>`") == f"[spots]({book}/glossary.html#term-spot)"
     assert plain("[a](../results.md#b)") == f"[a]({book}/results.html#b)"
@@ -165,6 +166,48 @@ def test_every_chapter_asks_closes_and_has_solved_exercises():
         return None
 
     assert offenders(problem_of) == {}
+
+
+def result_problem(notebook) -> str | None:
+    """What is wrong with the section of a chapter that states its result."""
+    sources = [cell.source for cell in notebook.cells]
+    headings = re.findall(r"^## (.+)", "\n".join(sources), re.M)
+    if headings[-4:-3] != ["Result"]:
+        return f"before its last three sections stands {headings[-4:-3]}"
+    (start,) = [i for i, source in enumerate(sources) if re.search(r"^## Result$", source, re.M)]
+    (end,) = [i for i, source in enumerate(sources) if "## What to remember" in source]
+    code = [cell for cell in notebook.cells[start:end] if cell.cell_type == "code"]
+    if len(code) != 1 or code[0].metadata.get("tags") != ["hide-input"]:
+        return "its result needs one code cell, tagged `hide-input`"
+    last = ast.parse(code[0].source).body[-1]
+    is_box = isinstance(last, ast.Expr) and "result_box" in ast.unparse(last)
+    return None if is_box else "its result does not end with result_box(...)"
+
+
+@pytest.mark.parametrize("path", SCRIPTS[15:], ids=lambda path: path.stem)
+def test_a_chapter_states_its_result(path):
+    assert result_problem(jupytext.read(path)) is None
+
+
+def test_a_chapter_without_its_result_is_seen():
+    def problem(*cells):
+        text = "".join(f"# %% {cell}\n" for cell in cells)
+        return result_problem(jupytext.reads(text, fmt="py:percent"))
+
+    heading = "[markdown]\n# ## Result"
+    rest = "[markdown]\n# ## What to remember\n# ## Exercises\n# ## Further reading"
+    box = 'tags=["hide-input"]\nresult_box("It is better.")'
+    assert problem(heading, box, rest) is None
+    assert "stands" in problem(box, rest)
+    assert "one code cell" in problem(heading, rest)
+    assert "end with" in problem(heading, 'tags=["hide-input"]\nprint("It is better.")', rest)
+
+
+def test_what_chapter_16_states_about_gpus_is_so():
+    """It states that none was available as long as no results file has a GPU's times."""
+    (path,) = [path for path in SCRIPTS if path.stem.startswith("16_")]
+    is_stated = "No GPU was available" in path.read_text()
+    assert is_stated is not (ROOT / "results/gpu.json").exists()
 
 
 def test_colab_installs_from_where_the_book_lives():
