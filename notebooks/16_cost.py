@@ -113,7 +113,7 @@ def bound(cost: dict) -> float:
     return 1 + cost["frozen"] / (3 * cost["tuned"])
 
 
-encoder = encoder_for(config)
+encoder = encoder_for(config, device="cpu")
 image = torch.rand(1, 3, config.patch_px, config.patch_px)
 hidden = encoder.prefix(image)
 counted = {
@@ -238,7 +238,7 @@ for k in (1, 3):
         name: pairs_per_second(settings, cached=name == "cached", steps=STEPS)
         for name in ("plain", "cached")
     }
-    network = encoder_for(settings)
+    network = encoder_for(settings, device="cpu")
     bounds[k] = bound(
         {
             "frozen": operations(network.prefix, image),

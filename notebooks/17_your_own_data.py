@@ -344,9 +344,9 @@ notes or "nothing"
 
 # %% [markdown]
 # Now the fault of the first figure, which no check of a format can find. A is the mirrored one.
-# Every spot of A still lies on the image, and every patch shows tissue. But tissue that stains
-# darkly has more cells, and more cells have more transcripts, so {term}`depth` follows the stain.
-# `check` therefore correlates depth with darkness for the spots as they are and in the seven other
+# Every spot of A still lies on the image, so reading raises no error. But tissue that stains darkly
+# has more cells, and more cells have more transcripts, so {term}`depth` follows the stain. `check`
+# therefore correlates depth with darkness for the spots as they are and in the seven other
 # orientations of a square. For A it reports:
 
 # %%
@@ -435,8 +435,8 @@ result_box(
 # Which check can notice it, where neither an array nor a stated pitch gives the scale?
 
 # %% tags=["hide-cell", "solution"]
-#| alt: Two rows of patches around the same spots: at the true scale, and at half the true scale,
-#| where each shows twice the width.
+#| alt: Two rows of patches around the same spots: at half the true scale, where each shows twice
+#| the width, and at the true scale.
 # A patch takes twice as many pixels, so it shows twice its stated width. No
 # column of the table contradicts the scale. Only the scale that the image
 # states can, and `check` reports that. State the pitch.
@@ -450,14 +450,13 @@ ours = mine.adata.obs_names[mine.rows]
 theirs = halved.adata.obs_names[halved.rows]
 both = ours.intersection(theirs, sort=False)[::30][:4]
 pairs = [
-    mine.patches[ours.get_indexer(both)],
     halved.patches[theirs.get_indexer(both)],
+    mine.patches[ours.get_indexer(both)],
 ]
-titles = [f"true: {config.patch_um:g} µm"] * len(both)
-titles += [f"stated: {config.patch_um:g} µm"] * len(both)
-plots.patches(
-    np.concatenate(pairs), titles, patch_um=config.patch_um, columns=len(both)
-)
+width = config.patch_um
+titles = [f"stated {width:g} µm, true {2 * width:g} µm"] * len(both)
+titles += [f"stated and true {width:g} µm"] * len(both)
+plots.patches(np.concatenate(pairs), titles, patch_um=width, columns=len(both))
 
 # %% [markdown]
 # **2.** How large should pseudo-spots be? Suppose 300 genes at 5 transcripts a cell in all, and

@@ -191,7 +191,7 @@ print("[phikon]" + rows.partition("[phikon]")[2].partition("\n\n")[0])
 # %%
 RUN = here.run("tuned")
 model, _ = finetuned(here)
-module, transform, precision = load_encoder(RUN)
+module, transform, precision = load_encoder(RUN, device="cpu")
 images = torch.stack([transform(Image.fromarray(p)) for p in test.patches])
 with torch.inference_mode():
     embeddings = module(images).numpy()
@@ -258,7 +258,8 @@ print(f"{config.patch_um:g} µm, resampled to {config.patch_px} px a side")
 #
 # `add_embedding` writes the embedding to `obsm["X_seal"]`, where single-cell tools read one. scanpy
 # finds neighbours and Leiden clusters, and squidpy plots them on the tissue. We do the same with
-# the frozen encoder. On the phantom we also show the tissue regions that were drawn.
+# the frozen encoder. On the phantom we also show the tissue regions that were drawn. The legend
+# names their colours; the colours of clusters are arbitrary.
 
 # %%
 frozen = build_encoder(config.backbone, tune_blocks=config.tune_blocks)
@@ -420,7 +421,7 @@ sent = sorted(filter_repo_objects(files, allow_patterns=SHARED_FILES))
 for name in sent:
     (shared / name).parent.mkdir(parents=True, exist_ok=True)
     shutil.copy(RUN / name, shared / name)
-returned, *_ = load_encoder(shared)
+returned, *_ = load_encoder(shared, device="cpu")
 with torch.inference_mode():
     again = returned(images[:16]).numpy()
 return_gap = float(np.abs(again - embeddings[:16]).max())
@@ -485,7 +486,7 @@ result_box(
 splits = {}
 for name in ("test_vit", "test_resnet", "test_convnext", "test_efficientnet"):
     row = backbone_row(name)
-    encoder = build_encoder(name, pretrained=False, tune_blocks=1)
+    encoder = build_encoder(name, pretrained=False, tune_blocks=1, device="cpu")
     generator = torch.Generator().manual_seed(0)
     x = torch.rand(2, 3, row.px, row.px, generator=generator)
     network = load_backbone(row, pretrained=False)
