@@ -16,8 +16,7 @@ ALONGSIDE := -n $(CORES) --dist loadfile --max-worker-restart 0
 
 PACKAGE   := $(shell find seal_lite -type f -not -path '*/__pycache__/*')
 SOURCES   := $(sort $(wildcard notebooks/*.py))
-NOTEBOOKS := $(SOURCES:.py=.ipynb)
-EXECUTED  := $(NOTEBOOKS:%=book/%)
+EXECUTED  := $(SOURCES:%.py=book/%.ipynb)
 
 # The book shows the same everywhere, so what its chapters run on does not depend on the machine.
 PARAMETERS := -p DATASET phantom -p BACKBONE tf_efficientnet_lite0
@@ -84,12 +83,14 @@ runs/chapters/.made:
 
 # An executed copy appears under its final name only once the whole notebook has run. The working
 # directory is the repository root, so that `data/` and `runs/` are the same folders as elsewhere.
-# Chapters run side by side, each with one thread.
-book/notebooks/%.ipynb: notebooks/%.ipynb $(STAMP)
+# Chapters run side by side, each with one thread. What is executed is made from the script:
+# notebooks/*.ipynb are for Colab, without the roles and templates that the book fills in.
+book/notebooks/%.ipynb: notebooks/%.py $(STAMP)
 	$(call say,'Executing $<')
-	@mkdir -p book/notebooks book/_build/partial
-	$(ONE_THREAD) $(PY) -m papermill $< book/_build/partial/$*.ipynb --kernel python3 --cwd . \
-	  --no-progress-bar $(PARAMETERS)
+	@mkdir -p book/notebooks book/_build/scripts book/_build/partial
+	@$(PY) -m jupytext --quiet --to ipynb --output book/_build/scripts/$*.ipynb $<
+	$(ONE_THREAD) $(PY) -m papermill book/_build/scripts/$*.ipynb book/_build/partial/$*.ipynb \
+	  --kernel python3 --cwd . --no-progress-bar $(PARAMETERS)
 	@mv book/_build/partial/$*.ipynb $@
 
 book/notebooks/14_out_of_distribution.ipynb: PARAMETERS := # its phantom has two sites
@@ -194,9 +195,9 @@ promises: $(STAMP) ## kill, damage and crowd the package, and count what happens
 hero: $(STAMP) ## draw the README's figure again: minutes on 2 cores
 	$(PY) book/hero.py
 
-sync: $(STAMP) ## bring _config.yml's address everywhere, and notebooks/*.ipynb up to their *.py
+sync: $(STAMP) ## bring _config.yml's address everywhere, and write Colab's notebooks/*.ipynb
 	$(PY) book/address.py
-	$(PY) -m jupytext --to ipynb --update $(SOURCES)
+	$(PY) book/colab.py
 
 # Keeps the pins that still fit; `make lock UPGRADE=--upgrade` takes the newest of everything.
 lock: | $(PIP) ## pin every dependency, extras included, for Linux and macOS

@@ -21,14 +21,20 @@ DATA_FILES = sorted((ROOT / "seal_lite").rglob("*.t[os][mv]*"))  # tables of bac
 
 def imported_modules(script: Path, graph: grimp.ImportGraph) -> set[str]:
     """Return the modules of the package that a script imports, directly or through others."""
+    direct = direct_modules(script, graph)
+    modules = set(direct)
+    for module in direct:
+        modules |= graph.find_upstream_modules(module)
+    return modules
+
+
+def direct_modules(script: Path, graph: grimp.ImportGraph) -> set[str]:
+    """Return the modules of the package that define what a script imports."""
     direct = set()
     for node in ast.walk(ast.parse(script.read_text())):
         if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("seal_lite"):
             direct.update(home_of(node.module, alias.name, graph) for alias in node.names)
-    modules = set(direct)
-    for module in direct & graph.modules:
-        modules |= graph.find_upstream_modules(module)
-    return modules & graph.modules
+    return direct & graph.modules
 
 
 def home_of(module: str, name: str, graph: grimp.ImportGraph) -> str:

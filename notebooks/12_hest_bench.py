@@ -1,7 +1,7 @@
 # ---
 # jupyter:
 #   jupytext:
-#     formats: ipynb,py:percent
+#     formats: py:percent
 #   kernelspec:
 #     display_name: Python 3
 #     language: python
@@ -28,19 +28,18 @@
 # a task that we write ourselves, in the benchmark's own format.
 
 # %% tags=["hide-cell"]
+# On Colab: install SEAL-lite, and keep the torch that Colab brings.
 import importlib.util
 import subprocess
 import sys
 from importlib.metadata import version
 
-if (
-    importlib.util.find_spec("seal_lite") is None
-):  # in Colab, whose torch is kept
-    home = "seal_lite[offline,encoders] @ git+https://github.com/seal-lite/seal-lite"
+PACKAGE = "seal_lite[offline,encoders]"
+HOME = "git+https://github.com/seal-lite/seal-lite"
+if importlib.util.find_spec("seal_lite") is None:
     kept = [f"{name}=={version(name)}" for name in ("torch", "torchvision")]
-    subprocess.run(
-        [sys.executable, "-m", "pip", "install", "-q", home, *kept], check=True
-    )
+    pip = [sys.executable, "-m", "pip", "install", "-q"]
+    subprocess.run([*pip, f"{PACKAGE} @ {HOME}", *kept], check=True)
 
 # %% tags=["parameters"]
 DATASET = (

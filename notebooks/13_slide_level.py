@@ -1,7 +1,7 @@
 # ---
 # jupyter:
 #   jupytext:
-#     formats: ipynb,py:percent
+#     formats: py:percent
 #   kernelspec:
 #     display_name: Python 3
 #     language: python
@@ -21,21 +21,18 @@
 # pool, and regress. If a finetuned encoder is a drop-in replacement, it must show here.
 
 # %% tags=["hide-cell"]
+# On Colab: install SEAL-lite, and keep the torch that Colab brings.
 import importlib.util
 import subprocess
 import sys
 from importlib.metadata import version
 
-if (
-    importlib.util.find_spec("torchmil") is None
-):  # in Colab, whose torch is kept
-    home = (
-        "seal_lite[offline,slides] @ git+https://github.com/seal-lite/seal-lite"
-    )
+PACKAGE = "seal_lite[offline,slides]"
+HOME = "git+https://github.com/seal-lite/seal-lite"
+if importlib.util.find_spec("seal_lite") is None:
     kept = [f"{name}=={version(name)}" for name in ("torch", "torchvision")]
-    subprocess.run(
-        [sys.executable, "-m", "pip", "install", "-q", home, *kept], check=True
-    )
+    pip = [sys.executable, "-m", "pip", "install", "-q"]
+    subprocess.run([*pip, f"{PACKAGE} @ {HOME}", *kept], check=True)
 
 # %% tags=["parameters"]
 DATASET = "auto"  # what the encoder is finetuned on: the phantom; or any folder of sections

@@ -1,7 +1,7 @@
 # ---
 # jupyter:
 #   jupytext:
-#     formats: ipynb,py:percent
+#     formats: py:percent
 #   kernelspec:
 #     display_name: Python 3
 #     language: python
@@ -11,40 +11,43 @@
 # %% [markdown]
 # # Scale and cost
 #
-# **How long will it take, how much disk will it want, and what changes from three sections and two
-# cores to seven hundred thousand pairs and a graphics card?**
+# **How much time and disk does finetuning take, and what changes from three sections on two cores
+# to seven hundred thousand pairs on a GPU?**
 #
 # Ten minutes to read, a minute to run.
 #
-# Nearly everything about the cost of finetuning follows from one split: what is *frozen* is
-# computed forwards, once if you like; what is *tuned* is computed forwards and backwards in every
-# step. So count before you train.
+# A training step runs the frozen blocks forward, and the tuned blocks forward and backward. By the
+# count of operations, a cache of the frozen blocks saves more the fewer blocks are tuned. Reading
+# pairs from disk changes no loss, and encoding a batch in parts lowers its memory for one more
+# forward pass of the tuned blocks.
+# No GPU was available for this book, so every measured time here is a CPU's.
 
 # %% tags=["hide-cell"]
+# On Colab: install SEAL-lite, and keep the torch that Colab brings.
 import importlib.util
 import subprocess
 import sys
 from importlib.metadata import version
 
-if (
-    importlib.util.find_spec("seal_lite") is None
-):  # in Colab, whose torch is kept
-    home = "seal_lite[offline,encoders] @ git+https://github.com/seal-lite/seal-lite"
+PACKAGE = "seal_lite[offline,encoders]"
+HOME = "git+https://github.com/seal-lite/seal-lite"
+if importlib.util.find_spec("seal_lite") is None:
     kept = [f"{name}=={version(name)}" for name in ("torch", "torchvision")]
-    subprocess.run(
-        [sys.executable, "-m", "pip", "install", "-q", home, *kept], check=True
-    )
+    pip = [sys.executable, "-m", "pip", "install", "-q"]
+    subprocess.run([*pip, f"{PACKAGE} @ {HOME}", *kept], check=True)
 
 # %% tags=["parameters"]
-DATASET = (
-    "auto"  # the phantom, or on a GPU real tumours; or any folder of sections
-)
-BACKBONE = "auto"  # a small network, or on a GPU Phikon; or a name of `seal-lite encoders`
-SMOKE = False  # everything tiny, just to see that it runs
+# "auto": the phantom, or on a GPU real tumours; or any folder of sections.
+DATASET = "auto"
+# "auto": a small network, or on a GPU Phikon; or a name of `seal-lite encoders`.
+BACKBONE = "auto"
+# Everything tiny, just to see that it runs.
+SMOKE = False
 SEED = 0
 
-# %%
+# %% tags=["hide-input"]
 import dataclasses
+import itertools
 import json
 import shutil
 import time
@@ -64,7 +67,7 @@ from seal_lite.encoders.vision import encoder_for
 from seal_lite.model.losses import seal_loss
 from seal_lite.model.seal import SEAL
 from seal_lite.training.loader import Activations, Pairs
-from seal_lite.tutorial import begin
+from seal_lite.tutorial import begin, result_box
 
 here = begin(DATASET, BACKBONE, smoke=SMOKE, seed=SEED)
 config, train = here.config, here.train
@@ -77,10 +80,10 @@ print(
 # %% [markdown]
 # ## Count before you train
 #
-# A multiplication and an addition are two operations. PyTorch counts them for us, on tensors
-# without values, so that even a ViT-H costs nothing to look at. Forwards through the prefix,
-# forwards through the tail, and backwards through the tail, which is about twice its way forwards:
-# once for what comes in and once for the weights.
+# A multiplication and an addition are two operations. PyTorch counts them on tensors without
+# values, so the count of a ViT-H needs neither its weights nor its memory. We count the frozen
+# blocks forward and the tuned blocks forward. The backward pass of the tuned blocks takes about
+# twice their forward pass: once for the gradient of their input and once for that of their weights.
 
 
 # %%
@@ -92,59 +95,60 @@ def operations(function, *args) -> float:
 
 
 def split(name: str, px: int, tune_blocks: int) -> dict:
-    """Operations per image of a plain timm ViT's prefix and tail, by its share of blocks."""
+    """Operations per image of a timm ViT, shared out evenly over its blocks."""
     with torch.device("meta"):
         net = timm.create_model(name, num_classes=0, img_size=px)
         whole = operations(net, torch.empty(1, 3, px, px))
     share = tune_blocks / len(net.blocks)
     tokens = net.patch_embed.num_patches + net.num_prefix_tokens
     return {
-        "prefix": (1 - share) * whole,
-        "tail": share * whole,
+        "frozen": (1 - share) * whole,
+        "tuned": share * whole,
         "activation": (tokens, net.embed_dim),
     }
 
 
-encoder = encoder_for(config)
+def bound(cost: dict) -> float:
+    """How many times faster the cache can make a step, by the count."""
+    return 1 + cost["frozen"] / (3 * cost["tuned"])
+
+
+encoder = encoder_for(config, device="cpu")
 image = torch.rand(1, 3, config.patch_px, config.patch_px)
 hidden = encoder.prefix(image)
 counted = {
     f"{config.backbone}, last {config.tune_blocks}": {
-        "prefix": operations(encoder.prefix, image),
-        "tail": operations(encoder.tail, hidden),
+        "frozen": operations(encoder.prefix, image),
+        "tuned": operations(encoder.tail, hidden),
         "activation": tuple(hidden.shape[1:]),
     }
 }
-for name, blocks in (
-    ("vit_base_patch16_224", (1, 4, 12)),
-    ("vit_huge_patch14_224", (1, 32)),
-):
+VITS = {"vit_base_patch16_224": (1, 4, 12), "vit_huge_patch14_224": (1, 32)}
+for name, blocks in VITS.items():
     for k in blocks:
         counted[f"{name}, last {k}"] = split(name, 224, k)
 
 # %%
-#| alt: For the default encoder, a ViT-B and a ViT-H with few or all blocks tuned: the share of a
-#| training step's operations that goes into the frozen prefix, the tuned tail forwards and the
-#| tuned tail backwards, as stacked bars.
+#| alt: Stacked bars for the default encoder, a ViT-B and a ViT-H, each with few or all blocks
+#| tuned. They show which share of a training step's operations goes into the frozen blocks, the
+#| tuned blocks forward and the tuned blocks backward.
 parts = {
-    "prefix, forwards": [c["prefix"] for c in counted.values()],
-    "tail, forwards": [c["tail"] for c in counted.values()],
-    "tail, backwards": [2 * c["tail"] for c in counted.values()],
+    "frozen, forward": [cost["frozen"] for cost in counted.values()],
+    "tuned, forward": [cost["tuned"] for cost in counted.values()],
+    "tuned, backward": [2 * cost["tuned"] for cost in counted.values()],
 }
 total = np.sum(list(parts.values()), axis=0)
 with plt.rc_context(plots.STYLE):
     figure, ax = plt.subplots(figsize=(8, 2.9))
     start = np.zeros(len(counted))
-    for (said, values), colour in zip(
-        parts.items(), plots.COLOURS, strict=False
-    ):
-        ax.barh(
-            list(counted), values / total, left=start, color=colour, label=said
-        )
-        start += values / total
-    for y, t in enumerate(total):
-        ax.text(1.01, y, f"{t / 1e9:,.1f} GFLOP", va="center", fontsize=9)
-    ax.set(xlabel="share of a step", xlim=(0, 1))
+    for number, (label, values) in enumerate(parts.items()):
+        share = values / total
+        colour = plots.COLOURS[number]
+        ax.barh(list(counted), share, left=start, color=colour, label=label)
+        start += share
+    for y, count in enumerate(total):
+        ax.text(1.01, y, f"{count / 1e9:,.1f} GFLOP", va="center", fontsize=9)
+    ax.set(xlabel="share of a step's operations", xlim=(0, 1))
     ax.invert_yaxis()
     figure.legend(loc="outside upper right", ncols=3)
 plt.close(figure)
@@ -153,106 +157,115 @@ figure
 # %% [markdown]
 # ## What the cache can save
 #
-# The prefix is a fixed function of a view's pixels, so it can be computed once and read from disk
-# afterwards. Then a step costs $3 F_\text{tail}$ in place of $F_\text{prefix} + 3 F_\text{tail}$,
-# and the cache can win at most
+# The output of the frozen blocks depends on a view's pixels alone, so it can be computed once and
+# read from disk afterwards. A step then costs $3 F_\text{tuned}$ in place of
+# $F_\text{frozen} + 3 F_\text{tuned}$ operations. By this count the cache makes a step faster by at
+# most
 #
 # $$
-# \frac{F_\text{prefix} + 3 F_\text{tail}}{3 F_\text{tail}}
-# = 1 + \frac{F_\text{prefix}}{3 F_\text{tail}} .
+# \frac{F_\text{frozen} + 3 F_\text{tuned}}{3 F_\text{tuned}}
+# = 1 + \frac{F_\text{frozen}}{3 F_\text{tuned}} .
 # $$
 #
-# For that it wants disk: pairs, times views, times the activations at the cut, in 4 bytes each.
+# The cache needs disk: pairs times views times the activations after the frozen blocks, four bytes
+# each.
 
 # %%
 rows = {}
-for name, c in counted.items():
-    size = 4 * float(np.prod(c["activation"]))
+for name, cost in counted.items():
+    view_bytes = 4 * float(np.prod(cost["activation"]))
     rows[name] = {
-        "at most faster by": 1 + c["prefix"] / (3 * c["tail"]),
-        "kB a view": size / 1e3,
-        "1,000 pairs, 8 views (GB)": 8e3 * size / 1e9,
-        "700,000 pairs, 8 views (GB)": 700e3 * 8 * size / 1e9,
+        "at most faster by": bound(cost),
+        "kB a view": view_bytes / 1e3,
+        "1,000 pairs, 8 views (GB)": 8e3 * view_bytes / 1e9,
+        "700,000 pairs, 8 views (GB)": 700e3 * 8 * view_bytes / 1e9,
     }
 saving = pd.DataFrame(rows).T
-saving.round(2)
+saving.map("{:,.2f}".format)
+
+# %%
+huge = saving.loc["vit_huge_patch14_224, last 1"]
+own = saving.iloc[0]
+print(
+    f"ViT-H, last block tuned: at most {huge.iloc[0]:.1f} times faster, and "
+    f"{huge.iloc[3] / 1e3:,.1f} TB at 700,000 pairs"
+)
+print(f"{saving.index[0]}: at most {own.iloc[0]:.2f} times faster")
 
 # %% [markdown]
-# One block of a ViT-H tuned: ten times faster at best. Three of the default's five stages tuned:
-# the tail is most of the network, and the bound is close to 1. What the cache saves there beyond
-# the count is the making of views, which is work for the processor too. And nobody keeps terabytes
-# of activations: at 700,000 pairs the cache is the wrong tool, and the plain loop is the right one.
+# A network with one tuned block of many gains most, because most of its step is frozen. At 700,000
+# pairs the cache needs the disk of the last column, and the plain loop needs none.
 #
-# ## Count against clock
+# ## Count and clock
 #
-# Operations are not seconds: a depthwise convolution has few of both kinds and still waits for
-# memory. So measure what a step takes, with one block tuned and with three.
+# Operations are not seconds. A depthwise convolution has few operations and still waits for memory.
+# The cache also saves the making of views, which the count leaves out. So we time training steps
+# with one and with three tuned blocks.
 
 # %%
 panel = GenePanel.from_config(train, config, include=here.genes)
 
 
-def pairs_per_second(
-    settings, *, cached: bool, steps: int = 2 if SMOKE else 5
-) -> float:
-    """Training steps on the clock, their median; the first warms up and is not counted."""
+def pairs_per_second(settings, *, cached: bool, steps: int) -> float:
+    """Pairs per second of a training step: the median, without the first."""
     torch.manual_seed(SEED)
     model = SEAL.build(panel, settings).to(device)
     activations = Activations(
         model.encoder, train, settings, cached=cached, progress=False
     )
     pairs = Pairs(train, panel, settings, activations)
-    optimizer = torch.optim.AdamW(
-        [p for p in model.parameters() if p.requires_grad], lr=1e-3
-    )
+    trained = [p for p in model.parameters() if p.requires_grad]
+    optimizer = torch.optim.AdamW(trained, lr=1e-3)
     model.train()
     clock = []
-    batches = pairs.epoch(0)
-    for number, (h, x) in enumerate(batches):
-        if number == steps:
-            break
+    for h, x in itertools.islice(pairs.epoch(0), steps):
         loss = seal_loss(model(h.to(device), x.to(device)), settings)["loss"]
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
-        loss.item()  # waits for a graphics card to have done it
+        loss.item()  # a GPU computes in the background: wait for it
         clock.append(time.perf_counter())
     return settings.batch_size / float(np.median(np.diff(clock)))
 
 
-speeds = {}
+STEPS = 3 if SMOKE else 6
+speeds, bounds = {}, {}
 for k in (1, 3):
     settings = dataclasses.replace(
         config, tune_blocks=k, n_views=1, batch_size=32
     )
     speeds[k] = {
-        name: pairs_per_second(settings, cached=name == "cached")
+        name: pairs_per_second(settings, cached=name == "cached", steps=STEPS)
         for name in ("plain", "cached")
     }
+    network = encoder_for(settings, device="cpu")
+    bounds[k] = bound(
+        {
+            "frozen": operations(network.prefix, image),
+            "tuned": operations(network.tail, network.prefix(image)),
+        }
+    )
 table = pd.DataFrame(speeds).T.rename_axis("blocks tuned")
 table["faster by"] = table.cached / table.plain
-table["at most, by count"] = [
-    1 + operations(e.prefix, image) / (3 * operations(e.tail, e.prefix(image)))
-    for e in (
-        encoder_for(dataclasses.replace(config, tune_blocks=k)) for k in (1, 3)
-    )
-]
-table.round(1)
+table["at most, by count"] = pd.Series(bounds)
+table.map("{:.1f}".format)
 
 # %% [markdown]
+# The columns `plain` and `cached` are pairs per second on this machine.
+#
 # ## More pairs than memory holds
 #
-# A step does not know how many pairs there are, so time should grow in proportion and memory not at
-# all. Images in memory would spoil that. So they can be written to disk once, a file for each
-# section, with expression beside them as sparse rows:
+# A step does not depend on the number of pairs, so the time of an epoch grows with it and memory
+# need not. Images in memory would grow, too. They can be written to disk once, one file for each
+# section, beside the expression as sparse rows:
 #
 # ```bash
 # seal-lite shard --data DATA --train S1,S2,S3 --out data/shards
 # seal-lite finetune --data data/shards --out runs/large
 # ```
 #
-# A row of such a file is read by one seek, so an epoch is a full shuffle, as it is in memory, and
-# so is its loss, to the last bit:
+# A row of such a file is one read, so an epoch is a full shuffle, as it is in memory. We compare
+# the loss of the first batch:
 
 # %%
 settings = dataclasses.replace(config, tune_blocks=1, n_views=1, batch_size=32)
@@ -261,71 +274,72 @@ shutil.rmtree(FOLDER, ignore_errors=True)
 for path in write_shards(train, FOLDER, panel=panel, config=settings):
     print(f"{path.name}: {path.stat().st_size / 1e6:.0f} MB")
 model = SEAL.build(panel, settings).to(device)
-ways = {"memory": train, "shards": read_shards(FOLDER, settings)[0]}
-batches = {}
-for name, s in ways.items():
-    activations = Activations(model.encoder, s, settings, cached=False)
-    batches[name] = next(Pairs(s, panel, settings, activations).epoch(0))
-first = {}
-for name, (h, x) in batches.items():
+sources = {"memory": train, "shards": read_shards(FOLDER, settings)[0]}
+batches, losses = {}, {}
+for name, sections in sources.items():
+    activations = Activations(model.encoder, sections, settings, cached=False)
+    h, x = next(Pairs(sections, panel, settings, activations).epoch(0))
+    batches[name] = h, x
     torch.manual_seed(SEED)
-    first[name] = seal_loss(model(h, x.to(device)), settings)["loss"].item()
-print("loss of the first batch:", first)
+    output = model(h.to(device), x.to(device))
+    losses[name] = seal_loss(output, settings)["loss"].item()
+for name, loss in losses.items():
+    print(f"loss of the first batch from {name}: {loss:.9f}")
 
 # %% [markdown]
-# ## A batch larger than the card
+# ## A batch larger than the GPU's memory
 #
-# A contrast wants many negatives, and a batch's activations want memory. But the loss needs only
-# the embeddings, which are small. So compute them some images at a time and keep nothing else; on
-# the backward pass compute each part again, this time with its activations
-# {cite:p}`chen2016checkpointing`. The gradient is that of the whole batch, for one more forward
-# pass of the tail {cite:p}`gao2021gradcache`. That is `chunk`:
+# A contrastive loss compares each pair with all others of the batch, and the activations of a large
+# batch need memory. But the loss itself reads only the embeddings, which are small. `chunk`
+# therefore encodes some images at a time and keeps their embeddings alone. The backward pass
+# computes each part once more, now with its activations {cite:p}`chen2016checkpointing`. The
+# gradient is that of the whole batch, at the cost of one more forward pass of the tuned blocks
+# {cite:p}`gao2021gradcache`.
 
 
 # %%
-def held(function, *args, **options) -> float:
+def kept_megabytes(function, *args, **options) -> float:
     """MB that a forward pass keeps for the backward pass."""
-    size = 0
+    sizes = []
 
     def pack(tensor):
-        nonlocal size
-        size += tensor.numel() * tensor.element_size()
+        sizes.append(tensor.numel() * tensor.element_size())
         return tensor
 
     with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
         function(*args, **options)
-    return size / 1e6
+    return sum(sizes) / 1e6
 
 
-def step_loss(chunk: int) -> torch.Tensor:
-    """The loss of the first batch, with so many images at a time."""
-    return seal_loss(model(h, x.to(device), chunk=chunk), settings)["loss"]
+h, x = (tensor.to(device) for tensor in batches["memory"])
+
+
+def batch_loss(chunk: int) -> torch.Tensor:
+    """The loss of the first batch, encoded `chunk` images at a time."""
+    return seal_loss(model(h, x, chunk=chunk), settings)["loss"]
 
 
 def largest_gradient(chunk: int) -> float:
-    """Of all LoRA matrices, after a step with so many images at a time."""
+    """The largest gradient of the tuned weights."""
     torch.manual_seed(SEED)
     model.zero_grad()
-    step_loss(chunk).backward()
-    return max(
-        p.grad.abs().max().item()
-        for p in model.encoder.parameters()
-        if p.grad is not None
-    )
+    batch_loss(chunk).backward()
+    weights = model.encoder.parameters()
+    gradients = [p.grad.abs().max() for p in weights if p.grad is not None]
+    return max(gradients).item()
 
 
-h, x = batches["memory"]
-heads = held(step_loss, 4)  # of the tail nothing is kept
-part = {
-    chunk: held(model.encoder.tail, h[:chunk].to(device))
-    for chunk in (32, 16, 8, 4)
-}
-gradients = {chunk: largest_gradient(chunk) for chunk in part}
-print("largest gradient:", {k: round(v, 6) for k, v in gradients.items()})
+CHUNKS = (32, 16, 8, 4)
+# In parts, nothing of the tuned blocks is kept: this is what the heads keep.
+heads = kept_megabytes(batch_loss, 4)
+part = {k: kept_megabytes(model.encoder.tail, h[:k]) for k in CHUNKS}
+gradients = {k: largest_gradient(k) for k in CHUNKS}
+for k, gradient in gradients.items():
+    print(f"{k:2d} images at a time: largest gradient {gradient:.6f}")
 
 # %%
-#| alt: Stacked bars of the memory that a step needs with 32, 16, 8 and 4 images at a time: what the
-#| heads keep of the whole batch stays, what the tail keeps of one part halves each time.
+#| alt: Stacked bars of the memory that a step needs with 32, 16, 8 and 4 images at a time. What the
+#| heads keep of the whole batch is the same; what the tuned blocks keep of a part is smaller.
 with plt.rc_context(plots.STYLE):
     figure, ax = plt.subplots(figsize=(8, 2.4))
     names = [f"{chunk} at a time" for chunk in part]
@@ -341,7 +355,7 @@ with plt.rc_context(plots.STYLE):
         list(part.values()),
         left=heads,
         color=plots.COLOURS[1],
-        label="the tail, of one part",
+        label="the tuned blocks, of one part",
     )
     ax.invert_yaxis()
     ax.set(xlabel="MB kept for the backward pass, at most")
@@ -350,147 +364,163 @@ plt.close(figure)
 figure
 
 # %% [markdown]
-# The tail here is one stage of a small network. Of a ViT-H it is gigabytes, and the heads are the
-# same.
+# Here the tuned block is one block of a small network. The blocks of a ViT-H keep more, and the
+# heads keep the same.
 #
-# ## Several cards
+# ## Several GPUs
 #
 # ```bash
 # accelerate launch --num_processes 8 $(which seal-lite) finetune \
 #   --data data/shards --out runs/large
 # ```
 #
-# Every process encodes its part of the batch; then embeddings are gathered, with their gradients,
-# and each computes the same loss of the whole batch. So all pairs are negatives of all, BatchNorm
-# in the gene encoder sees the batch and not a part of it, and two processes with 64 pairs each do
-# what one does with 128: a test holds them to a loss within $10^{-5}$. `batch_size` is the batch of
-# all together. Of the pairs' traffic only embeddings and the gradients of LoRA go between the
-# cards, a few megabytes a step.
+# Every process encodes its part of the batch. The embeddings are then gathered with their
+# gradients, and each process computes the loss of the whole batch. So every pair has all other
+# pairs as negatives, and BatchNorm in the gene encoder sees the whole batch. A test compares two
+# processes of 64 pairs with one of 128, and allows their losses to differ by $10^{-5}$.
+# `batch_size` is the batch of all processes together. Between the GPUs travel only embeddings and
+# the gradients of what is trained.
 #
 # ## What was measured
 #
 # {% include "speed.md" %}
 
 # %% [markdown]
-# ## What to expect elsewhere
+# ## What to expect on a GPU
 #
-# The small network here, from the clock above. And the paper's own scale, 700,000 pairs for ten
-# epochs, *extrapolated* and not measured: a card's peak rate in half precision from its data sheet,
-# of which a well-fed training step may reach forty percent; no loading, no cache. No GPU was at
-# hand when this was written. It is for deciding whether to wait or to rent.
+# No GPU was available for this book, so the hours below are *extrapolated*. They are for the
+# paper's scale, 700,000 pairs for ten epochs without a cache. We divide the operations by 40% of
+# the peak rate in half precision on the GPU's data sheet, and leave the time of loading out. Use
+# them to decide whether to wait or to rent; `make bench-gpu` measures your own GPU.
 
 # %%
 minutes = 700 * 20 / speeds[3]["cached"] / 60
 print(
-    f"here, {config.backbone}, 700 pairs, 20 epochs, last 3 stages: {minutes:.0f} min"
+    f"This machine: 700 pairs, 20 epochs, last 3 blocks of {config.backbone}: "
+    f"{minutes:.0f} min, from the rate above"
 )
-PEAK = {
-    "Colab T4": 65e12,
-    "one A100": 312e12,
-    "one H100": 989e12,
-    "eight H100": 8 * 989e12,
-}
-hours = {
-    name: {
-        card: 700e3 * 10 * (c["prefix"] + 3 * c["tail"]) / (0.4 * rate) / 3600
-        for card, rate in PEAK.items()
-    }
-    for name, c in counted.items()
-    if name.startswith("vit")
-}
-pd.DataFrame(hours).T.rename_axis("hours, extrapolated").round(2)
+PEAK = {"T4": 65e12, "A100": 312e12, "H100": 989e12, "8 x H100": 8 * 989e12}
+EFFICIENCY = 0.4
+hours = {}
+for name, cost in counted.items():
+    if name.startswith("vit"):
+        work = 700e3 * 10 * (cost["frozen"] + 3 * cost["tuned"])
+        hours[name] = {
+            gpu: work / (EFFICIENCY * rate) / 3600 for gpu, rate in PEAK.items()
+        }
+estimate = pd.DataFrame(hours).T.rename_axis("hours, extrapolated")
+estimate.map("{:,.2f}".format)
 
 # %% [markdown]
-# And does it fit? A T4 has 16 GB and no bfloat16, so `precision="auto"` trains in fp16 there. A
-# block keeps about 20 numbers per token and channel for the backward pass, two bytes each; weights
-# take four. From that follows, *derived* and not measured, how many images a step may hold:
+# Does the model fit? A T4 has 16 GB and no bfloat16, so `precision="auto"` trains in fp16 there. We
+# assume that a block keeps about 20 values per token and dimension for the backward pass, of two
+# bytes each, and that a weight takes four bytes. From that follows how many images a step may hold.
+# This is *derived* and not measured:
 
 # %%
-FREE, KEPT = (
-    0.8 * 16e9,
-    20 * 2,
-)  # bytes of the card; bytes per token and channel of a block
+GPU_BYTES = 0.8 * 16e9
+BYTES_KEPT = 20 * 2
 WEIGHTS = {"vit_base_patch16_224": 86e6, "vit_huge_patch14_224": 632e6}
 fit = {}
-for name, c in counted.items():
-    net, _, last = name.partition(", last ")
-    if net in WEIGHTS:
-        bytes_each = float(np.prod(c["activation"])) * KEPT * int(last)
-        fit[name] = int((FREE - 4 * WEIGHTS[net]) / bytes_each)
+for name, cost in counted.items():
+    network, _, last = name.partition(", last ")
+    if network in WEIGHTS:
+        image_bytes = (
+            float(np.prod(cost["activation"])) * BYTES_KEPT * int(last)
+        )
+        free = GPU_BYTES - 4 * WEIGHTS[network]
+        fit[name] = int(free / image_bytes)
 pd.Series(fit, name="images at a time on a T4").to_frame()
 
 # %% [markdown]
-# Where that is below the batch, `--chunk` of that size makes it fit.
+# Where this is less than the batch, `--chunk` of that size makes the batch fit.
+#
+# ## Result
+
+# %% tags=["hide-input"]
+ratios = {k: speed["cached"] / speed["plain"] for k, speed in speeds.items()}
+kinds = {k: "faster" if ratio > 1 else "slower" for k, ratio in ratios.items()}
+same_loss = losses["memory"] == losses["shards"]
+equal = "the same loss as" if same_loss else "another loss than"
+result_box(
+    f"On this machine ({device}, {torch.get_num_threads()} threads), training "
+    f"steps of {config.backbone} with the cache ran {ratios[1]:.1f} times as "
+    f"fast with one tuned block ({kinds[1]}) and {ratios[3]:.1f} times as fast "
+    f"with three ({kinds[3]}). The counts of operations give "
+    f"{bounds[1]:.1f} and {bounds[3]:.1f}.",
+    f"The first batch from disk has {equal} the same batch from memory.",
+    f"Encoding {CHUNKS[-1]} images at a time keeps {heads + part[4]:.0f} MB for "
+    f"the backward pass, in place of {heads + part[32]:.0f} MB.",
+    f"Rates are the median of {STEPS - 1} steps on one machine: a description "
+    "without an interval.",
+)
+
+# %% [markdown]
+# {% set scale = load("bench").scale %}
+# On the machine of the tables above, an epoch of {{ number(scale[-1].pairs, ",") }} pairs took
+# {{ number(scale[-1].seconds, ".0f") }} s from disk. From {{ number(scale[0].pairs, ",") }} pairs
+# to that, the time per pair went from {{ number(1000 * scale[0].seconds / scale[0].pairs, ".2f") }}
+# to {{ number(1000 * scale[-1].seconds / scale[-1].pairs, ".2f") }} ms and peak memory from
+# {{ number(scale[0].peak_bytes / 1e9, ".2f") }} to {{ number(scale[-1].peak_bytes / 1e9, ".2f") }}
+# GB.
 
 # %% [markdown]
 # ## What to remember
 #
-# - A step costs the frozen part once and the tuned part three times.
-# - The cache is worth as much as the frozen part is large. It pays with disk.
-# - Count first, then measure; where the two disagree, memory is the reason.
-# - Time is proportional to pairs, disk to views, and memory to neither.
-# - A batch is one batch, whether in memory, on disk, in chunks or on several cards.
+# - A step costs the frozen blocks one forward pass, and the tuned blocks about three.
+# - The cache saves the frozen blocks' share of a step, and takes disk for every pair and view.
+# - Count first, then measure: waiting for memory and making views take time that no count shows.
+# - A batch has one loss, whether it comes from memory or disk, in parts or from several GPUs.
 #
 # ## Exercises
 #
-# **1.** What is the cache worth if all blocks are tuned, and what if none is (an embedding is made,
-# nothing trained)?
+# **1.** What can the cache save if all blocks are tuned? What can it save if none is, because
+# embeddings are computed and nothing is trained?
 
 # %% tags=["hide-cell", "solution"]
-# All tuned: there is no prefix, the bound is 1. None tuned: everything is prefix, the bound has no
-# limit: embeddings are computed once and that is all. Between the two it falls fast.
+# All tuned: nothing is frozen, and the bound is 1. None tuned: everything is
+# frozen, and the bound has no limit, because embeddings are computed once.
 for k in (1, 2, 4, 8, 12):
-    c = split("vit_base_patch16_224", 224, k)
-    print(
-        f"ViT-B, last {k:2d} tuned: at most {1 + c['prefix'] / (3 * c['tail']):.2f} times faster"
-    )
+    cost = split("vit_base_patch16_224", 224, k)
+    print(f"ViT-B, last {k:2d} tuned: at most {bound(cost):.2f} times faster")
 
 # %% [markdown]
 # **2.** You have 50 GB of disk and want ViT-B with its last block tuned, on 20,000 pairs. How many
 # views fit into the cache? How many in half precision?
 
 # %% tags=["hide-cell", "solution"]
-# Half precision doubles the views, and the activations' last digits are far below the noise.
+# Half precision takes two bytes in place of four, so twice as many views fit.
 view = float(np.prod(counted["vit_base_patch16_224, last 1"]["activation"]))
-fits = {
-    kind: int(50e9 // (20_000 * width * view))
-    for kind, width in (("fp32", 4), ("fp16", 2))
-}
-print(fits)
+fits = {}
+for kind, width in (("fp32", 4), ("fp16", 2)):
+    fits[kind] = int(50e9 // (20_000 * width * view))
+    print(f"{kind}: {fits[kind]} views")
 
 # %% [markdown]
-# **3.** Batch 384 as in the paper: how much memory do the activations of a ViT-H's *tuned* blocks
-# take, if a block keeps about 20 numbers per token and channel for the backward pass?
+# **3.** The paper's batch is 384. How much memory do the activations of a ViT-H's *tuned* blocks
+# take, if a block keeps about 20 values per token and dimension for the backward pass?
 
 # %% tags=["hide-cell", "solution"]
-# One block is harmless; all 32 do not fit on one card. That is when `chunk` is needed.
+# Compare with your GPU's memory: where a row exceeds it, `chunk` is needed.
 tokens, width = counted["vit_huge_patch14_224, last 1"]["activation"]
 for k in (1, 4, 32):
-    print(
-        f"last {k:2d} blocks: {384 * tokens * width * 20 * k * 2 / 1e9:,.0f} GB in half precision"
-    )
+    gigabytes = 384 * tokens * width * BYTES_KEPT * k / 1e9
+    print(f"last {k:2d} blocks: {gigabytes:,.0f} GB in half precision")
 
 # %% [markdown]
 # ## Further reading
 #
-# - {cite:p}`hemker2026seal`: the scale at which SEAL was trained.
-# - {cite:p}`mangrulkar2022peft`: what adapters save in memory.
-# - {cite:p}`wightman2019timm`: networks, and their counts.
+# - {cite:t}`hemker2026seal` trained SEAL at the scale of this chapter's extrapolation.
+# - {cite:t}`mangrulkar2022peft`: the adapter library that SEAL-lite uses.
+# - {cite:t}`wightman2019timm`: timm, whose networks are counted here.
 
 # %% tags=["key-figures", "remove-cell"]
-print(
-    json.dumps(
-        {
-            "bound": {
-                k: float(v) for k, v in saving["at most faster by"].items()
-            },
-            "pairs_per_s": speeds,
-            "losses": first,
-            "kept": {
-                str(k): (heads + v, gradients[k]) for k, v in part.items()
-            },
-            "fit": fit,
-            "views": fits,
-        }
-    )
-)
+figures = {
+    "bound": saving["at most faster by"].to_dict(),
+    "pairs_per_s": speeds,
+    "losses": losses,
+    "kept": {k: (heads + part[k], gradients[k]) for k in CHUNKS},
+    "fit": fit,
+    "views": fits,
+}
+print(json.dumps(figures))

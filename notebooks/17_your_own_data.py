@@ -1,7 +1,7 @@
 # ---
 # jupyter:
 #   jupytext:
-#     formats: ipynb,py:percent
+#     formats: py:percent
 #   kernelspec:
 #     display_name: Python 3
 #     language: python
@@ -12,51 +12,58 @@
 # # Your own data
 #
 # **Your sections came from another instrument, in another folder layout, with another kind of
-# image. What has to be true of them before an encoder can learn from them, and how do you see in a
+# image. What must be true of them before an encoder can learn from them, and how do you see in a
 # minute that it is not?**
 #
 # Ten minutes to read, two minutes to run.
 #
-# Put your sections into one folder. Nothing has to be converted: each is read by the reader of its
-# own ecosystem and becomes the same thing, an AnnData with counts, places in pixels and a scale,
-# beside an image that is read by region. What cannot be told from the files stands in one table.
+# Put your sections into one folder. You need not convert them: a reader for each format makes
+# every section an AnnData with counts, positions in pixels and a scale, beside an image. What the
+# files do not state goes into one table. Below, three formats of one section give the same pairs,
+# and `seal-lite check` finds an image that was mirrored.
 
 # %% tags=["hide-cell"]
+# On Colab: install SEAL-lite, and keep the torch that Colab brings.
 import importlib.util
 import subprocess
 import sys
 from importlib.metadata import version
 
-if (
-    importlib.util.find_spec("seal_lite") is None
-):  # in Colab, whose torch is kept
-    home = "seal_lite[offline,data,slides] @ git+https://github.com/seal-lite/seal-lite"
+PACKAGE = "seal_lite[data]"
+HOME = "git+https://github.com/seal-lite/seal-lite"
+if importlib.util.find_spec("seal_lite") is None:
     kept = [f"{name}=={version(name)}" for name in ("torch", "torchvision")]
-    subprocess.run(
-        [sys.executable, "-m", "pip", "install", "-q", home, *kept], check=True
-    )
+    pip = [sys.executable, "-m", "pip", "install", "-q"]
+    subprocess.run([*pip, f"{PACKAGE} @ {HOME}", *kept], check=True)
 
 # %% tags=["parameters"]
-DATASET = (
-    "auto"  # the phantom, or on a GPU real tumours; or any folder of sections
-)
-SMOKE = False  # everything tiny, just to see that it runs
-SECTION = ""  # the section that is shown; empty: the last one
+# "auto": the phantom, or on a GPU real tumours; or any folder of sections.
+DATASET = "auto"
+# Everything tiny, just to see that it runs.
+SMOKE = False
+# The section that is shown; empty: the last one.
+SECTION = ""
 SEED = 0
 
-# %%
+# %% tags=["hide-input"]
 import json
 import logging
 import shutil
 import warnings
 from pathlib import Path
 
-warnings.filterwarnings("ignore")  # other packages' own, about each other
+# Other packages warn about each other.
+warnings.filterwarnings("ignore")
 
 import anndata as ad
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
+import spatialdata as sd
+from matplotlib.collections import PatchCollection
+from matplotlib.patches import Rectangle
+from spatialdata.models import Image2DModel, ShapesModel, TableModel
+from spatialdata.transformations import Identity, Scale
 
 from seal_lite import plots
 from seal_lite.data import leakage
@@ -72,7 +79,7 @@ from seal_lite.data.section import (
     load_sections,
     read_counts,
 )
-from seal_lite.tutorial import begin
+from seal_lite.tutorial import begin, result_box
 
 here = begin(DATASET, smoke=SMOKE)
 logging.disable(logging.WARNING)
@@ -80,29 +87,27 @@ ROOT, names, config = here.root, here.names, here.config
 SECTION = SECTION or names[-1]
 (mine,) = here.load([SECTION])
 um = mine.adata.uns["um_per_px"]
-picture = np.asarray(open_image(mine.adata.uns["image_path"]))
+image = np.asarray(open_image(mine.adata.uns["image_path"]))
+spots = mine.adata.obsm["spatial"] * um
 rng = np.random.default_rng(SEED)
 
 # %% [markdown]
-# Here is one section twice. Every ring is a spot, the lighter the more molecules were counted. In
-# one of the two the image was scanned mirrored: every patch would be paired with the expression of
-# another place. Which one is wrong? The answer comes below, and the computer finds it, too.
+# Here is one section twice. Every ring is a spot, and it is lighter the more transcripts were
+# counted there. In A or in B the image was mirrored, so every patch would be paired with the
+# expression of another place. Which one is wrong? The answer stands below.
 
 # %%
 #| alt: A tissue section twice, called A and B, with rings where the spots lie, coloured by depth.
 #| In B the tissue is the mirror image of A's, and the rings are in the same places.
-extent = (0, picture.shape[1] * um, picture.shape[0] * um, 0)
-spots = mine.adata.obsm["spatial"] * um
+extent = (0, image.shape[1] * um, image.shape[0] * um, 0)
+shades = plt.cm.viridis(pd.Series(depth(mine.adata)).rank(pct=True))
 with plt.rc_context(plots.STYLE):
     figure, panels = plt.subplots(1, 2, figsize=(8, 4.4))
-    for ax, title, tissue in zip(
-        panels, "AB", (picture[:, ::-1], picture), strict=True
-    ):
+    versions = {"A": image[:, ::-1], "B": image}
+    for ax, (title, tissue) in zip(panels, versions.items(), strict=True):
         ax.imshow(tissue[::8, ::8], extent=extent, alpha=0.5)
         rings = ax.scatter(*spots.T, s=34, facecolors="none", lw=2.6)
-        rings.set_edgecolors(
-            plt.cm.viridis(pd.Series(depth(mine.adata)).rank(pct=True))
-        )
+        rings.set_edgecolors(shades)
         ax.set(title=title, xticks=[], yticks=[])
         ax.spines[:].set_visible(False)
         plots.scale_bar(ax)
@@ -110,39 +115,40 @@ plt.close(figure)
 figure
 
 # %% [markdown]
-# ## What is read
+# ## Which formats are read
 #
-# A section is known by a file that no other format has. Its name is what the star stands for.
+# A file that no other format has identifies the format of a section. In the table, the section's
+# name stands where the star is.
 
-# %%
+# %% tags=["hide-input"]
 pd.set_option("display.max_colwidth", None)
-table = {
-    s.patterns[0]: s.reader.__doc__.split("\n")[0].rstrip(".") for s in SOURCES
-}
-pd.DataFrame(
-    {"is read as": table.values()},
-    pd.Index(table.keys(), name="in your folder"),
-)
+formats = {}
+for source in SOURCES:
+    summary = source.reader.__doc__.split("\n")[0].rstrip(".")
+    formats[source.patterns[0]] = summary
+index = pd.Index(formats.keys(), name="in your folder")
+pd.DataFrame({"is read as": formats.values()}, index)
 
 # %% [markdown]
-# The image lies in the section's folder, or beside its file under the same name: JPEG, PNG, TIFF,
-# pyramidal TIFF, SVS and whatever else tiffslide opens. Visium wants the full-resolution image that
-# Space Ranger was given: the `tissue_hires_image.png` in its output is 2,000 pixels wide, for more
-# than 6.5 mm of tissue, and a patch of 112 µm would be some thirty of them. Where that one alone is
-# there, it is read at its own scale, and `check` names it.
+# The image lies in the section's folder, or beside its file under the same name. JPEG, PNG, TIFF,
+# pyramidal TIFF, SVS and every other format of tiffslide can be read. For Visium, give the
+# full-resolution image that Space Ranger was given. The `tissue_hires_image.png` in its output is
+# 2,000 pixels wide and shows more than 6.5 mm of tissue, so that a patch of 112 µm would have about
+# thirty pixels a side. Where only that image is present, it is read at its own scale, and `check`
+# names it.
 #
-# To try it without a data set of your own (the first is a breast cancer of 10x Genomics; the second
-# needs access to HEST-1k on the hub):
+# Two commands fetch a data set to try. The first is a breast cancer of 10x Genomics; the second
+# needs access to HEST-1k on the Hub:
 #
 # ```bash
 # seal-lite fetch visium --out data/visium
 # seal-lite fetch hest --sections TENX95 --out data/hest
 # ```
 #
-# ## One section, three ways
+# ## One section in three formats
 #
-# Let us write a section in two other formats, and read all three. First what most people have: an
-# `.h5ad`, and a pyramidal TIFF of the same name.
+# We write a section in two other formats and read all three. First an `.h5ad` with a pyramidal TIFF
+# of the same name.
 
 # %%
 FOLDER = Path("data/mine")
@@ -155,19 +161,15 @@ plain = ad.AnnData(
     obsm={"spatial": mine.adata.obsm["spatial"]},
 )
 plain.write_h5ad(FOLDER / "tube.h5ad")
-write_pyramid(FOLDER / "tube.tif", picture, um_per_px=um)
+write_pyramid(FOLDER / "tube.tif", image, um_per_px=um)
 
 # %% [markdown]
-# Then a SpatialData store, in which image, spots and table are elements of their own, and only a
-# transformation says how the spots lie on the image.
+# Then a SpatialData store, in which image, spots and table are separate elements. A transformation
+# states where the spots lie on the image.
 
 # %%
-import spatialdata as sd
-from spatialdata.models import Image2DModel, ShapesModel, TableModel
-from spatialdata.transformations import Identity, Scale
-
-image = Image2DModel.parse(
-    picture.transpose(2, 0, 1),
+he_image = Image2DModel.parse(
+    image.transpose(2, 0, 1),
     dims=("c", "y", "x"),
     scale_factors=[2, 2],
     transformations={"um": Scale([um, um], ("x", "y"))},
@@ -182,359 +184,347 @@ cells.obs = pd.DataFrame(
 )
 cells.obs["region"] = cells.obs.region.astype("category")
 cells.uns["um_per_px"] = um
-parts = {
-    "table": TableModel.parse(
-        cells, region="spots", region_key="region", instance_key="spot"
-    )
-}
+table = TableModel.parse(
+    cells, region="spots", region_key="region", instance_key="spot"
+)
 store = sd.SpatialData(
-    images={"he": image}, shapes={"spots": circles}, tables=parts
+    images={"he": he_image}, shapes={"spots": circles}, tables={"table": table}
 )
 store.write(FOLDER / "store.zarr")
 
-cut = {"patch_um": config.patch_um, "patch_px": config.patch_px}
-found = {s.name: s for s in load_sections(FOLDER, **cut)}
-shown = [int(i) for i in rng.choice(len(mine.rows), 6, replace=False)]
-gap = {
-    name: float(np.abs(s.patches.astype(int) - mine.patches).mean())
-    for name, s in found.items()
-}
-for name, s in found.items():
-    same = (s.adata.layers["counts"] != mine.adata.layers["counts"]).nnz == 0
-    about = (
-        f"{s.adata.uns['um_per_px']:.3f} µm per px, {s.adata.uns['species']}"
-    )
-    print(
-        f"{name}: {len(s.rows)} pairs, counts equal: {same}, {about}; "
-        f"grey values {gap[name]:.2f} apart"
-    )
+# %% [markdown]
+# One call reads both. We compare their counts and patches with the original's.
 
 # %%
-#| alt: Three rows of the same six regions of tissue: from the picture as it was, from the
-#| SpatialData store, and from the pyramidal TIFF.
-rows = np.concatenate(
-    [mine.patches[shown], *(found[n].patches[shown] for n in ("store", "tube"))]
-)
-kinds = {SECTION: "as it was", "store": "SpatialData", "tube": "h5ad, TIFF"}
-titles = [
-    f"{name}: {kinds[name]}" if not i else ""
-    for name in kinds
-    for i in range(len(shown))
-]
+size = {"patch_um": config.patch_um, "patch_px": config.patch_px}
+read = {section.name: section for section in load_sections(FOLDER, **size)}
+gap, same = {}, {}
+for name, section in read.items():
+    counts = section.adata.layers["counts"]
+    same[name] = (counts != mine.adata.layers["counts"]).nnz == 0
+    difference = section.patches.astype(int) - mine.patches
+    gap[name] = float(np.abs(difference).mean())
+    scale = section.adata.uns["um_per_px"]
+    print(f"{name}: {len(section.rows)} pairs, {scale:.3f} µm per px")
+    print(f"  equal counts: {same[name]}")
+    print(f"  mean difference of patches: {gap[name]:.2f} of 255 grey levels")
+
+# %%
+#| alt: Three rows of the same six patches of tissue: from the original image, from the SpatialData
+#| store, and from the pyramidal TIFF.
+shown = [int(i) for i in rng.choice(len(mine.rows), 6, replace=False)]
+kinds = {SECTION: "original", "store": "SpatialData", "tube": "h5ad, TIFF"}
+sources = {SECTION: mine, "store": read["store"], "tube": read["tube"]}
+rows = np.concatenate([source.patches[shown] for source in sources.values()])
+titles = []
+for name, kind in kinds.items():
+    titles += [f"{name}: {kind}"] + [""] * (len(shown) - 1)
 plots.patches(rows, titles, patch_um=config.patch_um)
 
 # %% [markdown]
-# Three rows, the same six regions: read from a picture that is decoded whole, from the level of a
-# pyramid that just has the detail, and from chunks on disk. The last two never hold the slide in
-# memory; a slide of 24,576 x 24,576 pixels is read in less than 500 MB by a test of this book.
+# The rows show the same six patches. The first were read from an image that is decoded whole. The
+# others were read from chunks on disk, in the level of a pyramid that has the detail, so the slide
+# never lies in memory. A test of this book reads a slide of 24,576 x 24,576 pixels in less than 500
+# MB.
 #
-# ## Where is a micrometre?
+# ## The scale: micrometres per pixel
 #
-# Everything physical hangs on one number, micrometres per pixel. Where the spots lie on an array,
-# the array tells it: 200 µm from spot to spot on the legacy slides, 100 µm on Visium, in a hexagon.
-# Otherwise the file says it, or the image, or you do, in `sections.tsv`. What two of them say must
-# agree: after a factor of two (coordinates of the 20x level on the 40x image) an encoder learns,
-# quietly, from the wrong places.
+# Every physical length depends on one value, micrometres per pixel. Where spots lie on an array,
+# their pitch gives it: 200 µm from spot to spot on the legacy arrays, 100 µm on Visium's hexagonal
+# grid. Otherwise the file states it, or the image, or you in `sections.tsv`. Two statements must
+# agree. If they differ by a factor of two, as coordinates of the 20x level on the 40x image do,
+# each patch shows the wrong place, and training would raise no error.
 
 # %%
-(FOLDER / "sections.tsv").write_text(
-    f"section\tum_per_px\tpitch_um\ntube\t{2 * um}\t200\nstore\t\t\n"
-)
+wrong_table = f"section\tum_per_px\tpitch_um\ntube\t{2 * um}\t200\nstore\t\t\n"
+(FOLDER / "sections.tsv").write_text(wrong_table)
 try:
     read_counts(FOLDER, "tube")
 except ValueError as error:
-    refused = str(error).replace(f"{Path.cwd()}/", "")
-print(refused)
+    message = str(error).replace(f"{Path.cwd()}/", "")
+print(message)
 (FOLDER / "sections.tsv").unlink()
 
 # %% [markdown]
-# `sections.tsv` also says what no file does. Its columns are `section` and any of `patient`,
-# `organ`, `technology`, `stain`, `species` and more, by each of which a cross-validation can hold
-# out; `image`, `um_per_px`, `pitch_um`, `pool_um` for what is said above and below; and `library`,
-# which names one of several sections in an AnnData. Fill in `patient`. Without it every section
-# counts as a patient of its own, and two sections of one tumour on both sides of a split make any
-# score look good. The guard of `crossval` knows twins by their counts and pictures, but not
-# cousins: see [how to fool yourself](15_fool_yourself.ipynb).
+# `sections.tsv` also states what no file does. Its columns are `section` and any of `patient`,
+# `organ`, `technology`, `stain`, `species` and more; a cross-validation can hold out by each of
+# them. `image`, `um_per_px`, `pitch_um` and `pool_um` are the settings of this chapter, and
+# `library` names one of several sections in an AnnData. Fill in `patient`. Without it every section
+# counts as a patient of its own, and two sections of one tumour on both sides of a split raise any
+# score. `crossval` recognises twins by their counts and images, but not other parts of the same
+# tissue: see [evaluation pitfalls](15_fool_yourself.ipynb).
 #
-# ## Where there are no spots
+# ## Assays without spots
 #
-# Xenium measures single transcripts, Visium HD small squares. Both are pooled into square
-# *pseudo-spots*: 100 µm unless you say otherwise, which is what HEST-1k does as well. Small squares
-# are many pairs of few counts, large ones few pairs of many. Here are transcripts of our section,
-# strewn around its spots, in Xenium's layout: in micrometres of the instrument, with the H&E turned
-# by a quarter and placed by the matrix that Xenium Explorer exports.
+# Xenium measures single transcripts, and Visium HD small squares. Both are pooled into square
+# *pseudo-spots* of 100 µm, as in HEST-1k, unless you state another size. Small squares give many
+# pairs of few counts, and large ones few pairs of many. Here we spread the transcripts of our
+# section around its spots and write them in Xenium's layout: in the instrument's micrometres, with
+# the H&E turned by a quarter and placed by the matrix that Xenium Explorer exports.
 
-# %%
+# %% tags=["hide-input"]
 folder = FOLDER.with_name("xenium") / "cassette"
 shutil.rmtree(folder.parent, ignore_errors=True)
 folder.mkdir(parents=True)
 counts = mine.adata.layers["counts"].tocoo()
-spot, gene = (
-    np.repeat(i, counts.data.astype(int)) for i in (counts.row, counts.col)
-)
-place = mine.adata.obsm["spatial"][spot] * um + rng.normal(
-    0, 55, (len(spot), 2)
-)
-width = picture.shape[1] * um
+copies = counts.data.astype(int)
+spot = np.repeat(counts.row, copies)
+gene = np.repeat(counts.col, copies)
+positions = spots[spot] + rng.normal(0, 55, (len(spot), 2))
+width = image.shape[1] * um
 transcripts = pd.DataFrame(
     {
-        "x_location": place[:, 1],
-        "y_location": width - place[:, 0],  # the instrument's own axes
+        "x_location": positions[:, 1],
+        "y_location": width - positions[:, 0],  # the instrument's own axes
         "feature_name": mine.adata.var_names.to_numpy()[gene],
         "qv": rng.uniform(15, 40, len(spot)),
     }
 )
-transcripts[transcripts.y_location > 0].to_parquet(
-    folder / "transcripts.parquet"
-)
+transcripts = transcripts[transcripts.y_location > 0]
+transcripts.to_parquet(folder / "transcripts.parquet")
 pixel = 0.2125
 (folder / "experiment.xenium").write_text(json.dumps({"pixel_size": pixel}))
 align = np.array([[0, um, 0], [-um, 0, width], [0, 0, pixel]]) / pixel
 np.savetxt(folder / "cassette_he_imagealignment.csv", align, delimiter=",")
-write_pyramid(folder / "cassette_he_image.tif", picture, um_per_px=um)
+write_pyramid(folder / "cassette_he_image.tif", image, um_per_px=um)
 
+# %%
 pooled = {}
-for size in (50, 100, 200):
-    (folder.parent / "sections.tsv").write_text(
-        f"section\tpool_um\ncassette\t{size}\n"
-    )
-    (pooled[size],) = load_sections(folder.parent, **cut)
-    median = np.median(depth(pooled[size].adata))
-    print(
-        f"{size} µm: {len(pooled[size].rows)} pairs of {median:.0f} counts (median)"
-    )
+for edge in (50, 100, 200):
+    settings = f"section\tpool_um\ncassette\t{edge}\n"
+    (folder.parent / "sections.tsv").write_text(settings)
+    (section,) = load_sections(folder.parent, **size)
+    median = np.median(depth(section.adata))
+    print(f"{edge} µm: {len(section.rows)} pairs, median {median:.0f} counts")
+    pooled[edge] = section
 
 # %%
 #| alt: The section, and beside it three maps of one gene's counts per area, in squares of 50, 100
 #| and 200 µm.
-from matplotlib.collections import PatchCollection
-from matplotlib.patches import Rectangle
-
 GENE = "ERBB2" if "ERBB2" in mine.adata.var_names else mine.adata.var_names[0]
 with plt.rc_context(plots.STYLE):
     figure, panels = plt.subplots(1, 4, figsize=(8.5, 2.6))
-    for ax in panels:
-        ax.set(
-            xticks=[],
-            yticks=[],
-            xlim=extent[:2],
-            ylim=extent[2:],
-            aspect="equal",
-        )
-        ax.spines[:].set_visible(False)
-    panels[0].imshow(picture[::8, ::8], extent=extent)
+    panels[0].imshow(image[::8, ::8], extent=extent)
     panels[0].set_title(SECTION)
-    for ax, (size, s) in zip(panels[1:], pooled.items(), strict=True):
-        at, value = (
-            s.adata.obsm["spatial"] * um,
-            s.adata[:, GENE].layers["counts"].toarray(),
-        )
-        squares = [
-            Rectangle((x - size / 2, y - size / 2), size, size) for x, y in at
-        ]
-        shade = np.log1p(value.ravel() / size**2 * 1e4)
+    for ax, (edge, section) in zip(panels[1:], pooled.items(), strict=True):
+        centres = section.adata.obsm["spatial"] * um
+        values = section.adata[:, GENE].layers["counts"].toarray().ravel()
+        corners = centres - edge / 2
+        squares = [Rectangle(corner, edge, edge) for corner in corners]
+        shade = np.log1p(values / edge**2 * 1e4)
         ax.add_collection(
             PatchCollection(squares, array=shade, cmap="viridis", linewidths=0)
         )
-        ax.set_title(f"{GENE}, {size} µm")
+        ax.set_title(f"{GENE}, {edge} µm")
     for ax in panels:
+        ax.set(xticks=[], yticks=[], aspect="equal")
+        ax.set(xlim=extent[:2], ylim=extent[2:])
+        ax.spines[:].set_visible(False)
         plots.scale_bar(ax)
 plt.close(figure)
 figure
 
 # %% [markdown]
-# Counts per area, each panel with its own colours. Squares of fewer than 100 counts are dropped, as
-# spots are: they have no profile worth the name.
+# The maps show the logarithm of the counts per area, and each has its own colour scale. A square of
+# fewer than 100 counts is dropped, as a spot is.
 #
-# ## Look before you train
+# ## Check before you train
 #
 # ```bash
 # seal-lite check --data data/mine --out check.html
 # ```
 #
-# reads every section as training would, fits nothing, and writes one page: which pairs there are
-# and which were dropped and why, the scale, depth, pictures of the spots on the tissue, the least
-# and the most sharp patches, and sentences on what should be looked at. Of our data it says:
+# reads every section as training would, fits nothing, and writes one page. The page shows which
+# pairs there are, which were dropped and why, the scale, the depth, the spots on the tissue, and
+# the least and the most sharp patches. It lists what you should look at. For our data it lists:
 
 # %%
-said, _ = check_sections(ROOT, config)
-said or "nothing odd"
+notes, _ = check_sections(ROOT, config)
+notes or "nothing"
 
 # %% [markdown]
-# Now the fault of the first picture, which no format check can find. In A, every spot still lies on
-# the image, every patch still shows tissue. But tissue that stains darkly has more cells, and more
-# cells have more transcripts: {term}`depth` follows the stain. So `check` also asks how well it
-# would in the seven other orientations. What it says of A:
+# Now the fault of the first figure, which no check of a format can find. A is the mirrored one.
+# Every spot of A still lies on the image, so reading raises no error. But tissue that stains darkly
+# has more cells, and more cells have more transcripts, so {term}`depth` follows the stain. `check`
+# therefore correlates depth with darkness for the spots as they are and in the seven other
+# orientations of a square. For A it reports:
 
 # %%
 mirrored = FOLDER.with_name("mirrored")
 shutil.rmtree(mirrored, ignore_errors=True)
 mirrored.mkdir(parents=True)
 plain.write_h5ad(mirrored / "tube.h5ad")
-write_pyramid(mirrored / "tube.tif", picture[:, ::-1], um_per_px=um)
-told, _ = check_sections(mirrored, config)
-for sentence in told:
-    print("-", sentence)
+write_pyramid(mirrored / "tube.tif", image[:, ::-1], um_per_px=um)
+notes_mirrored, _ = check_sections(mirrored, config)
+for note in notes_mirrored:
+    print("-", note)
 
 # %%
 #| alt: The correlation of depth with darkness for the spots as they are and in seven other
-#| orientations, in two series: for the image as it was, and for the mirrored one.
+#| orientations, in two series: for the original image, and for the mirrored one.
 small, factor = thumbnail(mine.adata, um_per_px=16.0)
-around = small, mine.adata.obsm["spatial"] / factor, depth(mine.adata)
-right, wrong = orientations(*around), orientations(small[:, ::-1], *around[1:])
+positions = mine.adata.obsm["spatial"] / factor
+totals = depth(mine.adata)
+right = orientations(small, positions, totals)
+wrong = orientations(small[:, ::-1], positions, totals)
 with plt.rc_context(plots.STYLE):
     figure, ax = plt.subplots(figsize=(7, 3.4))
     y = np.arange(len(TURNS))
-    ax.plot(
-        [*wrong.values()],
-        y,
-        "s",
-        mfc="none",
-        color=plots.COLOURS[1],
-        label="A, mirrored",
-    )
-    ax.plot(
-        [*right.values()], y, "o", color=plots.COLOURS[0], label="B, as it was"
-    )
+    hollow = {"mfc": "none", "color": plots.COLOURS[1]}
+    ax.plot([*wrong.values()], y, "s", label="A, mirrored", **hollow)
+    filled = {"color": plots.COLOURS[0]}
+    ax.plot([*right.values()], y, "o", label="B, original", **filled)
     ax.axvline(0, color=plots.GREY, lw=0.8)
-    ax.set(
-        yticks=y,
-        xlabel="r between depth and darkness",
-        ylim=(len(y) - 0.5, -0.5),
-    )
+    ax.set(yticks=y, ylim=(len(y) - 0.5, -0.5))
+    ax.set_xlabel("r between depth and darkness")
     ax.set_yticklabels([f"spots {name}" for name in TURNS])
     ax.legend(loc="center left", bbox_to_anchor=(1, 0.5))
 plt.close(figure)
 figure
 
 # %% [markdown]
-# It is a hint and no proof: where tissue is symmetric, or evenly stained, another orientation comes
-# close. What is said has a margin of 0.15 in *r*.
+# This is a hint and no proof. Where tissue is symmetric or evenly stained, another orientation
+# comes close. `check` therefore reports another orientation only where its *r* is higher by
+# `MIN_R_GAIN`, a constant of `seal_lite/data/report.py`.
 #
-# ## Then the loop, unchanged
+# ## Train as before
 #
 # ```bash
 # seal-lite finetune --data data/mine --train tube,store --out runs/mine --backbone uni
 # seal-lite crossval --data data/mine --groups patient --seeds 3 --out runs/mine-cv
 # ```
 #
-# Sections of several formats may stand in one folder, and train together if they measure the same
-# genes: a panel names its genes, and a section that lacks more than a fifth of them is refused.
-# Ensembl ids are translated by the file's own column of symbols, or by `genes.tsv` (id, symbol)
-# beside `sections.tsv`; ids and symbols, or two species, never come together unnoticed.
+# Sections of several formats may lie in one folder, and train together if they measure the same
+# genes. A panel names its genes, and a section that lacks more than a fifth of them raises an
+# error. Ensembl ids are translated by the file's own column of symbols, or by `genes.tsv` (id,
+# symbol) beside `sections.tsv`. Mixing ids with symbols, or two species, raises an error.
 #
+# ## Result
+
+# %% tags=["hide-input"]
+best_right = max(right, key=right.get)
+best_wrong = max(wrong, key=wrong.get)
+is_found = any(best_wrong in note for note in notes_mirrored)
+equal = "equal" if all(same.values()) else "different"
+result_box(
+    f"One section ({len(mine.rows)} pairs) in two other formats gave "
+    f"{len(read['tube'].rows)} pairs (h5ad, TIFF) and "
+    f"{len(read['store'].rows)} pairs (SpatialData) with {equal} counts. "
+    f"Their patches differ from the original's by {gap['tube']:.2f} and "
+    f"{gap['store']:.2f} of 255 grey levels on average.",
+    f"Depth follows darkness best with the spots {best_right} on the original "
+    f"image (r = {right[best_right]:+.2f}), and with the spots {best_wrong} on "
+    f"the mirrored one (r = {wrong[best_wrong]:+.2f}; as they are: "
+    f"{wrong['as they are']:+.2f}). `seal-lite check` "
+    f"{'reports' if is_found else 'does not report'} the mirrored image.",
+    "This is one section: a description without an interval.",
+)
+
+# %% [markdown]
 # ## What to remember
 #
-# - One folder, any format; a table for what no file knows: patient, scale, species.
-# - The spots' pitch and the image's scale must agree, and are made to.
-# - Ten minutes with `check` are cheaper than a night of training on mirrored tissue.
+# - One folder takes any format, and one table states what no file does: patient, scale, species.
+# - The pitch of the spots and the scale of the image must agree; if they do not, reading raises an
+#   error.
+# - `check` fits nothing, and finds faults that training would not report.
 #
 # ## Exercises
 
 # %% [markdown]
-# **1.** Somebody writes half the true `um_per_px` into `sections.tsv`. What would a patch then
-# show? Which checks can know, without an array and without a stated pitch?
+# **1.** Somebody writes half the true `um_per_px` into `sections.tsv`. What does a patch then show?
+# Which check can notice it, where neither an array nor a stated pitch gives the scale?
 
 # %% tags=["hide-cell", "solution"]
-#| alt: Two rows of regions around the same spots: as they should be, and with half the true scale,
-#| where each shows twice the width.
-# A region would be twice as many pixels, so twice as wide as it is taken for. Nothing in the table
-# contradicts the scale; only the image's own can, which is a doubt and no error. State the pitch.
-table = FOLDER / "sections.tsv"
-table.write_text(f"section\tum_per_px\ntube\t{um / 2}\nstore\t\n")
-(halved,) = load_sections(FOLDER, ["tube"], **cut)
-for sentence in check_sections(FOLDER, config, names=["tube"])[0]:
-    print("-", sentence)
-table.unlink()
-at = {
-    barcode: i for i, barcode in enumerate(halved.adata.obs_names[halved.rows])
-}
-both = [
-    (i, at[b]) for i, b in enumerate(mine.adata.obs_names[mine.rows]) if b in at
-][::30][:4]
-a, b = np.transpose(both)
-titles = [f"{config.patch_um:g} µm"] * len(a) + [
-    f"said to be {config.patch_um:g} µm"
-] * len(b)
-plots.patches(
-    np.concatenate([mine.patches[a], halved.patches[b]]),
-    titles,
-    patch_um=config.patch_um,
-    columns=len(a),
-)
+#| alt: Two rows of patches around the same spots: at half the true scale, where each shows twice
+#| the width, and at the true scale.
+# A patch takes twice as many pixels, so it shows twice its stated width. No
+# column of the table contradicts the scale. Only the scale that the image
+# states can, and `check` reports that. State the pitch.
+wrong_table = f"section\tum_per_px\ntube\t{um / 2}\nstore\t\n"
+(FOLDER / "sections.tsv").write_text(wrong_table)
+(halved,) = load_sections(FOLDER, ["tube"], **size)
+for note in check_sections(FOLDER, config, names=["tube"])[0]:
+    print("-", note)
+(FOLDER / "sections.tsv").unlink()
+ours = mine.adata.obs_names[mine.rows]
+theirs = halved.adata.obs_names[halved.rows]
+both = ours.intersection(theirs, sort=False)[::30][:4]
+pairs = [
+    halved.patches[theirs.get_indexer(both)],
+    mine.patches[ours.get_indexer(both)],
+]
+width = config.patch_um
+titles = [f"stated {width:g} µm, true {2 * width:g} µm"] * len(both)
+titles += [f"stated and true {width:g} µm"] * len(both)
+plots.patches(np.concatenate(pairs), titles, patch_um=width, columns=len(both))
 
 # %% [markdown]
-# **2.** How large should pseudo-spots be? Suppose 300 genes at 5 transcripts a cell, and cells 14
-# µm wide. How many counts do you expect in squares of 50, 100 and 200 µm, and which would be
-# dropped? Then check the rule behind it, that counts grow with the area, on the squares above.
+# **2.** How large should pseudo-spots be? Suppose 300 genes at 5 transcripts a cell in all, and
+# cells 14 µm wide. How many counts do you expect in squares of 50, 100 and 200 µm, and which
+# squares would be dropped? Then check the rule behind it, that counts grow with the area, on the
+# squares above.
 
 # %% tags=["hide-cell", "solution"]
-# Counts grow with the area, the number of pairs falls with it. Where rule and measurement part,
-# squares at the rim lie half beside the tissue, or were dropped and do not enter the median.
+# Squares at the edge of the tissue lie partly beside it, and squares of few
+# counts are dropped: there the measured median departs from the rule.
 per_area = np.median(depth(pooled[200].adata)) / 200**2
-for size, s in pooled.items():
-    expected = 5 * size**2 / 14**2
+for edge, section in pooled.items():
+    expected = 5 * edge**2 / 14**2
     kept = "kept" if expected >= MIN_COUNTS else "dropped"
-    print(
-        f"{size} µm: {expected:.0f} counts expected, {kept}; here, by the rule "
-        f"{per_area * size**2:,.0f}, measured {np.median(depth(s.adata)):,.0f}"
-    )
+    measured = np.median(depth(section.adata))
+    print(f"{edge} µm: {expected:.0f} counts expected, {kept}")
+    print(f"  here: {per_area * edge**2:,.0f} by the rule, {measured:,.0f}")
 
 # %% [markdown]
-# **3.** The same tumour comes to you under a second name. What gives it away, if the counts are the
-# same? If half of the molecules were drawn anew? If it is another part of the same tissue, and the
-# image is not there?
+# **3.** You receive the same tumour under a second name. What reveals it if the counts are the
+# same? If half of the transcripts were removed at random? If it is another part of the same tissue,
+# and there is no image?
 
 
 # %% tags=["hide-cell", "solution"]
-# Twins are recognised whatever they are called, because their counts or pictures are. A cousin,
-# another part of the same tissue, is recognised only if a table says whose it is.
-def second(counts, rows=slice(None), image=None):
+# Twins are recognised by their counts or images, whatever their names. Another
+# part of the same tissue is recognised only if a table names the patient.
+def under_another_name(counts, rows=slice(None)) -> Section:
+    """The section under another name, without its image."""
     other = mine.adata[rows].copy()
     other.layers["counts"] = type(mine.adata.layers["counts"])(counts[rows])
-    other.uns |= {
-        "section_id": "second",
-        "patient_id": "another",
-        "image_path": image,
-    }
+    other.uns["section_id"] = "second"
+    other.uns["patient_id"] = "another"
+    other.uns["image_path"] = None
     return Section(other, np.arange(other.n_obs), mine.patches[:0])
 
 
-counts, left = (
-    mine.adata.layers["counts"].toarray(),
-    spots[:, 0] < np.median(spots[:, 0]),
-)
+counts = mine.adata.layers["counts"].toarray()
+is_left = spots[:, 0] < np.median(spots[:, 0])
 thinned = rng.binomial(counts.astype(int), 0.5).astype(np.float32)
-first = Section(mine.adata[left].copy(), mine.rows[:0], mine.patches[:0])
+left = Section(mine.adata[is_left].copy(), mine.rows[:0], mine.patches[:0])
+cases = {
+    "the same counts": (mine, under_another_name(counts)),
+    "half of the transcripts": (mine, under_another_name(thinned)),
+    "another part": (left, under_another_name(counts, ~is_left)),
+}
 twins = {}
-for what, pair in {
-    "the same counts": (mine, second(counts)),
-    "half of the molecules": (mine, second(thinned)),
-    "another part": (first, second(counts, ~left)),
-}.items():
-    twins[what] = leakage.find_leakage(pair, ["A", "B"])
-    print(f"{what}: {'; '.join(twins[what]) or 'nothing is found'}")
+for case, pair in cases.items():
+    twins[case] = leakage.find_leakage(pair, ["A", "B"])
+    print(f"{case}: {'; '.join(twins[case]) or 'no leakage reported'}")
 
 # %% [markdown]
 # ## Further reading
 #
-# - {cite:p}`marconato2025spatialdata` is SpatialData, in which images, spots and tables keep their
-#   coordinate systems.
-# - {cite:p}`palla2022squidpy` for what to do with the counts beside learning from them.
-# - {cite:p}`jaume2024hest` brought more than a thousand sections from many sources into one form,
-#   and tells what that took.
+# - {cite:t}`marconato2025spatialdata` present SpatialData, in which images, spots and tables keep
+#   their coordinate systems.
+# - {cite:t}`palla2022squidpy` present squidpy, for other analyses of the same counts.
+# - {cite:t}`jaume2024hest` brought more than a thousand sections from many sources into one form,
+#   and report what that took.
 
 # %% tags=["key-figures", "remove-cell"]
-print(
-    json.dumps(
-        {
-            "gap": gap,
-            "refused": refused,
-            "pooled": {size: len(s.rows) for size, s in pooled.items()},
-            "said": said,
-            "told": told,
-            "r": {"right": right, "wrong": wrong},
-            "twins": [len(said) for said in twins.values()],
-        }
-    )
-)
+figures = {
+    "gap": gap,
+    "refused": message,
+    "pooled": {edge: len(section.rows) for edge, section in pooled.items()},
+    "notes": notes,
+    "notes_mirrored": notes_mirrored,
+    "r": {"right": right, "wrong": wrong},
+    "twins": [len(lines) for lines in twins.values()],
+}
+print(json.dumps(figures))

@@ -208,7 +208,7 @@ def test_a_mirrored_section_is_found():
     f = figures(17)
     assert max(f["r"]["right"], key=f["r"]["right"].get) == "as they are"
     assert max(f["r"]["wrong"], key=f["r"]["wrong"].get) == "mirrored in x"
-    assert any("mirrored in x" in sentence for sentence in f["told"])
+    assert any("mirrored in x" in note for note in f["notes_mirrored"])
 
 
 def test_a_finetuned_encoder_is_the_same_everywhere():
