@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from pages.markdown import number, verdict
+from pages.markdown import label, number, verdict
 from seal_lite.evaluation.scores import tidy
 from seal_lite.evaluation.statistics import excludes_zero, mean_and_interval, shifted
 
@@ -19,7 +19,8 @@ TARGETS = (*CLAIMS, "log1p_cp10k", "log1p_raw")
 REFERENCES = ("shuffled", "frozen_best")  # a gain has to be one over both
 ENCODERS = ("tuned", "shuffled", "frozen", "frozen_best", "random_init", "colour")
 FEATURES = (*ENCODERS, "log_depth", "neighbours", "ceiling", "oracle")
-PROBES = ("hest", "tuned_ridge", "decoder", "none")
+CLAIMANTS = ("hest", "tuned_ridge")  # what reads the encoder alone; the others read trained heads
+PROBES = (*CLAIMANTS, "decoder", "BLEEP", "Loki", "none")
 
 SLIDE_ENCODERS = ("frozen", "shuffled", "tuned", "oracle")
 SLIDE_METRICS = {"mutation": "auc", "response": "auc", "activity": "pearson", "survival": "c_index"}
@@ -42,7 +43,7 @@ def claims(result: Result) -> Rows:
     for minus in REFERENCES:
         for target in CLAIMS:
             rows += select(result["delta"], minus=minus, target=target)
-    return [row for row in rows if row["probe"] != "decoder"]
+    return [row for row in rows if row["probe"] in CLAIMANTS]
 
 
 def count_verdicts(rows: Rows) -> str:
@@ -67,7 +68,7 @@ def verdict_or_reason(row: dict[str, Any]) -> str:
     """Return the verdict on a difference, or the reason why it gets none."""
     if row["target"] not in CLAIMS:
         return "*(depth)*"
-    return "*(decoder)*" if row["probe"] == "decoder" else verdict(row)
+    return verdict(row) if row["probe"] in CLAIMANTS else f"*({label(row['probe'])})*"
 
 
 def seed_scores(result: Result, test: str, probe: str) -> dict[str, list[float]]:

@@ -59,7 +59,7 @@ def crossval(gain, classes=None, **more):
     delta = [
         row(gain, gain - 0.01, gain + 0.01, probe=probe, target=target) | {"minus": minus}
         for minus in ("frozen", "frozen_best", "shuffled")
-        for probe in ("hest", "tuned_ridge", "decoder")
+        for probe in ("hest", "tuned_ridge", "decoder", "Loki")
         for target in TARGETS
     ]
     folds = [fold(test, gain=gain, genes=genes, oracle=bool(classes)) for test in ("S1", "S2")]
@@ -128,13 +128,14 @@ def test_a_claim_is_read_by_a_probe_on_a_target_that_discounts_depth(pages):
     assert {row["minus"] for row in rows} == {"shuffled", "frozen_best"}
 
 
-def test_depth_and_decoder_get_a_reason_instead_of_a_verdict(rendered, tmp_path):
+def test_depth_and_trained_heads_get_a_reason_instead_of_a_verdict(rendered, tmp_path):
     text = rendered(EVALUATION, her2st=crossval(0.05))
     lines = text.partition("Every difference")[2].splitlines()
     confounded = [line for line in lines if "| log1p CP10k |" in line]
     assert confounded and all(line.endswith("| *(depth)* |") for line in confounded)
-    decoder = [line for line in lines if "| decoder | Pearson residuals |" in line]
-    assert decoder and all(line.endswith("| *(decoder)* |") for line in decoder)
+    for head in ("decoder", "Loki"):
+        own = [line for line in lines if f"| {head} | Pearson residuals |" in line]
+        assert own and all(line.endswith(f"| *({head})* |") for line in own)
     assert (tmp_path / "results_her2st_deltas.png").exists()
 
 
