@@ -7,6 +7,7 @@ import pytest
 from sklearn.decomposition import PCA
 from tiny_sections import make_patterned_section, pattern_shares
 
+from parity.formulas import bleep, loki
 from seal_lite.errors import InputError
 from seal_lite.evaluation.ridge import Ridge
 from seal_lite.evaluation.scores import (
@@ -87,20 +88,7 @@ def test_a_decoder_predicts_each_gene_from_its_own_measurement(held_out):
     np.testing.assert_allclose(scores["log1p_raw"], 1.0)
 
 
-def formula_of_bleep(cosines, targets):
-    """Return the mean target (n, g) of the 50 spots of the highest cosine."""
-    nearest = np.argsort(cosines, axis=1)[:, -50:]
-    return targets[nearest].mean(1)
-
-
-def formula_of_loki(cosines, targets):
-    """Return the mean target (n, g) of all spots, weighted by the cosine."""
-    return cosines @ targets / cosines.sum(1, keepdims=True)
-
-
-@pytest.mark.parametrize(
-    ("name", "formula"), [("BLEEP", formula_of_bleep), ("Loki", formula_of_loki)]
-)
+@pytest.mark.parametrize(("name", "formula"), [("BLEEP", bleep), ("Loki", loki)])
 def test_held_out_images_take_the_targets_of_training_spots(train, held_out, name, formula):
     """Spots are embedded by the gene encoder, images by the image encoder's projection."""
     train = [*train, make_patterned_section("D1", seed=3)]
