@@ -165,6 +165,13 @@ def test_an_absent_result_is_named(rendered):
         rendered('{{ load("nothing") }}')
 
 
+def test_every_seam_with_other_software_is_exact_to_rounding():
+    """As results/parity.json holds them; float32 rounds to 1e-7 of a value."""
+    after = json.loads((ROOT / "results/parity.json").read_text())["after"]
+    assert len(after) == 10
+    assert max(after.values()) < 1e-6
+
+
 def test_text_without_values_is_left_alone(rendered):
     assert rendered("$\\hat{x}$ {cite:p}`a`") == "$\\hat{x}$ {cite:p}`a`"
 
