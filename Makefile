@@ -24,7 +24,7 @@ PARAMETERS := -p DATASET phantom -p BACKBONE tf_efficientnet_lite0
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
 .PHONY: help install unit test nightly floors lint notebooks executed book record record-her2st \
-  record-phantom record-her2st_transformer record-phantom_transformer record-shifts record-mob record-figures tasks trials blind pitfalls subtlety bench bench-gpu promises hero \
+  record-phantom record-her2st_transformer record-phantom_transformer record-shifts record-mob record-figures tasks to-share trials blind pitfalls subtlety bench bench-gpu parity promises hero \
   sync lock clean
 say = @printf '\n== %s\n' $(1)
 
@@ -170,6 +170,13 @@ tasks: $(STAMP) ## score their encoders on the other evaluations: HEST-bench, re
 	$(PY) benchmarks/cohort.py
 	$(PY) benchmarks/hest.py $(HER2ST)
 
+# The data are public, so whoever has a token can publish a run: the same `share` without --dry-run.
+REPO ?= OWNER/NAME
+to-share: $(STAMP) ## fetch her2st, finetune on a tumour, and check what `share` would upload to REPO
+	$(CLI) fetch her2st --out data/her2st --sections C2,C3,C4,C5
+	$(CLI) finetune --data data/her2st --train C2,C3,C4,C5 --seed 0 --out runs/to-share
+	$(CLI) share --run runs/to-share --repo $(REPO) --dry-run
+
 trials: $(STAMP) ## choose settings, and measure what each part is worth: hours, needs her2st
 	$(PY) benchmarks/trials.py $(HER2ST)
 	$(PY) benchmarks/trials.py $(HER2ST) --arms transformer_trials
@@ -182,6 +189,9 @@ pitfalls: $(STAMP) ## measure what evaluation pitfalls are worth: a minute, need
 
 subtlety: $(STAMP) ## measure how subtle the phantom's subtle genes are: minutes on 2 cores
 	$(PY) benchmarks/subtlety.py
+
+parity: $(STAMP) ## compare with other people's software, seam by seam: minutes
+	PYTHONPATH=benchmarks $(PY) -m parity
 
 bench: $(STAMP) ## time what the book says is fast, beside what it is compared with: minutes
 	$(PY) benchmarks/bench.py $(HER2ST)

@@ -40,8 +40,12 @@ from seal_lite.data.genes import GenePanel
 from seal_lite.encoders.embedding import embed_feature_layers
 from seal_lite.evaluation.features import frozen_layers
 from seal_lite.evaluation.retrieval import retrieval_scores
-from seal_lite.evaluation.scores import decoder_scores, genes_to_score, probe_scores, score_sections
-from seal_lite.evaluation.targets import TARGETS, patch_targets, stack_targets
+from seal_lite.evaluation.scores import (
+    decoder_scores,
+    genes_to_score,
+    probe_scores,
+    retrieved_scores,
+)
 from seal_lite.io import write_atomic
 from seal_lite.training.provenance import provenance
 from variants import VARIANTS
@@ -137,22 +141,6 @@ def train(
     return model, features, sum(epoch["seconds"] for epoch in history)
 
 
-def predict_by_softmax(
-    model: SEAL, training: list[Section], test_x: list[np.ndarray], genes: list[str]
-) -> dict[str, np.ndarray]:
-    """Return each target (n, g) of the test patches as the mean over the training spots.
-
-    A spot's weight is the softmax, at the contrast's temperature, of the cosine of its profile to
-    the image in the shared space. BLEEP and Loki weight otherwise (`predict_by_retrieval`).
-    """
-    x = np.concatenate([section.expression(model.panel) for section in training])
-    similarity = model.project_images(np.concatenate(test_x)) @ model.encode_genes(x).T
-    weights = np.exp(similarity / model.config.temperature)  # (n, training spots)
-    weights /= weights.sum(1, keepdims=True)
-    y = stack_targets([patch_targets(section, genes) for section in training])
-    return {target: weights @ y[target] for target in TARGETS}
-
-
 def measure(job: Job) -> dict[str, Any]:
     """Finetune once; return the seconds, and by test section the mean r of every reading.
 
@@ -185,9 +173,11 @@ def measure(job: Job) -> dict[str, Any]:
             scores[name, probe, target] = r
     for target, r in decoder_scores(model, test, genes, test_x=tuned[n:]).items():
         scores["tuned", "decoder", target] = r
-    retrieved = predict_by_softmax(model, training, tuned[n:], genes)
-    for target, r in score_sections(retrieved, test, genes).items():
-        scores["tuned", "retrieval", target] = r
+    of_contrast = {"top": None, "weights": "softmax", "temperature": model.config.temperature}
+    predictors = {"retrieval": of_contrast}
+    sides = {"test_x": tuned[n:], "predictors": predictors}
+    for (probe, target), r in retrieved_scores(model, training, test, genes, **sides).items():
+        scores["tuned", probe, target] = r
 
     result: dict[str, Any] = {"seconds": round(sum(seconds for *_, seconds in runs), 1)}
     for i, section in enumerate(test):

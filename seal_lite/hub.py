@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any, TypedDict
 
 import torch
 from huggingface_hub import HfApi, ModelCard, ModelCardData
+from huggingface_hub.utils import filter_repo_objects
 from torch import nn
 from torchvision.transforms import v2
 
@@ -233,6 +234,33 @@ def _read_differences(scores: str | Path | None) -> list[Difference]:
     return read(scores, Scores, remedy="give a metrics.json of `crossval`")["delta"]
 
 
+def prepare_upload(run: str | Path, *, scores: str | Path | None = None) -> list[Path]:
+    """Do all of `push_to_hub` that needs no network: check the run, and write its card.
+
+    Parameters
+    ----------
+    run
+        A run folder.
+    scores
+        As in `model_card`.
+
+    Returns
+    -------
+    list of Path
+        The files that `push_to_hub` uploads.
+
+    Raises
+    ------
+    InputError
+        The run cannot be loaded, or the card cannot be written.
+    """
+    run = Path(run)
+    SEAL.from_pretrained(run, device="cpu")  # a run that cannot be loaded is not uploaded
+    model_card(run, scores=scores).save(run / "README.md")
+    names = sorted(str(path.relative_to(run)) for path in run.rglob("*") if path.is_file())
+    return [run / name for name in filter_repo_objects(names, allow_patterns=SHARED_FILES)]
+
+
 def push_to_hub(
     run: str | Path,
     repo: str,
@@ -268,13 +296,11 @@ def push_to_hub(
     InputError
         The run cannot be loaded, the card cannot be written, or the hub refuses the upload.
     """
-    SEAL.from_pretrained(run, device="cpu")  # a run that cannot be loaded is not uploaded
-    card = model_card(run, scores=scores)
+    prepare_upload(run, scores=scores)
     remedy = "go online, or `hf auth login` with a token that may write"
     with reading(repo, fault="cannot be written", remedy=remedy):
         hub = HfApi(token=token)
         hub.create_repo(repo, private=private, exist_ok=True)
-        card.save(Path(run) / "README.md")
         hub.upload_folder(repo_id=repo, folder_path=str(run), allow_patterns=SHARED_FILES)
     return f"https://huggingface.co/{repo}"
 

@@ -6,6 +6,8 @@ import hashlib
 import os
 import re
 import unicodedata
+from collections import Counter
+from collections.abc import Sequence
 from pathlib import Path
 
 from seal_lite.errors import InputError, refuse_special
@@ -22,7 +24,8 @@ def file_name(text: str) -> str:
 
     A name that every system takes stays as it is. In any other, what is not allowed (separators,
     control characters, dots and blanks at either end, ...) is replaced or cut off, and a hash of
-    the whole name is added. So no two names give one file, except on file systems that ignore case.
+    the whole name is added. So no two names give one file, except on file systems that ignore case:
+    see `file_names`.
 
     Parameters
     ----------
@@ -41,10 +44,35 @@ def file_name(text: str) -> str:
     is_short = len(name.encode()) <= LONGEST_NAME
     if name == text and name and is_short and not is_device and not MARK.search(name):
         return name
+    return _marked(f"_{name}" if is_device else name, text)
+
+
+def file_names(texts: Sequence[str]) -> list[str]:
+    """Return the `file_name` of each text; those that differ in case alone get a hash, too.
+
+    Parameters
+    ----------
+    texts
+        All names that share a folder, no two of them equal.
+
+    Returns
+    -------
+    list of str
+        File names that differ on every file system.
+    """
+    names = [file_name(text) for text in texts]
+    counts = Counter(name.casefold() for name in names)
+    return [
+        name if counts[name.casefold()] == 1 or MARK.search(name) else _marked(name, text)
+        for name, text in zip(names, texts, strict=True)
+    ]
+
+
+def _marked(name: str, text: str) -> str:
+    """Return the beginning of a file name, and a hash of the text that it stands for."""
     digest = hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()
     mark = f"~{digest[:32]}"
-    prefix = "_" if is_device else ""
-    beginning = (prefix + name).encode()[: LONGEST_NAME - len(mark)]
+    beginning = name.encode()[: LONGEST_NAME - len(mark)]
     return beginning.decode(errors="ignore") + mark
 
 

@@ -20,7 +20,8 @@ REFERENCES = ("shuffled", "frozen_best")  # a gain has to be one over both
 REFERENCE_NAMES = {"shuffled": "shuffled pairs", "frozen_best": "the frozen encoder's best layer"}
 ENCODERS = ("tuned", "shuffled", "frozen", "frozen_best", "random_init", "colour")
 FEATURES = (*ENCODERS, "log_depth", "neighbours", "ceiling", "oracle")
-PROBES = ("hest", "tuned_ridge", "decoder", "none")
+CLAIMANTS = ("hest", "tuned_ridge")  # what reads the encoder alone; the others read trained heads
+PROBES = (*CLAIMANTS, "decoder", "BLEEP", "Loki", "none")
 
 SLIDE_ENCODERS = ("frozen", "shuffled", "tuned", "oracle")
 SLIDE_METRICS = {"mutation": "auc", "response": "auc", "activity": "pearson", "survival": "c_index"}
@@ -43,7 +44,7 @@ def claims(result: Result) -> Rows:
     for minus in REFERENCES:
         for target in CLAIMS:
             rows += select(result["delta"], minus=minus, target=target)
-    return [row for row in rows if row["probe"] != "decoder"]
+    return [row for row in rows if row["probe"] in CLAIMANTS]
 
 
 def claim_sentences(result: Result) -> str:
@@ -103,7 +104,7 @@ def verdict_or_reason(row: dict[str, Any]) -> str:
     """Return the verdict on a difference, or the reason why it gets none."""
     if row["target"] not in CLAIMS:
         return "*(depth)*"
-    return "*(decoder)*" if row["probe"] == "decoder" else verdict(row)
+    return verdict(row) if row["probe"] in CLAIMANTS else f"*({label(row['probe'])})*"
 
 
 def seed_scores(result: Result, test: str, probe: str) -> dict[str, list[float]]:

@@ -7,6 +7,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from pages.evaluations import (
+    CLAIMANTS,
     METRIC_LABELS,
     MODEL_LABELS,
     SLIDE_ENCODERS,
@@ -69,7 +70,7 @@ def crossval_points(result: Result) -> Rows:
     points = []
     for row in result["delta"]:
         gene_class = row.get("class")
-        if row["probe"] == "decoder":  # its own difference would hide the encoder's
+        if row["probe"] not in CLAIMANTS:  # a head's own difference would hide the encoder's
             continue
         if gene_class and row["target"] != "pearson_residuals":
             continue

@@ -100,9 +100,19 @@ def share(
         Path | None, typer.Option(help="A metrics.json to quote in the model card.")
     ] = None,
     public: Annotated[bool, typer.Option(help="Visible to everybody.")] = False,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Check the run, write its card, upload nothing.")
+    ] = False,
 ) -> None:
     """Upload a run with its model card; its licence is that of the encoder it was tuned from."""
-    from seal_lite.hub import push_to_hub
+    from seal_lite.hub import prepare_upload, push_to_hub
 
+    if dry_run:
+        files = prepare_upload(run, scores=scores)
+        n_bytes = sum(file.stat().st_size for file in files)
+        for file in files:
+            say(str(file))
+        say(f"not uploaded: {len(files)} files, {n_bytes / 1e6:.1f} MB, would go to {repo}")
+        return
     address = push_to_hub(run, repo, scores=scores, private=not public)
     say(f"shared: {address}")

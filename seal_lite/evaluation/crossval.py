@@ -21,6 +21,7 @@ from seal_lite.errors import InputError
 from seal_lite.evaluation.features import fold_features
 from seal_lite.evaluation.morphology import morphology
 from seal_lite.evaluation.scores import (
+    READERS,
     check_genes_present,
     genes_to_score,
     score_models,
@@ -31,7 +32,7 @@ from seal_lite.evaluation.statistics import IN_PREFIX, differences
 from seal_lite.io import write_atomic
 from seal_lite.locks import exclusive_folder
 from seal_lite.model.seal import SEAL
-from seal_lite.paths import file_name
+from seal_lite.paths import file_names
 from seal_lite.schema import Number, Size, read
 from seal_lite.training.loader import check_batch_size
 from seal_lite.training.loop import finetune
@@ -39,7 +40,7 @@ from seal_lite.training.provenance import provenance
 from seal_lite.training.run import claim_folder
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Collection, Iterator, Sequence
 
     import torch
 
@@ -51,6 +52,7 @@ if TYPE_CHECKING:
     Split: TypeAlias = tuple[list[Section], dict[str, list[Section]]]
 
 log = logging.getLogger(__name__)
+FOLD_REMEDY = "remove it: the fold runs again"
 Correlation = Annotated[float, Number(at_least=-1, at_most=1, undefined=True)]
 
 
@@ -268,8 +270,8 @@ def crossval(  # noqa: PLR0913 (an entry point)
     ------
     InputError
         Where the groups cannot be held out, a held-out section lacks a gene, the settings do not
-        fit, or ``out`` holds results of other data or settings. All input is checked before
-        anything is written.
+        fit, or ``out`` holds results of other data or settings, or finished folds of an older
+        version beside unfinished ones. All input is checked before anything is written.
     """
     out = Path(out)
     groups = groups_of(sections, by)
@@ -284,14 +286,17 @@ def crossval(  # noqa: PLR0913 (an entry point)
         folds.append(Fold(train, tests, genes))
     _check_folds(folds, config, device=device)
     claim_folder(out, origin, same=("groups", "train_groups"))
+    files = _fold_files(folds, seeds, out)
     with exclusive_folder(out):
+        _check_readers(files.values())
         write_atomic(out / "provenance.json", json.dumps(origin, indent=1))
         results = []
         for fold in folds:
             for seed in range(seeds):
                 seeded = dataclasses.replace(config, seed=seed)
+                path = files[fold.name, seed]
                 results += _resume_fold(
-                    fold, seeded, out, truth=truth, device=device, progress=progress
+                    fold, seeded, path, truth=truth, device=device, progress=progress
                 )
         shutil.rmtree(out / "cache", ignore_errors=True)  # gigabytes that no result needs
         classes = None if truth is None else truth.classes
@@ -320,25 +325,51 @@ def _check_folds(folds: Sequence[Fold], config: Config, *, device: str | torch.d
     SEAL.build(panel, config, device=device)
 
 
+def _fold_files(folds: Sequence[Fold], seeds: int, out: Path) -> dict[tuple[str, int], Path]:
+    """Return the file of results of each fold and seed, by the fold's name and the seed."""
+    keys = [(fold.name, seed) for fold in folds for seed in range(seeds)]
+    names = file_names([f"{name}-{seed}" for name, seed in keys])
+    return {key: out / f"folds/{name}.json" for key, name in zip(keys, names, strict=True)}
+
+
+def _check_readers(paths: Collection[Path]) -> None:
+    """Raise `InputError` where finished folds lack scores that the unfinished ones would have.
+
+    Means over folds would then be of different folds. Results that are all of an older version are
+    read as they are.
+    """
+    finished = [path for path in paths if path.exists()]
+    if len(finished) == len(paths):
+        return
+    for path in finished:
+        results = read(path, list[FoldResult], remedy=FOLD_REMEDY)
+        readers = {row["probe"] for result in results for row in result["scores"]}
+        missing = [reader for reader in READERS if reader not in readers]
+        if missing:
+            raise InputError(
+                f"{path}: an older version wrote it, without the scores of {', '.join(missing)}; "
+                f"remove {path.parent}: its folds are scored again, without training again"
+            )
+
+
 def _resume_fold(
     fold: Fold,
     config: Config,
-    out: Path,
+    path: Path,
     *,
     truth: GroundTruth | None,
     device: str | torch.device,
     progress: bool,
 ) -> list[dict]:
     """Read the results of a fold with the config's seed; run it first where it is not finished."""
-    name = file_name(f"{fold.name}-{config.seed}")
-    path = out / f"folds/{name}.json"
+    out = path.parents[1]
     if not path.exists():
         log.info("fold: test %s, seed %d", fold.name, config.seed)
         results = run_fold(
             fold,
             config,
             cache_dir=out / "cache",
-            runs=out / f"runs/{name}",
+            runs=out / "runs" / path.stem,
             truth=truth,
             device=device,
             progress=progress,
@@ -349,15 +380,16 @@ def _resume_fold(
 
 def _read_fold(path: Path, fold: Fold, seed: int) -> list[dict]:
     """Return the results of a fold, which are of its groups, of its genes and of this seed."""
-    remedy = "remove it: the fold runs again"
-    results = read(path, list[FoldResult], remedy=remedy)
+    results = read(path, list[FoldResult], remedy=FOLD_REMEDY)
     stated = [(result["test"], result["seed"]) for result in results]
     if stated != [(group, seed) for group in fold.tests]:
-        raise InputError(f"{path}: is of other groups, or of another seed than {seed}; {remedy}")
+        raise InputError(
+            f"{path}: is of other groups, or of another seed than {seed}; {FOLD_REMEDY}"
+        )
     for result in results:
         for row in result["scores"]:
             if set(row["per_gene"]) != set(fold.genes):
-                raise InputError(f"{path}: scores other genes than this fold; {remedy}")
+                raise InputError(f"{path}: scores other genes than this fold; {FOLD_REMEDY}")
     return results
 
 

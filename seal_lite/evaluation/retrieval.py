@@ -20,8 +20,8 @@ if TYPE_CHECKING:
 
 Z_QUERY = 3.0  # a gene set queries at three standard deviations above its mean
 CHUNK = 65536  # gallery rows compared at once: any gallery fits, also a memory-mapped one
-IMAGES_AT_ONCE = 1024  # whose similarities to all spots are in memory
-WEIGHTS = ("equal", "cosine")
+COSINES_AT_ONCE = 2**22  # of images to all spots: 32 MB
+WEIGHTS = ("equal", "cosine", "softmax")
 PREDICTORS: dict[str, dict[str, Any]] = {  # options of `predict_by_retrieval`
     "BLEEP": {"top": 50, "weights": "equal"},
     "Loki": {"top": None, "weights": "cosine"},
@@ -104,6 +104,7 @@ def predict_by_retrieval(
     *,
     top: int | None = 50,
     weights: str = "equal",
+    temperature: float = 0.1,
 ) -> np.ndarray:
     """Predict expression from images: the mean over the most similar spots in the shared space.
 
@@ -117,7 +118,10 @@ def predict_by_retrieval(
     top
         How many spots the mean is over; None for all, and so is a number above m.
     weights
-        "equal"; or "cosine", each spot by its cosine to the image.
+        "equal"; "cosine", each spot by its cosine to the image; or "softmax", by the softmax of the
+        cosines over ``temperature``.
+    temperature
+        Above 0; counts for "softmax" alone.
 
     Returns
     -------
@@ -127,32 +131,44 @@ def predict_by_retrieval(
     Raises
     ------
     InputError
-        Where rows or widths of the three do not fit, ``top`` is no number of spots, the name of the
-        weights is another, or the cosines of an image sum to 0.
+        Where rows or widths of the three do not fit, ``top`` is no number of spots, ``temperature``
+        is not above 0, the name of the weights is another, or the cosines of an image sum to 0.
 
     Notes
     -----
     The defaults are those of BLEEP's published inference (Xie et al., 2023): the plain mean of the
     top 50. ``top=None, weights="cosine"`` is Loki's PredEx (Chen et al., 2025): all spots, each
-    weighted by its cosine, over the sum of the cosines.
+    weighted by its cosine, over the sum of the cosines. ``top=None, weights="softmax"`` with the
+    temperature of the training weights a spot by the probability that the contrast gives it.
     """
-    _check_retrieval(images, spots, expression, top=top, weights=weights)
+    _check_retrieval(images, spots, expression, top=top, weights=weights, temperature=temperature)
     k = len(spots) if top is None else min(top, len(spots))
     image_units = _units(images)
     spot_units = _units(spots)
     predicted = np.empty((len(images), expression.shape[1]))
-    for start in range(0, len(images), IMAGES_AT_ONCE):
-        part = slice(start, start + IMAGES_AT_ONCE)
+    at_once = max(1, COSINES_AT_ONCE // len(spots))
+    for start in range(0, len(images), at_once):
+        part = slice(start, start + at_once)
         cosines = image_units[part] @ spot_units.T  # (part, m)
-        nearest = _highest(cosines, k)  # (part, k)
-        weight = np.zeros_like(cosines)
-        kept = np.take_along_axis(cosines, nearest, axis=1) if weights == "cosine" else 1.0
-        np.put_along_axis(weight, nearest, kept, axis=1)
+        weight = _weigh(cosines, weights, temperature)
+        if k < len(spots):
+            farthest = np.argpartition(cosines, -k, axis=1)[:, :-k]
+            np.put_along_axis(weight, farthest, 0.0, axis=1)
         total = weight.sum(1, keepdims=True)
         if not total.all():
             raise InputError("retrieval: an image's cosines sum to 0; set weights='equal'")
         predicted[part] = (weight / total) @ expression
     return predicted
+
+
+def _weigh(cosines: np.ndarray, weights: str, temperature: float) -> np.ndarray:
+    """Return the weight (n, m) of every spot for every image, not yet divided by its sum."""
+    if weights == "equal":
+        return np.ones_like(cosines)
+    if weights == "cosine":
+        return cosines.copy()
+    below_best = cosines - cosines.max(1, keepdims=True)
+    return np.exp(below_best / temperature)
 
 
 def prediction_scores(space: Mapping[str, np.ndarray]) -> list[dict]:
@@ -191,7 +207,13 @@ def prediction_scores(space: Mapping[str, np.ndarray]) -> list[dict]:
 
 
 def _check_retrieval(
-    images: np.ndarray, spots: np.ndarray, expression: np.ndarray, *, top: int | None, weights: str
+    images: np.ndarray,
+    spots: np.ndarray,
+    expression: np.ndarray,
+    *,
+    top: int | None,
+    weights: str,
+    temperature: float,
 ) -> None:
     """Raise `InputError` where `predict_by_retrieval` cannot take these arguments."""
     if images.shape[1] != spots.shape[1]:
@@ -204,6 +226,8 @@ def _check_retrieval(
         raise InputError(f"retrieval: top={top} of {len(spots)} spots; take at least one")
     if weights not in WEIGHTS:
         raise InputError(f"retrieval: weights={weights!r} is unknown; use one of {WEIGHTS}")
+    if not temperature > 0:
+        raise InputError(f"retrieval: temperature={temperature}; give a number above 0")
 
 
 def _units(embeddings: np.ndarray) -> np.ndarray:

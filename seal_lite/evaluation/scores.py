@@ -5,7 +5,7 @@ Every score is a correlation within a test section, never across sections.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -15,6 +15,7 @@ from seal_lite.data.readers.gene_names import gene_positions, spelled
 from seal_lite.errors import InputError
 from seal_lite.evaluation.features import section_names
 from seal_lite.evaluation.probes import PROBES
+from seal_lite.evaluation.retrieval import PREDICTORS, predict_by_retrieval
 from seal_lite.evaluation.targets import (
     PARTIAL,
     TARGETS,
@@ -38,6 +39,10 @@ if TYPE_CHECKING:
     from seal_lite.data.section import Section
     from seal_lite.evaluation.features import Features
     from seal_lite.model.seal import SEAL
+
+
+# All that `score_models` scores with: what reads features, the models' own, and no probe.
+READERS = (*PROBES, "decoder", *PREDICTORS, "none")
 
 
 class ScoreKey(NamedTuple):
@@ -107,19 +112,28 @@ def probe_scores(
         of `targets.score`.
     """
     x = np.concatenate(train_x).astype(float)
+    y = _targets_side_by_side(train, genes)
     held_out_x = np.concatenate(test_x)
-    y = stack_targets([patch_targets(s, genes) for s in train])
     groups = section_names(train)
-    scores = {}
-    side_by_side = np.hstack([y[target] for target in TARGETS])
     n_targets = len(TARGETS)
+    scores = {}
     for name, probe in PROBES.items():
-        joined = probe(x, side_by_side, held_out_x, groups=groups, seed=seed, n_targets=n_targets)
-        parts = np.hsplit(joined, n_targets)
-        predicted = dict(zip(TARGETS, parts, strict=True))
-        for target, r in score_sections(predicted, test, genes).items():
+        predicted = probe(x, y, held_out_x, groups=groups, seed=seed, n_targets=n_targets)
+        for target, r in score_sections(_by_target(predicted), test, genes).items():
             scores[name, target] = r
     return scores
+
+
+def _targets_side_by_side(sections: Sequence[Section], genes: Sequence[str]) -> np.ndarray:
+    """Return the `TARGETS` (n, targets x g) of all patches of the sections."""
+    y = stack_targets([patch_targets(section, genes) for section in sections])
+    return np.hstack([y[target] for target in TARGETS])
+
+
+def _by_target(side_by_side: np.ndarray) -> dict[str, np.ndarray]:
+    """Return what `_targets_side_by_side` joined, (n, g) by target."""
+    parts = np.hsplit(side_by_side, len(TARGETS))
+    return dict(zip(TARGETS, parts, strict=True))
 
 
 def score_sections(
@@ -227,6 +241,47 @@ def decoder_scores(
     return score_sections(dict.fromkeys(TARGETS, predicted), test, genes)
 
 
+def retrieved_scores(
+    model: SEAL,
+    train: Sequence[Section],
+    test: Sequence[Section],
+    genes: Sequence[str],
+    *,
+    test_x: Sequence[np.ndarray],
+    predictors: Mapping[str, Mapping[str, Any]] = PREDICTORS,
+) -> dict[tuple[str, str], np.ndarray]:
+    """Return the scores of the training spots that lie closest in the shared space.
+
+    Parameters
+    ----------
+    model
+        A finetuned model.
+    train, test
+        The sections that train and those held out.
+    genes
+        Names of g genes.
+    test_x
+        The model's image embeddings (n_i, dim) of each held-out section.
+    predictors
+        By name, options of `retrieval.predict_by_retrieval`.
+
+    Returns
+    -------
+    dict
+        By (predictor, target), r (test sections, g).
+    """
+    profiles = np.concatenate([section.expression(model.panel) for section in train])
+    spots = model.encode_genes(profiles)
+    images = model.project_images(np.concatenate(test_x))
+    y = _targets_side_by_side(train, genes)
+    scores = {}
+    for name, options in predictors.items():
+        predicted = predict_by_retrieval(images, spots, y, **options)
+        for target, r in score_sections(_by_target(predicted), test, genes).items():
+            scores[name, target] = r
+    return scores
+
+
 def score_models(
     train: Sequence[Section],
     test: Sequence[Section],
@@ -237,7 +292,7 @@ def score_models(
     truth: GroundTruth | None = None,
     seed: int = 0,
 ) -> dict[ScoreKey, np.ndarray]:
-    """Return the scores of all features under all probes, of decoders, and of references.
+    """Return the scores of all features under all probes, of the models' own, and of references.
 
     Parameters
     ----------
@@ -257,8 +312,8 @@ def score_models(
     Returns
     -------
     dict
-        By key, r (test sections, g). The models' decoders have the probe "decoder"; all of
-        `direct_scores` have the probe "none".
+        By key, r (test sections, g). The models' decoders have the probe "decoder", and prediction
+        by retrieval those of `retrieval.PREDICTORS`; all of `direct_scores` have the probe "none".
     """
     n_train = len(train)
     scores = {}
@@ -269,9 +324,12 @@ def score_models(
         for (probe, target), r in of_probes.items():
             scores[ScoreKey(name, probe, target)] = r
     for name, model in models.items():
-        of_decoder = decoder_scores(model, test, genes, test_x=features[name][n_train:])
-        for target, r in of_decoder.items():
+        test_x = features[name][n_train:]
+        for target, r in decoder_scores(model, test, genes, test_x=test_x).items():
             scores[ScoreKey(name, "decoder", target)] = r
+        of_retrieval = retrieved_scores(model, train, test, genes, test_x=test_x)
+        for (predictor, target), r in of_retrieval.items():
+            scores[ScoreKey(name, predictor, target)] = r
     for (name, target), r in direct_scores(test, genes, truth=truth).items():
         scores[ScoreKey(name, "none", target)] = r
     return scores

@@ -32,6 +32,8 @@ LABELS = {
     "hest": "probe A (HEST-bench)",
     "tuned_ridge": "probe B (tuned ridge)",
     "decoder": "decoder",
+    "BLEEP": "BLEEP",
+    "Loki": "Loki",
     "pearson_residuals": "Pearson residuals",
     "log1p_cp10k": "log1p CP10k",
     "log1p_cp10k|depth": "log1p CP10k | depth",
@@ -162,7 +164,7 @@ def strips(groups: Mapping[str, Mapping[str, Sequence[float]]], *, label: str) -
     figure, ax = plt.subplots(figsize=(8, 1.0 + 0.2 * n_lines))
     for row, group in enumerate(groups.values()):
         for i, (name, values) in enumerate(group.items()):
-            y = row + 0.25 * (i - (len(group) - 1) / 2)
+            y = row + min(0.25, 0.9 / len(group)) * (i - (len(group) - 1) / 2)
             colour = COLOURS[series.index(name)]
             spread = 0.07 if len(values) > 1 else 0.0
             jitter = spread * np.sin(np.arange(len(values)) * 2.4)
@@ -198,7 +200,7 @@ def legend(figure: Figure, series: Sequence[str]) -> None:
     """Draw the names of the series above the axes, in the order of `COLOURS`."""
     marks = [Line2D([], [], marker="o", color=colour) for colour in COLOURS[: len(series)]]
     labels = [LABELS.get(name, name) for name in series]
-    figure.legend(marks, labels, loc="outside upper right", ncols=len(series))
+    figure.legend(marks, labels, loc="outside upper right", ncols=min(len(series), 4))
 
 
 def scores(result: Mapping[str, Any], *, target: str = "pearson_residuals") -> Figure:

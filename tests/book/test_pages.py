@@ -61,7 +61,7 @@ def crossval(gain, classes=None, **more):
     delta = [
         row(gain, gain - 0.01, gain + 0.01, probe=probe, target=target) | {"minus": minus}
         for minus in ("frozen", "frozen_best", "shuffled")
-        for probe in ("hest", "tuned_ridge", "decoder")
+        for probe in ("hest", "tuned_ridge", "decoder", "Loki")
         for target in TARGETS
     ]
     folds = [fold(test, gain=gain, genes=genes, oracle=bool(classes)) for test in ("S1", "S2")]
@@ -178,13 +178,14 @@ def test_a_claim_is_read_by_a_probe_on_a_target_that_discounts_depth(pages):
     assert {row["minus"] for row in rows} == {"shuffled", "frozen_best"}
 
 
-def test_depth_and_decoder_get_a_reason_instead_of_a_verdict(rendered, tmp_path):
+def test_depth_and_trained_heads_get_a_reason_instead_of_a_verdict(rendered, tmp_path):
     text = rendered(EVALUATION, her2st=crossval(0.05))
     lines = text.partition("Every difference")[2].splitlines()
     confounded = [line for line in lines if "| log1p CP10k |" in line]
     assert confounded and all(line.endswith("| *(depth)* |") for line in confounded)
-    decoder = [line for line in lines if "| decoder | Pearson residuals |" in line]
-    assert decoder and all(line.endswith("| *(decoder)* |") for line in decoder)
+    for head in ("decoder", "Loki"):
+        own = [line for line in lines if f"| {head} | Pearson residuals |" in line]
+        assert own and all(line.endswith(f"| *({head})* |") for line in own)
     assert (tmp_path / "results_her2st_deltas.png").exists()
 
 
@@ -212,6 +213,13 @@ def test_a_result_names_what_it_was_measured_with(rendered):
 def test_an_absent_result_is_named(rendered):
     with pytest.raises(FileNotFoundError, match=r"nothing\.json: absent"):
         rendered('{{ load("nothing") }}')
+
+
+def test_every_seam_with_other_software_is_exact_to_rounding():
+    """As results/parity.json holds them; float32 rounds to 1e-7 of a value."""
+    after = json.loads((ROOT / "results/parity.json").read_text())["after"]
+    assert len(after) == 10
+    assert max(after.values()) < 1e-6
 
 
 def test_text_without_values_is_left_alone(rendered):

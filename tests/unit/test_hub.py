@@ -4,6 +4,7 @@ import json
 
 import numpy as np
 import pytest
+from huggingface_hub.utils import filter_repo_objects
 from PIL import Image
 
 from seal_lite import InputError
@@ -351,8 +352,6 @@ class FakeHub:
 
 
 def test_a_run_is_uploaded_whole_small_and_privately(hub, trained, monkeypatch):
-    from huggingface_hub.utils import filter_repo_objects
-
     run, _, _ = trained
     monkeypatch.setattr(FakeHub, "requests", {})
     monkeypatch.setattr(hub, "HfApi", FakeHub)
@@ -361,6 +360,7 @@ def test_a_run_is_uploaded_whole_small_and_privately(hub, trained, monkeypatch):
     assert (requests["repo"], requests["private"]) == ("me/tuned", True)
     files = [str(path.relative_to(run)) for path in run.rglob("*") if path.is_file()]
     uploaded = set(filter_repo_objects(files, allow_patterns=requests["patterns"]))
+    assert {str(path.relative_to(run)) for path in hub.prepare_upload(run)} == uploaded
     needed = {
         "config.json",
         "panel.json",

@@ -7,7 +7,7 @@ from itertools import combinations
 import pytest
 
 from seal_lite.errors import InputError, reading, refuse_special
-from seal_lite.paths import LONGEST_NAME, check_store, file_name, inside
+from seal_lite.paths import LONGEST_NAME, check_store, file_name, file_names, inside
 
 ORDINARY = [
     "A1",
@@ -70,6 +70,16 @@ def test_any_other_name_becomes_one_plain_file_in_the_folder(name, tmp_path):
     assert changed.partition(".")[0].lower() not in ("con", "nul", "com1", "lpt¹")
     (tmp_path / f".{changed}.h5.part").write_text("")  # as a temporary file's name is
     assert len(list(tmp_path.iterdir())) == 1
+
+
+def test_names_that_differ_in_case_alone_give_files_that_differ_in_more():
+    texts = ["P1-0", "p1-0", "P2-0", "Straße", "STRASSE", "a/b", "A/b", "x" * 199 + "y", "X" * 200]
+    names = file_names(texts)
+    assert len({name.casefold() for name in names}) == len(texts)
+    assert names[2] == "P2-0"
+    assert names[5:7] == [file_name("a/b"), file_name("A/b")]
+    assert file_names(texts[::-1]) == names[::-1]
+    assert max(len(name.encode()) for name in names) <= LONGEST_NAME
 
 
 def test_no_two_names_give_one_file():

@@ -3,6 +3,8 @@
 import functools
 import hashlib
 import http.server
+import re
+import shlex
 import shutil
 import socket
 import tarfile
@@ -89,6 +91,38 @@ def test_everything_arrives_with_its_licence_line(upstream, tmp_path, capsys):
     assert files_under(tmp_path / "out") == CONTENT
     assert sorted(upstream.requests) == sorted(CONTENT)
     assert "Andersson" in capsys.readouterr().out
+
+
+def recipe(target):
+    """The commands of a target of the Makefile, as arguments of seal-lite."""
+    makefile = (Path(__file__).parents[3] / "Makefile").read_text()
+    lines = makefile.partition(f"\n{target}:")[2].partition("\n\n")[0].splitlines()[1:]
+    return [shlex.split(line.replace("$(REPO)", "me/x"))[1:] for line in lines]
+
+
+def test_a_run_to_share_is_made_from_public_data_by_one_command(
+    upstream, phantom_root, cli, tmp_path, monkeypatch
+):
+    """`make to-share`, with a phantom as her2st, a small network's settings, and no network."""
+    shutil.rmtree(upstream.root)
+    shutil.copytree(phantom_root / "data", upstream.root / "data")
+    rows = [f"{path}\t{git_blob(content)}" for path, content in files_under(upstream.root).items()]
+    download.MANIFEST.write_text("\n".join(["path\tgit_blob_sha1", *rows]) + "\n")
+    monkeypatch.setitem(download.fetch_her2st.__kwdefaults__, "base_url", upstream.url)
+    monkeypatch.setattr("seal_lite.hub.HfApi", lambda **_: pytest.fail("the hub was asked"))
+    monkeypatch.chdir(tmp_path)
+    small = "--set patch_px=64 --set n_views=1 --set n_genes=30 --set batch_size=16 --set epochs=1"
+    commands = recipe("to-share")
+    assert [command[0] for command in commands] == ["fetch", "finetune", "share"]
+    for command in commands:
+        arguments = " ".join(command).replace("C2,C3,C4,C5", "PA1,PB1").split()
+        settings = small.split() if command[0] == "finetune" else []
+        code, output, errors = cli(*arguments, *settings)
+        assert code == 0, errors
+    run = tmp_path / "runs/to-share"
+    assert "PA1, PB1" in (run / "README.md").read_text()
+    assert re.search(r"not uploaded: \d+ files, \d+\.\d MB, would go to me/x\n$", output)
+    assert str(Path("runs/to-share/heads.safetensors")) in output.splitlines()
 
 
 def test_only_the_named_sections_are_fetched(upstream, tmp_path):

@@ -214,7 +214,8 @@ def test_metrics_have_the_documented_keys(finished):
 def test_every_fold_scores_all_features_under_all_probes(finished, ground_truth):
     _, result = finished
     combinations = [(name, probe) for name in FEATURES for probe in ("hest", "tuned_ridge")]
-    combinations += [("tuned", "decoder"), ("shuffled", "decoder")]
+    own = ("decoder", "BLEEP", "Loki")
+    combinations += [(name, reader) for name in ("tuned", "shuffled") for reader in own]
     combinations += [(name, "none") for name in ("neighbours", "ceiling", "oracle")]
     expected = {(*combination, target) for combination in combinations for target in ALL_TARGETS}
     for fold in result["folds"]:
@@ -257,7 +258,8 @@ def test_deltas_are_paired_differences_overall_and_by_class(finished, ground_tru
         assert low <= delta["mean"] <= high
         compared.append((delta["of"], delta["minus"], delta["probe"]))
     pairs = [("tuned", m, p) for m in ("frozen", "frozen_best") for p in ("hest", "tuned_ridge")]
-    pairs += [("tuned", "shuffled", p) for p in ("hest", "tuned_ridge", "decoder")]
+    probes = ("hest", "tuned_ridge", "decoder", "BLEEP", "Loki")
+    pairs += [("tuned", "shuffled", probe) for probe in probes]
     assert set(compared) == set(pairs)
     assert len(compared) == len(pairs) * len(ALL_TARGETS) * 4  # all genes, and three classes
 
@@ -342,6 +344,39 @@ def test_a_damaged_fold_is_named(copied, sections, ground_truth, fold_calls, pla
     parent[last] = value
     path.write_text(json.dumps(content[0]))
     with pytest.raises(InputError, match=f"{path}.*remove it: the fold runs again"):
+        run_crossval(sections, ground_truth, copied)
+    assert fold_calls == []
+
+
+def write_as_before_retrieval(folder):
+    """Leave of stored folds what a version wrote that did not predict by retrieval."""
+    for path in (folder / "folds").iterdir():
+        results = json.loads(path.read_text())
+        for result in results:
+            scores = result["scores"]
+            result["scores"] = [row for row in scores if row["probe"] not in ("BLEEP", "Loki")]
+        path.write_text(json.dumps(results))
+
+
+def test_folds_of_an_older_version_are_read_where_all_are_finished(
+    copied, sections, ground_truth, fold_calls
+):
+    write_as_before_retrieval(copied)
+    result = run_crossval(sections, ground_truth, copied)
+    assert fold_calls == []
+    assert not {row["probe"] for row in result["delta"]} & {"BLEEP", "Loki"}
+
+
+def test_folds_of_an_older_version_are_not_mixed_with_new_ones(
+    copied, sections, ground_truth, fold_calls
+):
+    """Some scores would be means over all folds, and others over the new ones."""
+    write_as_before_retrieval(copied)
+    (copied / "folds/PB-0.json").unlink()
+    message = (
+        f"{copied}/folds/PA-0.json: .* without the scores of BLEEP, Loki; remove {copied}/fold"
+    )
+    with pytest.raises(InputError, match=message):
         run_crossval(sections, ground_truth, copied)
     assert fold_calls == []
 
@@ -447,6 +482,34 @@ def stored_folds(fold, seed):
     return [{"test": test, **common} for test in fold.tests]
 
 
+def resume(fold, config, out):
+    """Results of a fold in `out`, run first where it is not finished."""
+    path = crossval_module._fold_files([fold], 2, out)[fold.name, config.seed]
+    options = {"truth": None, "device": "cpu", "progress": False}
+    return crossval_module._resume_fold(fold, config, path, **options)
+
+
+def test_patients_that_differ_in_case_alone_have_folds_of_their_own(tmp_path, monkeypatch):
+    """On a file system that ignores case, too: no two files, and no two runs, share a name."""
+    folders = []
+
+    def run_fold(fold, config, *, runs, **_):
+        folders.append(runs.name)
+        return stored_folds(fold, config.seed)
+
+    monkeypatch.setattr(crossval_module, "run_fold", run_fold)
+    sections = [make_section(f"{patient}1", seed=i) for i, patient in enumerate(("a", "A", "B"))]
+    for section, patient in zip(sections, ("a", "A", "B"), strict=True):
+        section.adata.uns["patient_id"] = patient
+    options = {"data": "made", "by": "patient", "seeds": 1, "out": tmp_path, "progress": False}
+    result = crossval(sections, CONFIG, **options)
+    assert [fold["test"] for fold in result["folds"]] == ["a", "A", "B"]
+    files = [path.stem for path in (tmp_path / "folds").iterdir()]
+    assert sorted(files) == sorted(folders)
+    assert len({name.casefold() for name in files}) == 3
+    assert "B-0" in files  # a name without a twin stays
+
+
 @pytest.mark.parametrize("patient", ["../../../ESC/x", "/ESC/x", "..", "a/b", "\x1b[31m\n"])
 def test_a_patient_of_any_name_is_written_inside_the_folder(patient, tmp_path, monkeypatch):
     out = tmp_path / "a/b/c/out"
@@ -458,8 +521,7 @@ def test_a_patient_of_any_name_is_written_inside_the_folder(patient, tmp_path, m
 
     monkeypatch.setattr(crossval_module, "run_fold", run_fold)
     fold = Fold([], {patient: []}, GENES)
-    options = {"truth": None, "device": "cpu", "progress": False}
-    crossval_module._resume_fold(fold, CONFIG, out, **options)
+    resume(fold, CONFIG, out)
     (written,) = [path for path in tmp_path.rglob("*") if path.is_file()]
     assert written.parent == out / "folds"
     assert folders == [out / "runs" / written.stem]
@@ -481,10 +543,7 @@ def test_many_groups_of_long_names_fit_a_file_name(letter, tmp_path, monkeypatch
     )
     for seed in (0, 1):
         seeded = replace(CONFIG, seed=seed)
-        options = {"truth": None, "device": "cpu", "progress": False}
-        results = crossval_module._resume_fold(fold, seeded, tmp_path, **options)
-        assert results == stored_folds(fold, seed)
+        assert resume(fold, seeded, tmp_path) == stored_folds(fold, seed)
     other = replace(fold, tests=dict(list(fold.tests.items())[:-1]))
-    of_other = crossval_module._resume_fold(other, CONFIG, tmp_path, **options)
-    assert of_other == stored_folds(other, CONFIG.seed)
+    assert resume(other, CONFIG, tmp_path) == stored_folds(other, CONFIG.seed)
     assert len(list((tmp_path / "folds").iterdir())) == 3

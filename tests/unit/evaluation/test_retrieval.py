@@ -104,11 +104,34 @@ def test_loki_weights_by_cosine_over_the_sum_of_cosines(spots, top):
         np.testing.assert_allclose(row, expected, rtol=1e-8)
 
 
-def test_images_are_predicted_in_parts(spots, monkeypatch):
+def test_the_softmax_of_cosines_is_that_of_the_contrast(spots):
+    images, profiles, expression = spots
+    options = {"top": None, "weights": "softmax", "temperature": 0.02}
+    predicted = predict_by_retrieval(images, profiles, expression, **options)
+    for image, row in zip(images, predicted, strict=True):
+        logits = [cosine(image, profile) / 0.02 for profile in profiles]
+        weight = np.exp(logits)
+        np.testing.assert_allclose(row, weight @ expression / weight.sum(), rtol=1e-8)
+    coldest = predict_by_retrieval(images, profiles, expression, **options | {"temperature": 1e-6})
+    nearest = predict_by_retrieval(images, profiles, expression, top=1)
+    np.testing.assert_allclose(coldest, nearest)
+
+
+@pytest.mark.parametrize("at_once", [1, 160])
+def test_images_are_predicted_in_parts_of_bounded_size(spots, monkeypatch, at_once):
     images, profiles, expression = spots
     whole = predict_by_retrieval(images, profiles, expression)
-    monkeypatch.setattr(retrieval, "IMAGES_AT_ONCE", 2)
+    largest = []
+    weigh = retrieval._weigh
+
+    def watched(cosines, *options):
+        largest.append(cosines.size)
+        return weigh(cosines, *options)
+
+    monkeypatch.setattr(retrieval, "_weigh", watched)
+    monkeypatch.setattr(retrieval, "COSINES_AT_ONCE", at_once)
     np.testing.assert_allclose(predict_by_retrieval(images, profiles, expression), whole)
+    assert max(largest) == max(at_once, len(profiles))  # at least one image
 
 
 @pytest.mark.parametrize(
@@ -118,7 +141,8 @@ def test_images_are_predicted_in_parts(spots, monkeypatch):
         (lambda i, s, x: (i, s, x[:9]), {}, "80 spots, 9 rows of expression"),
         (lambda i, s, x: (i, s[:0], x[:0]), {}, "top=50 of 0 spots"),
         (lambda i, s, x: (i, s, x), {"top": 0}, "top=0 of 80 spots"),
-        (lambda i, s, x: (i, s, x), {"weights": "softmax"}, "'softmax' is unknown"),
+        (lambda i, s, x: (i, s, x), {"weights": "nearest"}, "'nearest' is unknown"),
+        (lambda i, s, x: (i, s, x), {"temperature": 0.0}, "temperature=0.0; give a number above 0"),
         (lambda i, s, x: (0 * i, s, x), {"weights": "cosine"}, "cosines sum to 0"),
     ],
 )

@@ -7,6 +7,7 @@ import pytest
 from sklearn.decomposition import PCA
 from tiny_sections import make_patterned_section, pattern_shares
 
+from parity.formulas import bleep, loki
 from seal_lite.errors import InputError
 from seal_lite.evaluation.ridge import Ridge
 from seal_lite.evaluation.scores import (
@@ -15,6 +16,7 @@ from seal_lite.evaluation.scores import (
     direct_scores,
     genes_to_score,
     probe_scores,
+    retrieved_scores,
     score_rows,
     score_sections,
     summary,
@@ -84,6 +86,35 @@ def test_a_decoder_predicts_each_gene_from_its_own_measurement(held_out):
     test_x = measured_counts(held_out, panel)
     scores = decoder_scores(model, held_out, GENES, test_x=test_x)
     np.testing.assert_allclose(scores["log1p_raw"], 1.0)
+
+
+@pytest.mark.parametrize(("name", "formula"), [("BLEEP", bleep), ("Loki", loki)])
+def test_held_out_images_take_the_targets_of_training_spots(train, held_out, name, formula):
+    """Spots are embedded by the gene encoder, images by the image encoder's projection."""
+    train = [*train, make_patterned_section("D1", seed=3)]
+    rng = np.random.default_rng(0)
+    matrix = rng.standard_normal((len(GENES), 4))
+
+    def embed(counts):
+        moved = counts @ matrix + 9.0  # all cosines are positive
+        return moved / np.linalg.norm(moved, axis=1, keepdims=True)
+
+    model = SimpleNamespace(
+        panel=SimpleNamespace(genes=tuple(GENES)),
+        encode_genes=embed,
+        project_images=embed,
+    )
+    train_x, test_x = measured_counts(train), measured_counts(held_out)
+    for section, x in zip(train, train_x, strict=True):
+        section.expression = lambda panel, x=x: x
+    scores = retrieved_scores(model, train, held_out, GENES, test_x=test_x)
+    assert {key for key, _ in scores} == {"BLEEP", "Loki"}
+    cosines = embed(np.concatenate(test_x)) @ embed(np.concatenate(train_x)).T
+    for target in TARGETS:
+        y = np.concatenate([patch_targets(section, GENES)[target] for section in train])
+        expected = score_sections(dict.fromkeys(TARGETS, formula(cosines, y)), held_out, GENES)
+        np.testing.assert_allclose(scores[name, target], expected[target], atol=1e-6)
+        assert np.abs(scores[name, target]).mean() > 0.1
 
 
 def test_references_predict_each_gene_from_its_own_expectation(held_out):

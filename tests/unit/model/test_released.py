@@ -1,4 +1,4 @@
-"""The paper preset computes what released SEAL computes: its formulas, written down again."""
+"""The paper preset computes what released SEAL computes, by the formulas of benchmarks/parity."""
 
 from dataclasses import replace
 
@@ -8,6 +8,7 @@ import torch
 from helpers import make_adata
 from torch.nn import functional as F
 
+from parity.formulas import released_outputs
 from seal_lite import SEAL, preset
 from seal_lite.model.losses import seal_loss
 
@@ -54,51 +55,19 @@ def standardised(values, model):
     return (values - model.panel_mean) / model.panel_std
 
 
-def released_flows(z, flows):
-    """z + u tanh(w.z + b), with u as it is."""
-    for flow in flows:
-        z = z + torch.tanh(z @ flow.w + flow.b)[:, None] * flow.u
-    return z
-
-
-def released_barlow_std_mse(predicted, target, model):
-    """0.1 (0.05 sum_g (1 - c_gg)^2 + 5 mse of both standardised), of log counts."""
-    mse = (standardised(predicted, model) - standardised(target, model)).square().mean()
-    centred = [values - values.mean(0) for values in (predicted, target)]
-    units = [values / (values.var(0, correction=0) + 1e-9).sqrt() for values in centred]
-    correlation = (units[0].T @ units[1] / len(target)).diagonal()
-    barlow = 0.05 * (1 - correlation).square().sum()
-    return 0.1 * (barlow + 5 * mse)
-
-
-def released_clip(image, gene):
-    """The symmetric contrast at temperature 0.05."""
-    logits = F.normalize(image, dim=1) @ F.normalize(gene, dim=1).T / 0.05
-    own = torch.arange(len(logits))
-    return (F.cross_entropy(logits, own) + F.cross_entropy(logits.T, own)) / 2
-
-
 def test_loss_and_outputs_are_those_of_the_released_formulas(model, hidden, log_counts):
     model.eval()
-    vae = model.genes
+    released = released_outputs(model, hidden, log_counts)
     with torch.no_grad():
         outputs = model(hidden, standardised(log_counts, model))
         losses = seal_loss(outputs, model.config)
-        e = model.encoder.tail(hidden)
-        z = released_flows(vae.mu(vae.trunk(log_counts)), vae.flows)
-        first, _, _, last, *_ = model.image_decoder
-        of_image = F.relu(last(F.relu(first(e))))  # the image decoder alone ends in a ReLU
-        of_genes = vae.decoder(z)
-        expected = {
-            "clip": released_clip(e, z),
-            "gene": released_barlow_std_mse(of_genes, log_counts, model),
-            "image": released_barlow_std_mse(of_image, log_counts, model),
-        }
-    assert (of_genes < 0).any()
+    z, of_image = released["z"], released["of_image"]
+    assert (released["of_genes"] < 0).any()
     assert (of_image == 0).any()
-    for name, value in expected.items():
-        assert losses[name].item() == pytest.approx(value.item(), rel=1e-6)
-    assert losses["loss"].item() == pytest.approx(sum(expected.values()).item(), rel=1e-6)
+    terms = {name: released[name].item() for name in ("clip", "gene", "image")}
+    for name, value in terms.items():
+        assert losses[name].item() == pytest.approx(value, rel=1e-6)
+    assert losses["loss"].item() == pytest.approx(sum(terms.values()), rel=1e-6)
     close = {"rtol": 1e-6, "atol": 1e-5}
     torch.testing.assert_close(outputs.gene_embedding, z, **close)
     torch.testing.assert_close(outputs.image_reconstruction, standardised(of_image, model), **close)
