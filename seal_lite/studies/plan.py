@@ -198,7 +198,8 @@ def make_plan(
 ) -> Plan:
     """Return the most thorough plan that fits into the time.
 
-    Fewer seeds come first, then one training for all held-out groups, then fewer epochs.
+    Fewer seeds come first, then one training for all held-out groups where enough of those remain
+    for a verdict, then fewer epochs.
 
     Parameters
     ----------
@@ -224,8 +225,9 @@ def make_plan(
     work = _Work(pairs, config, speed)
     can_leave_one_out = len(pairs) <= MOST_FOLDS
     designs: list[int | None] = [None] if can_leave_one_out else []
-    if len(pairs) > ENOUGH_UNITS:
-        designs.append(round(TRAINING_SHARE * len(pairs)))
+    n_training = round(TRAINING_SHARE * len(pairs))
+    if len(pairs) - n_training >= ENOUGH_UNITS:
+        designs.append(n_training)
     sizes = [(design, seeds, config.epochs) for design in designs for seeds in SEEDS]
     least_epochs = math.ceil(LEAST_EPOCHS * config.epochs)
     fewer_epochs = range(config.epochs - 1, least_epochs - 1, -1)

@@ -93,7 +93,7 @@ def test_of_many_groups_one_training_serves_all_that_are_held_out():
 
 
 def test_less_time_means_fewer_seeds_then_one_training_for_all():
-    sections = sections_of(*"ABCD")
+    sections = sections_of(*"ABCDEFGH")
     full = planned(sections, by="patient").total_seconds
     chosen = []
     for share in np.arange(1.0, 0.2, -0.01):
@@ -103,7 +103,18 @@ def test_less_time_means_fewer_seeds_then_one_training_for_all():
         if design not in chosen:
             chosen.append(design)
     assert chosen[:3] == [(3, None), (2, None), (1, None)]
-    assert {train_groups for _, train_groups in chosen[3:]} == {3}
+    assert {train_groups for _, train_groups in chosen[3:]} == {5}
+
+
+def test_short_time_does_not_cost_the_units_of_a_verdict():
+    """Three of four patients training once would leave one to test: epochs are cut before that."""
+    config = replace(TINY, epochs=20)
+    options = {"speed": SPEED, "by": "patient", "reason": ""}
+    sections = sections_of(*"ABCD")
+    full = make_plan(sections, config, **options)
+    short = make_plan(sections, config, **options, hours=0.2 * full.total_seconds / 3600)
+    assert (short.units, short.seeds) == (4, 1)
+    assert short.epochs < 20
 
 
 def test_epochs_are_cut_last_and_not_below_a_quarter():

@@ -3,9 +3,13 @@
 import json
 import re
 import shutil
+import subprocess
+import sys
+import time
 
 import anndata
 import pytest
+from axe_playwright_python.sync_playwright import Axe
 from browser import SIZES, chromium
 from helpers import TINY
 
@@ -51,6 +55,38 @@ def test_an_interrupted_study_resumes_to_the_same_report(finished, phantom_root,
     again = study(phantom_root, out=out, config=CONFIG, progress=False)
     assert (out / "report.json").read_text() == before
     assert again["differences"] == facts["differences"]
+
+
+@pytest.mark.nightly
+def test_a_study_that_is_killed_in_each_step_ends_with_the_same_report(phantom_root, tmp_path):
+    code = "from seal_lite.cli import main; main()"
+    settings = json.loads(CONFIG.to_json())
+    changed = ("patch_px", "n_views", "n_genes", "project", "batch_size", "tune_blocks")
+    overrides = [f"--set={name}={settings[name]}" for name in changed]
+    overrides += ["--set=hidden=32,16", "--set=epochs=1", "--set=gene_warmup_epochs=0"]
+
+    def start(out):
+        arguments = ["study", "--data", phantom_root, "--out", out, *overrides]
+        return subprocess.Popen([sys.executable, "-c", code, *map(str, arguments)])
+
+    killed = tmp_path / "killed"
+    for pattern in ("crossval/folds/*-1.json", "encoder/*", "embeddings/*.h5ad"):
+        process = start(killed)
+        while not list(killed.glob(pattern)):
+            assert process.poll() is None, f"ended before {pattern}"
+            time.sleep(0.02)
+        process.kill()
+        process.wait()
+        assert not (killed / "report.json").exists()
+    whole = tmp_path / "whole"
+    reports = []
+    for out in (killed, whole):
+        assert start(out).wait() == 0
+        report = json.loads((out / "report.json").read_text())
+        for measured in ("costs", "plan"):
+            del report[measured]
+        reports.append(report)
+    assert reports[0] == reports[1]
 
 
 def test_the_report_states_what_each_unit_was_and_what_trained(finished, sections):
@@ -107,6 +143,7 @@ def tab(finished, browser):
 @pytest.mark.parametrize("width", [390, *(width for width, _ in SIZES.values())])
 def test_the_page_is_as_wide_as_its_window_and_describes_its_figures(tab, width):
     tab.set_viewport_size({"width": width, "height": 900})
+    assert [rule["id"] for rule in Axe().run(tab).response["violations"]] == []
     assert tab.evaluate("document.documentElement.scrollWidth") <= width
     images = tab.locator("img").evaluate_all("all => all.map(i => [i.naturalWidth, i.alt])")
     assert len(images) > 8
