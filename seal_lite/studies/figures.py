@@ -44,6 +44,7 @@ def differences(result: Mapping[str, Any], by: str) -> Figure:
             0.01, y - 0.32, label, transform=place, va="bottom", fontsize=9, backgroundcolor="white"
         )
     ax.axvline(0, color=plots.INK, lw=0.8)
+    ax.spines["left"].set_visible(False)
     ax.set(
         yticks=[],
         ylim=(len(rows) - 0.5, -0.8),

@@ -187,6 +187,7 @@ def report_page(findings: Findings, facts: Mapping[str, Any], images: Mapping[st
         facts=facts,
         findings=findings,
         probes=PROBES,
+        n_patients=len({section.patient for section in findings.sections}),
         images=images,
         maps=held_out.maps,
         examples=held_out.examples,

@@ -6,8 +6,10 @@ import shutil
 import subprocess
 import sys
 import time
+from dataclasses import replace
 
 import anndata
+import numpy as np
 import pytest
 from axe_playwright_python.sync_playwright import Axe
 from browser import SIZES, chromium
@@ -87,6 +89,23 @@ def test_a_study_that_is_killed_in_each_step_ends_with_the_same_report(phantom_r
             del report[measured]
         reports.append(report)
     assert reports[0] == reports[1]
+
+
+@pytest.mark.nightly
+def test_two_sections_of_visium_get_a_report(tmp_path, truth):
+    from made import UM, write_pyramid, write_visium
+
+    root = tmp_path / "visium"
+    for seed, name in enumerate(("V1", "V2")):
+        counts = np.random.default_rng(seed).poisson(60, truth.counts.shape)
+        image = np.rot90(truth.image, seed)
+        made = replace(truth, counts=counts.astype(np.float32), image=image)
+        write_visium(root / name, made)
+        write_pyramid(root / name / f"{name}.tif", image, um_per_px=UM)
+    config = replace(CONFIG, patch_um=128.0)
+    facts = study(root, out=tmp_path / "out", config=config, progress=False)
+    assert [row["unit"] for row in facts["units"]] == ["V1", "V2"]
+    assert (tmp_path / "out/report.html").exists()
 
 
 def test_the_report_states_what_each_unit_was_and_what_trained(finished, sections):
