@@ -28,7 +28,7 @@ def study(  # noqa: PLR0913 (a command has as many options as it needs)
     backbone: str | None = None,
     groups: Annotated[
         str | None,
-        typer.Option(help="Hold out patient, section, or a column; default: what can be claimed."),
+        typer.Option(help="Hold out patient or section; default: what can be claimed."),
     ] = None,
     hours: Annotated[
         float | None, typer.Option(min=0.0, help="How long it may take; default: as it needs.")
@@ -56,4 +56,5 @@ def study(  # noqa: PLR0913 (a command has as many options as it needs)
     typer.echo(facts["headline"])
     for sentence in facts["sentences"]:
         typer.echo(sentence)
+    typer.echo(facts["advice"])
     typer.echo(f"The report is {out / 'report.html'}")

@@ -83,16 +83,31 @@ def describe_overlaps(
 
 
 def check_leakage(
-    sections: Sequence[Section], groups: Sequence[str], *, allow: bool = False
+    sections: Sequence[Section],
+    groups: Sequence[str],
+    *,
+    allow: bool = False,
+    prints: Sequence[Fingerprint] | None = None,
 ) -> list[str]:
     """Return the messages of `find_leakage`, with which a result is marked.
+
+    Parameters
+    ----------
+    sections, groups
+        As in `find_leakage`.
+    allow
+        Return messages where there are any.
+    prints
+        The sections' fingerprints, where they are known.
 
     Raises
     ------
     InputError
         Where there is a message and ``allow`` is False.
     """
-    messages = find_leakage(sections, groups)
+    if prints is None:
+        prints = [Fingerprint.of_section(section) for section in sections]
+    messages = describe_overlaps([section.name for section in sections], groups, prints)
     if messages and not allow:
         n_more = len(messages) - 1
         more = f", and {n_more} more pairs" if n_more else ""

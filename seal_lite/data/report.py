@@ -22,7 +22,7 @@ from seal_lite.data.genes import GenePanel, depth
 from seal_lite.data.images import PLAIN_SUFFIXES, open_slide, slides_kept_open, tissue_mask
 from seal_lite.data.leakage import Fingerprint, correlation, describe_overlaps
 from seal_lite.data.patches import extract_patches
-from seal_lite.data.readers.catalogue import find_sections
+from seal_lite.data.readers.catalogue import find_sections, list_sections
 from seal_lite.data.readers.gene_names import spelled
 from seal_lite.data.readers.visium import is_small_image
 from seal_lite.data.section import MIN_COUNTS, Section, mixtures, read_counts
@@ -116,7 +116,53 @@ def check_sections(
     InputError
         Where there is no section at all.
     """
+    messages, _, checks = _check_each(root, config, names=names, panel=panel)
+    return messages, checks
+
+
+def check_usable(
+    root: str | Path, config: Config, *, names: Sequence[str] | None = None
+) -> tuple[list[str], list[SectionCheck]]:
+    """Return what `check_sections` does, of sections that can all be trained on together.
+
+    Parameters
+    ----------
+    root, config
+        As in `check_sections`.
+    names
+        Names of sections; None for all under ``root`` that have an image.
+
+    Raises
+    ------
+    InputError
+        Where a section is damaged or named twice, or sections do not go together. One message lists
+        all that has to be mended.
+    """
+    with_image = list_sections(root)
+    wanted = with_image if names is None else list(names)
+    if len(set(wanted)) < len(wanted):
+        raise InputError(f"sections {','.join(wanted)}: one is named twice; name each once")
+    messages, faults, checks = _check_each(root, config, names=names)
+    to_mend = [faults[name] for name in wanted if name in faults]
+    to_mend += mixtures(root, [check.section.adata for check in checks])
+    if not checks and not to_mend:
+        to_mend = list(faults.values())
+    if to_mend:
+        message = "cannot be trained on; mend the following, or name other sections by --sections"
+        raise InputError(f"{root}: {message}: {'; '.join(to_mend)}")
+    return messages, checks
+
+
+def _check_each(
+    root: str | Path,
+    config: Config,
+    *,
+    names: Sequence[str] | None,
+    panel: GenePanel | None = None,
+) -> tuple[list[str], dict[str, str], list[SectionCheck]]:
+    """Return all messages, those of unreadable sections by name, and the checks of the others."""
     messages = []
+    faults = {}
     checks = []
     if names is None:
         names = sorted(find_sections(root))
@@ -126,13 +172,14 @@ def check_sections(
                 check = _check_section(root, name, config)
                 doubts = _doubts_about_section(check, panel)
         except InputError as error:
-            messages.append(str(error))
+            faults[name] = str(error)
+            messages.append(faults[name])
             continue
         checks.append(check)
         messages += [f"{name}: {doubt}" for doubt in doubts]
     if checks:
         messages += _doubts_about_all(root, checks, config)
-    return messages, checks
+    return messages, faults, checks
 
 
 def _check_section(root: str | Path, name: str, config: Config) -> SectionCheck:

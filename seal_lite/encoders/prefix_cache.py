@@ -112,7 +112,8 @@ class PrefixCache:
         message = f"prefix cache: {size / 1e9:.3g} GB in {place} with {free / 1e9:.3g} GB free"
         if not fits:
             message += ": too large, so the prefix runs in every step"
-        log.info(message)
+        if absent:
+            log.info(message)
         for section in sections:
             for path in self._files(section):
                 mark_used(path)

@@ -11,6 +11,7 @@ import json
 import logging
 import math
 import shutil
+import time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, TypeAlias, TypedDict
@@ -40,7 +41,7 @@ from seal_lite.training.provenance import provenance
 from seal_lite.training.run import claim_folder
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Iterator, Sequence
+    from collections.abc import Callable, Collection, Iterator, Sequence
 
     import torch
 
@@ -50,6 +51,8 @@ if TYPE_CHECKING:
 
     # Training sections, and the held-out sections by group.
     Split: TypeAlias = tuple[list[Section], dict[str, list[Section]]]
+    # Is given the number of finished folds, that of all, and the seconds of the last one.
+    AfterFold: TypeAlias = Callable[[int, int, float], None]
 
 log = logging.getLogger(__name__)
 FOLD_REMEDY = "remove it: the fold runs again"
@@ -225,6 +228,8 @@ def crossval(  # noqa: PLR0913 (an entry point)
     train_groups: int | None = None,
     seeds: int = 3,
     leakage: Sequence[str] = (),
+    cache_dir: str | Path | None = None,
+    after_fold: AfterFold | None = None,
     device: str | torch.device = "auto",
     progress: bool = True,
 ) -> dict:
@@ -254,6 +259,11 @@ def crossval(  # noqa: PLR0913 (an entry point)
         Number of finetunings of each fold.
     leakage
         Findings of `leakage.check_leakage` that were allowed; they mark the result.
+    cache_dir
+        Folder of the prefix cache, which stays; None takes one in ``out`` and removes it.
+    after_fold
+        Called after every fold and seed that was run, not read, as ``after_fold(finished, all,
+        seconds)``. Each seed counts as a fold.
     device
         Where the networks run (`resolve_device`).
     progress
@@ -291,14 +301,26 @@ def crossval(  # noqa: PLR0913 (an entry point)
         _check_readers(files.values())
         write_atomic(out / "provenance.json", json.dumps(origin, indent=1))
         results = []
-        for fold in folds:
-            for seed in range(seeds):
-                seeded = dataclasses.replace(config, seed=seed)
-                path = files[fold.name, seed]
-                results += _resume_fold(
-                    fold, seeded, path, truth=truth, device=device, progress=progress
-                )
-        shutil.rmtree(out / "cache", ignore_errors=True)  # gigabytes that no result needs
+        jobs = [(fold, seed) for fold in folds for seed in range(seeds)]
+        for number, (fold, seed) in enumerate(jobs, start=1):
+            path = files[fold.name, seed]
+            is_new = not path.exists()
+            if is_new:
+                log.info("fold %d of %d: test %s, seed %d", number, len(jobs), fold.name, seed)
+            started = time.perf_counter()
+            results += _resume_fold(
+                fold,
+                dataclasses.replace(config, seed=seed),
+                path,
+                truth=truth,
+                cache_dir=cache_dir,
+                device=device,
+                progress=progress,
+            )
+            if is_new and after_fold is not None:
+                after_fold(number, len(jobs), time.perf_counter() - started)
+        if cache_dir is None:
+            shutil.rmtree(out / "cache", ignore_errors=True)  # gigabytes that no result needs
         classes = None if truth is None else truth.classes
         result: dict = {
             "data": data,
@@ -358,17 +380,17 @@ def _resume_fold(
     path: Path,
     *,
     truth: GroundTruth | None,
+    cache_dir: str | Path | None = None,
     device: str | torch.device,
     progress: bool,
 ) -> list[dict]:
     """Read the results of a fold with the config's seed; run it first where it is not finished."""
     out = path.parents[1]
     if not path.exists():
-        log.info("fold: test %s, seed %d", fold.name, config.seed)
         results = run_fold(
             fold,
             config,
-            cache_dir=out / "cache",
+            cache_dir=cache_dir or out / "cache",
             runs=out / "runs" / path.stem,
             truth=truth,
             device=device,

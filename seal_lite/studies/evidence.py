@@ -94,7 +94,7 @@ class HeldOut:
     """What the tuned encoders of the folds do on sections that they have not seen."""
 
     maps: HeldOutMaps
-    example: RetrievalExample
+    examples: list[RetrievalExample]  # one for each gene that is drawn
     recall: list[dict[str, Any]]  # of each held-out section, as `retrieval_scores` returns it
 
 
@@ -114,7 +114,7 @@ def held_out_evidence(
     *,
     device: str | torch.device = "auto",
 ) -> HeldOut:
-    """Return maps, a retrieval example and recall on held-out sections.
+    """Return maps, retrieval examples and recall on held-out sections.
 
     Parameters
     ----------
@@ -122,11 +122,11 @@ def held_out_evidence(
         Of each fold the tuned run's folder and its held-out sections. The first section of the
         first fold is drawn.
     genes
-        Names of the genes to draw. The first one queries.
+        Names of the genes to draw. Each one queries.
     device
         Where the networks run (`resolve_device`).
     """
-    drawn: tuple[HeldOutMaps, RetrievalExample] | None = None
+    drawn: tuple[HeldOutMaps, list[RetrievalExample]] | None = None
     recall = []
     for folder, sections in runs:
         model = SEAL.from_pretrained(folder, device=device)
@@ -134,7 +134,8 @@ def held_out_evidence(
             x = embed_patches(model.encoder, section.patches)
             recall.append({"section": section.name, **retrieval_scores(model, section, x)})
             if drawn is None:
-                drawn = (_maps(model, section, x, genes), _example(model, section, x, genes[0]))
+                examples = [_example(model, section, x, gene) for gene in genes]
+                drawn = (_maps(model, section, x, genes), examples)
     assert drawn is not None, "a study has a fold"
     return HeldOut(*drawn, recall)
 
@@ -191,6 +192,9 @@ def embed_sections(
     parts = []
     for section in sections:
         adata = section.adata[section.rows].copy()
+        for table in (adata.obs, adata.var):  # else anndata converts text with a message
+            text = table.select_dtypes(["object", "string"]).columns
+            table[text] = table[text].astype("category")
         adata.obsm["X_seal"] = embed_patches(tuned.encoder, section.patches)
         adata.obsm["X_frozen"] = embed_patches(frozen, section.patches)
         with atomic_file(out / f"{file_name(section.name)}.h5ad") as part:
@@ -237,6 +241,13 @@ def _umap(x: np.ndarray) -> np.ndarray:
     return adata.obsm["X_umap"]
 
 
+def sources_of(joint: AnnData) -> list[str]:
+    """Return what the spots' sources are: sections, and patients where those group sections."""
+    n_sections = joint.obs["section"].nunique()
+    n_patients = joint.obs["patient"].nunique()
+    return ["section", "patient"] if 1 < n_patients < n_sections else ["section"]
+
+
 def robustness(joint: AnnData) -> dict[str, dict[str, float | None]]:
     """Return the robustness index of both embeddings, by what the sources are.
 
@@ -249,14 +260,11 @@ def robustness(joint: AnnData) -> dict[str, dict[str, float | None]]:
     -------
     dict
         {"section" or "patient": {"seal", "frozen": the index, or None where sources cannot be
-        compared}}; without patients where there is one.
+        compared}}, for the `sources_of` the spots.
     """
-    sources = ["section"]
-    if joint.obs["patient"].nunique() > 1:
-        sources.append("patient")
     domain = joint.obs["domain"].to_numpy(str)
     indices: dict[str, dict[str, float | None]] = {}
-    for source in sources:
+    for source in sources_of(joint):
         labels = joint.obs[source].to_numpy(str)
         indices[source] = {}
         for name in ("seal", "frozen"):

@@ -8,8 +8,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 
 from seal_lite import plots
-from seal_lite.evaluation.scores import tidy
-from seal_lite.studies.verdict import PROBES, REFERENCES, TARGET, difference_row
+from seal_lite.studies.verdict import PROBES, REFERENCES, difference_row, unit_means
 from seal_lite.tutorial import charts
 
 if TYPE_CHECKING:
@@ -27,30 +26,32 @@ EMBEDDINGS = {"frozen": "before: frozen", "seal": "after: finetuned"}
 
 
 @plots.styled
-def differences(result: Mapping[str, Any]) -> Figure:
+def differences(result: Mapping[str, Any], by: str) -> Figure:
     """Draw each difference with its interval, and each unit's own difference as a dot."""
     rows = [(minus, probe) for minus in REFERENCES for probe in PROBES]
-    figure, ax = plt.subplots(figsize=(8, 0.6 * len(rows) + 1.0))
+    figure, ax = plt.subplots(figsize=(6, 0.8 * len(rows) + 1.0))
     for y, (minus, probe) in enumerate(rows):
         row = difference_row(result, minus, probe)
-        units = unit_differences(result, minus, probe)
+        means = unit_means(result, probe)
+        units = means["tuned"] - means[minus]
         ax.plot(units, np.full(len(units), y - 0.18), "o", ms=3.5, color=plots.GREY, alpha=0.7)
         if row["ci95"] is not None:
             ax.plot(row["ci95"], [y, y], color=plots.COLOURS[0], lw=2.5)
         ax.plot(row["mean"], y, "o", ms=8, color=plots.COLOURS[0])
-    names = [f"minus {REFERENCES[minus]},\n{PROBES[probe]}" for minus, probe in rows]
-    ax.set_yticks(range(len(rows)), names)
+        label = f"minus {REFERENCES[minus]}, {PROBES[probe]}"
+        place = ax.get_yaxis_transform()
+        ax.text(
+            0.01, y - 0.32, label, transform=place, va="bottom", fontsize=9, backgroundcolor="white"
+        )
     ax.axvline(0, color=plots.INK, lw=0.8)
-    ax.set(ylim=(len(rows) - 0.5, -0.6), xlabel="difference in mean r; grey: each held-out unit")
+    ax.spines["left"].set_visible(False)
+    ax.set(
+        yticks=[],
+        ylim=(len(rows) - 0.5, -0.8),
+        xlabel=f"difference in mean r (grey: each held-out {by})",
+        title="worse  \u2190  finetuned encoder  \u2192  better",
+    )
     return figure
-
-
-def unit_differences(result: Mapping[str, Any], minus: str, probe: str) -> np.ndarray:
-    """Return the difference of the tuned encoder to `minus` of each held-out unit, (units,)."""
-    scores = tidy(result)
-    scores = scores[(scores.probe == probe) & (scores.target == TARGET)]
-    means = scores.pivot_table("r", "test", "features")
-    return (means["tuned"] - means[minus]).to_numpy()
 
 
 @plots.styled
@@ -69,25 +70,21 @@ def maps(held_out: HeldOutMaps) -> Figure:
 
 def example(retrieval: RetrievalExample, patch_um: float) -> Figure:
     """Draw the patches that a gene retrieves, with their cosine similarity."""
-    titles = [f"{cosine:.2f}" for cosine in retrieval.cosines]
+    titles = [f"similarity {cosine:.2f}" for cosine in retrieval.cosines]
     patches = retrieval.section.patches[retrieval.rows]
     return plots.patches(patches, titles, patch_um=patch_um)
 
 
 @plots.styled
-def embedding_maps(joint: AnnData, colour_by: str) -> Figure:
-    """Draw the UMAP of both embeddings, coloured by a column of ``obs``."""
-    figure, axes = plt.subplots(1, 2, figsize=(plots.WIDTH, 4.2))
+def embedding_map(joint: AnnData, embedding: str, colour_by: str) -> Figure:
+    """Draw the UMAP of one of `EMBEDDINGS`, coloured by a column of ``obs``."""
+    figure, ax = plt.subplots(figsize=(4.6, 4.6))
     labels = joint.obs[colour_by].astype(str)
     names = sorted(labels.unique(), key=lambda name: (len(name), name))
     size = float(np.clip(250 / np.sqrt(len(joint)), 2, 8))
-    for ax, (name, title) in zip(axes, EMBEDDINGS.items(), strict=True):
-        _scatter(ax, joint.obsm[f"X_umap_{name}"], labels.to_numpy(), names, size)
-        ax.set(title=title, xticks=[], yticks=[], xlabel="UMAP 1", ylabel="UMAP 2")
-    handles, shown = axes[0].get_legend_handles_labels()
-    figure.legend(
-        handles, shown, loc="outside lower center", ncols=8, markerscale=10 / size, fontsize=8
-    )
+    _scatter(ax, joint.obsm[f"X_umap_{embedding}"], labels.to_numpy(), names, size)
+    ax.set(title=EMBEDDINGS[embedding], xticks=[], yticks=[], xlabel="UMAP 1", ylabel="UMAP 2")
+    figure.legend(loc="outside lower center", ncols=6, markerscale=10 / size, fontsize=9)
     return figure
 
 

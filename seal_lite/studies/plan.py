@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
-import json
-import logging
 import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -22,17 +19,19 @@ if TYPE_CHECKING:
     from seal_lite.data.section import Section
     from seal_lite.studies.speed import Speed
 
-log = logging.getLogger(__name__)
 ENOUGH_UNITS = 3  # below, a study describes and gives no verdict
 MOST_FOLDS = 8  # with more groups, one training serves all that are held out
 TRAINING_SHARE = 2 / 3  # of the groups, where one training serves all
 SEEDS = (3, 2, 1)
+PLURALS = {"patient": "patients", "section": "sections"}
 LEAST_EPOCHS = 0.25  # of the recipe's, where the time is short
 # Standard deviation over units of the gain in mean r. Our own records: .009 over sections of one
 # tumour, .014 over patients of the phantom.
 TYPICAL_SD = 0.015
-# How often a fold embeds all patches: tuned, shuffled, random weights, and the frozen layers twice.
-PASSES_A_FOLD = 5
+# Weights and the optimizer's two moments, twice while a checkpoint is replaced.
+CHECKPOINT_COPIES = 6
+PASSES_A_FOLD = 2  # how often a fold embeds all patches: tuned and shuffled
+PASSES_ONCE = 3  # for all folds: every frozen layer, random weights, and the frozen blocks
 
 
 @dataclass(frozen=True)
@@ -42,7 +41,7 @@ class Plan:
     Parameters
     ----------
     by
-        "patient", "section", or a column of sections.tsv: what is held out together.
+        "patient" or "section": what is held out together.
     reason
         Why, and what a score then speaks for: one sentence.
     units
@@ -55,6 +54,9 @@ class Plan:
         Number of joint epochs of each training.
     seconds
         Expected time of each step.
+    seconds_of_cache
+        The part of the cross-validation's time that only its first fold takes: frozen activations
+        and embeddings, which the others read.
     memory_gb, disk_gb
         Expected peak of the process's memory, and of what stands in the output folder.
     smallest_gain
@@ -69,6 +71,7 @@ class Plan:
     seeds: int
     epochs: int
     seconds: dict[str, float]
+    seconds_of_cache: float
     memory_gb: float
     disk_gb: float
     smallest_gain: float | None
@@ -78,44 +81,57 @@ class Plan:
         """Expected time of the whole study."""
         return sum(self.seconds.values())
 
-    def to_json(self) -> str:
-        """Return the plan as JSON, which `from_json` reads."""
-        return json.dumps(dataclasses.asdict(self), indent=1)
+    @property
+    def folds(self) -> int:
+        """Number of folds; each seed counts."""
+        return self.seeds * (self.units if self.train_groups is None else 1)
 
-    @classmethod
-    def from_json(cls, text: str) -> Plan:
-        """Return the plan that `to_json` wrote."""
-        return cls(**json.loads(text))
+    @property
+    def seconds_of_fold(self) -> float:
+        """Expected time of a fold that is not the first."""
+        return (self.seconds["cross-validation"] - self.seconds_of_cache) / self.folds
 
     def sentences(self) -> list[str]:
         """Return the plan in words, one sentence an entry."""
-        if self.train_groups is None:
-            design = f"each of {self.units} is held out once"
-        else:
-            design = f"{self.train_groups} train once, and the {self.units} others are held out"
         steps = ", ".join(f"{name} {duration(s)}" for name, s in self.seconds.items())
         return [
-            f"Held out together: {self.by}; {design}. {self.reason}",
-            f"{self.seeds} trainings a fold of {self.epochs} epochs, each beside its control.",
-            f"About {duration(self.total_seconds)} in all: {steps}.",
-            f"Memory up to {self.memory_gb:.1f} GB, disk up to {self.disk_gb:.1f} GB.",
+            f"{self.design()} {self.reason}",
+            f"Each training runs {self.epochs} epochs, {times(self.seeds)} on true pairs and "
+            f"{times(self.seeds)} on shuffled pairs, the control.",
+            f"The study takes about {duration(self.total_seconds)}: {steps}.",
+            f"It needs up to {self.memory_gb:.1f} GB of memory and {self.disk_gb:.1f} GB of disk.",
             self.power(),
         ]
+
+    def design(self) -> str:
+        """Return in one sentence what trains and what is held out."""
+        names = plural(self.by)
+        if self.train_groups is None:
+            return f"Each of the {self.units} {names} is held out once, and the others train."
+        return f"The first {self.train_groups} {names} train, and {self.units} are held out."
 
     def power(self) -> str:
         """Return in words what so many units can show."""
         if self.smallest_gain is None:
-            return "One unit has no interval: the report describes, and gives no verdict."
-        gain = f"a gain of {self.smallest_gain:.3f} in mean r"
-        sentence = f"With {self.units} units, {gain} would show in 8 of 10 studies like this one"
+            return f"One {self.by} has no interval, so the report gives no verdict."
+        sentence = (
+            f"With {self.units} {plural(self.by)}, a gain of {self.smallest_gain:.3f} in mean "
+            f"correlation would show in 8 of 10 studies, if the gain varies between them as in our "
+            f"own data (standard deviation {TYPICAL_SD})."
+        )
         if self.units < ENOUGH_UNITS:
-            return f"{sentence}: too few for a verdict, so the report describes."
-        return f"{sentence}; a smaller one may be missed."
+            return f"{sentence} A verdict takes {ENOUGH_UNITS}, so the report gives none."
+        return f"{sentence} A smaller gain may be missed."
 
 
 def plural(by: str) -> str:
     """Return the plural of what is held out."""
-    return {"patient": "patients", "section": "sections"}.get(by, f"groups of one {by}")
+    return PLURALS[by]
+
+
+def times(n: int) -> str:
+    """Return a number of times in words."""
+    return {1: "once", 2: "twice"}.get(n, f"{n} times")
 
 
 def duration(seconds: float) -> str:
@@ -135,13 +151,13 @@ def choose_groups(sections: Sequence[Section], by: str | None = None) -> tuple[s
     sections
         All sections of the study.
     by
-        "patient", "section" or a column of sections.tsv; None chooses: patients where there are at
-        least `ENOUGH_UNITS`, else sections.
+        "patient" or "section"; None chooses: patients where there are at least `ENOUGH_UNITS`, else
+        sections.
 
     Returns
     -------
     by : str
-        As given, or chosen.
+        "patient" or "section".
     reason : str
         One sentence, with what a score then speaks for.
 
@@ -150,13 +166,16 @@ def choose_groups(sections: Sequence[Section], by: str | None = None) -> tuple[s
     InputError
         Where nothing can be held out.
     """
+    if by not in (None, *PLURALS):
+        remedy = f"`seal-lite crossval --groups {by}` compares such groups"
+        raise InputError(f"--groups {by}: a study holds out patient or section; {remedy}")
     if len(sections) < 2:
         name = sections[0].name
         raise InputError(f"--data: {name} is the only section, so none can be held out; add one")
     n_patients = len({section.patient for section in sections})
     if by is None:
         by = "patient" if n_patients >= ENOUGH_UNITS else "section"
-    groups = groups_of(sections, by)  # raises where it does not divide the sections
+    groups = groups_of(sections, by)  # raises where all sections are one group
     groups_of_patient: dict[str, set[str]] = {}
     for section, group in zip(sections, groups, strict=True):
         groups_of_patient.setdefault(section.patient, set()).add(group)
@@ -179,7 +198,8 @@ def make_plan(
 ) -> Plan:
     """Return the most thorough plan that fits into the time.
 
-    Fewer seeds come first, then one training for all held-out groups, then fewer epochs.
+    Fewer seeds come first, then one training for all held-out groups where enough of those remain
+    for a verdict, then fewer epochs.
 
     Parameters
     ----------
@@ -205,32 +225,19 @@ def make_plan(
     work = _Work(pairs, config, speed)
     can_leave_one_out = len(pairs) <= MOST_FOLDS
     designs: list[int | None] = [None] if can_leave_one_out else []
-    if len(pairs) > ENOUGH_UNITS:
-        designs.append(round(TRAINING_SHARE * len(pairs)))
-    plans = [
-        work.plan(design, seeds, by=by, reason=reason) for design in designs for seeds in SEEDS
-    ]
-    if hours is None:
-        return plans[0]
-    limit = hours * 3600
-    for plan in plans:
-        if plan.total_seconds <= limit:
+    n_training = round(TRAINING_SHARE * len(pairs))
+    if len(pairs) - n_training >= ENOUGH_UNITS:
+        designs.append(n_training)
+    sizes = [(design, seeds, config.epochs) for design in designs for seeds in SEEDS]
+    least_epochs = math.ceil(LEAST_EPOCHS * config.epochs)
+    fewer_epochs = range(config.epochs - 1, least_epochs - 1, -1)
+    sizes += [(designs[-1], SEEDS[-1], epochs) for epochs in fewer_epochs]
+    for design, seeds, epochs in sizes:
+        plan = work.plan(design, seeds, epochs, by=by, reason=reason)
+        if hours is None or plan.total_seconds <= hours * 3600:
             return plan
-    return _with_fewer_epochs(plans[-1], config, limit)
-
-
-def _with_fewer_epochs(plan: Plan, config: Config, limit: float) -> Plan:
-    """Return the plan with as many epochs as fit into the limit in seconds."""
-    trainings = ("cross-validation", "final training")
-    fixed = sum(s for name, s in plan.seconds.items() if name not in trainings)
-    share = (limit - fixed) / max(plan.total_seconds - fixed, 1e-9)
-    if share < LEAST_EPOCHS:
-        least = fixed + LEAST_EPOCHS * (plan.total_seconds - fixed)
-        message = f"--hours {limit / 3600:g}: the shortest study takes about {duration(least)}"
-        raise InputError(f"{message}; give more, or take --preset small or fewer --sections")
-    epochs = max(1, math.floor(share * config.epochs))
-    seconds = {name: s * share if name in trainings else s for name, s in plan.seconds.items()}
-    return dataclasses.replace(plan, epochs=epochs, seconds=seconds)
+    message = f"--hours {hours:g}: the shortest study takes about {duration(plan.total_seconds)}"
+    raise InputError(f"{message}; give more, or take --preset small or fewer --sections")
 
 
 @dataclass(frozen=True)
@@ -241,7 +248,9 @@ class _Work:
     config: Config
     speed: Speed
 
-    def plan(self, train_groups: int | None, seeds: int, *, by: str, reason: str) -> Plan:
+    def plan(
+        self, train_groups: int | None, seeds: int, epochs: int, *, by: str, reason: str
+    ) -> Plan:
         """Return the plan of a design; without `train_groups` each group is held out once."""
         total = sum(self.pairs.values())
         if train_groups is None:
@@ -254,34 +263,41 @@ class _Work:
             ratio = 0.0
         n_trainings = 2 * seeds * len(training_pairs) + 1
         n_views = self.config.n_views * total
-        disk = self.speed.cache_bytes * n_views + self.speed.run_bytes * n_trainings
+        cache = self.speed.cache_bytes * n_views  # on disk, and mapped into memory
+        disk = cache + self.speed.run_bytes * (n_trainings + CHECKPOINT_COPIES)
         return Plan(
             by=by,
             reason=reason,
             units=units,
             train_groups=train_groups,
             seeds=seeds,
-            epochs=self.config.epochs,
-            seconds=self._seconds(training_pairs, seeds),
-            memory_gb=self.speed.memory_bytes / 1e9,
+            epochs=epochs,
+            seconds=self._seconds(training_pairs, seeds, epochs),
+            seconds_of_cache=self._seconds_of_cache,
+            memory_gb=(self.speed.memory_bytes + cache) / 1e9,
             disk_gb=disk / 1e9,
             smallest_gain=smallest_gain(units, test_to_train=ratio),
         )
 
-    def _seconds(self, training_pairs: list[int], seeds: int) -> dict[str, float]:
+    @property
+    def _seconds_of_cache(self) -> float:
+        """Time of what all folds share."""
+        total = sum(self.pairs.values())
+        activations = self.config.n_views * total / self.speed.cached_patches
+        return activations + PASSES_ONCE * total / self.speed.embedded_patches
+
+    def _seconds(self, training_pairs: list[int], seeds: int, epochs: int) -> dict[str, float]:
         """Return the time of each step, given the training pairs of each fold."""
         speed = self.speed
         total = sum(self.pairs.values())
-        n_folds = len(training_pairs)
-        epochs = self.config.epochs + self.config.gene_warmup_epochs
-        trainings = 2 * seeds * epochs * sum(training_pairs) / speed.training_pairs
-        cache = self.config.n_views * total / speed.cached_patches
-        embedding_passes = seeds * n_folds * PASSES_A_FOLD
-        embeddings = embedding_passes * total / speed.embedded_patches
-        probes = seeds * n_folds * total * speed.seconds_a_probed_pair
+        n_folds = seeds * len(training_pairs)
+        all_epochs = epochs + self.config.gene_warmup_epochs
+        trainings = 2 * seeds * all_epochs * sum(training_pairs) / speed.training_pairs
+        embeddings = n_folds * PASSES_A_FOLD * total / speed.embedded_patches
+        probes = n_folds * total * speed.seconds_a_probed_pair
         return {
-            "cross-validation": trainings + cache + embeddings + probes,
-            "final training": epochs * total / speed.training_pairs + cache,
+            "cross-validation": trainings + self._seconds_of_cache + embeddings + probes,
+            "final training": all_epochs * total / speed.training_pairs,
             "report": speed.seconds_of_report + 3 * total / speed.embedded_patches,
         }
 

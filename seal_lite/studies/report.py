@@ -11,14 +11,20 @@ from typing import TYPE_CHECKING, Any
 from jinja2 import Environment
 
 from seal_lite import plots
+from seal_lite.evaluation.crossval import folds_of, groups_of
 from seal_lite.evaluation.scores import summary, tidy
 from seal_lite.studies import figures
+from seal_lite.studies.evidence import sources_of
+from seal_lite.studies.plan import plural
 from seal_lite.studies.verdict import (
     PROBE,
+    PROBES,
     TARGET,
     checklist,
     difference_rows,
+    leakage_statement,
     methods,
+    unit_means,
     verdict,
 )
 from seal_lite.tutorial import charts
@@ -35,6 +41,7 @@ if TYPE_CHECKING:
     from seal_lite.studies.evidence import HeldOut
     from seal_lite.studies.plan import Plan
 
+COMPARED = ("tuned", "frozen_best", "shuffled")
 SHOWN = ("tuned", "shuffled", "frozen_best", "frozen", "random_init", "colour", "log_depth")
 MAX_SECTIONS = 8  # whose images the page shows
 
@@ -63,8 +70,10 @@ class Findings:
         Both embeddings of all spots, from `evidence.embed_sections`.
     robustness
         From `evidence.robustness`.
+    section_facts
+        Of each section what the check of the data has measured (`SectionCheck.facts`).
     doubts
-        What the check of the data found.
+        What the check of the data found odd.
     leakage
         Samples on both sides of a split, which were allowed.
     """
@@ -78,6 +87,7 @@ class Findings:
     held_out: HeldOut
     joint: AnnData
     robustness: Mapping[str, Mapping[str, float | None]]
+    section_facts: Mapping[str, Mapping[str, object]]
     doubts: Sequence[str] = field(default_factory=list)
     leakage: Sequence[str] = field(default_factory=list)
 
@@ -96,20 +106,40 @@ def report_facts(findings: Findings) -> dict[str, Any]:
         "verdict": outcome.kind,
         "headline": outcome.headline,
         "sentences": outcome.sentences,
+        "advice": outcome.advice,
         "differences": difference_rows(result),
+        "units": _unit_table(findings),
         "scores": _score_table(result),
         "genes": gene_table(result).to_dict("records"),
         "plan": plan.sentences(),
         "doubts": list(findings.doubts),
         "leakage": list(findings.leakage),
+        "leakage_statement": leakage_statement(findings.leakage, plan),
+        "sections": {name: dict(facts) for name, facts in findings.section_facts.items()},
         "retrieval": findings.held_out.recall,
         "robustness": dict(findings.robustness),
         "methods": methods(result, plan, findings.config, n_pairs=findings.n_pairs),
-        "checklist": checklist(
-            result, plan, leakage=findings.leakage, allowed=bool(findings.leakage)
-        ),
+        "checklist": checklist(result, plan, leakage=findings.leakage),
         "provenance": result["provenance"],
     }
+
+
+def _unit_table(findings: Findings) -> list[dict[str, Any]]:
+    """Return what each held-out unit was, what trained, and its scores under the main probe."""
+    by = findings.plan.by
+    means = unit_means(findings.result)
+    groups = groups_of(findings.sections, by)
+    rows = []
+    for train, tests in folds_of(findings.sections, groups, findings.plan.train_groups):
+        for unit, held_out in tests.items():
+            row: dict[str, Any] = {
+                "unit": unit,
+                "sections": [section.name for section in held_out],
+                "spots": sum(len(section.rows) for section in held_out),
+                "trained_on": [section.name for section in train],
+            }
+            rows.append(row | {name: means.loc[unit, name] for name in COMPARED})
+    return rows
 
 
 def _score_table(result: Mapping[str, Any]) -> list[dict[str, Any]]:
@@ -118,12 +148,11 @@ def _score_table(result: Mapping[str, Any]) -> list[dict[str, Any]]:
     rows = []
     for features in SHOWN:
         name = charts.LABELS[features].replace("\n", " ")
-        row = {"features": name, "tuned ridge": means[features, PROBE]}
-        rows.append({**row, "HEST-bench": means[features, "hest"]})
+        rows.append({"features": name, **{probe: means[features, probe] for probe in PROBES}})
     for features in ("neighbours", "ceiling"):
         name = charts.LABELS[features].replace("\n", " ")
         r = means[features, "none"]
-        rows.append({"features": name, "tuned ridge": r, "HEST-bench": r})
+        rows.append({"features": name, **dict.fromkeys(PROBES, r)})
     return rows
 
 
@@ -136,27 +165,42 @@ def gene_table(result: Mapping[str, Any]) -> pd.DataFrame:
     return genes.sort_values("gain", ascending=False).reset_index().rename_axis(None, axis=1)
 
 
-def report_page(findings: Findings, facts: Mapping[str, Any]) -> str:
+def report_page(findings: Findings, facts: Mapping[str, Any], images: Mapping[str, Any]) -> str:
     """Return the report as one self-contained HTML page; nothing is loaded from elsewhere.
 
-    `facts` are the `report_facts` of the findings.
+    Parameters
+    ----------
+    findings
+        What the page shows.
+    facts
+        Its `report_facts`, and what the study has cost (`Costs.rows`) under "costs".
+    images
+        Its `draw_figures`.
     """
     environment = Environment(autoescape=True)
     environment.filters["r"] = "{:.3f}".format
-    environment.filters["signed"] = "{:+.3f}".format
+    environment.filters["signed"] = _signed
+    environment.filters["plural"] = plural
     text = importlib.resources.files("seal_lite.studies").joinpath("report.html").read_text()
     held_out = findings.held_out
     return environment.from_string(text).render(
         facts=facts,
         findings=findings,
-        images=_images(findings),
+        probes=PROBES,
+        n_patients=len({section.patient for section in findings.sections}),
+        images=images,
         maps=held_out.maps,
-        example=held_out.example,
+        examples=held_out.examples,
     )
 
 
-def _images(findings: Findings) -> dict[str, Any]:
-    """Return the page's figures as data addresses."""
+def _signed(value: float) -> str:
+    """Return a value with its sign, to three digits; nothing is -0.000."""
+    return f"{round(value, 3) + 0.0:+.3f}"
+
+
+def draw_figures(findings: Findings) -> dict[str, Any]:
+    """Return the page's figures as data addresses, by name."""
     config, held_out = findings.config, findings.held_out
     sections = [
         {
@@ -166,17 +210,21 @@ def _images(findings: Findings) -> dict[str, Any]:
         }
         for section in findings.sections[:MAX_SECTIONS]
     ]
-    colourings = [
-        name for name in ("section", "patient", "domain") if findings.joint.obs[name].nunique() > 1
-    ]
+    colourings = [*sources_of(findings.joint), "domain"]
     return {
-        "differences": encode(figures.differences(findings.result)),
+        "differences": encode(figures.differences(findings.result, findings.plan.by)),
         "scores": encode(charts.scores(findings.result)),
         "losses": encode(charts.loss_curves(findings.history)),
         "maps": encode(figures.maps(held_out.maps)),
-        "example": encode(figures.example(held_out.example, config.patch_um)),
+        "examples": [
+            encode(figures.example(example, config.patch_um)) for example in held_out.examples
+        ],
         "umaps": {
-            name: encode(figures.embedding_maps(findings.joint, name)) for name in colourings
+            name: {
+                embedding: encode(figures.embedding_map(findings.joint, embedding, name))
+                for embedding in figures.EMBEDDINGS
+            }
+            for name in colourings
         },
         "sections": sections,
     }

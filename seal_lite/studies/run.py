@@ -1,7 +1,8 @@
 """The study: what happens in which order, and what stands in the output folder.
 
-plan.json, crossval/ (the folds), encoder/ (the final run and its model card), embeddings/ (an
-AnnData a section), report.html and report.json. A study that was interrupted resumes.
+plan.json, costs.json, crossval/ (the folds), encoder/ (the final run and its model card),
+embeddings/ (an AnnData a section), report.html and report.json. A study that was interrupted
+resumes.
 """
 
 from __future__ import annotations
@@ -11,22 +12,24 @@ import json
 import logging
 import shutil
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypedDict
 
 from seal_lite.data.leakage import check_leakage
 from seal_lite.data.phantom.truth import GroundTruth
-from seal_lite.data.report import check_sections
-from seal_lite.data.section import load_sections
+from seal_lite.data.report import check_usable
 from seal_lite.encoders.registry import config_for
+from seal_lite.encoders.vision import encoder_for
 from seal_lite.errors import InputError
 from seal_lite.evaluation.crossval import crossval, folds_of, groups_of
 from seal_lite.evaluation.scores import genes_to_score
 from seal_lite.hub import model_card
 from seal_lite.io import read_json, write_atomic
 from seal_lite.paths import nearest_existing
+from seal_lite.schema import read
+from seal_lite.studies.costs import Costs
 from seal_lite.studies.evidence import embed_sections, genes_to_map, held_out_evidence, robustness
 from seal_lite.studies.plan import Plan, choose_groups, make_plan
-from seal_lite.studies.report import Findings, report_facts, report_page
+from seal_lite.studies.report import Findings, draw_figures, report_facts, report_page
 from seal_lite.studies.speed import measure_speed
 from seal_lite.training.loop import finetune
 from seal_lite.training.provenance import provenance
@@ -41,6 +44,13 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 PLAN = "plan.json"
+
+
+class PlanFile(TypedDict):
+    """The content of plan.json."""
+
+    of: dict[str, Any]  # what was planned: data, settings and options
+    plan: Plan
 
 
 def study(  # noqa: PLR0913 (an entry point)
@@ -66,7 +76,7 @@ def study(  # noqa: PLR0913 (an entry point)
     config
         The settings; None for the default encoder's recipe.
     by
-        What is held out together: "patient", "section", or a column of sections.tsv. None chooses.
+        What is held out together: "patient" or "section". None chooses.
     hours
         How long the study may take; None for as long as its first plan needs.
     sections
@@ -87,17 +97,20 @@ def study(  # noqa: PLR0913 (an entry point)
     Raises
     ------
     InputError
-        Where the data cannot be used, nothing can be held out, the time is too short, or the folder
-        holds other work. All of it is said before training.
+        Where the encoder's weights cannot be had, the data cannot be used, nothing can be held out,
+        the time is too short, or the folder holds other work. All of it is raised before training.
     """
     data, out = Path(data), Path(out)
     config = config or config_for("tf_efficientnet_lite0", "default")
-    doubts = check_data(data, config, sections)
-    names = None if sections is None else list(sections)
-    loaded = load_sections(data, names, patch_um=config.patch_um, patch_px=config.patch_px)
+    encoder_for(config, device=device)  # weights behind a licence stop a study before the data
+    doubts, checks = check_usable(data, config, names=sections)
+    for doubt in doubts:
+        log.warning("%s", doubt)
+    loaded = [check.section for check in checks]
     by, reason = choose_groups(loaded, by)
     groups = groups_of(loaded, by)
-    leakage = check_leakage(loaded, groups, allow=allow_leakage)
+    prints = [check.fingerprint for check in checks]
+    leakage = check_leakage(loaded, groups, allow=allow_leakage, prints=prints)
 
     origin = provenance(loaded, config, groups=by, hours=hours)
     plan = resume_plan(out, origin)
@@ -105,77 +118,67 @@ def study(  # noqa: PLR0913 (an entry point)
         speed = measure_speed(loaded, config, device=device)
         plan = make_plan(loaded, config, speed=speed, by=by, reason=reason, hours=hours)
         check_disk(out, plan)
-        content = {"of": origin, "plan": json.loads(plan.to_json())}
+        content = {"of": origin, "plan": dataclasses.asdict(plan)}
         write_atomic(out / PLAN, json.dumps(content, indent=1))
     for sentence in plan.sentences():
         log.info("%s", sentence)
 
     config = dataclasses.replace(config, epochs=plan.epochs)
+    costs = Costs(out, plan)
     truth = GroundTruth.find(data)
-    result = crossval(
-        loaded,
-        config,
-        data=data.resolve().name,
-        out=out / "crossval",
-        truth=truth,
-        by=by,
-        train_groups=plan.train_groups,
-        seeds=plan.seeds,
-        leakage=leakage,
-        device=device,
-        progress=progress,
-    )
+    with costs.step("cross-validation"):
+        result = crossval(
+            loaded,
+            config,
+            data=data.resolve().name,
+            out=out / "crossval",
+            truth=truth,
+            by=by,
+            train_groups=plan.train_groups,
+            seeds=plan.seeds,
+            leakage=leakage,
+            cache_dir=out / "cache",
+            after_fold=costs.after_fold,
+            device=device,
+            progress=progress,
+        )
     genes = genes_to_score([section.adata for section in loaded], truth)
-    _, history = finetune(
-        loaded,
-        config,
-        out=out / "encoder",
-        include=genes,
-        cache_dir=out / "cache",
-        device=device,
-        progress=progress,
-    )
-    shutil.rmtree(out / "cache", ignore_errors=True)
-    model_card(out / "encoder", scores=out / "crossval/metrics.json").save(
-        out / "encoder/README.md"
-    )
-
-    runs = fold_runs(out / "crossval", loaded, groups, plan)
-    scored = sorted(result["folds"][0]["scores"][0]["per_gene"])
-    joint = embed_sections(loaded, out / "encoder", out / "embeddings", config, device=device)
-    findings = Findings(
-        data=data.resolve().name,
-        sections=loaded,
-        config=config,
-        plan=plan,
-        result=result,
-        history=history,
-        held_out=held_out_evidence(runs, genes_to_map(loaded, scored), device=device),
-        joint=joint,
-        robustness=robustness(joint),
-        doubts=doubts,
-        leakage=leakage,
-    )
-    facts = report_facts(findings)
+    with costs.step("final training"):
+        _, history = finetune(
+            loaded,
+            config,
+            out=out / "encoder",
+            include=genes,
+            cache_dir=out / "cache",
+            device=device,
+            progress=progress,
+        )
+    shutil.rmtree(out / "cache", ignore_errors=True)  # gigabytes that no result needs
+    with costs.step("report"):
+        card = model_card(out / "encoder", scores=out / "crossval/metrics.json")
+        card.save(out / "encoder/README.md")
+        joint = embed_sections(loaded, out / "encoder", out / "embeddings", config, device=device)
+        runs = fold_runs(out / "crossval", loaded, groups, plan)
+        scored = sorted(result["folds"][0]["scores"][0]["per_gene"])
+        findings = Findings(
+            data=data.resolve().name,
+            sections=loaded,
+            config=config,
+            plan=plan,
+            result=result,
+            history=history,
+            held_out=held_out_evidence(runs, genes_to_map(loaded, scored), device=device),
+            joint=joint,
+            robustness=robustness(joint),
+            section_facts={check.section.name: check.facts for check in checks},
+            doubts=doubts,
+            leakage=leakage,
+        )
+        images = draw_figures(findings)
+    facts = report_facts(findings) | {"costs": costs.rows()}
     write_atomic(out / "report.json", json.dumps(facts, indent=1, default=float))
-    write_atomic(out / "report.html", report_page(findings, facts))
+    write_atomic(out / "report.html", report_page(findings, facts, images))
     return facts
-
-
-def check_data(data: Path, config: Config, sections: Sequence[str] | None) -> list[str]:
-    """Return what a check notices about the data.
-
-    Raises
-    ------
-    InputError
-        Where no section can be trained on: all that has to be mended, in one message.
-    """
-    doubts, checks = check_sections(data, config, names=sections)
-    if not checks:
-        raise InputError(f"{data}: no section can be trained on; " + "; ".join(doubts))
-    for doubt in doubts:
-        log.warning("%s", doubt)
-    return doubts
 
 
 def resume_plan(out: Path, origin: dict[str, Any]) -> Plan | None:
@@ -189,12 +192,12 @@ def resume_plan(out: Path, origin: dict[str, Any]) -> Plan | None:
     path = out / PLAN
     if not path.exists():
         return None
-    content = read_json(path, "of", "plan", remedy="remove it: the study is planned again")
+    content = read(path, PlanFile, remedy="remove it: the study is planned again")
     for key in ("sections", "data_sha256", "config_sha256", "groups", "hours"):
         if content["of"].get(key) != origin[key]:
             message = f"{out}: holds another study ({key})"
             raise InputError(f"{message}; choose another --out or remove it")
-    return Plan.from_json(json.dumps(content["plan"]))
+    return content["plan"]
 
 
 def check_disk(out: Path, plan: Plan) -> None:

@@ -8,13 +8,13 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
-import psutil
 
 from seal_lite.data.genes import GenePanel
 from seal_lite.encoders.devices import synchronize
 from seal_lite.encoders.embedding import embed_patches
 from seal_lite.evaluation.scores import genes_to_score, probe_scores
 from seal_lite.model.seal import SEAL
+from seal_lite.studies.costs import peak_memory_gb
 from seal_lite.training.distributed import join_processes
 from seal_lite.training.loader import Activations, Pairs
 from seal_lite.training.loop import train
@@ -29,8 +29,8 @@ if TYPE_CHECKING:
 
 STEPS = 4  # batches an epoch of the trial; the first epoch warms up and does not count
 FEATURE_SETS = 8  # that an evaluation probes: tuned, shuffled, frozen, best layer, four controls
-RUN_COPIES = 4  # a run's files, its optimizer's two moments, and a checkpoint being replaced
-SECONDS_OF_REPORT = 60.0  # figures and UMAP
+SECONDS_OF_REPORT = 15.0  # figures
+SECONDS_A_SPOT = 0.004  # of two UMAPs
 
 
 @dataclass(frozen=True)
@@ -50,11 +50,12 @@ class Speed:
     cache_bytes
         Bytes of a view of a patch in the cache.
     run_bytes
-        Bytes of a training's files.
+        Bytes of what a training leaves: the weights that it tunes.
     memory_bytes
-        Memory of the process after the trial, which held a batch, its gradients and all patches.
+        Highest memory of the process so far: it held all patches, a batch and its gradients, and
+        the matrices of a probe.
     seconds_of_report
-        Time of the figures.
+        Time of the figures and the UMAPs.
     """
 
     training_pairs: float
@@ -64,7 +65,7 @@ class Speed:
     cache_bytes: float
     run_bytes: float
     memory_bytes: float
-    seconds_of_report: float = SECONDS_OF_REPORT
+    seconds_of_report: float
 
 
 def measure_speed(
@@ -100,15 +101,16 @@ def measure_speed(
     embedded = n_pairs / (_clock(place) - started)
 
     stored = activations.stored or []
-    trainable = sum(tensor.nbytes for tensor in model.trainable().values())
+    n_spots = sum(len(section.rows) for section in sections)
     return Speed(
         training_pairs=history[-1]["pairs_per_s"],
         cached_patches=cached,
         embedded_patches=embedded,
         seconds_a_probed_pair=_probe_seconds(sections, model.encoder.row.dim),
         cache_bytes=sum(array.nbytes for array in stored) / n_pairs,
-        run_bytes=RUN_COPIES * trainable,
-        memory_bytes=float(psutil.Process().memory_info().rss),
+        run_bytes=sum(tensor.nbytes for tensor in model.trainable().values()),
+        memory_bytes=1e9 * peak_memory_gb(),
+        seconds_of_report=SECONDS_OF_REPORT + SECONDS_A_SPOT * n_spots,
     )
 
 

@@ -510,6 +510,39 @@ def test_patients_that_differ_in_case_alone_have_folds_of_their_own(tmp_path, mo
     assert "B-0" in files  # a name without a twin stays
 
 
+def test_each_fold_that_runs_is_reported_and_a_given_cache_stays(tmp_path, monkeypatch):
+    caches = []
+    reports = []
+
+    def run_fold(fold, config, *, cache_dir, **_):
+        caches.append(cache_dir)
+        return stored_folds(fold, config.seed)
+
+    monkeypatch.setattr(crossval_module, "run_fold", run_fold)
+    sections = [make_section("A1", seed=0), make_section("B1", seed=1)]
+    cache = tmp_path / "cache"
+    cache.mkdir()
+
+    def run():
+        crossval(
+            sections,
+            CONFIG,
+            data="made",
+            seeds=2,
+            out=tmp_path / "out",
+            cache_dir=cache,
+            after_fold=lambda finished, n, seconds: reports.append((finished, n, seconds >= 0)),
+            progress=False,
+        )
+
+    run()
+    assert reports == [(i, 4, True) for i in (1, 2, 3, 4)]
+    assert caches == [cache] * 4
+    assert cache.exists()
+    run()  # all folds are read
+    assert len(reports) == 4
+
+
 @pytest.mark.parametrize("patient", ["../../../ESC/x", "/ESC/x", "..", "a/b", "\x1b[31m\n"])
 def test_a_patient_of_any_name_is_written_inside_the_folder(patient, tmp_path, monkeypatch):
     out = tmp_path / "a/b/c/out"

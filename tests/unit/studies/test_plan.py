@@ -1,6 +1,7 @@
 """What a study holds out, whether it fits into the time, and what so many units can show."""
 
-from dataclasses import replace
+import json
+from dataclasses import asdict, replace
 
 import numpy as np
 import pytest
@@ -8,6 +9,7 @@ from helpers import TINY
 
 from seal_lite.data.section import Section
 from seal_lite.errors import InputError
+from seal_lite.schema import read
 from seal_lite.studies.plan import Plan, choose_groups, make_plan, smallest_gain
 from seal_lite.studies.speed import Speed
 
@@ -61,6 +63,11 @@ def test_patients_are_held_out_where_there_are_enough(patients, by, claim):
     assert claim in reason
 
 
+def test_only_patients_and_sections_are_held_out():
+    with pytest.raises(InputError, match="--groups site: .* patient or section.*crossval"):
+        choose_groups(sections_of(*"ABC"), "site")
+
+
 def test_one_section_cannot_be_studied():
     with pytest.raises(InputError, match="S0 is the only section.*add one"):
         choose_groups(sections_of("A"))
@@ -72,7 +79,11 @@ def test_a_plan_leaves_one_out_and_counts_its_work():
     epochs = TINY.epochs + TINY.gene_warmup_epochs
     trainings = 2 * 3 * 4 * epochs * 300 / 100  # tuned and shuffled, seeds, folds
     assert plan.seconds["cross-validation"] > trainings
-    assert plan.seconds["final training"] >= epochs * 400 / 100
+    assert plan.seconds["final training"] == epochs * 400 / 100  # it reads the folds' cache
+    assert plan.folds == 12
+    assert plan.seconds_of_cache > 400 * TINY.n_views / 200
+    total = plan.seconds_of_cache + 12 * plan.seconds_of_fold
+    assert total == pytest.approx(plan.seconds["cross-validation"])
     assert plan.disk_gb > 400 * TINY.n_views * 1e6 / 1e9
 
 
@@ -82,7 +93,7 @@ def test_of_many_groups_one_training_serves_all_that_are_held_out():
 
 
 def test_less_time_means_fewer_seeds_then_one_training_for_all():
-    sections = sections_of(*"ABCD")
+    sections = sections_of(*"ABCDEFGH")
     full = planned(sections, by="patient").total_seconds
     chosen = []
     for share in np.arange(1.0, 0.2, -0.01):
@@ -92,7 +103,18 @@ def test_less_time_means_fewer_seeds_then_one_training_for_all():
         if design not in chosen:
             chosen.append(design)
     assert chosen[:3] == [(3, None), (2, None), (1, None)]
-    assert {train_groups for _, train_groups in chosen[3:]} == {3}
+    assert {train_groups for _, train_groups in chosen[3:]} == {5}
+
+
+def test_short_time_does_not_cost_the_units_of_a_verdict():
+    """Three of four patients training once would leave one to test: epochs are cut before that."""
+    config = replace(TINY, epochs=20)
+    options = {"speed": SPEED, "by": "patient", "reason": ""}
+    sections = sections_of(*"ABCD")
+    full = make_plan(sections, config, **options)
+    short = make_plan(sections, config, **options, hours=0.2 * full.total_seconds / 3600)
+    assert (short.units, short.seeds) == (4, 1)
+    assert short.epochs < 20
 
 
 def test_epochs_are_cut_last_and_not_below_a_quarter():
@@ -109,11 +131,22 @@ def test_epochs_are_cut_last_and_not_below_a_quarter():
         plan(0.0001)
 
 
-def test_a_plan_survives_json_and_says_what_it_costs():
+def test_fewer_epochs_shorten_the_trainings_only():
+    config = replace(TINY, epochs=8)
+    sections = sections_of(*"AB")
+    options = {"speed": SPEED, "by": "section", "reason": ""}
+    full = make_plan(sections, config, **options)
+    short = make_plan(sections, config, **options, hours=0.3 * full.total_seconds / 3600)
+    assert short.epochs < full.epochs and short.seconds_of_cache == full.seconds_of_cache
+    assert short.total_seconds <= 0.3 * full.total_seconds
+
+
+def test_a_plan_survives_json_and_says_what_it_costs(tmp_path):
     plan = planned(sections_of(*"AAAA"))
-    assert Plan.from_json(plan.to_json()) == plan
+    (tmp_path / "plan.json").write_text(json.dumps(asdict(plan)))
+    assert read(tmp_path / "plan.json", Plan) == plan
     text = " ".join(plan.sentences())
-    assert "each of 4 is held out once" in text and "GB" in text
+    assert "Each of the 4 sections is held out once" in text and "GB" in text
     assert f"a gain of {plan.smallest_gain:.3f}" in text
 
 

@@ -1,12 +1,26 @@
 """A verdict says what the interval says, as loudly for a loss as for a gain."""
 
+import re
+
 import pytest
 
 from seal_lite.studies.plan import Plan
 from seal_lite.studies.verdict import checklist, difference_rows, verdict
 
 TARGETS = ("pearson_residuals", "log1p_cp10k", "log1p_raw", "log1p_cp10k|depth")
-PLAN = Plan("patient", "It speaks for new patients.", 4, None, 3, 8, {"all": 60.0}, 1.0, 1.0, 0.04)
+PLAN = Plan(
+    by="patient",
+    reason="It speaks for new patients.",
+    units=4,
+    train_groups=None,
+    seeds=3,
+    epochs=8,
+    seconds={"cross-validation": 60.0},
+    seconds_of_cache=0.0,
+    memory_gb=1.0,
+    disk_gb=1.0,
+    smallest_gain=0.04,
+)
 
 
 def made_result(mean, low, high, *, units=4):
@@ -34,8 +48,8 @@ def made_result(mean, low, high, *, units=4):
         ((0.05, 0.02, 0.08), 4, "better", "Finetuning helped."),
         ((0.01, -0.02, 0.04), 4, "no difference", "Finetuning made no difference"),
         ((-0.05, -0.08, -0.02), 4, "worse", "Finetuning made the encoder worse."),
-        ((0.05, 0.02, 0.08), 2, "description", "Too few units"),
-        ((0.05, None, None), 1, "description", "Too few units"),
+        ((0.05, 0.02, 0.08), 2, "description", "Too few patients"),
+        ((0.05, None, None), 1, "description", "Too few patients"),
     ],
 )
 def test_the_verdict_is_that_of_the_interval_over_units(interval, units, kind, headline):
@@ -43,9 +57,33 @@ def test_the_verdict_is_that_of_the_interval_over_units(interval, units, kind, h
     assert outcome.kind == kind
     assert outcome.headline.startswith(headline)
     first, second = outcome.sentences
-    assert "On held-out patients" in first and f"{interval[0]:+.3f}" in first
-    assert ("no interval" if units == 1 else f"{units} units") in first
+    assert "On patients that training did not see" in first and f"{interval[0]:+.3f}" in first
+    assert ("no interval" if units == 1 else f"{units} patients") in first
     assert "shuffled" in second
+
+
+@pytest.mark.parametrize(
+    ("frozen", "shuffled", "advice"),
+    [
+        ((0.05, 0.02, 0.08), (0.05, 0.02, 0.08), "Use the finetuned encoder"),
+        ((0.05, 0.02, 0.08), (0.01, -0.02, 0.04), "Do not credit the gain to gene expression"),
+        ((0.01, -0.02, 0.04), (0.05, 0.02, 0.08), "Keep the frozen.*gain of up to .0.040"),
+        ((-0.05, -0.08, -0.02), (0.05, 0.02, 0.08), "Keep the frozen encoder"),
+    ],
+)
+def test_the_advice_uses_the_finetuned_encoder_only_for_a_gain_of_true_pairs(
+    frozen, shuffled, advice
+):
+    result = made_result(*frozen)
+    rows = made_result(*shuffled)["delta"]
+    result["delta"] = [row for row in result["delta"] if row["minus"] == "frozen_best"]
+    result["delta"] += [row for row in rows if row["minus"] == "shuffled"]
+    assert re.match(advice, verdict(result, PLAN).advice)
+
+
+def test_too_few_units_are_advised_to_become_more():
+    outcome = verdict(made_result(0.05, 0.02, 0.08, units=2), PLAN)
+    assert "at least 3: add patients" in outcome.advice
 
 
 def test_both_probes_and_both_references_are_listed():
@@ -56,7 +94,7 @@ def test_both_probes_and_both_references_are_listed():
 
 def test_an_allowed_leak_stands_in_the_checklist():
     answers = dict(
-        checklist(made_result(0, -1, 1), PLAN, leakage=["C2 and C3 are both of C"], allowed=True)
+        checklist(made_result(0, -1, 1), PLAN, leakage=["C2 and C3 are both of patient C"])
     )
-    answer = answers["Samples on both sides of a split?"]
-    assert answer == "C2 and C3 are both of C (allowed on the command line)"
+    answer = answers["Is a sample on both sides of a split?"]
+    assert "allowed on the command line: C2 and C3 are both of patient C." in answer

@@ -1,4 +1,4 @@
-"""A headless Chromium for the tests of the built book, and where that book is."""
+"""A headless Chromium for tests of pages, and where the built book is."""
 
 import os
 import shutil
@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-HTML = Path(__file__).parents[2] / "book/_build/html"
+HTML = Path(__file__).parents[1] / "book/_build/html"
 SIZES = {"desktop": (1300, 900), "phone": (420, 900)}
 
 
