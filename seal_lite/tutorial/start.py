@@ -117,7 +117,7 @@ def begin(
     """Choose sections and settings, and log the choice.
 
     On a CPU, "auto" means the phantom, the default encoder, and 12 epochs of 4 views. On a GPU it
-    means real tumours of eight patients (her2st), the open pathology encoder Phikon, and 20 epochs
+    means real tumours of eight patients (her2st), the pathology encoder Phikon, and 20 epochs
     of 8 views. A run on the phantom has the same length everywhere.
 
     Parameters
