@@ -19,7 +19,7 @@ from seal_lite.data.phantom.truth import GroundTruth
 from seal_lite.data.readers.catalogue import list_sections
 from seal_lite.data.readers.legacy_st import patient_of
 from seal_lite.data.section import Section, load_sections
-from seal_lite.encoders.registry import config_for
+from seal_lite.encoders.registry import backbone_row, config_for
 from seal_lite.evaluation.scores import genes_to_score
 from seal_lite.paths import file_name
 from seal_lite.terminal import start_logging
@@ -72,12 +72,18 @@ class Beginning:
         config = self.config
         return load_sections(self.root, names, patch_um=config.patch_um, patch_px=config.patch_px)
 
+    @property
+    def has_other_patients(self) -> bool:
+        """Whether some section is of another patient than the held-out one."""
+        return len({patient_of(name) for name in self.names}) > 1
+
     @cached_property
     def train(self) -> list[Section]:
         """The sections of other patients; of the same patient where there is no other."""
         patient = patient_of(self.held_out)
-        names = [name for name in self.names if patient_of(name) != patient]
-        if not names:
+        if self.has_other_patients:
+            names = [name for name in self.names if patient_of(name) != patient]
+        else:
             names = [name for name in self.names if name != self.held_out]
         return self.load(names)
 
@@ -100,7 +106,8 @@ class Beginning:
     def run(self, name: str = "tuned") -> Path:
         """Return the folder of a run, which names its settings and the version of SEAL-lite."""
         config = self.config
-        split = f"{self.root.name}-without-{patient_of(self.held_out)}"
+        held_out = patient_of(self.held_out) if self.has_other_patients else self.held_out
+        split = f"{self.root.name}-without-{held_out}"
         size = f"{config.epochs}x{config.n_views}-seed{config.seed}"
         return RUNS / file_name(f"{split}-{config.backbone}-{size}-{__version__}") / name
 
@@ -118,7 +125,8 @@ def begin(
 
     On a CPU, "auto" means the phantom, the default encoder, and 12 epochs of 4 views. On a GPU it
     means real tumours of eight patients (her2st), the open pathology encoder Phikon, and 20 epochs
-    of 8 views. A run on the phantom has the same length everywhere.
+    of 8 views. A run on the phantom has the same length everywhere. On a CPU a transformer gets the
+    `small` preset: smaller patches, at most 8 epochs of 4 views, 32 pairs a step.
 
     Parameters
     ----------
@@ -126,7 +134,7 @@ def begin(
         "phantom" or "her2st", which are written or downloaded into ``data/``, a folder of sections,
         or "auto".
     backbone
-        An encoder's name, or "auto"; the settings are those of `config_for`.
+        An encoder's name, or "auto"; the settings are those of `config_for`, by their preset.
     epochs
         0 means "auto".
     smoke
@@ -141,17 +149,17 @@ def begin(
     scale = _choose_scale(dataset, smoke=smoke)
     root = _find_sections(scale.dataset if dataset == "auto" else dataset, smoke=smoke)
     backbone = scale.backbone if backbone == "auto" else backbone
-    config = replace(
-        config_for(backbone),
-        epochs=epochs or scale.epochs,
-        n_views=scale.n_views,
-        seed=seed,
-    )
+    config = replace(_choose_settings(backbone, scale), seed=seed)
+    if epochs:
+        config = replace(config, epochs=epochs)
     names = list_sections(root)
     held_out = test or names[-1]
     place = os.path.relpath(root)
     log.info("%s, %s, %s epochs; held out: %s", place, backbone, config.epochs, held_out)
-    return Beginning(root, config, names, held_out)
+    beginning = Beginning(root, config, names, held_out)
+    if not beginning.has_other_patients:
+        log.info("all sections are of one patient: the test is a new section, not a new patient")
+    return beginning
 
 
 def _choose_scale(dataset: str, *, smoke: bool) -> Scale:
@@ -161,6 +169,17 @@ def _choose_scale(dataset: str, *, smoke: bool) -> Scale:
     if dataset == "phantom" or not torch.cuda.is_available():
         return ON_CPU
     return ON_GPU
+
+
+def _choose_settings(backbone: str, scale: Scale) -> Config:
+    """Return an encoder's settings; without a GPU a transformer gets those for two cores."""
+    is_transformer = backbone_row(backbone).recipe == "transformer"
+    if torch.cuda.is_available() or not is_transformer:
+        return replace(config_for(backbone), epochs=scale.epochs, n_views=scale.n_views)
+    config = config_for(backbone, "small")
+    epochs = min(config.epochs, scale.epochs)
+    n_views = min(config.n_views, scale.n_views)
+    return replace(config, epochs=epochs, n_views=n_views)
 
 
 def _find_sections(dataset: str, *, smoke: bool) -> Path:
