@@ -60,12 +60,15 @@ class Beginning:
         All sections of the folder.
     held_out
         One section of the patient who is held out.
+    n_train
+        Train on so many sections at most; 0 means all.
     """
 
     root: Path
     config: Config
     names: list[str]
     held_out: str
+    n_train: int = 0
 
     def load(self, names: Sequence[str]) -> list[Section]:
         """Load sections with patches of the run's size."""
@@ -85,7 +88,7 @@ class Beginning:
             names = [name for name in self.names if patient_of(name) != patient]
         else:
             names = [name for name in self.names if name != self.held_out]
-        return self.load(names)
+        return self.load(names[: self.n_train or None])
 
     @cached_property
     def test(self) -> Section:
@@ -108,6 +111,8 @@ class Beginning:
         config = self.config
         held_out = patient_of(self.held_out) if self.has_other_patients else self.held_out
         split = f"{self.root.name}-without-{held_out}"
+        if self.n_train:
+            split += f"-on-{self.n_train}"
         size = f"{config.epochs}x{config.n_views}-seed{config.seed}"
         return RUNS / file_name(f"{split}-{config.backbone}-{size}-{__version__}") / name
 
@@ -120,13 +125,15 @@ def begin(
     *,
     test: str = "",
     seed: int = 0,
+    n_train: int | None = None,
 ) -> Beginning:
     """Choose sections and settings, and log the choice.
 
     On a CPU, "auto" means the phantom, the default encoder, and 12 epochs of 4 views. On a GPU it
     means real tumours of eight patients (her2st), the open pathology encoder Phikon, and 20 epochs
     of 8 views. A run on the phantom has the same length everywhere. On a CPU a transformer gets the
-    `small` preset: smaller patches, at most 8 epochs of 4 views, 32 pairs a step.
+    `small` preset (smaller patches, at most 8 epochs of 4 views, 32 pairs a step) and one training
+    section, so that a chapter takes minutes.
 
     Parameters
     ----------
@@ -143,6 +150,8 @@ def begin(
         The held-out section; by default the last.
     seed
         Of the run.
+    n_train
+        Train on so many sections at most; 0 means all, None what suits the machine.
     """
     start_logging(sys.stdout, force=True)
     logging.getLogger("matplotlib").setLevel(logging.WARNING)
@@ -156,7 +165,9 @@ def begin(
     held_out = test or names[-1]
     place = os.path.relpath(root)
     log.info("%s, %s, %s epochs; held out: %s", place, backbone, config.epochs, held_out)
-    beginning = Beginning(root, config, names, held_out)
+    if n_train is None:
+        n_train = 1 if _is_slow(backbone) else 0
+    beginning = Beginning(root, config, names, held_out, n_train)
     if not beginning.has_other_patients:
         log.info("all sections are of one patient: the test is a new section, not a new patient")
     return beginning
@@ -173,13 +184,18 @@ def _choose_scale(dataset: str, *, smoke: bool) -> Scale:
 
 def _choose_settings(backbone: str, scale: Scale) -> Config:
     """Return an encoder's settings; without a GPU a transformer gets those for two cores."""
-    is_transformer = backbone_row(backbone).recipe == "transformer"
-    if torch.cuda.is_available() or not is_transformer:
+    if not _is_slow(backbone):
         return replace(config_for(backbone), epochs=scale.epochs, n_views=scale.n_views)
     config = config_for(backbone, "small")
     epochs = min(config.epochs, scale.epochs)
     n_views = min(config.n_views, scale.n_views)
     return replace(config, epochs=epochs, n_views=n_views)
+
+
+def _is_slow(backbone: str) -> bool:
+    """Return whether an encoder is a transformer on a machine without a GPU."""
+    is_transformer = backbone_row(backbone).recipe == "transformer"
+    return is_transformer and not torch.cuda.is_available()
 
 
 def _find_sections(dataset: str, *, smoke: bool) -> Path:

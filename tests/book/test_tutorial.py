@@ -60,11 +60,21 @@ def test_on_a_cpu_a_transformer_gets_the_small_preset(start, written, monkeypatc
     monkeypatch.setattr("torch.cuda.is_available", lambda: False)
     assert start.begin("somewhere", "dinov2_s14").config == small
     assert start.begin("somewhere", "dinov2_s14", 3).config.epochs == 3
+    assert start.begin("somewhere", "dinov2_s14").n_train == 1
     tiny = start.begin("somewhere", "dinov2_s14", smoke=True).config
     assert (tiny.patch_px, tiny.epochs, tiny.n_views) == (small.patch_px, 2, 2)
     monkeypatch.setattr("torch.cuda.is_available", lambda: True)
     on_gpu = start.begin("somewhere", "dinov2_s14").config
     assert (on_gpu.patch_px, on_gpu.epochs, on_gpu.batch_size) == (224, 20, 64)
+    assert start.begin("somewhere", "dinov2_s14").n_train == 0
+
+
+def test_a_chapter_trains_on_as_many_sections_as_asked(start, written, monkeypatch):
+    monkeypatch.setattr(start.Beginning, "load", lambda beginning, names: list(names))
+    assert start.begin("somewhere", "test_vit", n_train=0).train == ["A1", "B1"]
+    one = start.begin("somewhere", "test_vit", n_train=1)
+    assert one.train == ["A1"]
+    assert one.run() != start.begin("somewhere", "test_vit", n_train=0).run()
 
 
 def test_explicit_choices_are_taken(start, written):
