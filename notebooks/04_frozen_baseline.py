@@ -303,7 +303,7 @@ raw = {
     name: scores[name, "tuned_ridge", "log1p_raw"][0].mean() for name in names
 }
 cheap = max(("random_init", "colour", "log_depth"), key=r.get)
-word = "better than" if r["frozen_best"] > r[cheap] else "no better than"
+word = "higher than" if r["frozen_best"] > r[cheap] else "no higher than"
 best_on_raw = max(raw, key=raw.get)
 by_class = ", ".join(
     f"{kind} {reached[is_in].mean():.2f}" for kind, is_in in members.items()

@@ -231,8 +231,9 @@ print(f"largest difference of the embeddings before training: {no_op}")
 # not its losses. We run both loops in turn, step by step, on the same views:
 
 # %%
+device = "cuda" if torch.cuda.is_available() else "cpu"
 two_views = replace(config, n_views=2)
-timed = SEAL.build(panel, two_views)
+timed = SEAL.build(panel, two_views).to(device)
 loops = {}
 for name, cached in (("plain", False), ("cached", True)):
     started = time.perf_counter()
@@ -251,11 +252,12 @@ for step in range(4):
         torch.manual_seed(step)  # the same dropout in both
         timed.train()
         hidden, x = next(batches)
-        loss = seal_loss(timed(hidden, x), two_views)["loss"]
+        outputs = timed(hidden.to(device), x.to(device))
+        loss = seal_loss(outputs, two_views)["loss"]
         timed.zero_grad()
         loss.backward()
-        seconds[name].append(time.perf_counter() - started)
         loss_of[name].append(loss.item())
+        seconds[name].append(time.perf_counter() - started)
 # The first step warms up and is not counted.
 rate = {
     name: two_views.batch_size / np.mean(values[1:])
@@ -274,7 +276,6 @@ print(f"largest difference of the two losses: {loss_gap:.1e}")
 # first epoch and after each, we also embed the held-out section, from which nothing is learnt.
 
 # %%
-device = "cuda" if torch.cuda.is_available() else "cpu"
 CACHE = "runs/cache"
 
 

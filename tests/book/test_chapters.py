@@ -102,6 +102,9 @@ def test_the_gene_encoder_is_deterministic_and_learns():
     assert r["all others"]["held-out section"] < r["all others"]["training sections"]
     truth = [row["truth"] for row in f["components"].values()]
     assert max(truth) > f["measured"]["truth"]  # a few components are closer to it than the data
+    assert f["components_above_chance"] < 16
+    assert f["pca"] > f["encoder"]["truth"]  # and so are they than the gene encoder
+    assert f["neighbours"]["pca"] > f["neighbours"]["encoder"]
 
 
 def test_lora_starts_at_the_frozen_weights_and_can_be_merged():
