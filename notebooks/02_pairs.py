@@ -278,7 +278,7 @@ result_box(
     f"At {Config.patch_um:g} µm, {n_without_patch} of {adata.n_obs} spots lose "
     f"their patch at the edge of the image; at 900 µm, {n_dropped_wide} do.",
     "Smoothing by hand and by the package differ by at most "
-    f"{difference:.1e} counts.",
+    f"{difference:.1g} counts.",
     "These are counts of one section, so they have no interval.",
 )
 

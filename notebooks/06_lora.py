@@ -239,10 +239,10 @@ table = pd.DataFrame(
 table
 
 # %% [markdown]
-# The last two columns compare the sizes of a matrix and of its change. At rank 32 and a few
-# hundred channels LoRA is *not* small: in the narrowest layers of the default network the two
-# factors have as many weights as the matrix, or more. In a ViT-H, with matrices of 1280 by 3840,
-# rank 8 is less than one percent. The [trials](../trials.md) measure the rank.
+# The last two columns compare the sizes of a matrix and of its change. At rank 32 LoRA is *not*
+# small in narrow layers: in the narrowest of the default network, with 24 channels, the two
+# factors have more weights than the matrix. In a ViT-H, with matrices of 1280 by 3840, rank 8 is
+# less than one percent. The [trials](../trials.md) measure the rank.
 #
 # In peft a pattern that matches no layer raises no error; training then changes the heads alone.
 # So `encoder_for` counts the layers and raises an error where the number is wrong:
@@ -322,7 +322,7 @@ for module in layers.values():
     module.merge()
 after = embed_patches(model.encoder, few)
 merge_gap = float(np.abs(after - before).max() / np.abs(before).max())
-print(f"merging moves the embeddings by {merge_gap:.1e} of the largest value")
+print(f"merging moves the embeddings by {merge_gap:.1g} of the largest value")
 
 # %% [markdown]
 # The next chapter explains [what the encoder is trained on](07_losses.ipynb).
@@ -341,7 +341,7 @@ result_box(
     f"After finetuning, {fewest} to {most} of {config.lora_rank} directions hold "
     f"90% of a layer's squared change, which is {smallest:.0%} to {largest:.0%} "
     "as large as the weights.",
-    f"Merging moves the embeddings by {merge_gap:.0e} of the largest value.",
+    f"Merging moves the embeddings by {merge_gap:.1g} of the largest value.",
     "This describes one run; it is no comparison of encoders.",
 )
 

@@ -173,9 +173,9 @@ pd.DataFrame(costs, index=[1, 2, 3, 4]).rename_axis("pair").round(3)
 #
 # ## Temperature
 #
-# The cosines stay as they are; move the slider. At a high temperature all profiles are nearly
-# equally likely, and the loss hardly depends on the embeddings. At a low one a small lead becomes
-# certainty, and a single mislabelled pair costs much.
+# The cosines stay as they are; move the slider. The higher the temperature, the more alike the
+# probabilities are, and the less the loss depends on the embeddings. At a low temperature a small
+# lead becomes certainty, and a single mislabelled pair costs much.
 
 # %% # %% tags=["hide-input"]
 by_temperature = {}
@@ -375,7 +375,7 @@ result_box(
     f"{curve[-1]:.2f}.",
     f"Two look-alikes among four leave {floor:.3f} at best.",
     "The losses by hand and those of the package differ by at most "
-    f"{largest_gap:.0e}.",
+    f"{largest_gap:.1g}.",
     "These are exact values of a toy, without an interval.",
 )
 

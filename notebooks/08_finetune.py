@@ -546,10 +546,11 @@ result_box(
 # %% [markdown]
 # {% set many = load("phantom") %}{% set row = select(many.delta, of="tuned", minus="shuffled",
 # probe="tuned_ridge", target="pearson_residuals")[0] %}{% set real = select(load("her2st").delta,
-# of="tuned", minus="shuffled", probe="tuned_ridge", target="pearson_residuals")[0] %}Many held-out
-# units carry the claim. In expression predicted by probe B, finetuned minus shuffled pairs is {{
-# interval(row) }} in mean *r* over held-out phantom patients, and {{ interval(real) }} over
-# held-out sections of one real tumour ([results](../results.md)).
+# of="tuned", minus="shuffled", probe="tuned_ridge", target="pearson_residuals")[0] %}The evidence
+# comes from many held-out units. In mean *r* of expression predicted by probe B, finetuned minus
+# shuffled pairs is {{ interval(row) }} over held-out phantom patients, {{ verdict(row) }}, and {{
+# interval(real) }} over held-out sections of one real tumour, {{ verdict(real) }}
+# ([results](../results.md)).
 #
 # ## What to remember
 #
