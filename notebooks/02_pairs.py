@@ -11,14 +11,17 @@
 # %% [markdown]
 # # From image and counts to pairs
 #
-# **What exactly does the network see, and what is it asked to match?**
+# **What exactly does the network see, and what is it trained to match?**
+#
+# The network sees augmented views of a patch around each spot, and is trained to match the spot's
+# expression, lightly smoothed over its neighbours. A patch has a fixed size in µm, and a patch
+# that cannot be cut raises an error or is reported as dropped.
 #
 # Ten minutes to read, under a minute to run.
 #
-# A {term}`pair` is a square of tissue around a spot and the expression measured there. Making pairs
-# looks like bookkeeping, and it is where studies quietly go wrong: a wrong scale, a shifted row, a
-# patch that runs off the slide. So here every step is shown, and every step that cannot be done is
-# refused or reported.
+# A {term}`pair` is a square of tissue around a spot and the expression measured there. Errors in
+# this step stay silent: a wrong scale, a shifted row, a patch that runs off the slide. This
+# chapter therefore shows every step, and a check for each.
 
 # %% tags=["hide-cell"]
 # On Colab: install SEAL-lite, and keep the torch that Colab brings.
@@ -35,14 +38,16 @@ if importlib.util.find_spec("seal_lite") is None:
     subprocess.run([*pip, f"{PACKAGE} @ {HOME}", *kept], check=True)
 
 # %% tags=["parameters"]
-DATASET = (
-    "auto"  # the phantom, or on a GPU real tumours; or any folder of sections
-)
-SMOKE = False  # everything tiny, just to see that it runs
-SECTION = ""  # empty: the last one
-N_VIEWS = 8  # of each patch: one clean, the others augmented
+# "auto": the phantom, or on a GPU real tumours; or any folder of sections
+DATASET = "auto"
+# Everything tiny, just to see that it runs
+SMOKE = False
+# Empty: the last one
+SECTION = ""
+# Of each patch: one clean, the others augmented
+N_VIEWS = 8
 
-# %%
+# %% # %% tags=["hide-input"]
 import json
 
 import matplotlib.pyplot as plt
@@ -58,7 +63,7 @@ from seal_lite.encoders.views import make_views, view_parameters
 from seal_lite.encoders.vision import encoder_for
 from seal_lite.evaluation.targets import pearson, section_targets, target_genes
 from seal_lite.training.loader import Activations, Pairs
-from seal_lite.tutorial import begin
+from seal_lite.tutorial import begin, result_box
 
 here = begin(DATASET, smoke=SMOKE)
 (section,) = here.load([SECTION or here.names[-1]])
@@ -67,20 +72,19 @@ adata = section.adata
 # %% [markdown]
 # ## One pair
 #
-# Left, the square on the section; in the middle, what the network is shown of it; right, what it is
-# asked to match: the spot's expression, here the twelve genes that vary most in this section, as
-# [Pearson residuals](01_meet_a_section.ipynb).
+# On the left is the patch's place on the section, in the middle the patch that the network sees.
+# On the right is the expression that it is trained to match, here the twelve genes that vary most
+# in this section, as [Pearson residuals](01_meet_a_section.ipynb).
 
-# %%
+# %% # %% tags=["hide-input"]
 #| alt: The stained section with a square marked on it, that square enlarged, and a bar for each of
 #| twelve genes, to the right of zero where the spot has more of the gene than its depth predicts
 #| and to the left where it has less.
 variable = target_genes([adata], 12)
 profiles = section_targets(adata, variable)["pearson_residuals"][section.rows]
 one = int(profiles.max(1).argmax())
-x, y = (adata.obsm["spatial"] * adata.uns["um_per_px"])[
-    section.rows[one]
-] - Config.patch_um / 2
+centres_um = adata.obsm["spatial"] * adata.uns["um_per_px"]
+left, top = centres_um[section.rows[one]] - Config.patch_um / 2
 with plt.rc_context(plots.STYLE):
     figure, axes = plt.subplots(
         1, 3, figsize=(8.4, 3.2), width_ratios=(1.2, 1, 0.8)
@@ -88,7 +92,7 @@ with plt.rc_context(plots.STYLE):
     plots.tissue(axes[0], section, um_per_px=4.0, title=section.name)
     square = {"fill": False, "color": plots.INK, "lw": 2}
     axes[0].add_patch(
-        plt.Rectangle((x, y), Config.patch_um, Config.patch_um, **square)
+        plt.Rectangle((left, top), Config.patch_um, Config.patch_um, **square)
     )
     axes[1].imshow(
         section.patches[one], extent=(0, Config.patch_um, Config.patch_um, 0)
@@ -100,39 +104,38 @@ with plt.rc_context(plots.STYLE):
     colours = np.where(values > 0, "#E08214", "#8073AC")
     axes[2].barh(np.array(variable)[order], values, color=colours)
     axes[2].axvline(0, color=plots.GREY, lw=0.8)
-    axes[2].set(title="its expression")
+    axes[2].set(title="its expression", xlabel="Pearson residual")
     axes[2].tick_params(axis="y", length=0)
     axes[2].spines["left"].set_visible(False)
 plt.close(figure)
 figure
 
 # %% [markdown]
-# ## A patch is a length, not a number of pixels
+# ## A patch has a size in µm
 #
-# We cut $224 \times 224$ µm around each spot's centre: the spot, which is 100 µm wide, and what
-# lies around it, as a spot's neighbourhood tells much about its expression. Resampled to
-# $160 \times 160$ pixels this is 1.4 µm per pixel, which suits the small default network. Most
-# pathology encoders were trained at 0.5 µm per pixel; for those, say `patch_um=112, patch_px=224`.
-# How many pixels a patch has in the original image follows from the section's own scale. Here are
-# patches in which one gene stands out most.
+# We cut $224 \times 224$ µm around each spot's centre: the spot, which is 100 µm wide, and the
+# tissue around it. We resample the patch to $160 \times 160$ pixels, which is 1.4 µm per pixel.
+# Most pathology encoders were trained at 0.5 µm per pixel; for those, set `patch_um=112,
+# patch_px=224`. The section's own scale gives the patch's size in pixels of the original image.
+# Below are the patches in which each of six genes is highest.
 
 # %%
 #| alt: Six patches of tissue, each from the spot in which one gene stands out most.
 shown = ["ERBB2", "COL1A1", "CD3E", "MS4A1", "PECAM1", "ADIPOQ"]
-shown = [g for g in shown if g in adata.var_names]
+shown = [gene for gene in shown if gene in adata.var_names]
 residuals = section_targets(adata, shown)["pearson_residuals"][section.rows]
 best = residuals.argmax(0)
 plots.patches(
     section.patches[best],
-    [f"most {g}" for g in shown],
+    [f"most {gene}" for gene in shown],
     patch_um=Config.patch_um,
 )
 
 # %% [markdown]
 # ## What cannot be cut
 #
-# Asking for detail that the scanner never recorded is an error; nobody should train on pixels that
-# were made up by interpolation.
+# A request for more detail than the scanner resolved raises an error, because interpolation would
+# invent the pixels.
 
 # %%
 try:
@@ -141,8 +144,8 @@ except InputError as error:
     print(error)
 
 # %% [markdown]
-# A region that leaves the image is dropped, and the drop is reported. With 224 µm that is rare;
-# with 900 µm it is not:
+# A patch that leaves the image is dropped, and the drop is reported. Patches of 224 µm rarely
+# leave it. Patches of 900 µm often do:
 
 # %%
 #| alt: The section, and the same with a circle for every spot; spots near the edge, whose wide
@@ -151,22 +154,21 @@ wide = Section(adata, *extract_patches(adata, patch_um=900, patch_px=160))
 plots.overview(wide)
 
 # %% [markdown]
-# The bold rings have counts but no patch. They still serve as neighbours in what follows, but they
-# form no pair. The opposite happens too: spots on the spot list without any counts.
+# Spots with bold orange rings have counts but no patch. They still serve as neighbours in the next
+# step, but they form no pair. The opposite also happens: the spot list names spots without any
+# counts.
 
 # %%
-print(
-    f"{section.name}: {len(section.rows)} pairs; "
-    f"listed spots without counts: {adata.uns['spots_without_counts']}, "
-    f"spots without a patch: {adata.n_obs - len(section.rows)}"
-)
+print(f"{section.name}: {len(section.rows)} pairs")
+print("listed spots without counts:", adata.uns["spots_without_counts"])
+print("spots without a patch:", adata.n_obs - len(section.rows))
 
 # %% [markdown]
 # ## Smoothing over neighbours
 #
-# A spot's count of a gene is often 0, 1 or 2: mostly luck. Its neighbours are noisy in their own
-# right, but *independently* so, and tissue changes slowly. So the expression of spot $i$ takes a
-# share $s$ from the mean of its (up to eight) neighbours $N(i)$ on the array,
+# A spot's count of a gene is often 0, 1 or 2, and much of that is counting noise. The noise of
+# neighbouring spots is *independent*, while tissue changes slowly. So the expression of spot $i$
+# takes a share $s$ from the mean of its (up to eight) neighbours $N(i)$ on the array,
 #
 # $$
 # \tilde{x}_i = (1 - s)\, x_i + \frac{s}{|N(i)|} \sum_{j \in N(i)} x_j ,
@@ -174,32 +176,33 @@ print(
 # y_i = \log\!\left(1 + 10^4\, \frac{\tilde{x}_i}{\sum_g \tilde{x}_{ig}}\right),
 # $$
 #
-# as in SEAL {cite:p}`hemker2026seal`, which takes $s = \tfrac12$. Half is drawn below, because it
-# can be seen; the default is $s = 0.2$. How much it helps depends on how few the counts are: on
-# these sections nothing, on the same sections with a [quarter of their counts](../trials.md) it
-# does. Scored expression is never smoothed.
+# as in SEAL {cite:p}`hemker2026seal`, which takes $s = \tfrac12$. The default here is $s = 0.2$;
+# the figure draws one half, so that the effect is visible. The [trials](../trials.md) measure what
+# smoothing is worth, at full and at a quarter of the counts. Scored expression is never smoothed.
 
 # %%
 #| alt: The section, and maps of three genes in two rows, as measured and smoothed over neighbours.
-trio = [g for g in ("ERBB2", "CD3E", "ADIPOQ") if g in adata.var_names]
+trio = [gene for gene in ("ERBB2", "CD3E", "ADIPOQ") if gene in adata.var_names]
 before, _ = columns(
     log_normalise(adata.layers["counts"]), adata.var_names, trio
 )
 after, _ = columns(
     log_normalise(smooth(adata, share=0.5)), adata.var_names, trio
 )
+titles = [f"{gene}: as measured" for gene in trio]
+titles += [f"{gene}: smoothed" for gene in trio]
 plots.gene_maps(
     section,
     np.c_[before, after][section.rows],
-    [f"{g}: as measured" for g in trio] + [f"{g}: smoothed" for g in trio],
+    titles,
     label="log(1 + counts per 10,000)",
 )
 
 # %% [markdown]
-# The formula, written out for one spot, agrees with the code:
+# The formula, written out for one spot, agrees with the package:
 
 # %%
-spot = 40
+spot = min(40, adata.n_obs - 1)
 counts, weights = adata.layers["counts"].toarray(), neighbour_mean(adata)
 neighbours = weights[spot].indices
 by_hand = 0.5 * counts[spot] + 0.5 * counts[neighbours].mean(0)
@@ -211,46 +214,45 @@ print(f"{len(neighbours)} neighbours, largest difference {difference:.1e}")
 #
 # The stain of every laboratory has its own shade, and a nucleus has no upright direction. So each
 # patch is seen in several *views*: turned and mirrored (the 8 symmetries of the square), and with
-# its stains made stronger or weaker. The second is done where stains add up. Light passing through
-# dye is attenuated exponentially (Beer-Lambert), so with intensity $I$ the *optical density* is
+# stronger or weaker stains. The stains change in optical density, because there they add up. Dye
+# attenuates light exponentially (Beer-Lambert), so with intensity $I$ the *optical density* is
 #
 # $$
 # \mathrm{OD} = -\log I = S^{\top} c ,
 # $$
 #
-# with the absorbances of haematoxylin, eosin and a rest in the rows of $S$
-# {cite:p}`ruifrok2001stains` and their amounts $c$. We unmix, scale each amount by $e^{\sigma
-# \varepsilon}$ with $\varepsilon \sim \mathcal{N}(0, 1)$ and $\sigma = 0.15$, and mix again: a $3
-# \times 3$ matrix per view. View 0 is always the patch itself.
+# The rows of $S$ are the absorbances of haematoxylin, eosin and a rest
+# {cite:p}`ruifrok2001stains`, and $c$ holds their amounts. We unmix, scale each amount by
+# $e^{\sigma \varepsilon}$ with $\varepsilon \sim \mathcal{N}(0, 1)$ and $\sigma = 0.15$, and mix
+# again: a $3 \times 3$ matrix per view. View 0 is always the patch itself.
 
 # %%
 #| alt: Eight views of each of two patches: turned, mirrored, and with stronger or weaker stains.
 config = Config(n_views=N_VIEWS)
-two, numbers = [int(best[0]), int(best[1])], np.arange(N_VIEWS)
+two, views = [int(best[0]), int(best[1])], np.arange(N_VIEWS)
 images, titles = [], []
 for i in two:
     keys = [section.keys[i]] * N_VIEWS
     patch = section.patches[[i] * N_VIEWS]
-    images += list(make_views(patch, keys, numbers, jitter=config.stain_jitter))
-    turns, stains = view_parameters(keys, numbers, jitter=config.stain_jitter)
+    images += list(make_views(patch, keys, views, jitter=config.stain_jitter))
+    turns, stains = view_parameters(keys, views, jitter=config.stain_jitter)
     titles += [
-        f"view {v}: H {np.exp(h):.2f}, E {np.exp(e):.2f}"
-        for v, (h, e, _) in zip(numbers, stains, strict=True)
+        f"view {view}: H {np.exp(h):.2f}, E {np.exp(e):.2f}"
+        for view, (h, e, _) in zip(views, stains, strict=True)
     ]
-drawn = [x.permute(1, 2, 0).numpy() for x in images]
+drawn = [image.permute(1, 2, 0).numpy() for image in images]
 plots.patches(drawn, titles, patch_um=config.patch_um, columns=4)
 
 # %% [markdown]
-# The numbers are the factors on haematoxylin and eosin. A view is a fixed function of the patch's
-# name and the view's number, nothing else. That is what makes it possible to compute the frozen
-# part of the network once per view and keep it ([finetune](08_finetune.ipynb)), and to resume a run
-# to the same result.
+# The titles give the factors on haematoxylin (H) and eosin (E). A view depends on the patch's name
+# and the view's index, and on nothing else. So the frozen part of the network can be computed once
+# per view and stored ([finetune](08_finetune.ipynb)), and an interrupted run resumes to the same
+# result.
 #
 # ## A batch of pairs
 #
-# Put together: `Pairs` takes sections and a gene {term}`panel` ([next
-# chapter](03_gene_panel.ipynb)) and deals out batches in an order that depends on the seed and the
-# epoch alone.
+# `Pairs` takes sections and a gene {term}`panel` ([next chapter](03_gene_panel.ipynb)) and yields
+# batches in an order that depends on the seed and the epoch alone.
 
 # %%
 panel = GenePanel.from_config([section], config)
@@ -262,59 +264,77 @@ print("activations before the tuned blocks:", tuple(hidden.shape))
 print("z-scored expression:               ", tuple(expression.shape))
 
 # %% [markdown]
+# ## Result
+
+# %% tags=["hide-input"]
+n_without_patch = adata.n_obs - len(section.rows)
+n_dropped_wide = adata.n_obs - len(wide.rows)
+patch_px = Config.patch_um / adata.uns["um_per_px"]
+result_box(
+    f"Section {section.name} gives {len(section.rows)} pairs of a patch "
+    f"({Config.patch_um:g} µm, {patch_px:.0f} px in the image) and a profile of "
+    f"{expression.shape[1]} genes.",
+    f"At {Config.patch_um:g} µm, {n_without_patch} of {adata.n_obs} spots lose "
+    f"their patch at the edge of the image; at 900 µm, {n_dropped_wide} do.",
+    "Smoothing by hand and by the package differ by at most "
+    f"{difference:.1g} counts.",
+    "These are counts of one section, so they have no interval.",
+)
+
+# %% [markdown]
 # ## What to remember
 #
-# - A patch is given in micrometres; its pixels follow from the section's scale.
-# - What cannot be cut is refused or reported, never invented.
+# - A patch has a size in µm; the section's scale gives its size in pixels.
+# - A patch that cannot be cut raises an error or is reported as dropped. No pixel is invented.
 # - Expression is smoothed over neighbours for training, and never for scoring.
-# - Augmentation happens in optical density, where stains add up, and is a fixed function of the
-#   view.
+# - Augmentation changes optical density, where stains add up. A view depends on its patch's name
+#   and its index alone.
 
 # %% [markdown]
 # ## Exercises
 #
-# **1.** Spots lie 200 µm apart and patches are 224 µm wide, so neighbours overlap. Which share of a
-# patch's area do the patches of its eight neighbours show, too? Derive it, then compare with this
-# section, for 112, 224 and 448 µm. What does it mean for a test on spots drawn at random?
+# **1.** Spots lie 200 µm apart and patches are 224 µm wide, so neighbouring patches overlap. What
+# share of a patch's area do the patches of its eight neighbours also show? Derive it, then compare
+# with this section, for 112, 224 and 448 µm. What follows for a test on spots drawn at random?
 
 # %% tags=["hide-cell", "solution"]
 places = (adata.obsm["spatial"] * adata.uns["um_per_px"])[section.rows]
 pitch = adata.uns["pitch_um"]
 overlap = {}
 for um in (112, 224, 448):
-    alone = np.clip(2 * pitch - um, 0, um)  # edge of what no neighbour reaches
-    inside = 1 - (alone / um) ** 2
+    # Edge of the square that no neighbour reaches
+    alone = np.clip(2 * pitch - um, 0, um)
+    derived = 1 - (alone / um) ** 2
     grid = (np.arange(24) + 0.5) / 24 * um - um / 2
     points = np.stack(np.meshgrid(grid, grid), -1).reshape(-1, 2)
-    covered = []
+    shares = []
     for i, centre in enumerate(places):
         others = np.delete(places, i, 0)
-        others = others[(np.abs(others - centre) < um).all(1)]
-        covered.append(
-            (np.abs(centre + points - others[:, None]) < um / 2)
-            .all(2)
-            .any(0)
-            .mean()
-        )
-    overlap[um] = float(np.mean(covered))
+        is_near = (np.abs(others - centre) < um).all(1)
+        distances = np.abs(centre + points - others[is_near][:, None])
+        is_covered = (distances < um / 2).all(2).any(0)
+        shares.append(is_covered.mean())
+    overlap[um] = float(np.mean(shares))
     print(
-        f"{um} µm: {inside:.0%} among eight neighbours, {overlap[um]:.0%} on this section"
+        f"{um} µm: {derived:.0%} among eight neighbours, "
+        f"{overlap[um]:.0%} on this section"
     )
-# Less on the section, as spots at its edge have fewer neighbours. A random split of spots puts most
-# neighbours of a test spot into training: part of what is to be predicted was trained on, and at
-# 448 µm nearly all of it. So this book holds out whole patients.
+# Spots at the edge have fewer neighbours, so the section's share cannot exceed the derived one. A
+# random split of spots puts most neighbours of a test spot into training, so the network is
+# trained on part of the test patches. That is why this book holds out whole patients.
 
 # %% [markdown]
-# **2.** Suppose tissue did not change at all between neighbours, and each count's noise had
-# variance $\sigma^2$. Which share $s$ leaves the least noise in $\tilde{x}_i$, and how much? Then
-# look for the share that brings the profiles nearest to the phantom's truth, with all counts and
-# with a tenth of them. Why is it smaller?
+# **2.** Suppose that tissue did not change at all between neighbours, and that each count's noise
+# had variance $\sigma^2$. Which share $s$ leaves the least noise in $\tilde{x}_i$, and how much?
+# Then look for the share that brings the profiles nearest to the phantom's ground truth, with all
+# counts and with a tenth of them. Why do the shares differ?
 
 # %% tags=["hide-cell", "solution"]
 s = np.linspace(0, 1, 901)
 noise = (1 - s) ** 2 + s**2 / 8
 print(
-    f"still tissue: s = {s[noise.argmin()]:.3f} leaves {noise.min():.3f} of the noise's variance"
+    f"unchanging tissue: s = {s[noise.argmin()]:.3f} "
+    f"leaves {noise.min():.3f} of the noise's variance"
 )
 few = adata.copy()
 few.layers["counts"] = adata.layers["counts"].copy()
@@ -327,60 +347,58 @@ if here.truth is not None:
     for name, counts_of in (("all counts", adata), ("a tenth", few)):
         r = {}
         for share in (0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 8 / 9):
-            y, _ = columns(
-                log_normalise(smooth(counts_of, share=share)),
-                adata.var_names,
-                variable,
-            )
-            r[share] = pearson(y[section.rows], expected).mean()
+            smoothed = log_normalise(smooth(counts_of, share=share))
+            values, _ = columns(smoothed, adata.var_names, variable)
+            r[share] = pearson(values[section.rows], expected).mean()
         top = max(r, key=r.get)
         print(
-            f"{name}: r with the truth {r[0]:.3f} unsmoothed, best {r[top]:.3f} at {top}"
+            f"{name}: r with the truth {r[0]:.3f} unsmoothed, "
+            f"best {r[top]:.3f} at {top:.2g}"
         )
-# Tissue does change: a neighbour brings its own expression along with its independent noise. The
-# fewer the counts, the more noise there is to lose, and the more smoothing pays. A score on
-# smoothed expression would reward a prediction for being smooth, so scores never use it.
+# Real tissue changes, so a neighbour adds its own expression along with its independent noise. The
+# fewer the counts, the more noise there is to average out. A score on smoothed expression would
+# reward a prediction for being smooth, so scores never use it.
 
 # %% [markdown]
-# **3.** A view should change what does not matter and keep what does. Compare, in the embedding of
-# the network before any finetuning, the distance between two views of a patch with that between two
-# different patches, while the stains' jitter $\sigma$ grows. Predict where $\sigma = 0$ begins.
+# **3.** A view should change what does not matter and keep what does. Take the embeddings of the
+# network before any finetuning. Compare the distance between two views of a patch with the
+# distance between two different patches, while the stains' jitter $\sigma$ grows. Predict the
+# ratio at $\sigma = 0$ first.
 
 # %% tags=["hide-cell", "solution"]
 some = np.arange(0, len(section.rows), 6)
 keys = [section.keys[i] for i in some]
 
 
-def embedded(view, jitter):
-    views = make_views(
-        section.patches[some], keys, np.full(len(some), view), jitter=jitter
-    )
+def embedded(view: int, jitter: float) -> np.ndarray:
+    """Embed one view of some patches, (n, d)."""
+    indices = np.full(len(some), view)
+    views = make_views(section.patches[some], keys, indices, jitter=jitter)
     with torch.inference_mode():
         return encoder(views).numpy()
 
 
 clean = embedded(0, 0)
 sd = clean.std(0)
-apart = np.linalg.norm((clean[:, None] - clean) / sd, axis=2).sum() / (
-    len(some) * (len(some) - 1)
-)
+n_others = len(some) * (len(some) - 1)
+distances = np.linalg.norm((clean[:, None] - clean) / sd, axis=2)
+between_patches = distances.sum() / n_others
 for jitter in (0, 0.15, 0.3, 0.6, 1.2):
     moved = np.linalg.norm((embedded(1, jitter) - clean) / sd, axis=1).mean()
-    print(
-        f"jitter {jitter:4}: {moved / apart:.2f} of the distance between patches"
-    )
-# Turning a patch alone moves it far: a network for photographs knows up from down. The default's
-# stains add little to that. Towards 1 two views would be no more alike than two patches, and a
-# network that must call them the same has to call everything the same.
+    share = moved / between_patches
+    print(f"jitter {jitter:4}: {share:.2f} of the distance between patches")
+# At jitter 0 the patch is only turned or mirrored, and its embedding still moves: a network for
+# photographs distinguishes up from down. At a ratio of 1, two views would differ as much as two
+# patches. A network that must match such views would have to embed all patches alike.
 
 # %% [markdown]
 # ## Further reading
 #
-# - {cite:p}`ruifrok2001stains` take a stain apart into its dyes.
+# - {cite:p}`ruifrok2001stains` separate a stain into its dyes.
 # - {cite:p}`tellez2019augmentation` measure which augmentations help on slides of other
 #   laboratories.
-# - {cite:p}`hemker2026seal`, whose patches, smoothing and pairs these are, with the differences in
-#   [the method](what-differs).
+# - {cite:p}`hemker2026seal` introduced these patches, the smoothing and the pairs; [the
+#   method](what-differs) lists the differences.
 
 # %% tags=["key-figures", "remove-cell"]
 same = make_views(

@@ -11,16 +11,18 @@
 # %% [markdown]
 # # The gene panel and its scale
 #
-# **Which genes should a model know, and what does "much of a gene" mean in a patient it has never
-# seen?**
+# **Which genes should a model know, and what does "much of a gene" mean in a new patient?**
+#
+# The panel holds the genes whose counts vary more than counting noise explains, chosen in the
+# training sections alone. Each section is scaled by its own mean and standard deviation, which
+# removes every difference in level between patients, technical or biological.
 #
 # Fifteen minutes to read, under a minute to run.
 #
-# Two sections never list the same genes in the same order. Some genes are missing from one of them,
-# some never vary, and a count of three means something else where sequencing went deeper. Before a
-# network can be fed, somebody must fix a vocabulary and a scale. That somebody is the `GenePanel`:
-# fitted on *training sections only*, stored with the model, and applied to any other section by
-# *name*.
+# Two sections rarely list the same genes in the same order. Some genes are missing from one of
+# them, some never vary, and a count of three means something else where sequencing was deeper. A
+# network needs a fixed vocabulary and a fixed scale. The `GenePanel` provides both: it is fitted
+# on *training sections only*, stored with the model, and applied to any other section by *name*.
 
 # %% tags=["hide-cell"]
 # On Colab: install SEAL-lite, and keep the torch that Colab brings.
@@ -37,15 +39,14 @@ if importlib.util.find_spec("seal_lite") is None:
     subprocess.run([*pip, f"{PACKAGE} @ {HOME}", *kept], check=True)
 
 # %% tags=["parameters"]
-DATASET = (
-    "auto"  # the phantom, or on a GPU real tumours; or any folder of sections
-)
-SMOKE = False  # everything tiny, just to see that it runs
-TEST = (
-    ""  # the section held out, with all of its patient's; empty: the last one
-)
+# "auto": the phantom, or on a GPU real tumours; or any folder of sections
+DATASET = "auto"
+# Everything tiny, just to see that it runs
+SMOKE = False
+# The section held out, with all of its patient's; empty: the last one
+TEST = ""
 
-# %%
+# %% # %% tags=["hide-input"]
 import json
 from dataclasses import replace
 
@@ -57,188 +58,192 @@ from seal_lite import InputError, plots
 from seal_lite.data.genes import GenePanel, columns, depth, smooth
 from seal_lite.data.variable_genes import THETA, pearson_residuals, select_genes
 from seal_lite.evaluation.targets import pearson
-from seal_lite.tutorial import begin
+from seal_lite.tutorial import begin, result_box
 
 here = begin(DATASET, smoke=SMOKE, test=TEST)
 config, train, test, scored = here.config, here.train, here.test, here.genes
 sections = [*train, test]
-print(
-    "training sections:",
-    ", ".join(s.name for s in train),
-    "| held out:",
-    test.name,
-)
+print("training sections:", ", ".join(section.name for section in train))
+print("held out:", test.name)
 
 # %% [markdown]
-# ## One gene, two patients
+# ## One gene, two sections
 #
-# Below is the gene whose mean differs most from section to section, in a patient of the training
-# set (top) and in the patient who is held out (bottom). Each column has one colour scale for both.
-# In the first two, one patient seems to have much of the gene everywhere and the other little. In
-# the last, which is what the model is fed, each patient's own pattern is left.
+# Below is the scored gene whose mean differs most between sections, in a training section (top)
+# and in the held-out section (bottom). Each column has one colour scale for both sections. Counts
+# and their logarithms keep the difference in level between the two. The z-scores, which the model
+# is trained on, keep only the pattern within each section.
 
 
-# %%
-def between(parts):
+# %% # %% tags=["hide-input"]
+def between(parts: list[np.ndarray]) -> np.ndarray:
     """Share of each gene's variance that lies between the sections, (g,)."""
-    mean, n = np.concatenate(parts).mean(0), sum(map(len, parts))
-    apart = sum(len(p) * (p.mean(0) - mean) ** 2 for p in parts) / n
-    return apart / np.maximum(np.concatenate(parts).var(0), 1e-12)
+    joined = np.concatenate(parts)
+    mean = joined.mean(0)
+    squares = sum(len(part) * (part.mean(0) - mean) ** 2 for part in parts)
+    return squares / len(joined) / np.maximum(joined.var(0), 1e-12)
 
 
 panel = GenePanel.from_config(train, config, include=scored)
-logs = [panel.expression(s.adata)[0] for s in sections]
-zs = [panel.transform(s.adata) for s in sections]
-at = [panel.genes.index(g) for g in scored]
-most = at[int(between([y[:, at] for y in logs]).argmax())]
+logs = [panel.expression(section.adata)[0] for section in sections]
+zs = [panel.transform(section.adata) for section in sections]
+columns_scored = [panel.genes.index(gene) for gene in scored]
+shares = between([values[:, columns_scored] for values in logs])
+most = columns_scored[int(shares.argmax())]
 gene = panel.genes[most]
 raw = [
-    columns(s.adata.layers["counts"], s.adata.var_names, [gene])[0][:, 0]
-    for s in sections
+    columns(section.adata.layers["counts"], section.adata.var_names, [gene])[0]
+    for section in sections
 ]
-far = int(
-    np.abs(
-        [y[:, most].mean() - logs[-1][:, most].mean() for y in logs]
-    ).argmax()
-)
+means = np.array([values[:, most].mean() for values in logs])
+farthest = int(np.abs(means - means[-1]).argmax())
 
-# %%
-#| alt: Two rows, one per patient, of four pictures each: the stained tissue, and maps of one gene
+# %% # %% tags=["hide-input"]
+#| alt: Two rows, one per section, of four panels each: the stained tissue, and maps of one gene
 #| as counts, as log of counts per ten thousand, and as z-scores, with one colour scale per column.
+pair = (farthest, len(train))
 with plt.rc_context(plots.STYLE):
     figure, axes = plt.subplots(2, 4, figsize=(8.5, 4.9))
-    values = {
-        "counts": raw,
-        "log(1 + CP10k)": [y[:, most] for y in logs],
-        "z": [z[:, most] for z in zs],
+    maps = {
+        "counts": [values[:, 0] for values in raw],
+        "log(1 + CP10k)": [values[:, most] for values in logs],
+        "z": [values[:, most] for values in zs],
     }
-    for row, i in zip(axes, (far, len(train)), strict=True):
-        plots.tissue(row[0], sections[i], title=sections[i].name)
-    for column, (name, v) in zip(axes[:, 1:].T, values.items(), strict=True):
-        low, high = np.percentile(np.concatenate([v[far], v[-1]]), [2, 98])
-        look = (
-            {"limits": (low, high)}
-            if name != "z"
-            else {"limits": (-2, 2), "cmap": "PuOr_r"}
-        )
-        for ax, i in zip(column, (far, len(train)), strict=True):
-            shown = plots.discs(ax, sections[i], v[i][sections[i].rows], **look)
+    for row, i in zip(axes, pair, strict=True):
+        role = "held out" if i == len(train) else "training"
+        plots.tissue(row[0], sections[i], title=f"{sections[i].name}, {role}")
+    for column, (name, values) in zip(axes[:, 1:].T, maps.items(), strict=True):
+        both = np.concatenate([values[i] for i in pair])
+        look = {"limits": tuple(np.percentile(both, [2, 98]))}
+        if name == "z":
+            look = {"limits": (-2, 2), "cmap": "PuOr_r"}
+        for ax, i in zip(column, pair, strict=True):
+            on_patches = values[i][sections[i].rows]
+            shown = plots.discs(ax, sections[i], on_patches, **look)
         column[0].set_title(f"{gene}, {name}")
         plots.colour_bar(figure, shown, column, location="bottom", aspect=15)
 plt.close(figure)
 figure
 
 # %% [markdown]
-# The rest of this chapter takes these two decisions apart: which genes, and on which scale.
+# The rest of this chapter explains the two choices behind the last column: which genes, and which
+# scale.
 
 # %% [markdown]
-# ## Which genes? Variance that counting does not explain
+# ## Which genes? Variance beyond counting noise
 #
-# A gene that is the same everywhere tells nothing about where we are, so the panel takes the genes
-# that vary most. But counts always vary, and the more the larger they are. If a gene's share of the
-# transcripts were the same in every {term}`spot`, its counts would be Poisson: their variance would
-# equal their mean $\mu$. Beyond that there is a spread between replicates that is no tissue either,
-# which a negative binomial describes:
+# A gene that is the same everywhere does not distinguish one place from another, so the panel
+# takes the genes that vary most. But all counts vary, and larger counts vary more. If a gene's
+# share of the transcripts were the same in every {term}`spot`, its counts would be Poisson: their
+# variance would equal their mean $\mu$. Replicates spread more than that without any difference in
+# tissue, which a negative binomial describes:
 #
 # $$
 # \operatorname{Var}(x) = \mu + \frac{\mu^2}{\theta}, \qquad \theta = 100 .
 # $$
 #
-# A {term}`Pearson residual` is what a count has beyond its mean, in units of the root of this
-# variance. So a gene that counting explains has residuals of variance 1, whatever its mean, and the
-# panel takes those with the largest {cite:p}`lause2021pearson`. Released SEAL takes another rule,
-# scanpy's `seurat` {cite:p}`satija2015seurat,wolf2018scanpy`: the variance over the mean of
-# depth-normalised counts, compared among genes of a like mean. Both are below, each with as many
-# genes.
+# A {term}`Pearson residual` is a count minus its mean, in units of the root of this variance. A
+# gene that this model explains has residuals of variance 1, whatever its mean. The panel takes the
+# genes with the largest residual variance {cite:p}`lause2021pearson`. Released SEAL takes another
+# rule, scanpy's `seurat` {cite:p}`satija2015seurat,wolf2018scanpy`: the variance over the mean of
+# depth-normalised counts, compared among genes of similar mean. Below, each rule chooses the same
+# number of genes.
 
-# %%
+# %% # %% tags=["hide-input"]
 #| alt: Two scatter plots of all genes against their mean count, both axes logarithmic. Left, the
 #| variance of the counts, with lines for what counting alone gives; right, the variance of the
 #| Pearson residuals, with a line at 1. Colours say which rule chose a gene.
-adatas = [s.adata for s in train]
-n = config.n_genes
+adatas = [section.adata for section in train]
+rules = ("pearson_residuals", "seurat")
 choice = {
-    f: select_genes(adatas, n, flavor=f)
-    for f in ("pearson_residuals", "seurat")
+    rule: select_genes(adatas, config.n_genes, flavor=rule) for rule in rules
 }
 names = np.array(sorted(set.intersection(*(set(a.var_names) for a in adatas))))
 counts = [
     columns(a.layers["counts"], a.var_names, names)[0].astype(float)
     for a in adatas
 ]
-seen = np.sum([c.sum(0) for c in counts], 0) >= 3
-mean, variance = (
-    np.mean([f(c, 0) for c in counts], 0) for f in (np.mean, np.var)
-)
-residual = [
-    pearson_residuals(c, depth(a), c.sum(0) / depth(a).sum())
-    for c, a in zip(counts, adatas, strict=True)
-]
-residual = np.mean([r.var(0) for r in residual], 0)
-by_residuals, by_seurat = (np.isin(names, choice[f]) for f in choice)
+is_counted = np.sum([c.sum(0) for c in counts], 0) >= 3
+mean = np.mean([c.mean(0) for c in counts], 0)
+variance = np.mean([c.var(0) for c in counts], 0)
+residual_variances = []
+for c, adata in zip(counts, adatas, strict=True):
+    n = depth(adata)
+    residual_variances.append(
+        pearson_residuals(c, n, c.sum(0) / n.sum()).var(0)
+    )
+residual_variance = np.mean(residual_variances, 0)
+by_residuals, by_seurat = (np.isin(names, choice[rule]) for rule in rules)
 
 with plt.rc_context(plots.STYLE):
     figure, axes = plt.subplots(1, 2, figsize=(8.4, 4))
+    only_residuals = by_residuals & ~by_seurat
+    only_seurat = by_seurat & ~by_residuals
     kinds = {
         "neither": (~by_residuals & ~by_seurat, "#bbbbbb"),
         "both": (by_residuals & by_seurat, plots.COLOURS[0]),
-        "Pearson residuals alone": (
-            by_residuals & ~by_seurat,
-            plots.COLOURS[2],
-        ),
-        "seurat alone": (by_seurat & ~by_residuals, plots.COLOURS[1]),
+        "Pearson residuals alone": (only_residuals, plots.COLOURS[2]),
+        "seurat alone": (only_seurat, plots.COLOURS[1]),
     }
-    for ax, y, label in zip(
-        axes, (variance, residual), ("counts", "residuals"), strict=True
+    for ax, values, label in zip(
+        axes,
+        (variance, residual_variance),
+        ("counts", "residuals"),
+        strict=True,
     ):
-        for kind, (which, colour) in kinds.items():
-            at = which & seen
-            look = {"color": colour, "label": f"{kind}: {at.sum()}"}
-            ax.plot(mean[at], y[at], "o", ms=4, mew=0, alpha=0.8, **look)
+        for kind, (is_kind, colour) in kinds.items():
+            shown = is_kind & is_counted
+            look = {"color": colour, "label": f"{kind}: {shown.sum()}"}
+            ax.plot(
+                mean[shown], values[shown], "o", ms=4, mew=0, alpha=0.8, **look
+            )
         ax.set(xscale="log", yscale="log", xlabel="mean count in a spot")
         ax.set_ylabel(f"variance of the {label}")
-    line = np.geomspace(mean[seen].min(), mean.max(), 50)
+    line = np.geomspace(mean[is_counted].min(), mean.max(), 50)
     axes[0].plot(line, line, "--", color=plots.GREY, lw=1)
     axes[0].plot(line, line + line**2 / THETA, color=plots.GREY, lw=1)
     axes[1].axhline(1, ls="--", color=plots.GREY, lw=1)
-    for i in np.argsort(-np.where(seen, residual, 0))[:1]:
-        place = {"xytext": (5, 2), "textcoords": "offset points", "fontsize": 8}
-        axes[1].annotate(names[i], (mean[i], residual[i]), **place)
+    top = int(np.where(is_counted, residual_variance, 0).argmax())
+    axes[1].annotate(
+        names[top],
+        (mean[top], residual_variance[top]),
+        xytext=(5, 2),
+        textcoords="offset points",
+        fontsize=8,
+    )
     handles, labels = axes[0].get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside upper center", ncols=4)
 plt.close(figure)
 figure
 
 # %% [markdown]
-# Left, the counts: everything lies above both lines (dashed: Poisson, solid: with $\theta$),
-# because the {term}`depth` differs from spot to spot and moves all genes at once. Right, the
-# residuals, from which depth is discounted: most genes fall on a band, and the ones that tell
-# tissues apart stick out above it, loud and faint alike. Both rules find those. They differ in what
-# they fill up with: Pearson residuals with loud genes, `seurat` with faint ones, which are the
-# noisier.
+# On the left, the lines show the variance that counting gives: dashed for Poisson, solid with
+# $\theta$. The counts vary more than that, because the {term}`depth` differs from spot to spot and
+# moves all genes together. On the right, the residuals discount depth, and the genes that
+# distinguish tissues stand out above the dashed line. Both rules choose many of the same genes.
+# The medians below show which rule fills the panel with lower-expressed genes, whose counts are
+# noisier:
 
 # %%
-median_count = {
-    f: float(np.median(mean[np.isin(names, g)])) for f, g in choice.items()
-}
-for f, value in median_count.items():
-    print(f"{f}: half of its genes have a mean count above {value:.1f}")
+median_count = {}
+for rule, genes in choice.items():
+    median_count[rule] = float(np.median(mean[np.isin(names, genes)]))
+    print(f"{rule}: median of the genes' mean counts {median_count[rule]:.1f}")
 
 # %% [markdown]
-# The {term}`panel` holds the genes that we want to score and, beside them, the most variable genes
-# of the training sections, in a fixed order:
+# The {term}`panel` holds the scored genes and, beside them, the most variable genes of the
+# training sections, in a fixed order:
 
 # %%
 print(f"{len(panel.genes)} genes, of which {len(scored)} are scored")
-pd.DataFrame({"mean": panel.mean, "sd": panel.std}, index=panel.genes).head(
-    8
-).round(2)
+scale = pd.DataFrame({"mean": panel.mean, "sd": panel.std}, index=panel.genes)
+scale.head(8).round(2)
 
 # %% [markdown]
 # ## Which scale? What each step removes
 #
 # Let $x_{ig}$ be the count of gene $g$ in spot $i$, a little [smoothed](02_pairs.ipynb) over the
-# neighbours, and $n_i = \sum_g x_{ig}$ the spot's depth. Three steps lead to what the model is fed:
+# neighbours, and $n_i = \sum_g x_{ig}$ the spot's depth. Three steps lead to the model's input:
 #
 # $$
 # c_{ig} = 10^4\, \frac{x_{ig}}{n_i}, \qquad
@@ -246,44 +251,49 @@ pd.DataFrame({"mean": panel.mean, "sd": panel.std}, index=panel.genes).head(
 # z_{ig} = \frac{y_{ig} - \bar{y}_g}{s_g}, \; |z_{ig}| \le 5 .
 # $$
 #
-# - **Counts per 10,000** (CP10k) remove how much a spot yielded. Two spots of the same cells, one
-#   caught well and one badly, get the same number on average. What is left is a *share*: if one
-#   gene takes more of it, all others take less.
+# - **Counts per 10,000** (CP10k) remove the depth. Two spots of the same cells, one caught well
+#   and one badly, have the same value on average. The value is a *share*: if one gene takes more
+#   of it, all others take less.
 # - **The logarithm** makes equal *ratios* equal distances: from 1 to 2 is as far as from 100 to
-#   200. Without it a few loud genes hold much of the variance, and a squared error would ask for
-#   little else. The 1 keeps zero at zero.
-# - **The z-score** gives every gene mean 0 and standard deviation 1. A faint gene now counts as
-#   much as a loud one. Mean $\bar{y}_g$ and deviation $s_g$ are *the section's own*: that takes
-#   away what shifts a whole patient, be it the reagents or the person, and needs neither image nor
-#   label of the new section. The alternative, `zscore="train"`, keeps the training sections' mean
-#   and deviation and with them every such shift.
+#   200. Without it a few high-expressed genes hold much of the variance, and a squared error would
+#   mostly fit those. The 1 keeps zero at zero.
+# - **The z-score** gives every gene mean 0 and standard deviation 1, so that a low-expressed gene
+#   counts as much as a high-expressed one. Mean $\bar{y}_g$ and deviation $s_g$ are *the section's
+#   own*. That removes every shift of a whole section, technical or biological, and needs no label
+#   of the new section. The alternative, `zscore="train"`, keeps the training sections' mean and
+#   deviation, and with them every such shift.
 #
-# The same gene through the steps, one curve per section, its mean dotted:
+# Below, the same gene after each step, one curve per section, with a dotted line at its mean:
 
 
-# %%
+# %% # %% tags=["hide-input"]
 #| alt: Five histograms of one gene, after each step, with an outline and a dotted mean per section.
 #| After the last step the means of all sections are the same.
-def steps(adata):
+def steps(adata) -> dict[str, np.ndarray]:
     """The panel's genes after each step, {step: (n, genes)}."""
     smoothed = smooth(adata, share=panel.share)
-    x, _ = columns(smoothed, adata.var_names, panel.genes)
-    c = 1e4 * x / np.asarray(smoothed.sum(1))
-    z = {
-        f"z, {own} scale": replace(panel, zscore=which).transform(adata)
-        for own, which in (("training's", "train"), ("own", "section"))
+    counts, _ = columns(smoothed, adata.var_names, panel.genes)
+    cp10k = 1e4 * counts / np.asarray(smoothed.sum(1))
+    by_training = replace(panel, zscore="train").transform(adata)
+    by_section = replace(panel, zscore="section").transform(adata)
+    return {
+        "counts": counts,
+        "CP10k": cp10k,
+        "log(1 + CP10k)": np.log1p(cp10k),
+        "z, training's scale": by_training,
+        "z, own scale": by_section,
     }
-    return {"counts": x, "CP10k": c, "log(1 + CP10k)": np.log1p(c)} | z
 
 
-found = [steps(s.adata) for s in sections]
+by_section = [steps(section.adata) for section in sections]
 with plt.rc_context(plots.STYLE):
     figure, axes = plt.subplots(2, 3, figsize=(8.4, 4.4))
-    for ax, step in zip(axes.flat, found[0], strict=False):
-        v = [f[step][:, most] for f in found]
-        bins = np.linspace(*np.percentile(np.concatenate(v), [0, 99.5]), 18)
+    for ax, step in zip(axes.flat, by_section[0], strict=False):
+        values = [after[step][:, most] for after in by_section]
+        low, high = np.percentile(np.concatenate(values), [0, 99.5])
+        bins = np.linspace(low, high, 18)
         for section, part, colour in zip(
-            sections, v, plots.COLOURS, strict=False
+            sections, values, plots.COLOURS, strict=False
         ):
             last = section is test
             label = f"{section.name}, held out" if last else section.name
@@ -299,53 +309,55 @@ plt.close(figure)
 figure
 
 # %% [markdown]
-# And over all genes of the panel, three things that should not decide what a network learns:
+# Over all genes of the panel, the table shows three properties that should not decide what a
+# network learns: the correlation with depth, the variance that five genes hold, and the variance
+# between sections.
 
 # %%
-log_depth = [np.log(depth(s.adata)) for s in sections]
+log_depth = [np.log(depth(section.adata)) for section in sections]
 rows = {}
-for step in found[0]:
-    v = [f[step] for f in found]
+for step in by_section[0]:
+    values = [after[step] for after in by_section]
     r = [
         pearson(np.repeat(d[:, None], y.shape[1], 1), y)
-        for d, y in zip(log_depth, v, strict=True)
+        for d, y in zip(log_depth, values, strict=True)
     ]
-    var = np.sort(np.mean([y.var(0) for y in v], 0))
+    gene_variance = np.sort(np.mean([y.var(0) for y in values], 0))
     rows[step] = {
         "mean r with log depth": np.mean(r),
-        "variance in the five loudest genes": var[-5:].sum() / var.sum(),
-        "variance between sections": between(v).mean(),
+        "variance in the five most variable genes": (
+            gene_variance[-5:].sum() / gene_variance.sum()
+        ),
+        "variance between sections": between(values).mean(),
     }
 table = pd.DataFrame(rows).T
 table.round(3)
 
 # %% [markdown]
-# Read it column by column. Dividing by depth ends most of the correlation with it: some remains, or
-# turns negative, as dense tissue is also *other* tissue ([why depth is a
-# trap](01_meet_a_section.ipynb)). The logarithm and the z-score spread the variance over the genes.
-# And what lies between the sections, neither division nor logarithm touches; only a section's own
-# scale removes it.
+# Each step acts on one column. Division by depth acts on the correlation with depth; a correlation
+# can remain, because dense tissue is also *different* tissue ([why depth
+# misleads](01_meet_a_section.ipynb)). The logarithm and the z-score spread the variance over the
+# genes. Only a section's own scale removes the variance between sections.
 #
-# It removes all of it, though, and not all of it is a nuisance. The maps at the top differ because
-# the two patients' tissue does. After the z-score a patient with little tumour has as much of the
-# gene on average as one with a lot: the model learns *where* in a section, and never *how much* in
-# the patient. With a handful of patients that is a fair price, since nobody could tell the two
-# apart; exercise 2 shows what it costs.
+# That also removes biology. The maps at the top can differ because the patients' tissue differs.
+# After the z-score, a patient with little tumour has as much of the gene on average as a patient
+# with much. So the model learns *where* in a section a gene is high, and never *how much* the
+# patient has. A handful of patients cannot separate a technical shift from a biological one;
+# exercise 2 shows the cost.
 #
 # ## Applied by name
 #
-# `transform` does all this to any section. A gene that the section lacks is reported and stands at
-# its mean, 0; it is not taken for a count of zero.
+# `transform` applies all three steps to any section. A gene that the section lacks is reported and
+# set to its mean, 0, not to a count of zero.
 
 # %%
 z = panel.transform(test.adata)
 lacking = [g for g in panel.genes if g not in test.adata.var_names]
-print(
-    f"{z.shape[0]} spots, {z.shape[1]} genes; lacking: {', '.join(lacking) or 'none'}"
-)
+print(f"{z.shape[0]} spots, {z.shape[1]} genes")
+print("lacking:", ", ".join(lacking) or "none")
 
 # %% [markdown]
-# The order of the section's columns cannot matter. Shuffle them and compare:
+# The order of the section's columns does not matter. We shuffle them and compare:
 
 # %%
 rng = np.random.default_rng(0)
@@ -354,60 +366,85 @@ order_difference = float(np.abs(panel.transform(mixed) - z).max())
 print(f"largest difference {order_difference:.1e}")
 
 # %% [markdown]
-# And a section of another species, or with other identifiers, is refused rather than filled with
-# zeros:
+# A section of another species, or with other identifiers, raises an error:
 
 # %%
 foreign = test.adata.copy()
 foreign.var_names = [f"ENSMUSG{i:011d}" for i in range(foreign.n_vars)]
-refused = ""
+message = ""
 try:
     panel.transform(foreign)
 except InputError as error:
-    refused = str(error)
-print(refused)
+    message = str(error)
+print(message)
 
 # %% [markdown]
-# Expression is ready. Before a network learns from it, the next chapter asks what a network that
-# has learnt nothing about tissue [knows already](04_frozen_baseline.ipynb).
+# ## Result
+
+# %% tags=["hide-input"]
+depth_r = table["mean r with log depth"]
+between_sections = table["variance between sections"]
+lower = min(median_count, key=median_count.get)
+shared = len(set(choice["pearson_residuals"]) & set(choice["seurat"]))
+result_box(
+    f"Over {len(panel.genes)} genes and {len(sections)} sections, the mean "
+    f"correlation with log depth goes from {depth_r['counts']:+.2f} in counts to "
+    f"{depth_r['CP10k']:+.2f} in counts per 10,000.",
+    f"The variance between sections is {between_sections['log(1 + CP10k)']:.2f} "
+    "of the whole after the logarithm and "
+    f"{between_sections['z, own scale']:.2f} on each section's own scale.",
+    f"Of {config.n_genes} genes, the two rules share {shared}; {lower} chooses "
+    "the lower-expressed ones, by the median of their mean counts "
+    f"({median_count[lower]:.1f} against {max(median_count.values()):.1f}).",
+    "These values describe the sections of one split and have no interval.",
+)
+
+# %% [markdown]
+# Expression is ready. Before a network learns from it, the next chapter asks what the frozen
+# encoder [predicts already](04_frozen_baseline.ipynb).
 #
 # ## What to remember
 #
 # - The panel is fitted on training sections only, and applied by name.
-# - Counts vary by counting alone, the more the louder the gene; what counts is the variance beyond.
-# - Depth, loudness and the patient are three nuisances, and there is a step against each.
-# - A section's own scale keeps where a gene is high, and forgets how much the patient has.
+# - Larger counts vary more by counting alone. The panel takes the genes with variance beyond that.
+# - Depth, high expression and the patient's level are three nuisances, and one step removes each.
+# - A section's own scale keeps where a gene is high, and drops how much the patient has.
 
 # %% [markdown]
 # ## Exercises
 #
-# **1.** In the right panel of the second figure the band of genes without tissue rises with their
-# mean, from 1 upwards. The phantom's replicates spread more than Pearson residuals assume: its
+# **1.** In the right panel of the second figure, the unscored genes form a band that rises with
+# the mean, from 1 upwards. The phantom's replicates spread more than Pearson residuals assume: its
 # counts have $\theta = 10$, the residuals take 100. Derive the variance that a gene without any
-# tissue in it then has, and lay it over the band. Does it explain it?
+# tissue in it then has, and draw it over the band. Does it explain the band?
 
 # %% tags=["hide-cell", "solution"]
 #| alt: The variance of Pearson residuals against the mean count, both logarithmic: all genes as
 #| dots, the scored ones in colour, and a line that rises from 1.
 theta = 10
-rising = (1 + mean / theta) / (
-    1 + mean / THETA
-)  # (mu + mu^2/10) / (mu + mu^2/100)
+# (mu + mu^2 / 10) / (mu + mu^2 / 100)
+derived = (1 + mean / theta) / (1 + mean / THETA)
 tissue = np.isin(names, scored)
+unscored = is_counted & ~tissue
 with plt.rc_context(plots.STYLE):
     figure, ax = plt.subplots(figsize=(6, 3.4))
+    dots = {"ms": 4, "mew": 0}
     ax.plot(
-        mean[seen & ~tissue],
-        residual[seen & ~tissue],
+        mean[unscored],
+        residual_variance[unscored],
         "o",
-        ms=4,
-        mew=0,
         color="#aaaaaa",
+        label="other genes",
+        **dots,
     )
     ax.plot(
-        mean[tissue], residual[tissue], "o", ms=4, mew=0, label="scored genes"
+        mean[tissue],
+        residual_variance[tissue],
+        "o",
+        label="scored genes",
+        **dots,
     )
-    line = np.sort(mean[seen])
+    line = np.sort(mean[is_counted])
     ax.plot(
         line,
         (1 + line / theta) / (1 + line / THETA),
@@ -418,11 +455,11 @@ with plt.rc_context(plots.STYLE):
     ax.set_ylabel("variance of the residuals")
     ax.legend(loc="lower right")
 plt.close(figure)
-# It does: the ratio of band and line is near 1. So the loud genes that fill up the panel are noise
-# of a kind that the rule does not know, and a panel larger than the tissue's own genes is padding.
-print(
-    f"band over line, median: {np.median((residual / rising)[seen & ~tissue]):.2f}"
-)
+# On the phantom a ratio near 1 says that the line explains the band. The high-expressed genes that
+# fill up the panel then hold a noise that the rule does not know. On real tissue no value of theta
+# is known, and the ratio only describes the data.
+ratio = np.median((residual_variance / derived)[unscored])
+print(f"band over line, median: {ratio:.2f}")
 figure
 
 # %% [markdown]
@@ -434,47 +471,44 @@ figure
 g = panel.genes.index("ERBB2" if "ERBB2" in panel.genes else gene)
 high = np.flatnonzero(z[:, g] > np.median(z[:, g]))
 half = test.adata[high].copy()
-for which in ("section", "train"):
-    scale = replace(panel, zscore=which)
-    before, after = (
-        scale.transform(test.adata)[high, g].mean(),
-        scale.transform(half)[:, g].mean(),
-    )
+for rule in ("section", "train"):
+    scaled = replace(panel, zscore=rule)
+    before = scaled.transform(test.adata)[high, g].mean()
+    after = scaled.transform(half)[:, g].mean()
     print(
-        f"{panel.genes[g]}, scale of the {which}: {before:+.2f}, after the cut {after:+.2f}"
+        f"{panel.genes[g]}, zscore={rule!r}: {before:+.2f}, "
+        f"after the cut {after:+.2f}"
     )
-# On its own scale any section has mean 0, whatever is in it: the same spots, another z. The
-# training scale keeps the level. Prefer it where sections differ in what they hold more than in how
-# they were measured, and never compare levels of patients by a section's own z.
+# On its own scale any section has mean 0, whatever it holds: the same spots get another z. The
+# training scale keeps the level. Prefer it where sections differ more in their tissue than in
+# their measurement, and never compare levels of patients by a section's own z.
 
 # %% [markdown]
-# **3.** How shallow may sequencing be before the choice of genes fails? Thin the training counts to
-# a tenth and to a thirtieth, and choose again with both rules. Which finds more of the scored
-# genes?
+# **3.** How shallow may sequencing be before the choice of genes fails? Thin the training counts
+# to a tenth and to a thirtieth, and choose again with both rules. Which rule finds more of the
+# scored genes?
+
 
 # %% tags=["hide-cell", "solution"]
-
-
-def thinned(adata, share):
+def thinned(adata, share: float):
     """The section as if only that share of its transcripts had been caught."""
     adata = adata.copy()
-    x = adata.layers["counts"].copy()
-    x.data = rng.binomial(x.data.astype(int), share).astype(np.float32)
-    adata.layers["counts"] = x
+    counts = adata.layers["counts"].copy()
+    caught = rng.binomial(counts.data.astype(int), share)
+    counts.data = caught.astype(np.float32)
+    adata.layers["counts"] = counts
     return adata
 
 
 for share in (1, 1 / 10, 1 / 30):
-    shallow = [thinned(a, share) for a in adatas]
-    kept = {
-        f: set(select_genes(shallow, n, flavor=f)) & set(scored) for f in choice
-    }
-    counted = ", ".join(f"{f} {len(k)}" for f, k in kept.items())
-    print(
-        f"{share:5.1%} of the counts: of {len(scored)} scored genes, {counted}"
-    )
-# Both lose genes as counts become few, `seurat` more of them. (Where the scored genes were
-# themselves chosen by Pearson residuals, as on real tissue, that comparison is not fair.)
+    shallow = [thinned(adata, share) for adata in adatas]
+    counted = []
+    for rule in rules:
+        genes = select_genes(shallow, config.n_genes, flavor=rule)
+        counted.append(f"{rule} {len(set(genes) & set(scored))}")
+    print(f"{share:5.1%} of the counts: {', '.join(counted)} of {len(scored)}")
+# On real tissue Pearson residuals have chosen the scored genes themselves, so the comparison is
+# fair on the phantom only.
 
 # %% [markdown]
 # ## Further reading
@@ -482,15 +516,15 @@ for share in (1, 1 / 10, 1 / 30):
 # - {cite:p}`lause2021pearson` derive the residuals in two pages and show what they choose.
 # - {cite:p}`ahlmann2023transformations` compare a dozen normalisations; the plain logarithm does
 #   well.
-# - {cite:p}`satija2015seurat`, whence the other rule comes, placed single cells in an embryo by a
-#   few dozen genes.
+# - {cite:p}`satija2015seurat` introduced the other rule. They placed single cells in an embryo by
+#   a few dozen genes.
 
 # %% tags=["key-figures", "remove-cell"]
 figures = {
     "panel": len(panel.genes),
     "scored": len(scored),
     "order_difference": order_difference,
-    "refused": refused,
+    "error": message,
     "median_count": median_count,
     "steps": table.T.to_dict(),
     "z": [

@@ -11,15 +11,18 @@
 # %% [markdown]
 # # LoRA, from the matrix up
 #
-# **A pretrained network has millions of weights and we have hundreds of pairs. Which few numbers
-# may change, and why is that enough?**
+# **A pretrained network has millions of weights and we have hundreds of pairs. Which weights may
+# change, and why is that enough?**
+#
+# LoRA freezes the weights and trains a change of low rank beside each matrix. The change starts at
+# zero, can be merged into the weights after training, and is small only where the matrices are
+# large.
 #
 # Fifteen minutes to read, under a minute to run.
 #
-# With so few pairs, a network whose weights all move learns the pairs by heart. One that does not
-# move at all learns nothing. LoRA {cite:p}`hu2021lora` lets every weight of a layer move, but not
-# each by itself: only along a handful of directions. To see what that means, look at a matrix as a
-# picture.
+# With so few pairs, a network whose weights all change freely can memorise the pairs, and a frozen
+# network cannot adapt. LoRA {cite:p}`hu2021lora` lets every weight of a layer change, but only
+# along a few directions. To see what that means, we first look at a matrix as an image.
 
 # %% tags=["hide-cell"]
 # On Colab: install SEAL-lite, and keep the torch that Colab brings.
@@ -36,15 +39,17 @@ if importlib.util.find_spec("seal_lite") is None:
     subprocess.run([*pip, f"{PACKAGE} @ {HOME}", *kept], check=True)
 
 # %% tags=["parameters"]
-DATASET = (
-    "auto"  # the phantom, or on a GPU real tumours; or any folder of sections
-)
-BACKBONE = "auto"  # a small network, or on a GPU Phikon; or a name of `seal-lite encoders`
-EPOCHS = 0  # 0: 12, or 20 on a GPU
-SMOKE = False  # everything tiny, just to see that it runs
+# "auto": the phantom, or on a GPU real tumours; or any folder of sections
+DATASET = "auto"
+# "auto": a small network, or on a GPU Phikon; or a name of `seal-lite encoders`
+BACKBONE = "auto"
+# 0: 12, or 20 on a GPU; a transformer on a CPU: 8
+EPOCHS = 0
+# Everything tiny, just to see that it runs
+SMOKE = False
 SEED = 0
 
-# %%
+# %% # %% tags=["hide-input"]
 import json
 
 import matplotlib.pyplot as plt
@@ -57,40 +62,36 @@ from torch import nn
 from seal_lite import plots
 from seal_lite.encoders.embedding import embed_patches
 from seal_lite.encoders.vision import encoder_for
-from seal_lite.tutorial import begin, finetuned, frames
+from seal_lite.tutorial import begin, finetuned, frames, result_box
 
 here = begin(DATASET, BACKBONE, EPOCHS, SMOKE, seed=SEED)
 config, test = here.config, here.test
 _ = torch.manual_seed(SEED)
 
 # %% [markdown]
-# ## What a low rank can say
+# ## What a low rank can express
 #
 # A patch of tissue in grey is a matrix. Its best approximation of rank $r$ is a sum of $r$ outer
-# products, a column times a row each, found by the singular value decomposition. Move the slider.
-# Two or three products give stripes, eight the layout, a few dozen the nuclei.
+# products of a column and a row, found by the singular value decomposition. Move the slider: a few
+# products give stripes, and more of them add the layout and then the nuclei.
 
-# %%
+# %% # %% tags=["hide-input"]
 grey = test.patches[len(test.patches) // 2].mean(2)
 U, S, V = np.linalg.svd(grey, full_matrices=False)
 approximations = {}
 for rank in (1, 2, 4, 8, 16, 32, 64):
     low = (U[:, :rank] * S[:rank]) @ V[:rank]
-    numbers = rank * sum(grey.shape)
+    n_values = rank * sum(grey.shape)
+    titles = (
+        f"the matrix: {grey.size:,} values",
+        f"rank {rank}: {n_values:,} values",
+    )
     with plt.rc_context(plots.STYLE):
         figure, axes = plt.subplots(1, 2, figsize=(6.4, 3.5))
-        for ax, shown, said in (
-            (axes[0], grey, f"the matrix: {grey.size:,} numbers"),
-            (axes[1], low, f"rank {rank}: {numbers:,} numbers"),
-        ):
-            ax.imshow(
-                shown,
-                cmap="gray",
-                vmin=0,
-                vmax=255,
-                extent=(0, config.patch_um, config.patch_um, 0),
-            )
-            ax.set(title=said, xticks=[], yticks=[])
+        for ax, shown, title in zip(axes, (grey, low), titles, strict=True):
+            extent = (0, config.patch_um, config.patch_um, 0)
+            ax.imshow(shown, cmap="gray", vmin=0, vmax=255, extent=extent)
+            ax.set(title=title, xticks=[], yticks=[])
             plots.scale_bar(ax)
     plt.close(figure)
     approximations[rank] = figure
@@ -101,8 +102,8 @@ frames.slider(
 )
 
 # %% [markdown]
-# A change $\Delta W$ of a weight matrix is such a picture too. LoRA's bet: the *change* that a new
-# task needs has a low rank, even where the weights themselves have not.
+# A change $\Delta W$ of a weight matrix is a matrix too. LoRA assumes that the *change* a new task
+# needs has a low rank, even where the weights themselves do not.
 #
 # ## The layer, by hand
 #
@@ -111,7 +112,7 @@ frames.slider(
 # A \in \mathbb R^{r \times n},\; B \in \mathbb R^{m \times r} \text{ trained}.
 # $$
 #
-# In code that is less than the formula's own length:
+# The code has a line for each part of the formula:
 
 
 # %%
@@ -139,39 +140,36 @@ start_gap = float((lora(x) - layer(x)).abs().max().detach())
 print(f"before the first step the two layers differ by {start_gap}")
 
 # %% [markdown]
-# $B = 0$ at the start, so nothing has changed yet: training begins at the pretrained network and
-# not at a damaged one. But why is only *one* of the two zero? Look at the gradients of the first
-# step:
+# At the start $B = 0$, so the layer is unchanged and training begins at the pretrained network.
+# Only *one* of the two factors may be zero. The gradients of the first step show why:
 
 # %%
 target = torch.randn(10, 48)
 (lora(x) - target).square().mean().backward()
-print(
-    f"gradient of A: {lora.A.grad.abs().max():.2e}, of B: {lora.B.grad.abs().max():.2e}"
-)
+print(f"largest gradient of A: {lora.A.grad.abs().max():.2e}")
+print(f"largest gradient of B: {lora.B.grad.abs().max():.2e}")
 
 # %% [markdown]
-# $\partial \mathcal L / \partial A$ has $B$ as a factor and is zero; $\partial \mathcal L /
-# \partial B$ has $A$ as a factor and is not. So $B$ moves first, then both do. Were $A$ zero as
-# well, neither would ever move.
+# The gradient $\partial \mathcal L / \partial A$ has $B$ as a factor and is zero. The gradient
+# $\partial \mathcal L / \partial B$ has $A$ as a factor and is not. So $B$ moves first, then both
+# do. If $A$ were zero as well, neither would ever move.
 #
 # ## How much rank does a task need?
 #
-# Let the right answer be $W + \Delta$ with $\Delta$ of rank 4, seen through noise. We train LoRA
-# layers of several ranks on it. The best that any matrix of rank $r$ could do is known
-# (Eckart and Young): cut the singular values after the $r$-th.
+# Let the best change be a matrix of rank 4 with noise added. We train LoRA layers of several ranks
+# on it. The smallest error that any matrix of rank $r$ can have is known (Eckart and Young): drop
+# the singular values after the $r$-th.
 
 # %%
-#| alt: Left, the error that is left after training against LoRA's rank, with the best possible
-#| error; it falls up to rank four and then stays. Right, the singular values of the change that is
-#| looked for, four of them large.
+#| alt: Left, the error that is left after training against LoRA's rank, with the smallest possible
+#| error. Right, the singular values of the change that is fitted, four of them large.
 W = layer.weight.detach()
 signal = torch.randn(48, 4) @ torch.randn(4, 64) / 8
 wanted = signal + 0.05 * torch.randn(48, 64)
-values = torch.linalg.svdvals(wanted)
+singular = torch.linalg.svdvals(wanted)
 
 
-def fit(r: int, steps: int = 100 if SMOKE else 400) -> nn.Module:
+def fit(r: int, steps: int = 100 if SMOKE else 400) -> LoRALinear:
     """A LoRA layer trained towards W + wanted by gradient descent."""
     torch.manual_seed(SEED)
     net = LoRALinear(layer, r=r, alpha=2 * r)
@@ -184,28 +182,21 @@ def fit(r: int, steps: int = 100 if SMOKE else 400) -> nn.Module:
 
 
 ranks = (1, 2, 3, 4, 6, 8, 16)
-left = [
-    float((fit(r).delta() - wanted).square().sum().sqrt().detach())
-    for r in ranks
-]
-least = [float(values[r:].square().sum().sqrt()) for r in ranks]
+trained = [fit(r) for r in ranks]
+left = [float((net.delta() - wanted).detach().norm()) for net in trained]
+least = [float(singular[r:].norm()) for r in ranks]
 with plt.rc_context(plots.STYLE):
     figure, axes = plt.subplots(1, 2, figsize=(8, 3.2))
-    axes[0].plot(
-        ranks, left, "o-", color=plots.COLOURS[0], label="LoRA, trained"
-    )
-    axes[0].plot(
-        ranks, least, "x", color=plots.COLOURS[1], label="best possible"
-    )
+    blue, orange = plots.COLOURS[:2]
+    axes[0].plot(ranks, left, "o-", color=blue, label="LoRA, trained")
+    axes[0].plot(ranks, least, "x", color=orange, label="smallest possible")
     axes[0].set(
         xlabel="rank", ylabel="error left (norm)", ylim=(0, None), xticks=ranks
     )
     axes[0].legend()
-    axes[1].plot(
-        range(1, len(values) + 1), values, "o", ms=4, color=plots.COLOURS[0]
-    )
+    axes[1].plot(range(1, len(singular) + 1), singular, "o", ms=4, color=blue)
     axes[1].set(
-        xlabel="number of the singular value",
+        xlabel="index of the singular value",
         ylabel="singular value of the change",
         ylim=(0, None),
     )
@@ -213,15 +204,15 @@ plt.close(figure)
 figure
 
 # %% [markdown]
-# Rank 4 is enough, and more does no harm here, except that it begins to fit the noise. That is the
-# trade: rank is capacity.
+# Up to rank 4 each further rank fits signal. Beyond it, a higher rank fits the noise. Rank is
+# capacity.
 #
 # ## In a network
 #
-# Which matrices? In a transformer, the linear layers of attention and MLP. In the default
-# EfficientNet, the $1 \times 1$ convolutions: at every position they multiply the same matrix with
-# the channels there. A depthwise filter is nine or twenty-five numbers a channel and no matrix; it
-# is tuned whole. peft {cite:p}`mangrulkar2022peft` puts the layers in, by name:
+# In a transformer, LoRA adapts the linear layers of attention and MLP. In the default EfficientNet
+# it adapts the $1 \times 1$ convolutions, which multiply the channels by the same matrix at every
+# position. A depthwise filter is no matrix but nine or twenty-five weights a channel, and is tuned
+# whole. peft {cite:p}`mangrulkar2022peft` inserts the layers by name:
 
 # %%
 encoder = encoder_for(config)
@@ -247,48 +238,49 @@ table = pd.DataFrame(
 table
 
 # %% [markdown]
-# Read the last two columns against each other. At rank 32 and a few hundred channels LoRA is *not*
-# small: in the narrowest layers its two factors hold as many numbers as the matrix, or more. In a
-# ViT-H, with matrices of 1280 by 3840, rank 8 is less than one percent. The rank of the default was
-# [chosen by measurement](../trials.md), not by thrift.
+# The last two columns compare the sizes of a matrix and of its change. At rank 32 LoRA is *not*
+# small in narrow layers: in the narrowest of the default network, with 24 channels, the two
+# factors have more weights than the matrix. In a ViT-H, with matrices of 1280 by 3840, rank 8 is
+# less than one percent. The [trials](../trials.md) measure the rank.
 #
-# A name that matches nothing raises no error in peft by itself: you train the heads on a frozen
-# network and wonder. So `encoder_for` counts what it hit, and refuses to go on if the number is
-# wrong:
+# In peft a pattern that matches no layer raises no error; training then changes the heads alone.
+# So `encoder_for` counts the layers and raises an error where the number is wrong:
 
 # %%
-print(f"{len(encoder.adapted)} matrices named, {len(rows)} LoRA layers found")
+print(f"{len(encoder.adapted)} matrices named")
+print(f"{len(rows)} LoRA layers inserted")
 assert len(rows) == len(encoder.adapted) > 0
 
 # %% [markdown]
-# ## What did finetuning do with it?
+# ## What did finetuning change?
 #
-# The run that the coming chapters share has been trained (or is now). Its changes $\Delta W$ can be
-# taken apart like the toy's: how many directions did it use of the 32 that it was given?
+# The next chapters share one finetuned run; this cell trains it where it is absent. We decompose
+# its changes $\Delta W$ like the toy's above. The question is how many of the available directions
+# the training used.
 
-# %%
+# %% # %% tags=["hide-input"]
 #| alt: A line for every adapted layer of the finetuned encoder: the singular values of its change,
-#| divided by the largest, against their number, coloured by the kind of layer.
+#| divided by the largest, against their index, coloured by the kind of layer.
 model, _ = finetuned(here)
 layers = adapted(model.encoder)
+weights = {name: layer.weight.detach().cpu() for name, layer in layers.items()}
 deltas = {
-    name: layer.get_delta_weight("default").flatten(1)
+    name: layer.get_delta_weight("default").detach().cpu().flatten(1)
     for name, layer in layers.items()
 }
-spectra = {
-    name: torch.linalg.svdvals(delta.detach()) for name, delta in deltas.items()
-}
+spectra = {name: torch.linalg.svdvals(delta) for name, delta in deltas.items()}
 with plt.rc_context(plots.STYLE):
     figure, ax = plt.subplots(figsize=(7, 3.4))
-    kinds = list(dict.fromkeys(name.rpartition(".")[2] for name in spectra))
+    kind_of_layer = {name: name.rpartition(".")[2] for name in spectra}
+    kinds = list(dict.fromkeys(kind_of_layer.values()))
     for name, spectrum in spectra.items():
         shown = (spectrum / spectrum[0])[: config.lora_rank]
-        colour = plots.COLOURS[kinds.index(name.rpartition(".")[2])]
+        colour = plots.COLOURS[kinds.index(kind_of_layer[name])]
         ax.plot(range(1, len(shown) + 1), shown, color=colour, lw=1, alpha=0.8)
     for kind, colour in zip(kinds, plots.COLOURS, strict=False):
         ax.plot([], [], color=colour, label=f"{kind} layers")
     ax.set(
-        xlabel="number of the singular value",
+        xlabel="index of the singular value",
         ylabel="relative size",
         ylim=(0, 1.02),
     )
@@ -298,29 +290,29 @@ figure
 
 # %%
 energy = {
-    n: s.square().cumsum(0) / s.square().sum() for n, s in spectra.items()
+    name: spectrum.square().cumsum(0) / spectrum.square().sum()
+    for name, spectrum in spectra.items()
 }
-half = {n: int((e < 0.9).sum()) + 1 for n, e in energy.items()}
+directions = {
+    name: int((share < 0.9).sum()) + 1 for name, share in energy.items()
+}
+fewest, most = min(directions.values()), max(directions.values())
 print(
-    "directions that hold 90% of a layer's change, in square:",
-    f"{min(half.values())} to {max(half.values())} of {config.lora_rank}",
+    f"directions that hold 90% of a layer's squared change: {fewest} to {most}"
 )
 relative = {
-    name: float(deltas[name].norm() / layers[name].weight.norm())
-    for name in layers
+    name: float(deltas[name].norm() / weights[name].norm()) for name in layers
 }
-print(
-    f"size of the change, relative to the weights: {min(relative.values()):.2f} to "
-    f"{max(relative.values()):.2f}"
-)
+smallest, largest = min(relative.values()), max(relative.values())
+print(f"size of the change over the weights': {smallest:.2f} to {largest:.2f}")
 
 # %% [markdown]
-# ## Merge, and it is gone
+# ## Merging
 #
-# Nothing of this has to be carried along. $W + \tfrac{\alpha}{r} B A$ is one matrix of the old
-# size: the finetuned encoder is as fast as it was and needs no peft [where it is
-# used](18_your_own_encoder.ipynb). And the adapter by itself is a small file, to be sent around
-# without the base weights, which may not be ours to send.
+# The sum $W + \tfrac{\alpha}{r} B A$ is one matrix of the old size. So the merged encoder is as
+# fast as the pretrained one and needs no peft [where it is used](18_your_own_encoder.ipynb). The
+# adapter alone is a small file that can be shared without the base weights, whose licence may
+# forbid sharing.
 
 # %%
 few = test.patches[:8]
@@ -329,39 +321,56 @@ for module in layers.values():
     module.merge()
 after = embed_patches(model.encoder, few)
 merge_gap = float(np.abs(after - before).max() / np.abs(before).max())
-print(
-    f"merged and not, the embeddings differ by {merge_gap:.1e} of the largest"
+print(f"merging moves the embeddings by {merge_gap:.1g} of the largest value")
+
+# %% [markdown]
+# The next chapter explains [what the encoder is trained on](07_losses.ipynb).
+#
+# ## Result
+
+# %% tags=["hide-input"]
+trainable = sum(p.numel() for p in encoder.parameters() if p.requires_grad)
+total = sum(p.numel() for p in encoder.parameters())
+n_larger = int((table["r (m + n)"] >= table["m n"]).sum())
+result_box(
+    f"LoRA adapts {len(rows)} matrices of {config.backbone}: {trainable:,} of "
+    f"{total:,} parameters are trained ({trainable / total:.1%}).",
+    f"In {n_larger} of the {len(rows)} layers the two factors are at least as "
+    "large as the matrix itself.",
+    f"After finetuning, {fewest} to {most} of {config.lora_rank} directions hold "
+    f"90% of a layer's squared change, which is {smallest:.0%} to {largest:.0%} "
+    "as large as the weights.",
+    f"Merging moves the embeddings by {merge_gap:.1g} of the largest value.",
+    "This describes one run; it is no comparison of encoders.",
 )
 
 # %% [markdown]
-# Now the last missing piece: [what to train it on](07_losses.ipynb).
-#
 # ## What to remember
 #
-# - LoRA trains a change of low rank beside a frozen matrix; it starts at exactly nothing.
-# - Rank is capacity, and small only where matrices are large.
-# - Count the layers that a pattern hit. A pattern that hits none trains nothing, silently.
-# - Merged, the adapter costs nothing at inference.
+# - LoRA trains a change of low rank beside a frozen matrix, and the change starts at exactly zero.
+# - Rank is capacity. The change is small only where the matrices are large.
+# - Count the layers that a pattern matched. A pattern that matches none raises no error in peft.
+# - Once merged, the adapter costs nothing at inference.
 #
 # ## Exercises
 #
-# **1.** At which rank do the two factors hold as many numbers as the matrix itself? Compute it for
+# **1.** At which rank do the two factors have as many weights as the matrix itself? Compute it for
 # the layers above, and for the $768 \times 2304$ of a ViT-B's attention.
 
 # %% tags=["hide-cell", "solution"]
-# r (m + n) = m n, so r = m n / (m + n): a third to a half of the smaller side at usual shapes.
+# r (m + n) = m n, so r = m n / (m + n): between half of the smaller side, for a square matrix, and
+# all of it, for a very wide one.
 even = table["m n"] / (table["m"] + table["n"])
-print(
-    f"here from {even.min():.0f} to {even.max():.0f}; ViT-B: {768 * 2304 / (768 + 2304):.0f}"
-)
+print(f"here: {even.min():.0f} to {even.max():.0f}")
+print(f"ViT-B: {768 * 2304 / (768 + 2304):.0f}")
 
 # %% [markdown]
-# **2.** Start with $A = 0$ *and* $B = 0$ and train a few steps. What happens, and what if $A = 0$
-# and $B$ is random?
+# **2.** Start with $A = 0$ *and* $B = 0$ and train a few steps. What happens? What happens if $A =
+# 0$ and $B$ is random?
 
 # %% tags=["hide-cell", "solution"]
-# With both at zero all gradients are zero, for ever: a saddle. With B random and A zero the layer
-# is a no-op at first and trains just as well: the two conventions mirror each other.
+# With both at zero all gradients stay zero: a saddle point. With B random and A zero the layer is
+# unchanged at first, and A receives a gradient: the two conventions mirror each other.
 after_steps = {}
 for name, b_start in (("both zero", 0.0), ("only A zero", 1.0)):
     torch.manual_seed(SEED)
@@ -383,8 +392,8 @@ print({name: round(size, 3) for name, size in after_steps.items()})
 
 # %% tags=["hide-cell", "solution"]
 # After a step of Adam all of B's entries are about the learning rate, so B A sums r terms and grows
-# with the rank, between its root and the rank itself. Divided by r the step no longer grows, it
-# shrinks a little: dividing by the root of r would keep it more nearly the same (rsLoRA).
+# with the rank, between its square root and the rank itself. Dividing by r therefore makes the step
+# smaller at a high rank; rsLoRA divides by the square root of r instead.
 sizes = {}
 for r in (4, 64):
     torch.manual_seed(SEED)
@@ -399,10 +408,11 @@ print(pd.DataFrame(sizes).round(3))
 # %% [markdown]
 # ## Further reading
 #
-# - {cite:p}`hu2021lora`: the idea, and that the change of a language model has a low rank.
-# - {cite:p}`kalajdzievski2023rslora`: why the root of the rank scales better.
-# - {cite:p}`mangrulkar2022peft`: the library that puts it into any network.
-# - {cite:p}`dosovitskiy2020vit`: the transformer whose matrices it usually adapts.
+# - {cite:p}`hu2021lora` introduced LoRA, and show that the change of a language model has a low
+#   rank.
+# - {cite:p}`kalajdzievski2023rslora` explain why the root of the rank scales better.
+# - {cite:p}`mangrulkar2022peft` wrote the library that inserts it into any network.
+# - {cite:p}`dosovitskiy2020vit` introduced the transformer whose matrices it usually adapts.
 
 # %% tags=["key-figures", "remove-cell"]
 print(
@@ -413,9 +423,9 @@ print(
             "error_over_best": [
                 a / b for a, b in zip(left, least, strict=True)
             ],
-            "ninety_percent": [min(half.values()), max(half.values())],
+            "ninety_percent": [fewest, most],
             "rank": config.lora_rank,
-            "relative_change": [min(relative.values()), max(relative.values())],
+            "relative_change": [smallest, largest],
             "merge_gap": merge_gap,
             "zero_start": after_steps,
         }

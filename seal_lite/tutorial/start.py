@@ -19,7 +19,7 @@ from seal_lite.data.phantom.truth import GroundTruth
 from seal_lite.data.readers.catalogue import list_sections
 from seal_lite.data.readers.legacy_st import patient_of
 from seal_lite.data.section import Section, load_sections
-from seal_lite.encoders.registry import config_for
+from seal_lite.encoders.registry import backbone_row, config_for
 from seal_lite.evaluation.scores import genes_to_score
 from seal_lite.paths import file_name
 from seal_lite.terminal import start_logging
@@ -60,26 +60,35 @@ class Beginning:
         All sections of the folder.
     held_out
         One section of the patient who is held out.
+    n_train
+        Train on so many sections at most; 0 means all.
     """
 
     root: Path
     config: Config
     names: list[str]
     held_out: str
+    n_train: int = 0
 
     def load(self, names: Sequence[str]) -> list[Section]:
         """Load sections with patches of the run's size."""
         config = self.config
         return load_sections(self.root, names, patch_um=config.patch_um, patch_px=config.patch_px)
 
+    @property
+    def has_other_patients(self) -> bool:
+        """Whether some section is of another patient than the held-out one."""
+        return len({patient_of(name) for name in self.names}) > 1
+
     @cached_property
     def train(self) -> list[Section]:
         """The sections of other patients; of the same patient where there is no other."""
         patient = patient_of(self.held_out)
-        names = [name for name in self.names if patient_of(name) != patient]
-        if not names:
+        if self.has_other_patients:
+            names = [name for name in self.names if patient_of(name) != patient]
+        else:
             names = [name for name in self.names if name != self.held_out]
-        return self.load(names)
+        return self.load(names[: self.n_train or None])
 
     @cached_property
     def test(self) -> Section:
@@ -100,7 +109,10 @@ class Beginning:
     def run(self, name: str = "tuned") -> Path:
         """Return the folder of a run, which names its settings and the version of SEAL-lite."""
         config = self.config
-        split = f"{self.root.name}-without-{patient_of(self.held_out)}"
+        held_out = patient_of(self.held_out) if self.has_other_patients else self.held_out
+        split = f"{self.root.name}-without-{held_out}"
+        if self.n_train:
+            split += f"-on-{self.n_train}"
         size = f"{config.epochs}x{config.n_views}-seed{config.seed}"
         return RUNS / file_name(f"{split}-{config.backbone}-{size}-{__version__}") / name
 
@@ -113,12 +125,15 @@ def begin(
     *,
     test: str = "",
     seed: int = 0,
+    n_train: int | None = None,
 ) -> Beginning:
     """Choose sections and settings, and log the choice.
 
     On a CPU, "auto" means the phantom, the default encoder, and 12 epochs of 4 views. On a GPU it
     means real tumours of eight patients (her2st), the pathology encoder Phikon, and 20 epochs
-    of 8 views. A run on the phantom has the same length everywhere.
+    of 8 views. A run on the phantom has the same length everywhere. On a CPU a transformer gets the
+    `small` preset (smaller patches, at most 8 epochs of 4 views, 32 pairs a step) and one training
+    section, so that a chapter takes minutes.
 
     Parameters
     ----------
@@ -126,7 +141,7 @@ def begin(
         "phantom" or "her2st", which are written or downloaded into ``data/``, a folder of sections,
         or "auto".
     backbone
-        An encoder's name, or "auto"; the settings are those of `config_for`.
+        An encoder's name, or "auto"; the settings are those of `config_for`, by their preset.
     epochs
         0 means "auto".
     smoke
@@ -135,23 +150,27 @@ def begin(
         The held-out section; by default the last.
     seed
         Of the run.
+    n_train
+        Train on so many sections at most; 0 means all, None what suits the machine.
     """
     start_logging(sys.stdout, force=True)
     logging.getLogger("matplotlib").setLevel(logging.WARNING)
     scale = _choose_scale(dataset, smoke=smoke)
     root = _find_sections(scale.dataset if dataset == "auto" else dataset, smoke=smoke)
     backbone = scale.backbone if backbone == "auto" else backbone
-    config = replace(
-        config_for(backbone),
-        epochs=epochs or scale.epochs,
-        n_views=scale.n_views,
-        seed=seed,
-    )
+    config = replace(_choose_settings(backbone, scale), seed=seed)
+    if epochs:
+        config = replace(config, epochs=epochs)
     names = list_sections(root)
     held_out = test or names[-1]
     place = os.path.relpath(root)
     log.info("%s, %s, %s epochs; held out: %s", place, backbone, config.epochs, held_out)
-    return Beginning(root, config, names, held_out)
+    if n_train is None:
+        n_train = 1 if _is_slow(backbone) else 0
+    beginning = Beginning(root, config, names, held_out, n_train)
+    if not beginning.has_other_patients:
+        log.info("all sections are of one patient: the test is a new section, not a new patient")
+    return beginning
 
 
 def _choose_scale(dataset: str, *, smoke: bool) -> Scale:
@@ -161,6 +180,22 @@ def _choose_scale(dataset: str, *, smoke: bool) -> Scale:
     if dataset == "phantom" or not torch.cuda.is_available():
         return ON_CPU
     return ON_GPU
+
+
+def _choose_settings(backbone: str, scale: Scale) -> Config:
+    """Return an encoder's settings; without a GPU a transformer gets those for two cores."""
+    if not _is_slow(backbone):
+        return replace(config_for(backbone), epochs=scale.epochs, n_views=scale.n_views)
+    config = config_for(backbone, "small")
+    epochs = min(config.epochs, scale.epochs)
+    n_views = min(config.n_views, scale.n_views)
+    return replace(config, epochs=epochs, n_views=n_views)
+
+
+def _is_slow(backbone: str) -> bool:
+    """Return whether an encoder is a transformer on a machine without a GPU."""
+    is_transformer = backbone_row(backbone).recipe == "transformer"
+    return is_transformer and not torch.cuda.is_available()
 
 
 def _find_sections(dataset: str, *, smoke: bool) -> Path:

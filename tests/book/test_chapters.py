@@ -83,14 +83,14 @@ def test_pairs_are_cut_and_smoothed_as_the_chapter_does_by_hand():
 
 def test_each_step_of_the_scale_removes_what_the_chapter_says():
     f = figures(3)
-    assert f["order_difference"] == 0 and "missing" in f["refused"]
+    assert f["order_difference"] == 0 and "missing" in f["error"]
     assert f["median_count"]["seurat"] < f["median_count"]["pearson_residuals"]
-    depth, loud, between = (
+    depth, five, between = (
         {step: row[name] for step, row in f["steps"].items()}
         for name in next(iter(f["steps"].values()))
     )
     assert depth["counts"] > 0.4 > 0.1 > abs(depth["CP10k"])  # the division
-    assert loud["CP10k"] > 1.5 * loud["log(1 + CP10k)"] > 1.5 * loud["z, own scale"]
+    assert five["CP10k"] > 1.5 * five["log(1 + CP10k)"] > 1.5 * five["z, own scale"]
     assert between["z, training's scale"] > 0.1 > 1e-3 > between["z, own scale"]
 
 
@@ -102,7 +102,7 @@ def test_the_frozen_baseline_lies_between_its_controls():
         f["by_class"]["visible"] > f["by_class"]["subtle"] + 0.1 > abs(f["by_class"]["invisible"])
     )
     assert f["null_sd"] == pytest.approx(f["spots"] ** -0.5, rel=0.15)
-    assert f["peeked"] >= f["honest"] - 1e-9
+    assert f["chosen_on_test"] >= f["chosen_inside"] - 1e-9
 
 
 def test_the_gene_encoder_is_deterministic_and_learns():
@@ -112,6 +112,9 @@ def test_the_gene_encoder_is_deterministic_and_learns():
     assert r["all others"]["held-out section"] < r["all others"]["training sections"]
     truth = [row["truth"] for row in f["components"].values()]
     assert max(truth) > f["measured"]["truth"]  # a few components are closer to it than the data
+    assert f["components_above_chance"] < 16
+    assert f["pca"] > f["encoder"]["truth"]  # and so are they than the gene encoder
+    assert f["neighbours"]["pca"] > f["neighbours"]["encoder"]
 
 
 def test_lora_starts_at_the_frozen_weights_and_can_be_merged():

@@ -53,6 +53,30 @@ def test_on_a_gpu_the_defaults_grow_by_themselves(start, written, monkeypatch):
     assert start.begin(smoke=True).config.backbone == "tf_efficientnet_lite0"
 
 
+def test_on_a_cpu_a_transformer_gets_the_small_preset(start, written, monkeypatch):
+    from seal_lite.encoders import config_for
+
+    small = config_for("dinov2_s14", "small")
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    assert start.begin("somewhere", "dinov2_s14").config == small
+    assert start.begin("somewhere", "dinov2_s14", 3).config.epochs == 3
+    assert start.begin("somewhere", "dinov2_s14").n_train == 1
+    tiny = start.begin("somewhere", "dinov2_s14", smoke=True).config
+    assert (tiny.patch_px, tiny.epochs, tiny.n_views) == (small.patch_px, 2, 2)
+    monkeypatch.setattr("torch.cuda.is_available", lambda: True)
+    on_gpu = start.begin("somewhere", "dinov2_s14").config
+    assert (on_gpu.patch_px, on_gpu.epochs, on_gpu.batch_size) == (224, 20, 64)
+    assert start.begin("somewhere", "dinov2_s14").n_train == 0
+
+
+def test_a_chapter_trains_on_as_many_sections_as_asked(start, written, monkeypatch):
+    monkeypatch.setattr(start.Beginning, "load", lambda beginning, names: list(names))
+    assert start.begin("somewhere", "test_vit", n_train=0).train == ["A1", "B1"]
+    one = start.begin("somewhere", "test_vit", n_train=1)
+    assert one.train == ["A1"]
+    assert one.run() != start.begin("somewhere", "test_vit", n_train=0).run()
+
+
 def test_explicit_choices_are_taken(start, written):
     beginning = start.begin("somewhere", "test_vit", 3, test="B1", seed=7)
     config = beginning.config
@@ -60,6 +84,16 @@ def test_explicit_choices_are_taken(start, written):
     assert (config.backbone, config.epochs, config.seed) == ("test_vit", 3, 7)
     other = start.begin("somewhere", "test_vit", 3, test="A1", seed=7)
     assert beginning.run("x") != other.run("x")
+
+
+def test_sections_of_one_patient_are_held_out_one_by_one(start, monkeypatch, capsys):
+    monkeypatch.setattr(start, "list_sections", lambda root: ["C2", "C3"])
+    runs = [start.begin("one", "test_vit", test=name).run() for name in ("C2", "C3")]
+    assert runs[0] != runs[1] and "a new section, not a new patient" in capsys.readouterr().out
+    monkeypatch.setattr(start, "list_sections", lambda root: ["A1", "C2", "C3"])
+    runs = [start.begin("two", "test_vit", test=name).run() for name in ("C2", "C3")]
+    assert runs[0] == runs[1]  # both leave out the whole patient
+    assert "not a new patient" not in capsys.readouterr().out
 
 
 def test_a_slider_holds_all_its_figures_and_shows_the_last():
