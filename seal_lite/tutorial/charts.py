@@ -36,7 +36,7 @@ LABELS = {
     "log1p_cp10k": "log1p CP10k",
     "log1p_cp10k|depth": "log1p CP10k | depth",
     "log1p_raw": "log1p raw counts",
-    "hest_bench": "HEST-bench's",
+    "hest_bench": "HEST-bench's score",
 }
 # Of error maps, here and in the explorer: orange where the prediction is too high, purple where too
 # low.
