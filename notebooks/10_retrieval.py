@@ -312,16 +312,16 @@ own_spot.round(3)
 
 # %% tags=["hide-input"]
 is_above = set_scores["retrieved"] > set_scores["chance, 95%"]
-by_outcome = {"more": is_above, "no more": ~is_above}
+by_outcome = {"exceeds": is_above, "does not exceed": ~is_above}
 outcomes = [
-    f"{words} than chance for {', '.join(set_scores.index[chosen])}"
+    f"{words} 95% of random draws for {', '.join(set_scores.index[chosen])}"
     for words, chosen in by_outcome.items()
     if chosen.any()
 ]
 tuned, shuffled = recalls["tuned"], recalls["shuffled"]
 sentences = [
-    f"Gene sets as queries on {test.name}, one held-out section: the {top} "
-    f"retrieved patches express {'; '.join(outcomes)} (95% of random draws).",
+    f"Gene sets as queries on {test.name}, one held-out section: the measured "
+    f"mean z of the {top} retrieved patches {'; it '.join(outcomes)}.",
     f"Whole profiles as queries: recall@10 is {tuned['recall@10']:.3f} with "
     f"the finetuned model, {shuffled['recall@10']:.3f} with the control, and "
     f"{tuned['chance@10']:.3f} by chance (n = {n}). One section describes and "
