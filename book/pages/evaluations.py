@@ -229,15 +229,26 @@ def shift_scores(result: Result) -> dict[str, pd.Series]:
     return scores
 
 
+def shift_gap(result: Result, features: str) -> dict[str, Any]:
+    """Return the mean gap of an encoder and its interval; a unit is a fold."""
+    by_fold = shift_scores(result)["gap"][features].groupby("test").mean().to_numpy()
+    return mean_and_interval(by_fold, test_to_train=leave_one_out_ratio(len(by_fold)))
+
+
 def shift_text(result: Result, features: str) -> str:
     """Return an encoder's mean r in and out of distribution, and whether the gap is clear."""
-    scores = {kind: r[features] for kind, r in shift_scores(result).items()}
-    by_fold = scores["gap"].groupby("test").mean().to_numpy()
-    gap = mean_and_interval(by_fold, test_to_train=leave_one_out_ratio(len(by_fold)))
+    scores = shift_scores(result)
+    means = [number(scores[part][features].mean()) for part in ("in", "out")]
+    gap = shift_gap(result, features)
     kind = "a loss" if gap["mean"] > 0 else "a gain"
     outcome = kind if excludes_zero(gap) else "no clear gap"
-    means = [number(scores[part].mean()) for part in ("in", "out")]
     return f"{means[0]} in and {means[1]} out of distribution (gap {interval(gap)}, {outcome})"
+
+
+def count_clear_gaps(results: list[Result], features: str) -> str:
+    """Return in how many shifts the interval of an encoder's gap excludes 0."""
+    clear = sum(excludes_zero(shift_gap(result, features)) for result in results)
+    return f"{clear or 'none'} of {len(results)} shifts shows a clear gap"
 
 
 def shift_dots(result: Result) -> dict[str, dict[str, pd.Series]]:

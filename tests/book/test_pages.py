@@ -247,16 +247,21 @@ def test_a_shift_is_shown_in_out_and_as_a_gap(pages):
 
 
 def test_a_gap_is_clear_only_where_its_interval_excludes_0(pages):
-    def text(gains):
+    def shift(gains):
         targets = ("pearson_residuals",)
         folds = []
         for site, gain in zip(("first", "second"), gains, strict=True):
             folds += [fold(f"not {site}", gain=gain, targets=targets), fold(site, targets=targets)]
-        return pages.evaluations.shift_text({"classes": None, "folds": folds}, "tuned")
+        return {"classes": None, "folds": folds}
 
-    assert "0.300 in and 0.200 out" in text((0.1, 0.1)) and "a loss" in text((0.1, 0.1))
-    assert "a gain" in text((-0.1, -0.1))
-    assert "no clear gap" in text((0.1, -0.1))
+    loss, gain, unclear = shift((0.1, 0.1)), shift((-0.1, -0.1)), shift((0.1, -0.1))
+    text = pages.evaluations.shift_text
+    assert "0.300 in and 0.200 out" in text(loss, "tuned") and "a loss" in text(loss, "tuned")
+    assert "a gain" in text(gain, "tuned")
+    assert "no clear gap" in text(unclear, "tuned")
+    count = pages.evaluations.count_clear_gaps
+    assert count([loss, gain, unclear], "tuned").startswith("2 of 3")
+    assert count([unclear], "tuned").startswith("none of 1")
 
 
 def test_the_largest_pitfall_is_the_largest_difference(pages):
