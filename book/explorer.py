@@ -1,4 +1,4 @@
-"""Write what the explorer shows, book/extra/explorer/data.js, from the chapters' shared run.
+"""Write the data of the explorer, book/extra/explorer/data.js, from the chapters' shared run.
 
     python book/explorer.py [DIR [DATA.js]]        # DIR: your sections
 

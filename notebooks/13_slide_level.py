@@ -11,14 +11,18 @@
 # %% [markdown]
 # # Slide level: one label for a whole slide
 #
-# **A mutation, a pathway's activity, a response: can they be read from a slide, and does an encoder
-# that learnt expression read them better?**
+# **A mutation, a pathway's activity, a response: does an encoder that learnt expression predict
+# them better from a slide?**
 #
 # Fifteen minutes to read, three to run.
 #
-# Nobody labels patches in a trial. There is one label for a patient and a {term}`bag` of some
-# thousand patches. The encoder turns patches into numbers, and everything after it is standard:
-# pool, and regress. If a finetuned encoder is a drop-in replacement, it must show here.
+# {% set cohort = load("cohort") %}
+# On a phantom cohort of {{ cohort.results[0].samples }} patients,
+# {{ slide_verdicts(cohort, "frozen") }}. This chapter repeats the comparison on a smaller cohort,
+# and an oracle shows which of its labels can be predicted at all.
+#
+# In a trial nobody labels patches. Each patient has one label and a {term}`bag` of some thousand
+# patches. The encoder turns patches into embeddings, and the rest is standard: pool, and regress.
 
 # %% tags=["hide-cell"]
 # On Colab: install SEAL-lite, and keep the torch that Colab brings.
@@ -35,21 +39,24 @@ if importlib.util.find_spec("seal_lite") is None:
     subprocess.run([*pip, f"{PACKAGE} @ {HOME}", *kept], check=True)
 
 # %% tags=["parameters"]
-DATASET = "auto"  # what the encoder is finetuned on: the phantom; or any folder of sections
-BACKBONE = (
-    "tf_efficientnet_lite0"  # the cohort is a phantom, and drawn for this one
-)
-EPOCHS = 0  # 0: 12, or 20 on a GPU
-SMOKE = False  # everything tiny, just to see that it runs
-TEST = (
-    ""  # the section held out, with all of its patient's; empty: the last one
-)
+# What the encoder is finetuned on: the phantom; or any folder of sections.
+DATASET = "auto"
+# The cohort is a phantom, and drawn for this network.
+BACKBONE = "tf_efficientnet_lite0"
+# 0: 12 epochs, or 20 on a GPU.
+EPOCHS = 0
+# Everything tiny, to see that it runs.
+SMOKE = False
+# The section held out, with all of its patient's; empty: the last one.
+TEST = ""
 SEED = 0
 PATIENTS = 40
-SPOTS = 36  # array positions that a slide's tissue would cover
+# Array positions that a slide's tissue would cover.
+SPOTS = 36
+# Fits of each slide-level model.
 SEEDS = 1
 
-# %%
+# %% tags=["hide-input"]
 import json
 
 import anndata as ad
@@ -69,69 +76,60 @@ from seal_lite.slides.bench import score_bags
 from seal_lite.slides.embed import embed_slides, list_slides
 from seal_lite.slides.places import MASK_UM, TissueGrid, grid
 from seal_lite.slides.tasks import read_bags, read_slide_task
-from seal_lite.tutorial import begin, charts, finetuned
+from seal_lite.studies.verdict import kind_of
+from seal_lite.tutorial import begin, charts, finetuned, result_box
 
+# %%
 here = begin(DATASET, BACKBONE, EPOCHS, SMOKE, test=TEST, seed=SEED)
 config = here.config
 model, _ = finetuned(here)
 if SMOKE:
     PATIENTS, SPOTS = 20, 16
-COHORT = cohort(
-    f"data/cohort-{PATIENTS}x{SPOTS}", patients=PATIENTS, spots=SPOTS, seed=0
-)
+root = f"data/cohort-{PATIENTS}x{SPOTS}"
+COHORT = cohort(root, patients=PATIENTS, spots=SPOTS, seed=0)
 slides = list_slides(COHORT / "slides")
 print(f"{len(slides)} slides of {PATIENTS} patients")
 
 # %% [markdown]
 # ## From a slide to a bag
 #
-# Tissue is a piece of the thumbnail that is darker than the glass and has colour. A grid of
-# regions, as large in micrometres as those of the training, covers it; what is mostly glass is
-# left out.
+# Tissue is what is darker than the glass and has colour. A grid of patches covers it, as large in
+# micrometres as the patches of the training. Patches that are mostly glass are left out.
 
-# %%
-#| alt: A slide, and beside it its tissue in grey under a grid of square regions, framed where they
+# %% tags=["hide-input"]
+#| alt: A slide, and beside it its tissue in grey under a grid of square patches, framed where they
 #| are kept.
 slide = open_slide(slides[0], um_per_px=UM_PER_PX)
 small = slide.thumbnail(MASK_UM / 2 / slide.um_per_px)
-corners = (
-    grid(slide, patch_um=config.patch_um, min_tissue=0.5) * slide.um_per_px
-)
+corners = grid(slide, patch_um=config.patch_um, min_tissue=0.5)
+corners_um = corners * slide.um_per_px
+side = slide.size[0] * slide.um_per_px
+frame = {"fill": False, "ec": plots.COLOURS[0], "lw": 1.2}
 with plt.rc_context(plots.STYLE):
     figure, (left, right) = plt.subplots(
         1, 2, figsize=(8.5, 4.2), sharex=True, sharey=True
     )
-    side = slide.size[0] * slide.um_per_px
     left.imshow(small, extent=(0, side, side, 0))
     mask = tissue_mask(slide.thumbnail(MASK_UM / slide.um_per_px))
     right.imshow(mask, extent=(0, side, side, 0), cmap="Greys", vmax=2)
-    for x, y in corners:
-        right.add_patch(
-            plt.Rectangle(
-                (x, y),
-                config.patch_um,
-                config.patch_um,
-                fill=False,
-                ec=plots.COLOURS[0],
-                lw=1.2,
-            )
-        )
-    for ax, title in (
-        (left, slides[0].stem),
-        (right, f"{len(corners)} regions on tissue"),
-    ):
-        ax.set(title=title, xticks=[], yticks=[])
+    for corner in corners_um:
+        edge = config.patch_um
+        right.add_patch(plt.Rectangle(corner, edge, edge, **frame))
+    left.set_title(slides[0].stem)
+    right.set_title(f"{len(corners)} patches on tissue")
+    for ax in (left, right):
+        ax.set(xticks=[], yticks=[])
         ax.spines[:].set_visible(False)
         plots.scale_bar(ax)
 plt.close(figure)
 figure
 
 # %% [markdown]
-# `embed_slides` writes one H5 file a slide with `features` and `coords`, as TRIDENT
-# {cite:p}`zhang2025pathobench` does, so that its files and ours can take each other's place. On the
-# command line: `seal-lite embed --run RUN --slides DIR --out DIR`. There nearly any tissue is
-# enough for a region, as for TRIDENT (`--min-tissue 0.5` does what this chapter does), and
-# `--coords DIR` takes the regions of TRIDENT's own files.
+# `embed_slides` writes one H5 file for each slide, with `features` and `coords`. TRIDENT
+# {cite:p}`zhang2025pathobench` writes the same, so its files and ours can replace each other. On
+# the command line this is `seal-lite embed --run RUN --slides DIR --out DIR`. There nearly any
+# tissue is enough for a patch, as in TRIDENT; `--min-tissue 0.5` does what this chapter does, and
+# `--coords DIR` takes the patches of TRIDENT's own files.
 
 # %%
 encoders = {"frozen": build_encoder(config.backbone), "tuned": model.encoder}
@@ -154,65 +152,58 @@ folders["oracle"] = oracle_features(
     patch_um=config.patch_um,
 )
 with h5py.File(folders["tuned"] / f"{slides[0].stem}.h5") as file:
-    print({k: v.shape for k, v in file.items()})
-    print(
-        {
-            k: v if isinstance(v, str) else v.item()
-            for k, v in file["coords"].attrs.items()
-        }
-    )
+    shapes = {name: values.shape for name, values in file.items()}
+    attributes = dict(file["coords"].attrs)
+print(shapes)
+pd.Series(attributes, name="coords")
 
 # %% [markdown]
-# ## What the labels are made of
+# ## What the labels depend on
 #
 # Half of the patients carry a mutation. It coarsens the chromatin in a clone, a minority of the
 # slide. Independently, the *arrangement* of nuclei differs from patient to patient over the whole
-# slide. Response and survival follow both. For the phantom we know, region by region, which share
-# of the cells has coarse chromatin. That is the **oracle**: what an encoder could know at best.
+# slide. Response and survival follow both. The phantom's ground truth has the share of nuclei with
+# coarse chromatin in each patch. These shares are the **oracle**: what an encoder could know at
+# best.
 
-# %%
-#| alt: Two slides, one of a patient without and one with the mutation. Beside each, its regions
+# %% tags=["hide-input"]
+#| alt: Two slides, one of a patient without and one with the mutation. Beside each, its patches
 #| coloured by the share of their nuclei that have coarse chromatin.
-status = (
-    pd.read_csv(COHORT / "tasks/mutation/k=all.tsv", sep="\t")
-    .set_index("slide_id")
-    .mutation
-)
-shown = [status.index[status == code][0] for code in (0, 1)]  # wildtype, mutant
+labels = pd.read_csv(COHORT / "tasks/mutation/k=all.tsv", sep="\t")
+status = labels.set_index("slide_id").mutation
+examples = [status.index[status == code][0] for code in (0, 1)]
 with plt.rc_context(plots.STYLE):
     figure, axes = plt.subplots(2, 2, figsize=(7.5, 7.2))
-    for row, name in zip(axes, shown, strict=True):
+    for row, name in zip(axes, examples, strict=True):
         image = np.asarray(Image.open(COHORT / f"slides/{name}.jpg").reduce(8))
         side = image.shape[0] * 8 * UM_PER_PX
         row[0].imshow(image, extent=(0, side, side, 0))
         with h5py.File(folders["oracle"] / f"{name}.h5") as file:
-            corner = file["coords"][:] * UM_PER_PX
+            corners_um = file["coords"][:] * UM_PER_PX
             share = file["features"][:, 0]
-        regions = [
-            plt.Rectangle(c, config.patch_um, config.patch_um) for c in corner
-        ]
-        squares = PatchCollection(
-            regions, cmap="viridis", clim=(0, 1), ec="white", lw=0.5
-        )
-        squares.set_array(share)
-        row[1].add_collection(squares)
+        edge = config.patch_um
+        squares = [plt.Rectangle(corner, edge, edge) for corner in corners_um]
+        look = {"cmap": "viridis", "clim": (0, 1), "ec": "white", "lw": 0.5}
+        collection = PatchCollection(squares, **look)
+        collection.set_array(share)
+        row[1].add_collection(collection)
         row[1].set(xlim=(0, side), ylim=(side, 0), aspect="equal")
-        for ax, title in zip(
-            row, (f"{name}, {status[name]}", "its regions"), strict=True
-        ):
-            ax.set(title=title, xticks=[], yticks=[])
+        mutation = "with" if status[name] else "without"
+        row[0].set_title(f"{name}, {mutation} the mutation")
+        row[1].set_title("its patches")
+        for ax in row:
+            ax.set(xticks=[], yticks=[])
             ax.spines[:].set_visible(False)
             plots.scale_bar(ax)
-    figure.colorbar(
-        squares, ax=axes[:, 1], shrink=0.5, label="share of coarse nuclei"
-    )
+    label = "share of coarse nuclei"
+    figure.colorbar(collection, ax=axes[:, 1], shrink=0.5, label=label)
 plt.close(figure)
 figure
 
 # %% [markdown]
-# A pathway's activity is no label that a pathologist gives. It comes from expression: here from the
+# No pathologist labels a pathway's activity. It is computed from expression: here from the
 # patients' bulk counts, by decoupler's linear model {cite:p}`badia2022decoupler` on a file of gene
-# sets. With a network, `decoupler.op.progeny()` or `.hallmark()` takes the file's place.
+# sets. With a network, `decoupler.op.progeny()` or `.hallmark()` can replace the file.
 
 # %%
 bulk = ad.read_h5ad(COHORT / "expression.h5ad")
@@ -222,11 +213,12 @@ activity.iloc[:4].round(2)
 # %% [markdown]
 # ## Score
 #
-# A task is a folder as Patho-Bench {cite:p}`zhang2025pathobench` publishes them. All slides of a
-# patient are one bag. Two models read it: the **mean** patch with a tuned logistic regression,
-# ridge or Cox model, and attention-based MIL (**ABMIL**, {cite:p}`ilse2018abmil`), which learns
-# where to look. A score is the mean over five folds; the interval draws the test patients again,
-# the same for all features, so that differences are paired.
+# A task is a folder in the format of Patho-Bench {cite:p}`zhang2025pathobench`. All slides of a
+# patient are one bag. Two models read it. One takes the **mean** patch and fits a logistic
+# regression, a ridge or a Cox model with a tuned penalty. The other is attention-based MIL
+# (**ABMIL**, {cite:p}`ilse2018abmil`), which learns which patches to weight. A score is the mean
+# over five folds. Its interval draws the test patients again, the same for all features, so that
+# differences are paired.
 
 # %%
 results = {}
@@ -234,103 +226,133 @@ for name in ("mutation", "activity", "response", "survival"):
     task = read_slide_task(COHORT / "tasks" / name)
     bags = {k: read_bags(task, folder) for k, folder in folders.items()}
     results[name] = score_bags(task, bags, seeds=SEEDS, repeats=300)
-first = {
-    "mutation": "auc",
-    "activity": "pearson",
-    "response": "auc",
-    "survival": "c_index",
-}
-words = {"auc": "AUC", "pearson": "r", "c_index": "C-index"}
-table = pd.DataFrame(
-    [
-        {"task": f"{name}, {words[first[name]]}", **s}
-        for name, r in results.items()
-        for s in r["scores"]
-        if s["metric"] == first[name]
-    ]
-)
-order = list(dict.fromkeys(table.task))
-table.pivot(index=["task", "model"], columns="features", values="mean").loc[
-    order
-].round(3)
 
 # %%
+metrics = {
+    "mutation": ("auc", "AUC"),
+    "activity": ("pearson", "r"),
+    "response": ("auc", "AUC"),
+    "survival": ("c_index", "C-index"),
+}
+
+
+def rows_of(kind):
+    """The rows of "scores" or "delta" in the main metric of each task."""
+    rows = []
+    for name, result in results.items():
+        metric, label = metrics[name]
+        of_metric = [row for row in result[kind] if row["metric"] == metric]
+        rows += [{"task": f"{name}, {label}", **row} for row in of_metric]
+    return pd.DataFrame(rows)
+
+
+table = rows_of("scores")
+order = list(dict.fromkeys(table.task))
+means = table.pivot(index=["task", "model"], columns="features", values="mean")
+means.loc[order, list(folders)].rename(columns=charts.LABELS).round(3)
+
+# %% tags=["hide-input"]
 #| alt: Scores of four tasks with their intervals, for the mean patch and for ABMIL, in the colours
 #| of frozen, finetuned and oracle features. Short grey lines mark chance.
+titles = {"mean": "mean patch", "abmil": "ABMIL"}
+chance = [0.0 if task.endswith(", r") else 0.5 for task in order]
+places = np.arange(len(order))
 with plt.rc_context(plots.STYLE):
     figure, axes = plt.subplots(
         1, 2, figsize=(8.5, 3.6), sharey=True, sharex=True
     )
-    for ax, model_name in zip(axes, ("mean", "abmil"), strict=True):
-        for i, (features, colour) in enumerate(
+    for ax, (model_name, title) in zip(axes, titles.items(), strict=True):
+        for i, (name, colour) in enumerate(
             zip(folders, plots.COLOURS, strict=False)
         ):
-            part = table.query(
-                "model == @model_name and features == @features"
-            ).set_index("task")
-            y = np.arange(len(order)) + 0.22 * (i - 1)
-            low, high = np.array([part.ci95[t] for t in order]).T
+            part = table[
+                (table.model == model_name) & (table.features == name)
+            ].set_index("task")
+            y = places + 0.22 * (i - 1)
+            low, high = np.array([part.ci95[task] for task in order]).T
             ax.hlines(y, low, high, color=colour, lw=1.8)
-            ax.plot(
-                [part["mean"][t] for t in order],
-                y,
-                "o",
-                color=colour,
-                ms=6,
-                label=charts.LABELS.get(features, features),
-            )
-        ax.set_yticks(range(len(order)), order)
-        ax.set(
-            title={"mean": "mean patch", "abmil": "ABMIL"}[model_name],
-            xlabel="score, 95% CI",
-            ylim=(len(order) - 0.5, -0.5),
-        )
-        chance = [0.0 if task.endswith(", r") else 0.5 for task in order]
-        ax.vlines(
-            chance,
-            np.arange(len(order)) - 0.4,
-            np.arange(len(order)) + 0.4,
-            color=plots.GREY,
-            lw=0.8,
-        )
+            label = charts.LABELS[name]
+            look = {"color": colour, "ms": 6, "label": label}
+            ax.plot(part["mean"][order], y, "o", **look)
+        ax.set_yticks(places, order)
+        limits = (len(order) - 0.5, -0.5)
+        ax.set(title=title, xlabel="score, 95% interval", ylim=limits)
+        ends = (places - 0.4, places + 0.4)
+        ax.vlines(chance, *ends, color=plots.GREY, lw=0.8)
     axes[1].legend(loc="center left", bbox_to_anchor=(1, 0.5))
 plt.close(figure)
 figure
 
 # %% [markdown]
-# The grey line is chance. And the differences to the frozen encoder, which are what counts:
+# The grey lines mark chance. The comparison that counts is the paired difference to the frozen
+# encoder. Its verdict follows the interval: no difference where it contains 0.
 
 # %%
-pd.DataFrame(
-    [
-        {"task": name, **d}
-        for name, r in results.items()
-        for d in r["delta"]
-        if d["metric"] == first[name] and d["of"] == "tuned"
-    ]
-)[["task", "model", "metric", "mean", "ci95"]]
+delta = rows_of("delta")
+delta = delta[(delta.of == "tuned") & (delta.minus == "frozen")]
+delta["verdict"] = [
+    kind_of({**row, "units": PATIENTS}) for row in delta.to_dict("records")
+]
+delta[["task", "model", "mean", "ci95", "verdict"]].set_index(["task", "model"])
 
 # %% [markdown]
-# With this many patients an interval is wide, and most differences are no difference. A larger
-# cohort and an encoder finetuned on more are among the [recorded results](../results.md).
+# ## Result
+
+
+# %% tags=["hide-input"]
+def difference_text(row):
+    """Task, model, mean and interval of a difference."""
+    low, high = row.ci95
+    reader = titles[row.model]
+    return f"{row.task} ({reader}) {row['mean']:+.3f} [{low:+.3f}, {high:+.3f}]"
+
+
+counts = delta.verdict.value_counts()
+by_verdict = {
+    kind: [difference_text(row) for _, row in rows.iterrows()]
+    for kind, rows in delta.groupby("verdict")
+}
+clear = [
+    f"{kind.capitalize()}: {'; '.join(by_verdict[kind])}."
+    for kind in ("better", "worse")
+    if kind in by_verdict
+]
+result_box(
+    f"On {PATIENTS} patients, finetuned minus frozen is better in "
+    f"{counts.get('better', 0)}, worse in {counts.get('worse', 0)}, and no "
+    f"difference in {counts.get('no difference', 0)} of {len(delta)} "
+    "comparisons.",
+    *clear,
+    "The intervals draw test patients again for one finetuned encoder. They do "
+    f"not cover another finetuning, and of {len(delta)} intervals one may "
+    "exclude 0 by chance.",
+)
+
+# %% [markdown]
+# {% set cohort = load("cohort") %}
+# A larger cohort has {{ cohort.results[0].samples }} patients, and encoders of
+# {{ cohort.results | map(attribute="seed") | unique | list | length }} finetuning seeds on more
+# sections. There, {{ slide_verdicts(cohort, "frozen") }}; and
+# {{ slide_verdicts(cohort, "shuffled") }}. [The results](../results.md) have every score.
 #
 # ## What to remember
 #
 # - The unit is the patient. Fuse a patient's slides, and never let them cross a fold.
 # - Draw test patients again for the interval, the same for both encoders.
-# - An oracle says whether a task can be solved at all with so many patients. Where it fails, no
-#   encoder is to blame.
+# - An oracle shows whether a task can be solved with so many patients. Where it fails, the task
+#   cannot compare encoders.
 #
 # ## Exercises
 
 # %% [markdown]
-# **1.** Some patients have two slides. Suppose that somebody deals *slides* to the folds, not
-# patients. Describe each slide by three numbers: the median colour of its bare glass. For how many
-# of these slides is the nearest of all others the patient's second one? And by the mean patch?
+# **1.** Some patients have two slides. Suppose that somebody splits *slides* into folds, not
+# patients. Describe each slide by the median colour of its bare glass. For how many of these slides
+# is the nearest of all others the patient's second one? And by the mean embedding?
 
 # %% tags=["hide-cell", "solution"]
-# Stain and scanner are the patient's, and the glass shows them without any tissue. Whoever reads
-# them copies the label from the twin in training: even labels dealt at random would be "predicted".
+# Stain and scanner are the patient's, and the glass shows them without any tissue. A model that
+# reads them copies the label of the patient's other slide in training. So it would "predict" even
+# random labels.
 patient = np.array([path.stem.partition("_")[0] for path in slides])
 described = {"glass": []} | {kind: [] for kind in encoders}
 for path in slides:
@@ -340,40 +362,38 @@ for path in slides:
     for kind in encoders:
         with h5py.File(folders[kind] / f"{path.stem}.h5") as file:
             described[kind].append(file["features"][:].mean(0))
-twins = np.array([(patient == p).sum() > 1 for p in patient])
+has_twin = np.array([(patient == p).sum() > 1 for p in patient])
 copied = {}
-for kind, x in described.items():
-    x = (np.array(x) - np.mean(x, 0)) / np.std(x, 0)
-    far = np.linalg.norm(x[:, None] - x, axis=2) + np.diag(
-        np.full(len(x), np.inf)
-    )
-    copied[kind] = own = float(
-        (patient[far.argmin(1)] == patient)[twins].mean()
-    )
+for kind, vectors in described.items():
+    scaled = (np.array(vectors) - np.mean(vectors, 0)) / np.std(vectors, 0)
+    distance = np.linalg.norm(scaled[:, None] - scaled, axis=2)
+    np.fill_diagonal(distance, np.inf)
+    is_own = patient[distance.argmin(1)] == patient
+    copied[kind] = own = float(is_own[has_twin].mean())
     print(
-        f"{kind}: the nearest slide is the patient's own for {own:.0%} of {twins.sum()}, so "
-        f"{own + (1 - own) / 2:.0%} of random labels are right"
+        f"{kind}: the nearest slide is the patient's own for {own:.0%} of "
+        f"{has_twin.sum()}: {own + (1 - own) / 2:.0%} of random labels right"
     )
 
 # %% [markdown]
-# **2.** The mutation shows in a clone, a minority of a slide's regions. Take the oracle's share of
+# **2.** The mutation shows in a clone, a minority of a slide's patches. Take the oracle's share of
 # coarse nuclei and pool it by the mean, by the 80% quantile, and by the maximum. Which separates
-# mutants best? No model needs to be trained for that: an AUC asks for an order only.
+# mutants best? No model is needed: an AUC depends on an order only.
 
 # %% tags=["hide-cell", "solution"]
-# The mean dilutes the clone with the rest of the slide; the maximum listens to one region, and
-# every slide has an odd one. What is best lies between, and attention has to learn where.
+# The mean dilutes the clone with the rest of the slide. The maximum reads a single patch, and any
+# slide may have an odd one. Exercise 3 tells how far two AUCs of so few patients differ by chance.
 task = read_slide_task(COHORT / "tasks/mutation")
 mutant = task.y == task.classes.index("mutant")
 share = [bag[:, 0] for bag in read_bags(task, folders["oracle"])]
 pools = {
     "mean": np.mean,
-    "80% quantile": lambda v: np.quantile(v, 0.8),
+    "80% quantile": lambda values: np.quantile(values, 0.8),
     "maximum": np.max,
 }
 separates = {}
 for name, pool in pools.items():
-    pooled = np.array([pool(v) for v in share])
+    pooled = np.array([pool(values) for values in share])
     separates[name] = float((pooled[mutant][:, None] > pooled[~mutant]).mean())
 pd.Series(separates, name="AUC").round(3)
 
@@ -391,40 +411,32 @@ pd.Series(separates, name="AUC").round(3)
 
 
 # %% tags=["hide-cell", "solution"]
-# The width falls with the root of the number of patients, so tenfold precision costs a hundredfold
-# cohort. A paired difference needs fewer, as both encoders err on the same patients.
+# The width falls with the root of the number of patients, so tenfold precision needs a hundredfold
+# cohort. A paired difference needs fewer, where both encoders err on the same patients.
 def half_width(patients, a=0.75):
     m = n = patients / 2
     q1, q2 = a / (2 - a), 2 * a**2 / (1 + a)
-    variance = (a * (1 - a) + (m - 1) * (q1 - a**2) + (n - 1) * (q2 - a**2)) / (
-        m * n
-    )
-    return 1.96 * variance**0.5
+    spread = a * (1 - a) + (m - 1) * (q1 - a**2) + (n - 1) * (q2 - a**2)
+    return 1.96 * (spread / (m * n)) ** 0.5
 
 
 enough = next(k for k in range(10, 10**5, 2) if half_width(k) < 0.03)
-print(
-    f"{PATIENTS} patients: 0.75 +- {half_width(PATIENTS):.2f}; for +- 0.03: {enough:,} patients"
-)
+print(f"{PATIENTS} patients: 0.75 +- {half_width(PATIENTS):.2f}")
+print(f"for +- 0.03: {enough:,} patients")
 
 # %% [markdown]
 # ## Further reading
 #
 # - {cite:p}`campanella2019clinical` trained on slide labels alone, at the scale of a hospital.
-# - {cite:p}`ilse2018abmil` is ABMIL, with what its attention does and does not tell.
+# - {cite:p}`ilse2018abmil` is ABMIL, and discusses what its attention shows.
 # - {cite:p}`zhang2025pathobench` lays out the tasks and files that are read here.
 
 # %% tags=["key-figures", "remove-cell"]
 best = table.groupby(["task", "features"])["mean"].max().unstack()
-print(
-    json.dumps(
-        {
-            "slides": len(slides),
-            "best": best.to_dict("index"),
-            "regions": len(corners),
-            "activity_sets": list(activity),
-            "copied": copied,
-            "separates": separates,
-        }
-    )
-)
+figures = {
+    "best": best.to_dict("index"),
+    "verdicts": delta[["mean", "ci95", "verdict"]].to_dict("records"),
+    "copied": copied,
+    "separates": separates,
+}
+print(json.dumps(figures))

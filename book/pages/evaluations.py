@@ -9,7 +9,12 @@ import pandas as pd
 
 from pages.markdown import interval, label, number, percent, verdict
 from seal_lite.evaluation.scores import tidy
-from seal_lite.evaluation.statistics import mean_and_interval, shifted
+from seal_lite.evaluation.statistics import (
+    excludes_zero,
+    leave_one_out_ratio,
+    mean_and_interval,
+    shifted,
+)
 
 Result = dict[str, Any]
 Rows = list[dict[str, Any]]
@@ -93,6 +98,12 @@ def speed_sentence(bench: Result) -> str:
         f"Training and embedding reach {percent(min(shares))} to {percent(max(shares))} of what "
         "the bare network allows on the same machine."
     )
+
+
+def main_difference(result: Result, minus: str, probe: str = "tuned_ridge") -> str:
+    """Return finetuned minus `minus` on Pearson residuals: the interval, units and verdict."""
+    (row,) = select(result["delta"], minus=minus, probe=probe, target="pearson_residuals")
+    return f"{interval(row)}, {verdict(row)}"
 
 
 def held_out(result: Result) -> list[str]:
@@ -216,6 +227,12 @@ def retrieval_dots(record: Result) -> dict[str, dict[str, pd.Series]]:
     return {q: {model: means[q, model] for model in ("shuffled", "tuned")} for q in questions}
 
 
+def found_by_chance(retrieval: dict[str, Any]) -> str:
+    """Return whether a gene set finds more than 95% of random draws of as many patches do."""
+    is_more = retrieval["z_hits"] > retrieval["z_chance95"]
+    return "more than chance" if is_more else "**no more than chance**"
+
+
 def gene_set_means(record: Result) -> pd.DataFrame:
     """Return the mean z of each gene set over the regions retrieved for it, by model."""
     frame = pd.DataFrame(record["sets"])
@@ -239,6 +256,22 @@ def widest_intervals(record: Result, kind: str, keys: list[str]) -> Rows:
     return [{**row, "ci95": [row["low"], row["high"]]} for row in pooled.to_dict("records")]
 
 
+def slide_verdicts(record: Result, minus: str) -> str:
+    """Return how many slide-level differences leave 0 out, and those that do."""
+    rows = select(widest_intervals(record, "delta", ["of", "minus"]), of="tuned", minus=minus)
+    clear = [row for row in rows if excludes_zero(row)]
+    texts = [
+        f"{row['task']} by {MODEL_LABELS[row['model']]} {interval(row)}, {verdict(row)}"
+        for row in clear
+    ]
+    listed = f": {'; '.join(texts)}" if texts else ""
+    return (
+        f"the interval of finetuned minus {label(minus)} excludes 0 in {len(clear)} of {len(rows)} "
+        f"comparisons"
+        f"{listed}"
+    )
+
+
 def shift_scores(result: Result) -> dict[str, pd.Series]:
     """Return mean r (features, fold, seed) "in" and "out" of distribution, and their "gap"."""
     scores = {}
@@ -247,6 +280,28 @@ def shift_scores(result: Result) -> dict[str, pd.Series]:
         rows = rows[(rows["probe"] == "tuned_ridge") & (rows["target"] == "pearson_residuals")]
         scores[kind] = rows.groupby(["features", "test", "seed"])["r"].mean()
     return scores
+
+
+def shift_gap(result: Result, features: str) -> dict[str, Any]:
+    """Return the mean gap of an encoder and its interval; a unit is a fold."""
+    by_fold = shift_scores(result)["gap"][features].groupby("test").mean().to_numpy()
+    return mean_and_interval(by_fold, test_to_train=leave_one_out_ratio(len(by_fold)))
+
+
+def shift_text(result: Result, features: str) -> str:
+    """Return an encoder's mean r in and out of distribution, and whether the gap is clear."""
+    scores = shift_scores(result)
+    means = [number(scores[part][features].mean()) for part in ("in", "out")]
+    gap = shift_gap(result, features)
+    kind = "a loss" if gap["mean"] > 0 else "a gain"
+    outcome = kind if excludes_zero(gap) else "no clear gap"
+    return f"{means[0]} in and {means[1]} out of distribution (gap {interval(gap)}, {outcome})"
+
+
+def count_clear_gaps(results: list[Result], features: str) -> str:
+    """Return in how many shifts the interval of an encoder's gap excludes 0."""
+    clear = sum(excludes_zero(shift_gap(result, features)) for result in results)
+    return f"{clear or 'none'} of {len(results)} shifts shows a clear gap"
 
 
 def shift_dots(result: Result) -> dict[str, dict[str, pd.Series]]:
@@ -262,3 +317,16 @@ def pitfall_dots(record: Result) -> dict[str, dict[str, list[float]]]:
         row["trap"]: {"pitfall": row["wrong_r"], "the way around it": row["right_r"]}
         for row in record["rows"]
     }
+
+
+def largest_pitfall(record: Result) -> dict[str, Any]:
+    """Return the pitfall that misleads most, with its means over the sections."""
+    rows = [
+        {
+            **row,
+            "wrong_mean": float(np.mean(row["wrong_r"])),
+            "right_mean": float(np.mean(row["right_r"])),
+        }
+        for row in record["rows"]
+    ]
+    return max(rows, key=lambda row: row["wrong_mean"] - row["right_mean"])

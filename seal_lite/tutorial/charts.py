@@ -38,8 +38,11 @@ LABELS = {
     "log1p_cp10k": "log1p CP10k",
     "log1p_cp10k|depth": "log1p CP10k | depth",
     "log1p_raw": "log1p raw counts",
-    "hest_bench": "HEST-bench's",
+    "hest_bench": "HEST-bench's score",
 }
+# Of error maps, here and in the explorer: orange where the prediction is too high, purple where too
+# low.
+ERROR_COLOURS = "PuOr_r"
 LOSS_TERMS = {
     "loss": "weighted sum",
     "clip": "contrast",
@@ -55,7 +58,8 @@ def prediction_maps(
     """Draw a row for each gene: tissue, measured, predicted, error.
 
     Values are in standard deviations, because the score is a correlation; the title gives r within
-    the section. The error is the difference of the two maps.
+    the section. The error is the difference of the two maps, orange where the prediction is too
+    high and purple where too low.
 
     Parameters
     ----------
@@ -77,9 +81,8 @@ def prediction_maps(
         value_map = discs(row[1], section, measured_sd[:, i], limits=(-2, 2), title="measured")
         title = f"predicted, r = {r[i]:.2f}"
         discs(row[2], section, predicted_sd[:, i], limits=(-2, 2), title=title)
-        error_map = discs(
-            row[3], section, error_sd[:, i], cmap="PuOr_r", limits=(-3, 3), title="error"
-        )
+        error_look: dict[str, Any] = {"cmap": ERROR_COLOURS, "limits": (-3, 3)}
+        error_map = discs(row[3], section, error_sd[:, i], title="error", **error_look)
     bar = {"location": "bottom", "shrink": 0.8, "aspect": 30, "pad": 0.01}
     colour_bar(figure, value_map, axes[:, 1:3], label="expression (sd)", **bar)
     colour_bar(figure, error_map, axes[:, 3], label="predicted - measured (sd)", **bar)

@@ -55,7 +55,7 @@ def test_a_held_out_section_is_never_one_of_training(explorer, data, sections):
     assert twins == ["seen in training", "section held out"]
 
 
-def test_the_data_are_the_models_numbers(data, trained, sections, embedded):
+def test_the_data_are_what_the_model_predicts(data, trained, sections, embedded):
     model = trained[1]
     columns = [model.panel.genes.index(g) for g in data["genes"]]
     for entry, section, e in zip(data["sections"], sections, embedded, strict=True):
@@ -86,7 +86,7 @@ def test_a_set_with_a_gene_that_is_not_scored_is_left_out(data):
     assert {t["kind"] for t in data["targets"][1:]} <= {"visible", "subtle", "invisible", ""}
 
 
-def test_pictures_shrink_until_all_is_below_the_limit(explorer, data, sections):
+def test_images_shrink_until_all_is_below_the_limit(explorer, data, sections):
     large, small = (len(explorer.script(data, sections, edges=(e,))) for e in (64, 32))
     assert small < large < explorer.LIMIT == 5_000_000
     fitted = explorer.script(data, sections, edges=(64, 32), limit=large)
@@ -164,10 +164,10 @@ def test_it_opens_with_something_to_see(folder, visit):
     assert len(results(page)) == 12 and len(set(fills(page))) > 20
     assert page.locator("#where").inner_text().endswith("patient held out")
     assert page.locator("#cards .tag.out").count() == 1
-    assert "found" in page.locator("#summary").inner_text()
+    assert "retrieved" in page.locator("#summary").inner_text()
 
 
-def test_a_click_on_a_spot_asks_with_it(folder, visit):
+def test_a_click_on_a_spot_searches_with_it(folder, visit):
     page = visit(folder)
     before = results(page)
     page.locator("#spot-5").click()
@@ -176,7 +176,7 @@ def test_a_click_on_a_spot_asks_with_it(folder, visit):
     assert page.locator("#query").inner_text().partition("\n")[0].endswith("spot 41")
     assert len({*before} ^ {*first}) and first != results(page)
     genes = results(page)
-    choose(page, "its picture")
+    choose(page, "its image")
     assert results(page) != genes and "its own" not in " ".join(results(page))
 
 
@@ -211,9 +211,9 @@ def test_the_keyboard_alone_is_enough(folder, visit):
     assert f"spot {int(chosen[5:]) + 1}" in announced and "Measured z of" in announced
     page.keyboard.press("Escape")
     assert page.locator("#tip").is_hidden()
-    page.keyboard.press("Tab")  # to what asks; then another of its choices
+    page.keyboard.press("Tab")  # to the query; then another of its choices
     page.keyboard.press("ArrowRight")
-    assert "picture" in page.locator("#query").inner_text()
+    assert "image" in page.locator("#query").inner_text()
 
 
 def test_the_toggles_redraw_the_map(folder, visit):
@@ -231,6 +231,24 @@ def test_the_toggles_redraw_the_map(folder, visit):
     assert fills(page) != maps[2]
 
 
+def test_errors_have_the_colours_of_the_chapters(tiny_page, visit):
+    """Where a prediction is too high its spot is orange, as in the chapters' error maps."""
+    import matplotlib
+
+    from seal_lite.tutorial.charts import ERROR_COLOURS
+
+    chapters = matplotlib.colormaps[ERROR_COLOURS]
+    page = visit(tiny_page, "#show=difference")
+    limits = "scale(section(), 'difference')"
+    for sign, end in ((1, 1.0), (-1, 0.0)):
+        shown = page.evaluate(f"shade({limits}, {sign} * {limits}.high)")
+        rgb = [int(channel) for channel in re.findall(r"\d+", shown)]
+        np.testing.assert_allclose(rgb, 255 * np.array(chapters(end)[:3]), atol=1)
+    too_high = chapters(0.85)
+    assert too_high[0] > too_high[1] > too_high[2]  # orange: red, then green, then blue
+    assert "Orange: the prediction is too high" in page.locator("#explain").inner_text()
+
+
 def test_a_section_is_chosen_by_its_card(folder, visit):
     page = visit(folder)
     page.locator("#cards .card").first.click()
@@ -244,9 +262,9 @@ def test_the_page_finds_what_the_package_finds(tiny_page, visit, trained, sectio
     gallery = model.project_images(embedded[1])
     z = model.panel.transform(held.adata)[held.rows]
     (order,), (cosines,) = search(model.encode_genes(z[3:4]), gallery, top=5)
-    found = page.evaluate("search(D, S).slice(0, 5).map((f) => [f.i, f.similarity])")
-    np.testing.assert_allclose([s for _, s in found], cosines, atol=0.02)
-    assert len({int(i) for i, _ in found} & set(order.tolist())) >= 4  # near ties may swap
+    hits = page.evaluate("search(D, S).slice(0, 5).map((f) => [f.i, f.similarity])")
+    np.testing.assert_allclose([s for _, s in hits], cosines, atol=0.02)
+    assert len({int(i) for i, _ in hits} & set(order.tolist())) >= 4  # near ties may swap
     two = z[:, [model.panel.genes.index(g) for g in model.panel.genes[:2]]].mean(1)
     shown = page.evaluate('values(D, section(), D.targets[0], "measured")')
     np.testing.assert_allclose(shown, two, atol=2e-3)
@@ -258,7 +276,7 @@ def test_a_gene_that_a_section_lacks_is_shown_as_flat(tiny_page, visit):
     assert len(set(fills(page))) == 1 and len(results(page)) == 12
     assert page.locator("#cards .r").last.inner_text() == "r = –"
     html = page.locator("main").inner_html()
-    markup = re.sub(r"(?<=;base64,)[\w+/=]+", "", html)  # a picture's base64 may spell anything
+    markup = re.sub(r"(?<=;base64,)[\w+/=]+", "", html)  # an image's base64 may spell anything
     assert ";base64," in markup and "NaN" not in markup
 
 

@@ -8,6 +8,7 @@ import json
 import re
 from pathlib import Path
 
+import jupytext
 import numpy as np
 import pytest
 
@@ -126,6 +127,13 @@ def test_losses_and_nulls_are_counted_like_gains(pages):
     single = row(0.1, 0, 0) | {"ci95": None, "units": 1}
     counted = pages.markdown.tally([*rows, single])
     assert counted.startswith("Of 4") and "1 have too few units" in counted
+
+
+def test_a_main_difference_is_an_interval_with_its_verdict(pages):
+    for gain, verdict in ((0.125, "better"), (-0.125, "worse"), (0.0, "difference")):
+        text = pages.evaluations.main_difference(crossval(gain), "frozen_best")
+        assert text.startswith(pages.markdown.number(gain, "+.3f")) and "(4)" in text
+        assert verdict in text
 
 
 @pytest.mark.parametrize(
@@ -260,6 +268,23 @@ def test_retrieval_is_a_share_and_its_gap_is_paired(pages):
     assert list(dots.index) == ["PA", "PB"]  # a dot per patient
 
 
+def test_a_gene_set_finds_more_than_chance_only_above_95_percent_of_random_draws(pages):
+    found = pages.evaluations.found_by_chance
+    assert found({"z_hits": 0.5, "z_chance95": 0.4}) == "more than chance"
+    assert "no more than chance" in found({"z_hits": 0.3, "z_chance95": 0.4})
+
+
+def test_slide_level_differences_that_exclude_0_are_listed(pages):
+    def result(task, low):
+        metric = pages.evaluations.SLIDE_METRICS[task]
+        delta = row(0.1, low, 0.2, model="mean", metric=metric)
+        return {"task": task, "seed": 0, "delta": [delta]}
+
+    record = {"results": [result("mutation", 0.05), result("survival", -0.01)]}
+    text = pages.evaluations.slide_verdicts(record, "shuffled")
+    assert "excludes 0 in 1 of 2" in text and "mutation" in text and "survival" not in text
+
+
 def test_a_slide_level_verdict_holds_for_every_seed(pages):
     def result(seed, low):
         delta = row(0.1, low, 0.2, model="mean", metric="auc")
@@ -277,6 +302,32 @@ def test_a_shift_is_shown_in_out_and_as_a_gap(pages):
     scores = pages.evaluations.shift_scores({"classes": None, "folds": [inside, outside]})
     means = [scores[kind]["tuned"].mean() for kind in ("in", "out", "gap")]
     assert means == pytest.approx([0.3, 0.2, 0.1])
+
+
+def test_a_gap_is_clear_only_where_its_interval_excludes_0(pages):
+    def shift(gains):
+        targets = ("pearson_residuals",)
+        folds = []
+        for site, gain in zip(("first", "second"), gains, strict=True):
+            folds += [fold(f"not {site}", gain=gain, targets=targets), fold(site, targets=targets)]
+        return {"classes": None, "folds": folds}
+
+    loss, gain, unclear = shift((0.1, 0.1)), shift((-0.1, -0.1)), shift((0.1, -0.1))
+    text = pages.evaluations.shift_text
+    assert "0.300 in and 0.200 out" in text(loss, "tuned") and "a loss" in text(loss, "tuned")
+    assert "a gain" in text(gain, "tuned")
+    assert "no clear gap" in text(unclear, "tuned")
+    count = pages.evaluations.count_clear_gaps
+    assert count([loss, gain, unclear], "tuned").startswith("2 of 3")
+    assert count([unclear], "tuned").startswith("none of 1")
+
+
+def test_the_largest_pitfall_is_the_largest_difference(pages):
+    traps = [
+        {"trap": "small", "wrong_r": [0.9, 0.7], "right_r": [0.7, 0.7]},
+        {"trap": "large", "wrong_r": [0.5, 0.5], "right_r": [0.0, 0.1]},
+    ]
+    assert pages.evaluations.largest_pitfall({"rows": traps})["trap"] == "large"
 
 
 def test_a_forest_plot_fills_what_leaves_the_null_out(pages):
@@ -411,6 +462,9 @@ def test_every_page_can_be_filled_in_from_the_results_of_the_repository(pages, t
     texts = {path.name: path.read_text() for path in BOOK.glob("*.md")}
     for name in ("pitfalls.md", "changed_settings.md", "decision_guide.md"):  # in chapters
         texts[name] = f'{{% include "{name}" %}}'
+    for path in (ROOT / "notebooks").glob("*.py"):
+        markdown = [c.source for c in jupytext.read(path).cells if c.cell_type == "markdown"]
+        texts[path.name] = "\n\n".join(markdown)
     for name, text in texts.items():
         filled_in = pages.render(text, drawings=tmp_path)
         assert "{{ " not in filled_in and "{% " not in filled_in, name

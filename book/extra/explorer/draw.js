@@ -1,10 +1,11 @@
-// How the explorer is drawn: section cards, the map and its scale, the query, what was found.
+// How the explorer is drawn: section cards, the map and its scale, the query, the results.
 "use strict";
 
-const TOP = 12; // regions shown
+const TOP = 12; // patches shown
 const VIRIDIS = "#440154 #482878 #3e4989 #31688e #26828e #1f9e89 #35b779 #6ece58 #b5de2b #fde725";
-const PUOR = "#7f3b08 #b35806 #e08214 #fdb863 #fee0b6 #f7f7f7 #d8daeb #b2abd2 #8073ac #542788 "
-  + "#2d004b";
+// Errors, as in the chapters: orange where the prediction is too high, purple where too low.
+const ERRORS = "#2d004b #542788 #8073ac #b2abd2 #d8daeb #f7f7f7 #fee0b6 #fdb863 #e08214 #b35806 "
+  + "#7f3b08";
 const DRAWN = ["svg", "image", "circle", "rect", "line", "path", "text", "g"];
 
 let D, S; // the data; and the state, in which sections, spots and targets are places in their lists
@@ -31,11 +32,11 @@ function make(tag, attributes = {}, ...children) {
 
 /** The colour at t, 0 to 1, of a ramp. */
 function colour(ramp, t) {
-  const stops = ramp.split(" "), at = Math.min(Math.max(t, 0), 1) * (stops.length - 1);
-  const i = Math.min(Math.floor(at), stops.length - 2);
+  const stops = ramp.split(" "), place = Math.min(Math.max(t, 0), 1) * (stops.length - 1);
+  const i = Math.min(Math.floor(place), stops.length - 2);
   const mixed = [1, 3, 5].map((k) => {
     const [a, b] = [stops[i], stops[i + 1]].map((hex) => parseInt(hex.slice(k, k + 2), 16));
-    return Math.round(a + (at - i) * (b - a));
+    return Math.round(a + (place - i) * (b - a));
   });
   return `rgb(${mixed})`;
 }
@@ -44,7 +45,7 @@ function colour(ramp, t) {
 function scale(s, what) {
   if (what === "difference") {
     const most = quantile(z(s, what).map(Math.abs), 0.98);
-    return { ramp: PUOR, low: -most, high: most };
+    return { ramp: ERRORS, low: -most, high: most };
   }
   const [low, high] = [0.02, 0.98].map((q) => quantile(z(s, "measured"), q));
   return { ramp: VIRIDIS, low, high };
@@ -53,7 +54,7 @@ const part = (v, low, high) => (v - low) / (high - low || 1); // a gene may be a
 const shade = ({ ramp, low, high }, v) => colour(ramp, part(v, low, high));
 
 // ---- pieces -------------------------------------------------------------------------------------
-/** The picture of a region, cut from its section's sheet. */
+/** The image of a patch, taken from its section's sheet. */
 function patch(k, i) {
   const across = D.columns, down = Math.ceil(D.sections[k].spots.length / across);
   const x = (i % across) / (across - 1), y = Math.floor(i / across) / Math.max(down - 1, 1);
@@ -62,14 +63,14 @@ function patch(k, i) {
   return make("span", { class: `patch sheet-${k}`, style });
 }
 
-/** The outline of a region on the map, and the light one beneath it. */
+/** The outline of a patch on the map, and the light one beneath it. */
 function outline(s, i, name) {
   const edge = D.patch_um, [x, y] = s.spots[i].map((v) => v - edge / 2);
   return ["halo", name].map((kind) =>
     make("rect", { class: kind, x, y, width: edge, height: edge, rx: 24 }));
 }
 
-/** Says of a section whether the model has seen it. */
+/** A label of a section: whether the model has seen it. */
 const tag = (s) => make("span", { class: s.held_out ? "tag out" : "tag" }, s.role);
 const tissue = (s) => make("image", { href: s.tissue, width: s.um[0], height: s.um[1] });
 
@@ -83,11 +84,11 @@ function scaleBar(s) {
 }
 
 // ---- drawing ------------------------------------------------------------------------------------
-function drawCards(found) {
+function drawCards(hits) {
   D.sections.forEach((s, k) => {
     const r = correlation(z(s, "measured"), z(s, "predicted")), wide = s.frame[2];
-    const dots = found.filter((f) => f.section === k).map((f) => make("circle", {
-      cx: s.spots[f.i][0], cy: s.spots[f.i][1], r: 0.034 * wide, "stroke-width": 0.014 * wide }));
+    const dots = hits.filter((h) => h.section === k).map((h) => make("circle", {
+      cx: s.spots[h.i][0], cy: s.spots[h.i][1], r: 0.034 * wide, "stroke-width": 0.014 * wide }));
     s.card.querySelector("g").replaceChildren(...dots);
     s.card.querySelector(".r").replaceChildren(`r = ${number(r, 2)}`);
     s.card.querySelector(".gauge i").style.width = `${100 * Math.max(r || 0, 0)}%`;
@@ -97,14 +98,14 @@ function drawCards(found) {
     listing(D.sections.filter((s) => s.held_out === out).map((s) => s.name)));
   $("honest").textContent = `r: predicted against measured ${target().name} over a section’s spots. `
     + `The model was trained on ${seen}, so r flatters it there; it has not seen ${held}. `
-    + "Dots: regions found.";
+    + "Dots: retrieved patches.";
 }
 
-function drawMap(found) {
+function drawMap(hits) {
   const s = section(), shown = z(s, S.show), colours = scale(s, S.show), name = target().name;
   const [measured, predicted] = ["measured", "predicted"].map((what) => z(s, what));
-  const here = found.map((f, k) => ({ ...f, rank: k + 1 })).filter((f) => f.section === S.section);
-  const asks = S.by !== "target" && S.spot.section === S.section ? [S.spot.i] : [];
+  const here = hits.map((h, k) => ({ ...h, rank: k + 1 })).filter((h) => h.section === S.section);
+  const queries = S.by !== "target" && S.spot.section === S.section ? [S.spot.i] : [];
   if ($("map").section !== s) { // kept otherwise, so that colours fade from one to the other
     $("map").section = s;
     $("map").setAttribute("viewBox", s.frame.join(" "));
@@ -117,14 +118,14 @@ function drawMap(found) {
   }
   s.spots.forEach((_, i) => {
     $(`spot-${i}`).setAttribute("fill", shade(colours, shown[i]));
-    $(`spot-${i}`).setAttribute("aria-selected", asks.includes(i));
+    $(`spot-${i}`).setAttribute("aria-selected", queries.includes(i));
     $(`spot-${i}`).setAttribute("aria-label", `Spot ${i + 1}, ${name} measured `
       + `${signed(measured[i])}, predicted ${signed(predicted[i])}`);
   });
-  const hits = here.map((f) => outline(s, f.i, "hit"));
-  const marks = [...hits, ...asks.map((i) => outline(s, i, "asks"))];
-  const ranks = here.map((f) =>
-    make("text", { x: s.spots[f.i][0], y: s.spots[f.i][1], dy: "0.36em" }, f.rank));
+  const outlines = here.map((h) => outline(s, h.i, "hit"));
+  const marks = [...outlines, ...queries.map((i) => outline(s, i, "query"))];
+  const ranks = here.map((h) =>
+    make("text", { x: s.spots[h.i][0], y: s.spots[h.i][1], dy: "0.36em" }, h.rank));
   $("marks").replaceChildren(...marks.map((m) => m[0]), ...marks.map((m) => m[1]), ...ranks);
   const unit = S.show === "difference" ? "predicted − measured" : S.show;
   $("where").replaceChildren(`${s.name}: ${name}, ${unit} `, tag(s));
@@ -140,19 +141,20 @@ function drawScale({ ramp, low, high }, words) {
   const of = target().genes.length > 1 ? `${target().name}: mean of ${listing(target().genes)}. ` : "";
   $("explain").textContent = of + {
     measured: `z: ${D.unit}.`,
-    predicted: "From the picture alone; colours as for what was measured. A prediction that is "
-      + "unsure keeps near the mean.",
-    difference: "Orange: the model says too little. Purple: too much.",
+    predicted: "From the image alone; colours as for the measured values. An unsure prediction "
+      + "stays near the mean.",
+    difference: "Orange: the prediction is too high. Purple: too low.",
   }[S.show];
 }
 
 function drawScatter(s, x, y) {
   const all = [...x, ...y], low = Math.min(...all), high = Math.max(...all);
-  const at = (v) => 142 * part(v, low, high);
-  const dots = x.map((v, i) => make("circle", { cx: 32 + at(v), cy: 148 - at(y[i]), r: 2.2 }));
+  const length = (v) => 142 * part(v, low, high);
+  const dots = x.map((v, i) =>
+    make("circle", { cx: 32 + length(v), cy: 148 - length(y[i]), r: 2.2 }));
   const text = (words, place) => make("text", place, words), r = number(correlation(x, y), 2);
   if (S.by !== "target" && S.spot.section === S.section) {
-    dots[S.spot.i].setAttribute("class", "asks");
+    dots[S.spot.i].setAttribute("class", "query");
     dots.push(...dots.splice(S.spot.i, 1)); // on top of the others
   }
   $("scatter").setAttribute("aria-label",
@@ -180,47 +182,47 @@ function drawCursor(visible) {
 }
 
 function drawQuery(all) {
-  const t = target(), s = D.sections[S.spot.section], own = all.findIndex((f) => f.itself) + 1;
+  const t = target(), s = D.sections[S.spot.section], own = all.findIndex((hit) => hit.itself) + 1;
   const title = S.by === "target" ? t.name : `${s.name}, spot ${S.spot.i + 1}`;
   const words = {
     target: (t.genes.length > 1 ? `${listing(t.genes)} stand` : "It stands")
-      + " at z = 3, every other gene at its mean. That profile asks for regions.",
-    genes: "All its measured genes ask for regions."
-      + (own ? ` Its own region is number ${own} of ${all.length}.` : ""),
-    picture: "Its picture asks for regions like it. No gene is used.",
+      + " at z = 3, every other gene at its mean. This profile is the query.",
+    genes: "The profile of all its measured genes is the query."
+      + (own ? ` Its own patch is number ${own} of ${all.length}.` : ""),
+    image: "Its image is the query. No gene is used.",
   }[S.by];
   $("query").replaceChildren(...(S.by === "target" ? [] : [patch(S.spot.section, S.spot.i)]),
     make("p", {}, make("b", {}, title), make("br"), words));
 }
 
-function drawResults(all, found) {
-  const measured = D.sections.map((s) => z(s, "measured")), of = (f) => measured[f.section][f.i];
+function drawResults(all, hits) {
+  const measured = D.sections.map((s) => z(s, "measured")), of = (h) => measured[h.section][h.i];
   const every = all.map(of), low = Math.min(...every), high = Math.max(...every);
-  const best = [...every].sort((a, b) => b - a).slice(0, found.length), name = target().name;
+  const best = [...every].sort((a, b) => b - a).slice(0, hits.length), name = target().name;
   $("summary").replaceChildren(`Measured z of ${name}: `,
-    make("b", {}, `${signed(mean(found.map(of)))} in the ${found.length} found`),
+    make("b", {}, `${signed(mean(hits.map(of)))} in the ${hits.length} retrieved`),
     `, ${signed(mean(every))} in all ${every.length} searched, `
     + `${signed(mean(best))} in the highest ${best.length}.`);
-  const tick = (f, hit) => {
-    const x = 400 * part(of(f), low, high);
-    return make("line", { class: hit ? "hit" : "", x1: x, x2: x, y1: hit ? 2 : 14, y2: 34 });
+  const tick = (h, bold) => {
+    const x = 400 * part(of(h), low, high);
+    return make("line", { class: bold ? "hit" : "", x1: x, x2: x, y1: bold ? 2 : 14, y2: 34 });
   };
-  $("rug").replaceChildren(...all.map((f) => tick(f)), ...found.map((f) => tick(f, true)));
-  $("rug").setAttribute("aria-label", `Measured z of ${name}, a line for each region; bold: found`);
+  $("rug").replaceChildren(...all.map((h) => tick(h)), ...hits.map((h) => tick(h, true)));
+  $("rug").setAttribute("aria-label", `Measured z of ${name}, a line for each patch; bold: retrieved`);
   $("rug-ticks").replaceChildren(...[low, high].map((v) => make("span", {}, signed(v))));
   const colours = D.sections.map((s) => scale(s, "measured"));
-  $("results").replaceChildren(...found.map((f, rank) => {
-    const s = D.sections[f.section], line = (...parts) => make("span", { class: "line" }, ...parts);
+  $("results").replaceChildren(...hits.map((hit, rank) => {
+    const s = D.sections[hit.section], line = (...parts) => make("span", { class: "line" }, ...parts);
     const chip = make("i", { class: "chip" });
-    chip.style.background = shade(colours[f.section], of(f));
-    const button = make("button", { type: "button" }, patch(f.section, f.i),
+    chip.style.background = shade(colours[hit.section], of(hit));
+    const button = make("button", { type: "button" }, patch(hit.section, hit.i),
       line(make("b", {}, rank + 1), make("span", { class: s.held_out ? "from out" : "from" },
-        f.itself ? "its own" : s.name)),
-      line("similarity", make("span", {}, number(f.similarity, 2))),
-      line("measured", make("span", {}, chip, signed(of(f)))),
+        hit.itself ? "its own" : s.name)),
+      line("similarity", make("span", {}, number(hit.similarity, 2))),
+      line("measured", make("span", {}, chip, signed(of(hit)))),
       make("span", { class: "unseen" }, "show on the map"));
     button.onclick = () => {
-      Object.assign(S, { section: f.section, cursor: f.i });
+      Object.assign(S, { section: hit.section, cursor: hit.i });
       render(true);
       $("map").scrollIntoView({ block: "nearest" });
     };
@@ -229,21 +231,21 @@ function drawResults(all, found) {
 }
 
 function render(cursor = false) {
-  const all = search(D, S), found = all.slice(0, TOP), { by, scope, home, spot } = S;
+  const all = search(D, S), hits = all.slice(0, TOP), { by, scope, home, spot } = S;
   for (const name of CHOICES) choice(name).value = S[name];
   $("of").value = S.of;
-  drawCards(found);
-  drawMap(found);
+  drawCards(hits);
+  drawMap(hits);
   drawCursor(cursor);
-  const asked = [target().name, by, scope, home, spot.section, spot.i].join();
-  if (asked !== listed) { // left alone otherwise, so that a result that is pressed keeps the focus
+  const query = [target().name, by, scope, home, spot.section, spot.i].join();
+  if (query !== listed) { // left alone otherwise, so that a result that is pressed keeps the focus
     drawQuery(all);
-    drawResults(all, found);
-    listed = asked;
+    drawResults(all, hits);
+    listed = query;
   }
   const address = new URLSearchParams({ section: section().name, of: target().name,
     show: S.show, by, scope, spot: spot.i + 1 });
   history.replaceState(null, "", `#${address}`);
-  $("live").textContent = `${section().name}, ${section().role}. Asked with `
+  $("live").textContent = `${section().name}, ${section().role}. Query: `
     + `${$("query").innerText.trim().replace(/\s*\n\s*/, ": ")} ${$("summary").textContent}`;
 }

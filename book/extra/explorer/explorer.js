@@ -5,23 +5,23 @@ const ARROWS = { ArrowLeft: [-1, 0], ArrowRight: [1, 0], ArrowUp: [0, -1], Arrow
 
 /** The state that the address names. What it leaves out, or misspells, is the default. */
 function addressed() {
-  const asked = new URLSearchParams(location.hash.slice(1)), state = {};
+  const wanted = new URLSearchParams(location.hash.slice(1)), state = {};
   const place = (list, name) => list.findIndex((entry) => entry.name === name);
   for (const name of CHOICES) {
     const known = [...choice(name)].map((input) => input.value);
-    state[name] = known.includes(asked.get(name)) ? asked.get(name) : known[0];
+    state[name] = known.includes(wanted.get(name)) ? wanted.get(name) : known[0];
   }
-  state.of = Math.max(place(D.targets, asked.get("of")), 0);
-  state.section = place(D.sections, asked.get("section"));
+  state.of = Math.max(place(D.targets, wanted.get("of")), 0);
+  state.section = place(D.sections, wanted.get("section"));
   if (state.section < 0) state.section = Math.max(D.sections.findIndex((s) => s.held_out), 0);
   state.home = state.section;
   const z = values(D, D.sections[state.section], D.targets[state.of], "measured");
-  const i = asked.get("spot") - 1 in z ? asked.get("spot") - 1 : z.indexOf(Math.max(...z));
+  const i = wanted.get("spot") - 1 in z ? wanted.get("spot") - 1 : z.indexOf(Math.max(...z));
   return { ...state, spot: { section: state.section, i }, cursor: i };
 }
 
-/** Asks with a spot of the section on the map. */
-function ask(i) {
+/** Takes a spot of the section on the map as the query. */
+function queryWith(i) {
   const by = S.by === "target" ? "genes" : S.by;
   Object.assign(S, { cursor: i, home: S.section, spot: { section: S.section, i }, by });
   render();
@@ -50,7 +50,7 @@ function press(event) {
   if (event.key in ARROWS) step(ARROWS[event.key]);
   else if (event.key === "Home") S.cursor = 0;
   else if (event.key === "End") S.cursor = section().spots.length - 1;
-  else if (event.key === "Enter" || event.key === " ") ask(S.cursor);
+  else if (event.key === "Enter" || event.key === " ") queryWith(S.cursor);
   else if (event.key !== "Escape") return;
   event.preventDefault();
   drawCursor(event.key !== "Escape");
@@ -58,7 +58,7 @@ function press(event) {
 
 function listen() {
   const map = $("map");
-  map.onclick = (event) => { if (under(event) !== undefined) ask(under(event)); };
+  map.onclick = (event) => { if (under(event) !== undefined) queryWith(under(event)); };
   map.onpointermove = (event) => {
     const i = under(event);
     if (i !== undefined) S.cursor = i;
@@ -108,8 +108,8 @@ function embed() {
   if (parent === window) return;
   document.body.classList.add("embedded");
   addEventListener("message", (event) => { if (event.source === parent) theme(event.data.theme); });
-  const tell = () => parent.postMessage({ height: document.body.offsetHeight }, "*");
-  new ResizeObserver(tell).observe(document.body);
+  const sendHeight = () => parent.postMessage({ height: document.body.offsetHeight }, "*");
+  new ResizeObserver(sendHeight).observe(document.body);
 }
 
 embed();

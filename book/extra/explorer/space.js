@@ -43,26 +43,26 @@ function values(data, s, target, what) {
     const measured = values(data, s, target, "measured");
     return values(data, s, target, "predicted").map((z, i) => z - measured[i]);
   }
-  const width = data.genes.length, at = (i, c) => data.z_step * s[what][i * width + c];
-  return s.spots.map((_, i) => mean(target.columns.map((c) => at(i, c))));
+  const width = data.genes.length, zOf = (i, c) => data.z_step * s[what][i * width + c];
+  return s.spots.map((_, i) => mean(target.columns.map((c) => zOf(i, c))));
 }
 
 /**
- * Every region that is searched, most similar first. The state says what asks: the target, or the
- * spot's "genes" or "picture"; and where. A picture does not find itself.
+ * Every patch that is searched, most similar first. The state names the query, which is the target
+ * or the spot's "genes" or "image", and where to search. An image does not retrieve itself.
  */
 function search(data, state) {
-  const { by, scope, spot } = state, asking = data.sections[spot.section], found = [];
+  const { by, scope, spot } = state, own = data.sections[spot.section], hits = [];
   const query = by === "target" ? data.targets[state.of].query
-    : asking[by === "genes" ? "genes" : "images"][spot.i];
+    : own[by === "genes" ? "genes" : "images"][spot.i];
   const home = by === "target" ? state.home : spot.section;
   data.sections.forEach((s, section) => {
     if ((scope === "this" && section !== home) || (scope === "others" && section === home)) return;
     s.images.forEach((image, i) => {
       const itself = by !== "target" && section === spot.section && i === spot.i;
-      if (itself && by === "picture") return;
-      found.push({ section, i, itself, similarity: dot(image, query) });
+      if (itself && by === "image") return;
+      hits.push({ section, i, itself, similarity: dot(image, query) });
     });
   });
-  return found.sort((a, b) => b.similarity - a.similarity);
+  return hits.sort((a, b) => b.similarity - a.similarity);
 }
