@@ -50,8 +50,8 @@ class Plan:
         None where each group is held out once; else the number of groups that train once for all.
     seeds
         Number of trainings of each fold.
-    epochs
-        Number of joint epochs of each training.
+    epochs, recipe_epochs
+        Number of joint epochs of each training, and of the recipe: the time may allow fewer.
     seconds
         Expected time of each step.
     seconds_of_cache
@@ -70,6 +70,7 @@ class Plan:
     train_groups: int | None
     seeds: int
     epochs: int
+    recipe_epochs: int
     seconds: dict[str, float]
     seconds_of_cache: float
     memory_gb: float
@@ -97,7 +98,7 @@ class Plan:
         return [
             f"{self.design()} {self.reason}",
             f"Each training runs {self.epochs} epochs, {times(self.seeds)} on true pairs and "
-            f"{times(self.seeds)} on shuffled pairs, the control.",
+            f"{times(self.seeds)} on shuffled pairs, the control.{self.shortening()}",
             f"The study takes about {duration(self.total_seconds)}: {steps}.",
             f"It needs up to {self.memory_gb:.1f} GB of memory and {self.disk_gb:.1f} GB of disk.",
             self.power(),
@@ -109,6 +110,13 @@ class Plan:
         if self.train_groups is None:
             return f"Each of the {self.units} {names} is held out once, and the others train."
         return f"The first {self.train_groups} {names} train, and {self.units} are held out."
+
+    def shortening(self) -> str:
+        """Return what the time has cut as a sentence after a blank, or "" for nothing."""
+        if self.epochs == self.recipe_epochs:
+            return ""
+        epochs = f"{self.epochs} of the recipe's {self.recipe_epochs} epochs"
+        return f" The time allows {epochs}, so the result is that of a shorter training."
 
     def power(self) -> str:
         """Return in words what so many units can show."""
@@ -272,6 +280,7 @@ class _Work:
             train_groups=train_groups,
             seeds=seeds,
             epochs=epochs,
+            recipe_epochs=self.config.epochs,
             seconds=self._seconds(training_pairs, seeds, epochs),
             seconds_of_cache=self._seconds_of_cache,
             memory_gb=(self.speed.memory_bytes + cache) / 1e9,

@@ -104,7 +104,7 @@ def verdict(result: Mapping[str, Any], plan: Plan) -> Verdict:
         f"frozen one, averaged over genes: a difference of {interval_words(to_frozen, plan.by)}."
     )
     second = f"{_what_pairs_taught(to_shuffled)}: {interval_words(to_shuffled, plan.by)}."
-    advice = _advice(kind, to_frozen, to_shuffled, units=units)
+    advice = _advice(kind, to_frozen, to_shuffled, units=units) + plan.shortening()
     return Verdict(kind, HEADLINES[kind].format(units=units), [first, second], advice)
 
 

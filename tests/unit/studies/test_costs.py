@@ -17,6 +17,7 @@ PLAN = Plan(
     train_groups=None,
     seeds=2,
     epochs=TINY.epochs,
+    recipe_epochs=TINY.epochs,
     seconds={"cross-validation": 70.0, "final training": 20.0, "report": 10.0},
     seconds_of_cache=10.0,
     memory_gb=2.0,

@@ -115,6 +115,9 @@ def test_short_time_does_not_cost_the_units_of_a_verdict():
     short = make_plan(sections, config, **options, hours=0.2 * full.total_seconds / 3600)
     assert (short.units, short.seeds) == (4, 1)
     assert short.epochs < 20
+    cut = f"{short.epochs} of the recipe's 20 epochs"
+    assert cut in " ".join(short.sentences())
+    assert "of the recipe's" not in " ".join(full.sentences())
 
 
 def test_epochs_are_cut_last_and_not_below_a_quarter():

@@ -1,6 +1,7 @@
 """A verdict says what the interval says, as loudly for a loss as for a gain."""
 
 import re
+from dataclasses import replace
 
 import pytest
 
@@ -15,6 +16,7 @@ PLAN = Plan(
     train_groups=None,
     seeds=3,
     epochs=8,
+    recipe_epochs=8,
     seconds={"cross-validation": 60.0},
     seconds_of_cache=0.0,
     memory_gb=1.0,
@@ -79,6 +81,13 @@ def test_the_advice_uses_the_finetuned_encoder_only_for_a_gain_of_true_pairs(
     result["delta"] = [row for row in result["delta"] if row["minus"] == "frozen_best"]
     result["delta"] += [row for row in rows if row["minus"] == "shuffled"]
     assert re.match(advice, verdict(result, PLAN).advice)
+
+
+def test_the_advice_states_that_time_has_shortened_the_training():
+    result = made_result(0.05, 0.02, 0.08)
+    short = replace(PLAN, epochs=4)
+    assert "4 of the recipe's 8 epochs" in verdict(result, short).advice
+    assert "epochs" not in verdict(result, PLAN).advice
 
 
 def test_too_few_units_are_advised_to_become_more():
