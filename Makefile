@@ -93,7 +93,7 @@ book/notebooks/%.ipynb: notebooks/%.py $(STAMP)
 	  --kernel python3 --cwd . --no-progress-bar $(PARAMETERS)
 	@mv book/_build/partial/$*.ipynb $@
 
-book/notebooks/14_out_of_distribution.ipynb: PARAMETERS := # its phantom has two sites
+book/notebooks/13_out_of_distribution.ipynb: PARAMETERS := # its phantom has two sites
 
 book/extra/explorer/data.js: book/explorer.py runs/chapters/.made
 	$(call say,'Writing what the explorer shows')

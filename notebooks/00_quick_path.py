@@ -371,7 +371,7 @@ print("obsm['X_seal']:", adata.obsm["X_seal"].shape)
 # %% [markdown]
 # `seal-lite embed --run RUN --slides FOLDER` embeds whole slides as TRIDENT does, and
 # `seal-lite share` puts the run on the Hugging Face hub with its model card
-# ([your own encoder](18_your_own_encoder.ipynb)).
+# ([your own encoder](17_your_own_encoder.ipynb)).
 #
 # ## What to choose
 #
@@ -438,7 +438,7 @@ print(f"correlation of the two maps: {mask_r:.2f}")
 # %% [markdown]
 # ## Further reading
 #
-# - [Your own data](17_your_own_data.ipynb) for formats, scales and `sections.tsv`.
+# - [Your own data](16_your_own_data.ipynb) for formats, scales and `sections.tsv`.
 # - [Troubleshooting](../troubleshooting.md) and the [reporting checklist](../checklist.md).
 # - {cite:p}`hemker2026seal` for the method at full scale.
 

@@ -310,7 +310,7 @@ print(f"size of the change over the weights': {smallest:.2f} to {largest:.2f}")
 # ## Merging
 #
 # The sum $W + \tfrac{\alpha}{r} B A$ is one matrix of the old size. So the merged encoder is as
-# fast as the pretrained one and needs no peft [where it is used](18_your_own_encoder.ipynb). The
+# fast as the pretrained one and needs no peft [where it is used](17_your_own_encoder.ipynb). The
 # adapter alone is a small file that can be shared without the base weights, whose licence may
 # forbid sharing.
 

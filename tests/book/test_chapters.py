@@ -177,7 +177,7 @@ def test_retrieval_across_patients_is_above_the_shuffled_control():
 
 
 def test_hest_benchs_number_is_reproduced():
-    f = figures(12)
+    f = figures(11)
     assert f["gap"] < 3 * f["order_gap"] + 1e-3 < 0.05  # as near to upstream as that is to itself
     assert f["upstream_gap"] < 1e-3
     assert f["r2"]["without"] < -1 < f["r2"]["with"] < 1
@@ -185,13 +185,13 @@ def test_hest_benchs_number_is_reproduced():
 
 
 def test_slide_level_tasks_are_solved_by_the_oracle():
-    best = {task.split(",")[0]: scores for task, scores in figures(13)["best"].items()}
+    best = {task.split(",")[0]: scores for task, scores in figures(12)["best"].items()}
     assert best["mutation"]["oracle"] > 0.7
     assert best["activity"]["oracle"] > max(0.5, best["activity"]["frozen"])
 
 
 def test_a_slide_level_verdict_is_its_intervals():
-    rows = figures(13)["verdicts"]
+    rows = figures(12)["verdicts"]
     assert len(rows) == 8
     for row in rows:
         low, high = row["ci95"]
@@ -200,7 +200,7 @@ def test_a_slide_level_verdict_is_its_intervals():
 
 
 def test_a_gap_is_in_minus_out():
-    f = figures(14)
+    f = figures(13)
     for name, row in f["means"].items():
         assert row["gap"] == pytest.approx(row["in"] - row["out"], abs=1e-6)
         assert f["gap_rows"][name]["mean"] == pytest.approx(row["gap"], abs=1e-4)
@@ -208,7 +208,7 @@ def test_a_gap_is_in_minus_out():
 
 
 def test_every_pitfall_misleads():
-    f = figures(15)
+    f = figures(14)
     invisible = f["by_class"]["invisible"]
     assert invisible["nearest spots, random split"] > 0.3
     assert abs(invisible["image, section held out"]) < 0.3
@@ -220,7 +220,7 @@ def test_every_pitfall_misleads():
 
 
 def test_training_from_shards_is_training_from_memory():
-    f = figures(16)
+    f = figures(15)
     assert f["losses"]["memory"] == f["losses"]["shards"]  # to the bit
     assert f["bound"]["vit_base_patch16_224, last 1"] == pytest.approx(1 + 11 / 3, rel=1e-6)
     assert f["views"]["fp16"] == 2 * f["views"]["fp32"]
@@ -230,14 +230,14 @@ def test_training_from_shards_is_training_from_memory():
 
 
 def test_a_mirrored_section_is_found():
-    f = figures(17)
+    f = figures(16)
     assert max(f["r"]["right"], key=f["r"]["right"].get) == "as they are"
     assert max(f["r"]["wrong"], key=f["r"]["wrong"].get) == "mirrored in x"
     assert any("mirrored in x" in note for note in f["notes_mirrored"])
 
 
 def test_a_finetuned_encoder_is_the_same_everywhere():
-    f = figures(18)
+    f = figures(17)
     assert f["merge_gap"] < 1e-3 and f["onnx_gap"] < 1e-3 and f["return_gap"] == 0
     assert f["cut_gap"] < 1e-5
     assert {"base.json", "config.json", "heads.safetensors", "panel.json"} < set(f["sent"])
@@ -245,7 +245,7 @@ def test_a_finetuned_encoder_is_the_same_everywhere():
 
 
 def test_what_differs_from_the_release_is_shown():
-    f = figures(19)
+    f = figures(18)
     assert f["neighbours"] == [4, 6]
     assert f["mean_counts"]["seurat"] < f["mean_counts"]["pearson_residuals"]
     assert f["by_name"] > 0.9999 and abs(f["by_place"]) < 0.1

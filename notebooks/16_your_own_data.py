@@ -252,7 +252,7 @@ print(message)
 # `library` names one of several sections in an AnnData. Fill in `patient`. Without it every section
 # counts as a patient of its own, and two sections of one tumour on both sides of a split raise any
 # score. `crossval` recognises twins by their counts and images, but not other parts of the same
-# tissue: see [evaluation pitfalls](15_fool_yourself.ipynb).
+# tissue: see [evaluation pitfalls](14_fool_yourself.ipynb).
 #
 # ## Assays without spots
 #
