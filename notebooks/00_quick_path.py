@@ -23,19 +23,18 @@
 # same: `seal-lite study --data FOLDER --out runs/study`.
 
 # %% tags=["hide-cell"]
+# On Colab: install SEAL-lite, and keep the torch that Colab brings.
 import importlib.util
 import subprocess
 import sys
 from importlib.metadata import version
 
-if (
-    importlib.util.find_spec("seal_lite") is None
-):  # in Colab, whose torch is kept
-    home = "seal_lite[offline,data,encoders] @ git+https://github.com/seal-lite/seal-lite"
+PACKAGE = "seal_lite[offline,data,encoders]"
+HOME = "git+https://github.com/seal-lite/seal-lite"
+if importlib.util.find_spec("seal_lite") is None:
     kept = [f"{name}=={version(name)}" for name in ("torch", "torchvision")]
-    subprocess.run(
-        [sys.executable, "-m", "pip", "install", "-q", home, *kept], check=True
-    )
+    pip = [sys.executable, "-m", "pip", "install", "-q"]
+    subprocess.run([*pip, f"{PACKAGE} @ {HOME}", *kept], check=True)
 
 # %% tags=["parameters"]
 # "auto": the phantom, or on a GPU two Visium sections of 10x Genomics, which
