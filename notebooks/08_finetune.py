@@ -90,8 +90,8 @@ print("held out:", test.name)
 # tuned blocks with their LoRA turn those into an {term}`embedding`, and a projection takes it into
 # the shared space. The lower row shows the same spot's {term}`profile`, which the gene encoder
 # takes into the same space. Training makes the two grids on the right agree, dimension by
-# dimension. At the lower left each dot is one dimension; before training their cosine is near
-# zero.
+# dimension. At the lower left each dot is one dimension, and the title gives the cosine of the
+# two. Nothing has been trained yet.
 
 # %% # %% tags=["hide-input"]
 #| alt: Above, a patch, nine feature maps of the frozen blocks, the embedding and the shared space,
@@ -452,8 +452,8 @@ log[columns].round(4).iloc[::2]
 # real tissue: finetuned on every pair of four sections, read by probe B on the other two, scored
 # on Pearson residuals. The reference of each difference is the full recipe. It has two parts that
 # the default leaves out, the correlation term and the gene encoder's warm-up, so `w_corr` = 0 with
-# `gene_warmup_epochs` = 0 is the default. An interval that contains zero shows no difference. The
-# [results page](../results.md) has the same table.
+# `gene_warmup_epochs` = 0 is the default. An interval that contains zero shows no difference; in
+# brackets is the number of trainings. The [trials](../trials.md) list every change.
 #
 # {% include "changed_settings.md" %}
 
