@@ -100,16 +100,11 @@ has_gpu = torch.cuda.is_available()
 if DATASET == "auto" and has_gpu and not SMOKE:
     fetch_visium("data/visium", sections=VISIUM)
     DATASET = "data/visium"
-here = begin(DATASET, BACKBONE, EPOCHS, SMOKE)
+epochs = EPOCHS if has_gpu else EPOCHS or 4
+here = begin(DATASET, BACKBONE, epochs, SMOKE)
 config = here.config
 if not has_gpu:
-    config = replace(
-        config,
-        epochs=EPOCHS or min(4, config.epochs),
-        n_views=2,
-        patch_px=112,
-        tune_blocks=1,
-    )
+    config = replace(config, n_views=2, patch_px=112, tune_blocks=1)
 size = f"{config.epochs}x{config.n_views}-{config.patch_px}px"
 folder = f"quick-{here.root.name}-{config.backbone}-{size}-{__version__}"
 OUT = Path("runs/chapters") / file_name(folder)
@@ -206,8 +201,8 @@ kind_of_label = "region" if truth is not None else "expression cluster"
 import anndata as ad
 import scanpy as sc
 
-joint = ad.AnnData(obs=pd.DataFrame({kind_of_label: labels}))
-joint.obs_names = section.adata.obs_names[section.rows]
+spots = section.adata.obs_names[section.rows]
+joint = ad.AnnData(obs=pd.DataFrame({kind_of_label: labels}, index=spots))
 for name, embedding in x.items():
     joint.obsm["scaled"] = StandardScaler().fit_transform(embedding)
     n_neighbors = min(15, joint.n_obs - 1)
@@ -255,8 +250,8 @@ pd.DataFrame(
 @plots.styled
 def domain_maps():
     """The tissue, its labels, and the clusters of both embeddings."""
-    shown = np.unique(labels)
-    maps = {kind_of_label: np.searchsorted(shown, labels)}
+    shown = sorted(set(labels), key=lambda name: (len(name), name))
+    maps = {kind_of_label: [shown.index(label) for label in labels]}
     for name, embedding in x.items():
         maps[f"clusters, {names[name]}"] = domains(embedding, len(shown))
     figure, axes = plt.subplots(1, 4, figsize=(8.5, 2.6))
@@ -273,7 +268,8 @@ def domain_maps():
 domain_maps()
 
 # %% [markdown]
-# Colours of clusters are arbitrary: only their shapes can be compared.
+# The labels have the colours of the UMAP above. Colours of clusters are arbitrary: only their
+# shapes can be compared.
 #
 # ## Which part of a patch the prediction rests on
 #
@@ -392,8 +388,8 @@ result_box(
     f"{interval_text(to_frozen)}: {kind_of(to_frozen)}.",
     f"To shuffled pairs it is {interval_text(to_shuffled)}: "
     f"{kind_of(to_shuffled)}.",
-    f"Clusters of the embedding agree with each {kind_of_label} by "
-    f"{interval_text(ari_gain)} in ARI compared with the frozen encoder's: "
+    "The agreement of the embedding's clusters with the labels "
+    f"({kind_of_label}) changes by {interval_text(ari_gain)} in ARI: "
     f"{kind_of(ari_gain)}.",
     "Fewer than three units are a description without a verdict, and three "
     "show large differences only.",
