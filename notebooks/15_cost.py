@@ -108,8 +108,8 @@ def split(name: str, px: int, tune_blocks: int) -> dict:
     }
 
 
-def bound(cost: dict) -> float:
-    """How many times faster the cache can make a step, by the count."""
+def faster_by_count(cost: dict) -> float:
+    """How many times faster the cache makes a step, by the count."""
     return 1 + cost["frozen"] / (3 * cost["tuned"])
 
 
@@ -159,8 +159,8 @@ figure
 #
 # The output of the frozen blocks depends on a view's pixels alone, so it can be computed once and
 # read from disk afterwards. A step then costs $3 F_\text{tuned}$ in place of
-# $F_\text{frozen} + 3 F_\text{tuned}$ operations. By this count the cache makes a step faster by at
-# most
+# $F_\text{frozen} + 3 F_\text{tuned}$ operations. By this count the cache makes a step faster by
+# the factor
 #
 # $$
 # \frac{F_\text{frozen} + 3 F_\text{tuned}}{3 F_\text{tuned}}
@@ -175,7 +175,7 @@ rows = {}
 for name, cost in counted.items():
     view_bytes = 4 * float(np.prod(cost["activation"]))
     rows[name] = {
-        "at most faster by": bound(cost),
+        "faster by count": faster_by_count(cost),
         "kB a view": view_bytes / 1e3,
         "1,000 pairs, 8 views (GB)": 8e3 * view_bytes / 1e9,
         "700,000 pairs, 8 views (GB)": 700e3 * 8 * view_bytes / 1e9,
@@ -187,10 +187,10 @@ saving.map("{:,.2f}".format)
 huge = saving.loc["vit_huge_patch14_224, last 1"]
 own = saving.iloc[0]
 print(
-    f"ViT-H, last block tuned: at most {huge.iloc[0]:.1f} times faster, and "
+    f"ViT-H, last block tuned: {huge.iloc[0]:.1f} times faster by count, and "
     f"{huge.iloc[3] / 1e3:,.1f} TB at 700,000 pairs"
 )
-print(f"{saving.index[0]}: at most {own.iloc[0]:.2f} times faster")
+print(f"{saving.index[0]}: {own.iloc[0]:.2f} times faster by count")
 
 # %% [markdown]
 # A network with one tuned block of many gains most, because most of its step is frozen. At 700,000
@@ -229,7 +229,7 @@ def pairs_per_second(settings, *, cached: bool, steps: int) -> float:
 
 
 STEPS = 3 if SMOKE else 6
-speeds, bounds = {}, {}
+speeds, by_count = {}, {}
 for k in (1, 3):
     settings = dataclasses.replace(
         config, tune_blocks=k, n_views=1, batch_size=32
@@ -239,15 +239,15 @@ for k in (1, 3):
         for name in ("plain", "cached")
     }
     network = encoder_for(settings, device="cpu")
-    bounds[k] = bound(
+    by_count[k] = faster_by_count(
         {
             "frozen": operations(network.prefix, image),
             "tuned": operations(network.tail, network.prefix(image)),
         }
     )
 table = pd.DataFrame(speeds).T.rename_axis("blocks tuned")
-table["faster by"] = table.cached / table.plain
-table["at most, by count"] = pd.Series(bounds)
+table["faster measured"] = table.cached / table.plain
+table["faster by count"] = pd.Series(by_count)
 table.map("{:.1f}".format)
 
 # %% [markdown]
@@ -447,7 +447,7 @@ result_box(
     f"steps of {config.backbone} with the cache ran {ratios[1]:.1f} times as "
     f"fast with one tuned block ({kinds[1]}) and {ratios[3]:.1f} times as fast "
     f"with three ({kinds[3]}). The counts of operations give "
-    f"{bounds[1]:.1f} and {bounds[3]:.1f}.",
+    f"{by_count[1]:.1f} and {by_count[3]:.1f}.",
     f"The first batch from disk has {equal} the same batch from memory.",
     f"Encoding {CHUNKS[-1]} images at a time keeps {heads + part[4]:.0f} MB for "
     f"the backward pass, in place of {heads + part[32]:.0f} MB.",
@@ -478,11 +478,11 @@ result_box(
 # embeddings are computed and nothing is trained?
 
 # %% tags=["hide-cell", "solution"]
-# All tuned: nothing is frozen, and the bound is 1. None tuned: everything is
-# frozen, and the bound has no limit, because embeddings are computed once.
+# All tuned: nothing is frozen, and the factor is 1. None tuned: everything is
+# frozen, and the factor has no limit, because embeddings are computed once.
 for k in (1, 2, 4, 8, 12):
     cost = split("vit_base_patch16_224", 224, k)
-    print(f"ViT-B, last {k:2d} tuned: at most {bound(cost):.2f} times faster")
+    print(f"ViT-B, last {k:2d} tuned: {faster_by_count(cost):.2f} times faster")
 
 # %% [markdown]
 # **2.** You have 50 GB of disk and want ViT-B with its last block tuned, on 20,000 pairs. How many
@@ -516,7 +516,7 @@ for k in (1, 4, 32):
 
 # %% tags=["key-figures", "remove-cell"]
 figures = {
-    "bound": saving["at most faster by"].to_dict(),
+    "by_count": saving["faster by count"].to_dict(),
     "pairs_per_s": speeds,
     "losses": losses,
     "kept": {k: (heads + part[k], gradients[k]) for k in CHUNKS},

@@ -222,7 +222,7 @@ def test_every_pitfall_misleads():
 def test_training_from_shards_is_training_from_memory():
     f = figures(15)
     assert f["losses"]["memory"] == f["losses"]["shards"]  # to the bit
-    assert f["bound"]["vit_base_patch16_224, last 1"] == pytest.approx(1 + 11 / 3, rel=1e-6)
+    assert f["by_count"]["vit_base_patch16_224, last 1"] == pytest.approx(1 + 11 / 3, rel=1e-6)
     assert f["views"]["fp16"] == 2 * f["views"]["fp32"]
     (whole, largest), *parts = f["kept"].values()
     assert parts[-1][0] < 0.5 * whole
