@@ -147,7 +147,7 @@ record-phantom_transformer: $(STAMP)
 # in one folder as `seal-lite check` reads it. Its images have 3.4 um per px.
 MOB ?= ../shared/mob
 record-mob: $(STAMP)
-	$(CLI) crossval --data $(MOB) --groups section --seeds 3 --set patch_px=64 --out $(RUNS)/mob
+	$(CLI) crossval --data $(MOB) --groups section --seeds 2 --set patch_px=64 --out $(RUNS)/mob
 	cp $(RUNS)/mob/metrics.json results/mob.json
 
 record-shifts: $(STAMP)
