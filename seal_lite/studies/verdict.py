@@ -43,7 +43,8 @@ class Verdict:
     Parameters
     ----------
     kind
-        "better", "no difference", "worse" or "description".
+        "better", "no difference", "worse" or "description"; "mixed" where one probe says better and
+        the other worse.
     headline
         A few words, as large for a loss as for a gain.
     sentences
@@ -62,6 +63,7 @@ HEADLINES = {
     "better": "Finetuning helped.",
     "no difference": "Finetuning made no difference that this study could see.",
     "worse": "Finetuning made the encoder worse.",
+    "mixed": "The two probes disagree: finetuning helped by one and hurt by the other.",
     "description": "Too few {units} for a verdict.",
 }
 
@@ -94,7 +96,10 @@ def verdict(result: Mapping[str, Any], plan: Plan) -> Verdict:
     """
     to_frozen = difference_row(result, "frozen_best")
     to_shuffled = difference_row(result, "shuffled")
+    by_other_probe = difference_row(result, "frozen_best", "hest")
     kind = kind_of(to_frozen)
+    if {kind, kind_of(by_other_probe)} == {"better", "worse"}:
+        kind = "mixed"
     units = plural(plan.by)
     means = summary(result)[TARGET]
     tuned, frozen = means["tuned", PROBE], means["frozen_best", PROBE]
@@ -104,7 +109,12 @@ def verdict(result: Mapping[str, Any], plan: Plan) -> Verdict:
         f"frozen one, averaged over genes: a difference of {interval_words(to_frozen, plan.by)}."
     )
     second = f"{_what_pairs_taught(to_shuffled)}: {interval_words(to_shuffled, plan.by)}."
-    advice = _advice(kind, to_frozen, to_shuffled, units=units) + plan.shortening()
+    if kind == "mixed":
+        words = interval_words(by_other_probe, plan.by)
+        advice = f"Keep the frozen encoder: {PROBES['hest']} finds a difference of {words}."
+    else:
+        advice = _advice(kind, to_frozen, to_shuffled, units=units)
+    advice += plan.shortening()
     return Verdict(kind, HEADLINES[kind].format(units=units), [first, second], advice)
 
 
@@ -148,8 +158,8 @@ def _advice(
         )
     if kind_of(to_shuffled) != "better":
         return (
-            "Do not credit the gain to gene expression: training on shuffled pairs did as well, as "
-            f"far as these {units} can show."
+            "Do not credit the gain to gene expression yet: the difference to shuffled pairs is "
+            f"not clearly above 0. More {units} would tell."
         )
     return "Use the finetuned encoder: it is in the folder encoder/ beside this page."
 

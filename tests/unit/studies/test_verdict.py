@@ -83,6 +83,20 @@ def test_the_advice_uses_the_finetuned_encoder_only_for_a_gain_of_true_pairs(
     assert re.match(advice, verdict(result, PLAN).advice)
 
 
+@pytest.mark.parametrize("sign", [1, -1])
+def test_probes_that_disagree_are_named_in_the_headline(sign):
+    """A gain by one probe is no verdict where the other one finds a loss."""
+    low, mean, high = sorted([sign * 0.02, sign * 0.05, sign * 0.08])
+    result = made_result(mean, low, high)
+    for row in result["delta"]:
+        if row["probe"] == "hest":
+            row |= {"mean": -mean, "ci95": [-high, -low]}
+    outcome = verdict(result, PLAN)
+    assert outcome.kind == "mixed"
+    assert "disagree" in outcome.headline
+    assert f"HEST-bench) finds a difference of {-mean:+.3f}" in outcome.advice
+
+
 def test_the_advice_states_that_time_has_shortened_the_training():
     result = made_result(0.05, 0.02, 0.08)
     short = replace(PLAN, epochs=4)
