@@ -154,7 +154,7 @@ pd.DataFrame(difference_rows(result))
 # %%
 #| alt: Four differences with their intervals, finetuned minus the frozen encoder's best layer and
 #| minus shuffled pairs, each by two probes, with a grey dot for every held-out unit.
-figures.differences(result)
+figures.differences(result, by)
 
 # %% [markdown]
 # ## The embedding before and after
