@@ -184,7 +184,7 @@ def result_problem(notebook) -> str | None:
     return None if is_box else "its result does not end with result_box(...)"
 
 
-@pytest.mark.parametrize("path", SCRIPTS[15:], ids=lambda path: path.stem)
+@pytest.mark.parametrize("path", SCRIPTS, ids=lambda path: path.stem)
 def test_a_chapter_states_its_result(path):
     assert result_problem(jupytext.read(path)) is None
 
