@@ -194,6 +194,7 @@ for _, held_out in folds_of(sections, groups):
         folds.append((section, model, x, labels_of(section, model)))
 section, model, x, labels = folds[-1]
 kind_of_label = "region" if truth is not None else "expression cluster"
+names = {"frozen": "frozen", "seal": "finetuned"}
 
 # %% tags=["hide-input"]
 #| alt: Two UMAPs of the patches of one held-out section, from the frozen and from the finetuned
@@ -208,7 +209,21 @@ for name, embedding in x.items():
     n_neighbors = min(15, joint.n_obs - 1)
     sc.pp.neighbors(joint, n_neighbors, use_rep="scaled", random_state=0)
     sc.tl.umap(joint, random_state=0, key_added=f"X_umap_{name}")
-figures.embedding_maps(joint, kind_of_label)
+with plt.rc_context(plots.STYLE):
+    figure, axes = plt.subplots(1, 2, figsize=(8.4, 3.6))
+    for ax, (name, title) in zip(axes, names.items(), strict=True):
+        sc.pl.embedding(
+            joint,
+            f"X_umap_{name}",
+            color=kind_of_label,
+            palette=plots.COLOURS,
+            title=title,
+            legend_loc="right margin" if ax is axes[-1] else None,
+            ax=ax,
+            show=False,
+        )
+plt.close(figure)
+figure
 
 # %% [markdown]
 # ## Spatial domains
@@ -236,7 +251,6 @@ gains = np.subtract(ari["seal"], ari["frozen"])
 ari_gain = mean_and_interval(
     gains, test_to_train=leave_one_out_ratio(len(gains))
 )
-names = {"frozen": "frozen", "seal": "finetuned"}
 pd.DataFrame(
     {names[name]: values for name, values in ari.items()},
     pd.Index([fold[0].name for fold in folds], name="held-out section"),
