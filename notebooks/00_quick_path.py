@@ -209,6 +209,7 @@ for name, embedding in x.items():
     n_neighbors = min(15, joint.n_obs - 1)
     sc.pp.neighbors(joint, n_neighbors, use_rep="scaled", random_state=0)
     sc.tl.umap(joint, random_state=0, key_added=f"X_umap_{name}")
+shown = sorted(set(labels), key=lambda name: (len(name), name))
 with plt.rc_context(plots.STYLE):
     figure, axes = plt.subplots(1, 2, figsize=(8.4, 3.6))
     for ax, (name, title) in zip(axes, names.items(), strict=True):
@@ -216,12 +217,14 @@ with plt.rc_context(plots.STYLE):
             joint,
             f"X_umap_{name}",
             color=kind_of_label,
-            palette=plots.COLOURS,
+            palette=dict(zip(shown, plots.COLOURS, strict=False)),
+            size=80,
             title=title,
             legend_loc="right margin" if ax is axes[-1] else None,
             ax=ax,
             show=False,
         )
+        ax.set(xlabel="UMAP 1", ylabel="UMAP 2")
 plt.close(figure)
 figure
 
@@ -264,7 +267,6 @@ pd.DataFrame(
 @plots.styled
 def domain_maps():
     """The tissue, its labels, and the clusters of both embeddings."""
-    shown = sorted(set(labels), key=lambda name: (len(name), name))
     maps = {kind_of_label: [shown.index(label) for label in labels]}
     for name, embedding in x.items():
         maps[f"clusters, {names[name]}"] = domains(embedding, len(shown))
