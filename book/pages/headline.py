@@ -29,6 +29,7 @@ TRANSFORMER = "transformer"
 CROSSVALS = (
     ("her2st", "Real tumour, new section", CNN),
     ("her2st_transformer", "Real tumour, new section", TRANSFORMER),
+    ("mob", "Mouse olfactory bulb, new section", CNN),
     ("phantom", "Phantom, new patients", CNN),
     ("phantom_transformer", "Phantom, new patients", TRANSFORMER),
 )

@@ -153,7 +153,7 @@ def headline_results(gain, *, own):
         for minus in ("frozen", "frozen_best", "shuffled")
     ]
     blind = {"test": {"C6": "unseen section"}, "folds": [fold("C6", gain=gain)]}
-    names = ("her2st", "her2st_transformer", "phantom", "phantom_transformer")
+    names = ("her2st", "her2st_transformer", "mob", "phantom", "phantom_transformer")
     results = {name: crossval(gain) for name in names}
     return {**results, "hest": {"her2st": {"delta": delta}}, "blind/her2st_a04a8d6": blind}
 
@@ -168,7 +168,7 @@ def test_the_headline_shows_a_loss_beside_the_gains(pages):
     (blind,) = [cells for name, _, cells in rows if "C6" in name]
     assert {pages.markdown.verdict(cell) for cell in blind} == {"one unit"}
     counted = pages.headline.headline_counts(load)
-    assert "16 are better, 2 worse and 0 no difference; 4 have too few units" in counted
+    assert "20 are better, 2 worse and 0 no difference; 4 have too few units" in counted
 
 
 def test_a_query_below_chance_is_reported_as_such(pages):
@@ -413,12 +413,14 @@ def test_the_checklist_page_asks_what_a_study_answers():
         train_groups=None,
         seeds=1,
         epochs=1,
+        recipe_epochs=1,
         seconds={},
+        seconds_of_cache=0.0,
         memory_gb=1.0,
         disk_gb=1.0,
         smallest_gain=0.1,
     )
-    rows = checklist({"provenance": origin}, plan, leakage=[], allowed=False)
+    rows = checklist({"provenance": origin, "classes": None}, plan, leakage=[])
     page = (BOOK / "checklist.md").read_text()
     asked = re.findall(r"^\| ([^|]+) \|", page, re.M)
     assert [question for question, _ in rows] == asked[1:]
@@ -475,6 +477,7 @@ def test_every_page_can_be_filled_in_from_the_results_of_the_repository(pages, t
     [
         "her2st",
         "her2st_transformer",
+        "mob",
         "phantom",
         "phantom_transformer",
         "shift_stain",
