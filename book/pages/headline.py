@@ -11,7 +11,7 @@ import numpy as np
 import pandas as pd
 
 from pages.evaluations import ENCODERS, Result, Rows, seed_scores, select
-from pages.markdown import label, marked, number, tally, verdict
+from pages.markdown import NBSP, label, marked, number, tally, verdict
 from seal_lite.evaluation.scores import summary
 
 Load = Callable[[str], Result]
@@ -81,8 +81,13 @@ def blind_cells(result: Result, test: str) -> Cells:
 
 
 def headline_text(cell: dict | None) -> str:
-    """Return a cell of the table: the difference, its interval and the verdict below each other."""
-    return "–" if cell is None else f"{marked(cell)}<br>{verdict(cell).strip('*')}"
+    """Return a cell of the table: difference, interval, and verdict with the number of units."""
+    if cell is None:
+        return "–"
+    if cell["ci95"] is None:
+        return f"{number(cell['mean'], '+.3f')}<br>{verdict(cell)}"
+    lines, _, units = marked(cell).rpartition(NBSP)
+    return f"{lines}<br>{verdict(cell).strip('*')}{NBSP}{units}"
 
 
 def headline_counts(load: Load) -> str:
