@@ -255,10 +255,15 @@ def prepare_upload(run: str | Path, *, scores: str | Path | None = None) -> list
         The run cannot be loaded, or the card cannot be written.
     """
     run = Path(run)
-    SEAL.from_pretrained(run, device="cpu")  # a run that cannot be loaded is not uploaded
-    model_card(run, scores=scores).save(run / "README.md")
+    _card_of_loadable(run, scores).save(run / "README.md")
     names = sorted(str(path.relative_to(run)) for path in run.rglob("*") if path.is_file())
     return [run / name for name in filter_repo_objects(names, allow_patterns=SHARED_FILES)]
+
+
+def _card_of_loadable(run: str | Path, scores: str | Path | None) -> ModelCard:
+    """Return a run's card; a run that cannot be loaded is not uploaded."""
+    SEAL.from_pretrained(run, device="cpu")
+    return model_card(run, scores=scores)
 
 
 def push_to_hub(
@@ -296,11 +301,12 @@ def push_to_hub(
     InputError
         The run cannot be loaded, the card cannot be written, or the hub refuses the upload.
     """
-    prepare_upload(run, scores=scores)
+    card = _card_of_loadable(run, scores)
     remedy = "go online, or `hf auth login` with a token that may write"
     with reading(repo, fault="cannot be written", remedy=remedy):
         hub = HfApi(token=token)
         hub.create_repo(repo, private=private, exist_ok=True)
+        card.save(Path(run) / "README.md")
         hub.upload_folder(repo_id=repo, folder_path=str(run), allow_patterns=SHARED_FILES)
     return f"https://huggingface.co/{repo}"
 

@@ -164,7 +164,7 @@ def test_the_headline_shows_a_loss_beside_the_gains(pages):
     assert [encoder for _, encoder, _ in rows].count("transformer") == 2
     (protocol,) = [cells for name, _, cells in rows if "protocol" in name]
     words = [pages.headline.headline_text(cell) for cell in protocol]
-    assert words[:2] == ["–", "–"] and all(text.endswith("worse") for text in words[2:])
+    assert words[:2] == ["–", "–"] and all("worse" in text for text in words[2:])
     (blind,) = [cells for name, _, cells in rows if "C6" in name]
     assert {pages.markdown.verdict(cell) for cell in blind} == {"one unit"}
     counted = pages.headline.headline_counts(load)
