@@ -8,7 +8,7 @@ import numpy as np
 import pandas as pd
 
 from pages.markdown import interval, label, number, percent, verdict
-from seal_lite.evaluation.scores import tidy
+from seal_lite.evaluation.scores import summary, tidy
 from seal_lite.evaluation.statistics import (
     excludes_zero,
     leave_one_out_ratio,
@@ -64,6 +64,22 @@ def claim_sentences(result: Result) -> str:
         text = " and ".join(parts[minus] for minus in reversed(REFERENCES))
         sentences.append(f"Probe {label(probe)}: the finetuned encoder's difference is {text}.")
     return " ".join(sentences)
+
+
+def depth_sentence(result: Result) -> str:
+    """Return in words how much of the score depth explains, and what is left of the differences."""
+    means = summary(result)["pearson_residuals"]
+    log_depth = means["log_depth", "tuned_ridge"]
+    given_depth = {
+        row["minus"]: f"{interval(row)} to {REFERENCE_NAMES[row['minus']]} ({verdict(row)})"
+        for row in select(claims(result), probe="tuned_ridge", target="log1p_cp10k|depth")
+    }
+    differences = " and ".join(given_depth[minus] for minus in reversed(REFERENCES))
+    return (
+        f"Log depth alone reaches *r* = {number(log_depth)} on Pearson residuals, so a part of "
+        "every score is depth. The partial correlation given log depth removes its linear part, and "
+        f"probe B's differences are then {differences}."
+    )
 
 
 def class_sentence(result: Result) -> str:

@@ -146,6 +146,13 @@ def test_a_sections_first_sentence_follows_the_interval(pages, gain, word):
     assert first < text.index("best layer") < text.index("shuffled pairs")
 
 
+def test_what_depth_explains_is_stated_with_what_is_left(pages):
+    for gain, word in ((0.125, "better"), (-0.125, "worse"), (0.0, "difference")):
+        text = pages.evaluations.depth_sentence(crossval(gain))
+        assert "*r* = 0.200" in text  # log depth of the folds made up here
+        assert text.count(word) >= 2 and text.count(pages.markdown.number(gain, "+.3f")) == 2
+
+
 def headline_results(gain, *, own):
     """Results files of the headline: every difference is `gain`, HEST-bench's own score `own`."""
     delta = [
