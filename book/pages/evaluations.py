@@ -77,8 +77,8 @@ def depth_sentence(result: Result) -> str:
     differences = " and ".join(given_depth[minus] for minus in reversed(REFERENCES))
     return (
         f"Log depth alone reaches *r* = {number(log_depth)} on Pearson residuals, so a part of "
-        "every score is depth. The partial correlation given log depth removes its linear part, and "
-        f"probe B's differences are then {differences}."
+        "every score is depth. The partial correlation given log depth removes its linear part. "
+        f"Probe B's differences are then {differences}."
     )
 
 
