@@ -180,6 +180,7 @@ to-share: $(STAMP) ## fetch her2st, finetune on a tumour, and check what `share`
 trials: $(STAMP) ## choose settings, and measure what each part is worth: hours, needs her2st
 	$(PY) benchmarks/trials.py $(HER2ST)
 	$(PY) benchmarks/trials.py $(HER2ST) --arms transformer_trials
+	$(PY) benchmarks/trials.py $(HER2ST) --arms control_trials
 
 blind: $(STAMP) ## score the defaults on her2st's sections C6 and B4, which no setting has seen: hours
 	$(PY) benchmarks/blind.py $(HER2ST)

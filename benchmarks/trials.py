@@ -131,7 +131,8 @@ def train(
     arguments = {"sections": training, "config": config, "panel": panel, "include": genes}
     if job.variant:
         arguments |= VARIANTS[job.variant](training, panel, config)
-    model, history = finetune(**arguments, cache_dir=CACHE, progress=False)
+    trainer = arguments.pop("trainer", finetune)
+    model, history = trainer(**arguments, cache_dir=CACHE, progress=False)
     tuned_layers = embed_feature_layers(model.encoder, sections, cache_dir=CACHE)
     features = {"tuned": tuned_layers[model.encoder.feature_layer]}
     if job.frozen:
