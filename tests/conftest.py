@@ -77,6 +77,15 @@ def her2st():
     return root
 
 
+@pytest.fixture(scope="session")
+def browser():
+    """A headless Chromium; Playwright allows one at a time in a process."""
+    from browser import chromium
+
+    with chromium() as running:
+        yield running
+
+
 @pytest.fixture
 def cli(monkeypatch, capsys):
     """Run `seal-lite ARGS`; returns (exit code, stdout, stderr)."""

@@ -12,7 +12,7 @@ import anndata
 import numpy as np
 import pytest
 from axe_playwright_python.sync_playwright import Axe
-from browser import SIZES, chromium
+from browser import SIZES
 from helpers import TINY
 
 from seal_lite import InputError, study
@@ -140,12 +140,6 @@ def test_the_page_works_offline_and_is_small(finished):
     text = re.sub(r"data:image/jpeg;base64,[^\"]+", "", page)
     assert str(out.parent) not in text  # no path of this machine
     assert page.count("<tr><td>") >= len(facts["genes"])
-
-
-@pytest.fixture(scope="module")
-def browser():
-    with chromium() as browser:
-        yield browser
 
 
 @pytest.fixture
