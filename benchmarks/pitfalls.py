@@ -99,7 +99,7 @@ def measure(root: str) -> dict[str, Any]:
     genes_of_test = held_out(image, tuned_probe, RESIDUALS, genes_of_test=True)
     traps = {  # what misleads and its scores, the way around it and its scores
         "raw counts": (
-            ("library size alone, raw counts", held_out(log_depth, tuned_probe, RAW)),
+            ("log depth alone, raw counts", held_out(log_depth, tuned_probe, RAW)),
             ("Pearson residuals", held_out(log_depth, tuned_probe, RESIDUALS)),
         ),
         "random spots": (

@@ -40,7 +40,7 @@ if importlib.util.find_spec("seal_lite") is None:
 # "auto": the phantom, or on a GPU two Visium sections of 10x Genomics, which
 # are downloaded. Or any folder of sections.
 DATASET = "auto"
-# "auto": a small network, or on a GPU Phikon. Or a name of `seal-lite encoders`.
+# "auto": a small network, or on a GPU Phikon. Or one of `seal-lite encoders`.
 BACKBONE = "auto"
 # 0: 4 on a CPU, or the recipe's on a GPU.
 EPOCHS = 0
@@ -149,7 +149,7 @@ result = crossval(
     progress=False,
 )
 print(reason)
-pd.DataFrame(difference_rows(result))
+pd.DataFrame(difference_rows(result)).set_index("minus")
 
 # %%
 #| alt: Four differences with their intervals, finetuned minus the frozen encoder's best layer and
@@ -412,8 +412,11 @@ result_box(
 )
 
 # %% [markdown]
-# Many-fold results, with the recipe's epochs: {{ claim_sentences(load("phantom")) }} (phantom, new
-# patients). {{ claim_sentences(load("her2st")) }} (real tissue, new sections of one tumour.)
+# The results files have more folds and the recipe's epochs.
+#
+# **Phantom, new patients.** {{ claim_sentences(load("phantom")) }}
+#
+# **Real tissue, new sections of one tumour.** {{ claim_sentences(load("her2st")) }}
 #
 # ## What to remember
 #

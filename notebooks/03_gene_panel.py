@@ -228,7 +228,8 @@ figure
 median_count = {}
 for rule, genes in choice.items():
     median_count[rule] = float(np.median(mean[np.isin(names, genes)]))
-    print(f"{rule}: median of the genes' mean counts {median_count[rule]:.1f}")
+    name = rule.replace("_", " ")
+    print(f"{name}: median of the genes' mean counts {median_count[rule]:.1f}")
 
 # %% [markdown]
 # The {term}`panel` holds the scored genes and, beside them, the most variable genes of the

@@ -174,7 +174,7 @@ with plt.rc_context(plots.STYLE):
             va="bottom",
         )
     ax.set(xlabel="penalty alpha", ylabel="mean r over genes")
-    ax.legend(loc="upper left")
+    ax.legend(loc="lower right", bbox_to_anchor=(1, 0.1))
 plt.close(figure)
 figure
 

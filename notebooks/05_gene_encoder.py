@@ -404,7 +404,7 @@ neighbours = {
         projected[test.rows], reference
     ),
 }
-pd.Series(neighbours, name="share of neighbours kept").round(3)
+pd.Series(neighbours, name="share of neighbours kept").round(3).to_frame()
 
 # %% [markdown]
 # The gene encoder is there for another reason than reconstruction. It trains *together* with the

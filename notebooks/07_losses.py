@@ -163,7 +163,8 @@ clip_gap = float((by_hand - package).abs())
 print(f"by hand {by_hand:.4f}, losses.clip_loss {package:.4f}")
 print(f"a uniform guess costs ln 4 = {math.log(4):.4f}")
 costs = {"image to genes": by_rows, "gene to images": by_columns}
-pd.DataFrame(costs, index=[1, 2, 3, 4]).rename_axis("pair").round(3)
+costs = pd.DataFrame(costs, index=[1, 2, 3, 4]).rename_axis("pair")
+costs.astype(float).round(3)
 
 # %% [markdown]
 # Pair 4, whose image points to another profile, costs most. A pair that is already right costs

@@ -279,7 +279,7 @@ CACHE = "runs/cache"
 
 
 def embed_held_out(model: SEAL) -> tuple[np.ndarray, np.ndarray]:
-    """The held-out patches and profiles in the shared space, two (n, d) of unit vectors."""
+    """Held-out patches and profiles, as unit vectors (n, d) of the shared space."""
     layers = embed_feature_layers(model.encoder, [test], cache_dir=CACHE)
     embedding = layers[model.encoder.feature_layer][0]
     return model.project_images(embedding), model.encode_genes(z)
@@ -438,7 +438,7 @@ draw_pair(model)
 # %%
 log = pd.DataFrame(history).set_index("epoch")
 columns = ["clip", "gene", "image", "loss", "lr_lora", "pairs_per_s"]
-log[columns].round(4).iloc[::2]
+log[columns].round(4).round({"pairs_per_s": 1}).iloc[::2]
 
 # %% [markdown]
 # A falling loss shows that the training pairs were learnt. It does not show that anything carries

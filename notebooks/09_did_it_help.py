@@ -188,7 +188,10 @@ table = tidy(result).query("target == 'pearson_residuals'")
 order = [name for name in charts.LABELS if name in set(table.features)]
 by_class = table.pivot_table("r", ["features", "probe"], "class", "mean")
 by_class["all"] = table.groupby(["features", "probe"]).r.mean()
-by_class.reindex(order, level="features").round(3)
+labels = {
+    name: label.replace("\n", " ") for name, label in charts.LABELS.items()
+}
+by_class.reindex(order, level="features").rename(index=labels).round(3)
 
 # %% [markdown]
 # Read three places of the table. On the *invisible* genes no encoder should score. The *neighbours*

@@ -190,7 +190,8 @@ table = pd.DataFrame(
 )
 median_ranks = {name: scores["median_rank"] for name, scores in recalls.items()}
 table["median rank"] = pd.Series({**median_ranks, "chance": (n + 1) / 2})
-table.round(3)
+names = {"tuned": "finetuned", "shuffled": "shuffled pairs"}
+table.rename(index=names).round(3)
 
 # %% [markdown]
 # Two things limit recall. A kind of tissue has many patches that look alike, so no model can tell
@@ -248,7 +249,6 @@ means = scores.groupby(["direction", "scope", "model"], sort=False)[
     ["random", "found", "oracle"]
 ].mean()
 by_model = means.unstack("model")
-names = {"tuned": "finetuned", "shuffled": "shuffled pairs"}
 answers = by_model["found"].rename(columns=names)
 answers.insert(0, "random", by_model["random", "tuned"])
 answers["oracle"] = by_model["oracle", "tuned"]
@@ -297,7 +297,7 @@ figure
 columns = ["recall@1", "chance@1", "recall@10", "chance@10", "median_rank", "n"]
 own_spot = scores.loc["tuned"].query("scope in ['slide', 'all']")
 own_spot = own_spot.groupby(["direction", "scope"], sort=False)[columns].mean()
-own_spot.round(3)
+own_spot.rename(columns={"median_rank": "median rank"}).round(3)
 
 # %% [markdown]
 # One command prints these tables. With a file of gene sets it also searches every slide for each

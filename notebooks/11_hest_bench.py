@@ -303,7 +303,7 @@ table = rows.pivot_table("r", ["features", "probe"], "target", "mean")
 columns = ["hest_bench", "pearson_residuals", "log1p_cp10k|depth"]
 names = [name for name in charts.LABELS if name in set(rows.features)]
 ordered = table[columns].reindex(names, level="features")
-ordered.rename(columns=charts.LABELS).map(
+ordered.rename(index=charts.LABELS, columns=charts.LABELS).map(
     lambda r: "" if np.isnan(r) else f"{r:.3f}"
 )
 

@@ -94,7 +94,7 @@ if DATASET == "auto":
 here = begin(DATASET, BACKBONE, EPOCHS, SMOKE)
 ROOT, config, sections = here.root, here.config, here.load(here.names)
 groups = groups_of(sections, SHIFT)
-pd.Series(groups, name=SHIFT).value_counts()
+pd.Series(groups, name=SHIFT).value_counts().to_frame("sections")
 
 # %% tags=["hide-input"]
 #| alt: Patches of tissue of two sites, a row each and a column for each of up to four patients. The

@@ -39,7 +39,7 @@ if importlib.util.find_spec("seal_lite") is None:
 # %% tags=["parameters"]
 # "auto": the phantom, or on a GPU real tumours; or any folder of sections.
 DATASET = "auto"
-# "auto": a small network, or on a GPU Phikon; or a name of `seal-lite encoders`.
+# "auto": a small network, or on a GPU Phikon; or one of `seal-lite encoders`.
 BACKBONE = "auto"
 # Everything tiny, just to see that it runs.
 SMOKE = False

@@ -125,7 +125,7 @@ pd.set_option("display.max_colwidth", None)
 formats = {}
 for source in SOURCES:
     summary = source.reader.__doc__.split("\n")[0].rstrip(".")
-    formats[source.patterns[0]] = summary
+    formats[source.patterns[0]] = summary.replace("`", "")
 index = pd.Index(formats.keys(), name="in your folder")
 pd.DataFrame({"is read as": formats.values()}, index)
 

@@ -38,7 +38,7 @@ if importlib.util.find_spec("seal_lite") is None:
 # %% tags=["parameters"]
 # "auto": the phantom, or on a GPU real tumours; or any folder of sections.
 DATASET = "auto"
-# "auto": a small network, or on a GPU Phikon; or a name of `seal-lite encoders`.
+# "auto": a small network, or on a GPU Phikon; or one of `seal-lite encoders`.
 BACKBONE = "auto"
 # 0: 12, or 20 on a GPU.
 EPOCHS = 0
@@ -157,9 +157,12 @@ table.fillna("")
 # a folder of yours with its `config.json`:
 #
 # ```sh
-# seal-lite finetune --data DIR --train S1,S2 --out runs/mine --backbone convnext_tiny
-# seal-lite finetune --data DIR --train S1,S2 --out runs/mine --backbone hf-hub:OWNER/MODEL
-# seal-lite finetune --data DIR --train S1,S2 --out runs/mine --backbone local-dir:FOLDER
+# seal-lite finetune --data DIR --train S1,S2 --out runs/mine \
+#   --backbone convnext_tiny
+# seal-lite finetune --data DIR --train S1,S2 --out runs/mine \
+#   --backbone hf-hub:OWNER/MODEL
+# seal-lite finetune --data DIR --train S1,S2 --out runs/mine \
+#   --backbone local-dir:FOLDER
 # ```
 #
 # Finetuning needs to know three things of a network: where its blocks are, which of their layers

@@ -145,7 +145,8 @@ for flavor in ("pearson_residuals", "seurat"):
         means.append(np.asarray(counts.mean(0)).ravel())
     mean_counts[flavor] = np.concatenate(means)
     median = np.median(mean_counts[flavor])
-    print(f"{flavor}: median of {median:.2f} counts per spot")
+    name = flavor.replace("_", " ")
+    print(f"{name}: median of {median:.2f} counts per spot")
 common = len(set(selected["seurat"]) & set(selected["pearson_residuals"]))
 print(f"selected by both: {common} of {n_genes}")
 
@@ -250,7 +251,7 @@ result_box(
     f"{len(ours)} neighbours.",
     f"Two sections' own lists of 50 variable genes share {shared} genes, and "
     f"{same_position} of them stand at the same position.",
-    f"`seurat` selects {rarer} genes than Pearson residuals do (median of "
+    f"The rule seurat selects {rarer} genes than Pearson residuals do (median of "
     f"{seurat:.2f} and {residuals:.2f} counts per spot); {common} of {n_genes} "
     "genes are the same.",
     f"With z-scores, the best prediction through a ReLU has a mean squared "

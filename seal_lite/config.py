@@ -58,8 +58,7 @@ class Config:
     n_genes: AtLeastOne = 128  # highly variable genes of the training sections
     hvg: Hvg = "pearson_residuals"  # or "seurat", as released
     smooth: Share = 0.2  # share of the array neighbours' mean in a spot's expression
-    # over all neighbours; "disc", as released: over the spot and those within sqrt(2)
-    smooth_over: SmoothOver = "ring"
+    smooth_over: SmoothOver = "ring"  # or "disc", as released: the spot and those within sqrt(2)
     zscore: Zscore = "section"  # mean and sd from each "section" itself, or from "train"ing
     clip: Cut = 5.0  # |z| beyond this is clipped
 

@@ -30,3 +30,27 @@ document.addEventListener("DOMContentLoaded", () => {
     else image.addEventListener("load", framed, { once: true });
   }
 });
+
+// pandas writes the names of the rows into a header row of their own, and aligns no numbers.
+document.addEventListener("DOMContentLoaded", () => {
+  for (const table of document.querySelectorAll(".bd-article table.dataframe")) {
+    const [columns, names] = table.tHead?.rows ?? [];
+    const rows = [...(table.tBodies[0]?.rows ?? [])].map((row) => row.querySelectorAll("td"));
+    const width = rows[0]?.length ?? 0;
+    if (!columns || !width || rows.some((row) => row.length !== width)) continue;
+    const heads = [...columns.cells].slice(-width);
+    if (names && !table.tHead.rows[2] && heads.length === width) {
+      const rest = [...names.cells].slice(-width);
+      if (names.cells.length === columns.cells.length && rest.every((cell) => !cell.textContent)) {
+        for (const [i, cell] of [...names.cells].slice(0, -width).entries())
+          columns.cells[i].textContent = cell.textContent;
+        names.remove();
+      }
+    }
+    for (const [i, head] of heads.entries()) {
+      const texts = rows.map((row) => row[i].textContent.trim()).filter(Boolean);
+      if (!texts.length || !texts.every((text) => /^[-+]?[\d,]*\.?\d+%?$/.test(text))) continue;
+      for (const cell of [head, ...rows.map((row) => row[i])]) cell.classList.add("number");
+    }
+  }
+});

@@ -323,8 +323,8 @@ def count_clear_gaps(results: list[Result], features: str) -> str:
 def shift_dots(result: Result) -> dict[str, dict[str, pd.Series]]:
     """Return the scores of each encoder in and out of distribution, for a chart."""
     scores = shift_scores(result)
-    kinds = ("in", "out")
-    return {f: {f"{kind} of distribution": scores[kind][f] for kind in kinds} for f in ENCODERS}
+    names = {"in": "in distribution", "out": "out of distribution"}
+    return {f: {name: scores[kind][f] for kind, name in names.items()} for f in ENCODERS}
 
 
 def pitfall_dots(record: Result) -> dict[str, dict[str, list[float]]]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from typing import Any
@@ -32,8 +33,11 @@ def label(key: str) -> str:
 
 
 def number(value: float, form: str = ".3f") -> str:
-    """Return a number with a typographic minus sign."""
-    return format(value, form).replace("-", MINUS)
+    """Return a number with a typographic minus sign, and without one where it is 0 as printed."""
+    text = format(value, form)
+    if "+" not in form and not re.search("[1-9]", text):
+        text = text.removeprefix("-")
+    return text.replace("-", MINUS)
 
 
 def percent(value: float, digits: int = 0) -> str:
