@@ -56,25 +56,27 @@ def claim_sentences(result: Result) -> str:
     """Return in words what each probe reads over both references, on Pearson residuals."""
     sentences = []
     for probe in ("tuned_ridge", "hest"):
-        rows = [row for row in claims(result) if row["probe"] == probe]
-        parts = {
-            row["minus"]: f"{interval(row)} to {REFERENCE_NAMES[row['minus']]} ({verdict(row)})"
-            for row in select(rows, target="pearson_residuals")
-        }
-        text = " and ".join(parts[minus] for minus in reversed(REFERENCES))
+        text = over_references(select(claims(result), probe=probe, target="pearson_residuals"))
         sentences.append(f"Probe {label(probe)}: the finetuned encoder's difference is {text}.")
     return " ".join(sentences)
+
+
+def over_references(rows: Rows) -> str:
+    """Return in words a difference to each of `REFERENCES`, the frozen encoder first."""
+    by_reference = {row["minus"]: row for row in rows}
+    parts = []
+    for minus in reversed(REFERENCES):
+        row = by_reference[minus]
+        parts.append(f"{interval(row)} to {REFERENCE_NAMES[minus]} ({verdict(row)})")
+    return " and ".join(parts)
 
 
 def depth_sentence(result: Result) -> str:
     """Return in words how much of the score depth explains, and what is left of the differences."""
     means = summary(result)["pearson_residuals"]
     log_depth = means["log_depth", "tuned_ridge"]
-    given_depth = {
-        row["minus"]: f"{interval(row)} to {REFERENCE_NAMES[row['minus']]} ({verdict(row)})"
-        for row in select(claims(result), probe="tuned_ridge", target="log1p_cp10k|depth")
-    }
-    differences = " and ".join(given_depth[minus] for minus in reversed(REFERENCES))
+    given_depth = select(claims(result), probe="tuned_ridge", target="log1p_cp10k|depth")
+    differences = over_references(given_depth)
     return (
         f"Log depth alone reaches *r* = {number(log_depth)} on Pearson residuals, so a part of "
         "every score is depth. The partial correlation given log depth removes its linear part. "
@@ -95,12 +97,8 @@ def class_sentence(result: Result) -> str:
 
 def hest_sentence(result: Result) -> str:
     """Return in words the differences of HEST-bench's own score on real tissue."""
-    rows = {row["minus"]: row for row in select(result["delta"], target="hest_bench")}
-    parts = [
-        f"{interval(rows[minus])} to {name} ({verdict(rows[minus])})"
-        for minus, name in reversed(REFERENCE_NAMES.items())
-    ]
-    return f"On real tissue, the finetuned encoder's difference is {' and '.join(parts)}."
+    text = over_references(select(result["delta"], target="hest_bench"))
+    return f"On real tissue, the finetuned encoder's difference is {text}."
 
 
 def speed_sentence(bench: Result) -> str:

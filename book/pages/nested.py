@@ -25,7 +25,6 @@ class InnerFold(NamedTuple):
     """A training of an arm that an outer fold does not see: scores on two sections by reading."""
 
     arm: str
-    train: tuple[str, ...]
     inner: dict[str, float]  # on the section that chooses
     outer: dict[str, float]  # on the section that the outer fold holds out
 
@@ -48,7 +47,7 @@ def inner_folds(trials: dict[str, Any], test: str) -> Iterator[InnerFold]:
             continue
         (other,) = set(SECTIONS) - {test, *run["train"]}
         scores = run["scores"]
-        yield InnerFold(run["arm"], tuple(run["train"]), scores[other], scores[test])
+        yield InnerFold(run["arm"], scores[other], scores[test])
 
 
 def nested_folds(trials: dict[str, Any], *, fixed: str, probe: str) -> list[NestedFold]:
@@ -67,6 +66,7 @@ def nested_folds(trials: dict[str, Any], *, fixed: str, probe: str) -> list[Nest
         "tuned_ridge" or "hest".
     """
     candidates = complete_arms(trials)
+    first = next(iter(trials["arms"]))
     tuned = f"tuned/{probe}/{TARGET}"
     folds = []
     for test in SECTIONS:
@@ -74,7 +74,6 @@ def nested_folds(trials: dict[str, Any], *, fixed: str, probe: str) -> list[Nest
         inner = mean_by_arm(runs, tuned, "inner")
         outer = mean_by_arm(runs, tuned, "outer")
         arm = max(inner, key=lambda name: inner[name])
-        first = next(iter(trials["arms"]))
         references = [run for run in runs if run.arm == first]
         layer = inner_best_layer(references, probe)
         key = f"{layer}/{probe}/{TARGET}"

@@ -35,7 +35,12 @@ GENES_AT_ONCE = 2048  # of which pseudo-bulks are dense at a time
 CONSTANT = 1e-12  # share of the spread below which values differ by rounding only
 
 
-def find_leakage(sections: Sequence[Section], groups: Sequence[str]) -> list[str]:
+def find_leakage(
+    sections: Sequence[Section],
+    groups: Sequence[str],
+    *,
+    prints: Sequence[Fingerprint] | None = None,
+) -> list[str]:
     """Describe every pair of sections that a split by groups should not separate.
 
     Parameters
@@ -44,6 +49,8 @@ def find_leakage(sections: Sequence[Section], groups: Sequence[str]) -> list[str
         Sections of a cross-validation.
     groups
         The group of each section; a group is held out as a whole.
+    prints
+        The sections' fingerprints, where they are known.
 
     Returns
     -------
@@ -52,7 +59,9 @@ def find_leakage(sections: Sequence[Section], groups: Sequence[str]) -> list[str
         almost the same pseudo-bulk expression, almost the same image, or the same patient.
     """
     names = [section.name for section in sections]
-    return describe_overlaps(names, groups, [Fingerprint.of_section(s) for s in sections])
+    if prints is None:
+        prints = [Fingerprint.of_section(section) for section in sections]
+    return describe_overlaps(names, groups, prints)
 
 
 def describe_overlaps(
@@ -93,21 +102,17 @@ def check_leakage(
 
     Parameters
     ----------
-    sections, groups
+    sections, groups, prints
         As in `find_leakage`.
     allow
         Return messages where there are any.
-    prints
-        The sections' fingerprints, where they are known.
 
     Raises
     ------
     InputError
         Where there is a message and ``allow`` is False.
     """
-    if prints is None:
-        prints = [Fingerprint.of_section(section) for section in sections]
-    messages = describe_overlaps([section.name for section in sections], groups, prints)
+    messages = find_leakage(sections, groups, prints=prints)
     if messages and not allow:
         n_more = len(messages) - 1
         more = f", and {n_more} more pairs" if n_more else ""
