@@ -1,34 +1,39 @@
 """Ideas that `trials.py` measures without their being part of the method.
 
 A variant maps training sections, gene panel and settings to the arguments of `finetune` that it
-changes: another loss, callbacks, more profiles; or, as "trainer", what stands in its place. An
-encoder that differs is a row of `BACKBONES`.
+changes: another loss, callbacks, more profiles; or, as "trainer", what stands in its place
+(`pair_variants.py`). An encoder that differs is a row of `BACKBONES`.
 This module writes no file; results/trials.json has the scores.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import cross_entropy, logsigmoid, normalize
+from torch.nn.functional import logsigmoid, normalize
 
+from pair_variants import (
+    OneSection,
+    TwoViews,
+    denoised,
+    residuals,
+    train_with_teacher,
+    trainer,
+    view_loss,
+    without_images,
+)
 from seal_lite import SEAL, Config, Section
 from seal_lite.data.genes import GenePanel
-from seal_lite.data.section import read_counts
 from seal_lite.encoders.registry import BACKBONES, load_backbone
 from seal_lite.encoders.vision import encoder_for
 from seal_lite.model.losses import PairOutputs, seal_loss, weighted_sum
 from seal_lite.training.callbacks import Callback
-from seal_lite.training.distributed import join_processes
-from seal_lite.training.loader import Activations, Pairs
-from seal_lite.training.loop import train
 
 Arguments = dict[str, Any]
 LITE0 = BACKBONES["tf_efficientnet_lite0"]
@@ -108,46 +113,6 @@ class AverageWeights(Callback):
             model.load_trainable(mean, source="the mean of the last epochs")
 
 
-class TwoViews(Pairs):
-    """Batches of two views of each patch, in place of one view and its expression.
-
-    A batch holds as many images as one of `Pairs`, and an epoch as many batches.
-    """
-
-    def epoch(self, number: int) -> Iterator[tuple[Tensor, Tensor]]:
-        """Yield batches whose second half shows the patches of the first in other views."""
-        rng = np.random.default_rng([self.config.seed, number])
-        order = rng.permutation(len(self))
-        n_patches = self.config.batch_size // 2
-        for step in range(self.steps):
-            patches = order[step * n_patches : (step + 1) * n_patches]
-            first = rng.integers(self.config.n_views, size=n_patches)
-            step_to_other = rng.integers(1, self.config.n_views, size=n_patches)
-            second = (first + step_to_other) % self.config.n_views
-            yield self.batch(np.tile(patches, 2), np.concatenate([first, second]))
-
-
-def view_loss(outputs: PairOutputs, config: Config) -> dict[str, Tensor]:
-    """Ask which image of the batch is the other view of a patch (SimCLR, Chen et al., 2020)."""
-    z = normalize(outputs.image_projection, dim=1)  # (b, d)
-    itself = torch.eye(len(z), dtype=torch.bool, device=z.device)
-    logits = (z @ z.T / outputs.temperature).masked_fill(itself, -math.inf)  # (b, b)
-    other_view = torch.arange(len(z), device=z.device).roll(len(z) // 2)
-    return {"loss": cross_entropy(logits, other_view)}
-
-
-def train_on_views(
-    sections: list[Section], config: Config, panel: GenePanel, *, cache_dir: Path, **_: Any
-) -> tuple[SEAL, list[dict[str, Any]]]:
-    """Adapt the encoder by `view_loss`: the method's images and steps, and no expression."""
-    state, device = join_processes()
-    model = SEAL.build(panel, config, device=device)
-    activations = Activations(model.encoder, sections, config, cache_dir=cache_dir, progress=False)
-    pairs = TwoViews(sections, panel, config, activations)
-    history = train(model, pairs, state, loss=view_loss, progress=False)
-    return model.eval(), history
-
-
 def quarter_of_counts(sections: list[Section], panel: GenePanel, config: Config) -> Arguments:
     """Finetune as if sequenced a quarter as deep: three of four transcripts are left out."""
     rng = np.random.default_rng(0)
@@ -164,11 +129,7 @@ def quarter_of_counts(sections: list[Section], panel: GenePanel, config: Config)
 
 def warmup_on_expression(sections: list[Section], panel: GenePanel, config: Config) -> Arguments:
     """Read the sections with counts and no image, of other patients, in the warm-up epochs too."""
-    root = Path(sections[0].adata.uns["image_path"]).parents[4]
-    files = sorted(root.glob("data/ST-cnts/*.tsv.gz"))
-    names = [path.name.removesuffix(".tsv.gz") for path in files]
-    others = [read_counts(root, name) for name in names if name[0] != sections[0].patient]
-    return {"extra_expression": np.concatenate([panel.transform(adata) for adata in others])}
+    return {"extra_expression": without_images(sections, panel)}
 
 
 def load_centre_weighted(name: str, *, sd_um: float) -> nn.Module:
@@ -203,7 +164,11 @@ BACKBONES["lite0_centre_pooling"] = replace(
 VARIANTS: dict[str, Callable[[list[Section], GenePanel, Config], Arguments]] = {
     "shuffled": lambda *_: {"shuffle_pairs": True},
     "shuffled_anew": lambda *_: {"shuffle_pairs": "every epoch"},
-    "self_supervision": lambda *_: {"trainer": train_on_views},
+    "self_supervision": lambda *_: {"trainer": trainer(TwoViews, loss=view_loss)},
+    "one_section": lambda *_: {"trainer": trainer(OneSection)},
+    "denoised": lambda *_: {"trainer": trainer(profiles=denoised)},
+    "residuals": lambda *_: {"trainer": trainer(profiles=residuals)},
+    "teacher": lambda *_: {"trainer": train_with_teacher},
     "siglip": lambda *_: {"loss": siglip_loss},
     "expression_targets": lambda *_: {"loss": expression_target_loss},
     "average_weights": lambda *_: {"callbacks": [AverageWeights()]},
