@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import inspect
 import re
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -80,6 +81,15 @@ def gain_over_frozen(record: Result, arm: str, probe: str, *, of: str = "") -> d
     best = best_frozen(record, measured, probe)
     key = f"tuned/{probe}/pearson_residuals"
     return difference(record, arm, key, minus=(measured, best))
+
+
+def beside(trials: Result, references: Sequence[str], more: Result) -> Result:
+    """Return the runs of another list of trials behind those of their references.
+
+    Both lists train on the same pairs of sections, each with the same seed.
+    """
+    runs = [run for run in trials["runs"] if run["arm"] in references]
+    return {"runs": [*runs, *more["runs"]]}
 
 
 def votes(record: Result, arm: str) -> dict[str, float]:
