@@ -31,6 +31,11 @@ def arms_of(record: Result) -> list[str]:
     return list(dict.fromkeys(run["arm"] for run in record["runs"]))
 
 
+def changed_arms(record: Result) -> list[str]:
+    """Return the arms behind the first, the reference, but for those whose runs failed."""
+    return [arm for arm in arms_of(record)[1:] if not arm_scores(record, arm, MAIN).empty]
+
+
 def arm_scores(record: Result, arm: str, key: str) -> pd.Series:
     """Return an arm's scores under `key` by (training sections, test section), without failures."""
     values = {
@@ -151,11 +156,7 @@ def decision(gains: list[float]) -> str:
 
 def trial_counts(record: Result) -> str:
     """Return in words how many trials make a difference, and which every fold prefers."""
-    arms = [
-        arm
-        for arm in arms_of(record)
-        if arm != FULL_RECIPE and not arm_scores(record, arm, MAIN).empty
-    ]
+    arms = changed_arms(record)
     gaps_of = {arm: difference(record, arm, MAIN) for arm in arms}
     better = [arm for arm, row in gaps_of.items() if excludes_zero(row) and row["mean"] > 0]
     worse = [arm for arm, row in gaps_of.items() if excludes_zero(row) and row["mean"] < 0]
@@ -192,8 +193,7 @@ def ablation_points(record: Result) -> Rows:
     """Return every arm's difference in the main score, for a forest plot."""
     return [
         {"row": arm, "series": record["arms"][arm]["group"], **difference(record, arm, MAIN)}
-        for arm in arms_of(record)
-        if arm != FULL_RECIPE and not arm_scores(record, arm, MAIN).empty
+        for arm in changed_arms(record)
     ]
 
 

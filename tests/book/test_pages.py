@@ -6,10 +6,12 @@ import dataclasses
 import itertools
 import json
 import re
+from collections import Counter
 from pathlib import Path
 
 import jupytext
 import numpy as np
+import pandas as pd
 import pytest
 
 from seal_lite import Config
@@ -520,3 +522,22 @@ def test_a_blind_score_is_the_mean_over_seeds_with_each_seed_beside_it(pages):
     assert pages.evaluations.seed_text(scores["frozen"]) == "0.200"
     gap = pages.evaluations.seed_gap(scores, "tuned", "frozen")
     assert gap == "+0.150 (+0.100, +0.200)"
+
+
+@pytest.mark.parametrize("name", ["control_trials", "idea_trials", "transformer_idea_trials"])
+def test_every_trial_that_is_listed_has_all_its_runs(name):
+    """A page names no arm without a score, and each has six trainings beside its recipe's."""
+    listed = pd.read_csv(ROOT / f"benchmarks/{name}.tsv", sep="\t")["arm"]
+    runs = json.loads((ROOT / f"results/{name}.json").read_text())["runs"]
+    counted = Counter(run["arm"] for run in runs if "failed" not in run["scores"])
+    assert counted == dict.fromkeys(listed, 6)
+
+
+def test_trials_of_another_list_stand_beside_the_same_trainings(pages):
+    base = trials({"recipe": 0.0, "other": 0.5})
+    more = trials({"idea": 0.02})
+    more["runs"] = [run for run in more["runs"] if run["arm"] == "idea"]
+    record = pages.ablation.beside(base, ["recipe"], more)
+    assert pages.ablation.arms_of(record) == ["recipe", "idea"]
+    gap = pages.ablation.difference(record, "idea", MAIN)
+    assert gap["mean"] == pytest.approx(0.02) and gap["units"] == 6

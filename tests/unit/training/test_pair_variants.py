@@ -5,12 +5,12 @@ from __future__ import annotations
 from dataclasses import replace
 
 import numpy as np
-import pair_variants
 import pytest
 import torch
 from helpers import TINY
-from pair_variants import OneSection, TwoViews, trainer
 
+import pair_variants
+from pair_variants import OneSection, TwoViews, trainer
 from seal_lite import finetune
 from seal_lite.data.genes import GenePanel, depth
 
