@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from seal_lite.evaluation.scores import summary, tidy
 from seal_lite.evaluation.statistics import excludes_zero
-from seal_lite.studies.plan import ENOUGH_UNITS, plural
+from seal_lite.studies.plan import ENOUGH_UNITS, plural, times
 from seal_lite.tutorial.charts import LABELS
 
 if TYPE_CHECKING:
@@ -204,6 +204,7 @@ def methods(result: Mapping[str, Any], plan: Plan, config: Config, *, n_pairs: i
     """Return a paragraph for a paper, with versions and citations."""
     origin = result["provenance"]
     what = f"LoRA of rank {config.lora_rank} in" if config.lora_rank else "all weights of"
+    blocks = "block" if config.tune_blocks == 1 else f"{config.tune_blocks} blocks"
     commit = "" if origin["commit"] == "unknown" else f" (commit {origin['commit']})"
     libraries = ", ".join(f"{name} {number}" for name, number in origin["versions"].items())
     sources = "; ".join(CITATIONS)
@@ -211,16 +212,16 @@ def methods(result: Mapping[str, Any], plan: Plan, config: Config, *, n_pairs: i
         f"The encoder {config.backbone} was finetuned on {n_pairs} pairs of H&E patch "
         f"({config.patch_um:g} um, {config.patch_px} px) and spatial gene expression from "
         f"{len(origin['sections'])} sections with SEAL-lite {origin['package']}{commit}: {what} "
-        f"its last {config.tune_blocks} blocks, a gene encoder, a contrastive loss and two "
+        f"its last {blocks}, a gene encoder, a contrastive loss and two "
         f"reconstructions, for {config.epochs} epochs at a learning rate of {config.lr_lora:g}. "
-        f"{plan.design()} Each training was repeated with {plan.seeds} random seeds; genes, "
-        "scaling, encoder and penalties were chosen without the held-out units. Ridge regressions "
-        "predicted analytic Pearson residuals of the most variable genes from the embedding; "
-        "scores are Pearson correlations over the spots of a section, averaged over genes, seeds "
-        "and units. Controls were the frozen encoder at the layer that predicts best inside the "
-        "training part, and the same finetuning on shuffled pairs. Intervals are 95% t intervals "
-        "over held-out units, with the variance corrected for shared training data where each unit "
-        f"was left out in turn. Software: {libraries}, scanpy {version('scanpy')}, scikit-learn "
+        f"{plan.design()} Each training ran {times(plan.seeds)}, with a random seed of its own. "
+        "Genes, scaling, encoder and penalties were chosen without the held-out units. Ridge "
+        "regressions predicted analytic Pearson residuals of the most variable genes from the "
+        "embedding; scores are Pearson correlations over the spots of a section, averaged over "
+        "genes, seeds and units. Controls were the frozen encoder at the layer that predicts best "
+        "inside the training part, and the same finetuning on shuffled pairs. Intervals are 95% t "
+        "intervals over held-out units, with the variance corrected for shared training data "
+        f"where each unit was left out in turn. Software: {libraries}, scanpy {version('scanpy')}, scikit-learn "
         f"{version('scikit-learn')}; {origin['device']}. References: {sources}."
     )
 

@@ -5,8 +5,9 @@ from dataclasses import replace
 
 import pytest
 
+from seal_lite import Config
 from seal_lite.studies.plan import Plan
-from seal_lite.studies.verdict import checklist, difference_rows, verdict
+from seal_lite.studies.verdict import checklist, difference_rows, methods, verdict
 
 TARGETS = ("pearson_residuals", "log1p_cp10k", "log1p_raw", "log1p_cp10k|depth")
 PLAN = Plan(
@@ -121,3 +122,16 @@ def test_an_allowed_leak_stands_in_the_checklist():
     )
     answer = answers["Is a sample on both sides of a split?"]
     assert "allowed on the command line: C2 and C3 are both of patient C." in answer
+
+
+@pytest.mark.parametrize(
+    ("blocks", "seeds", "words"),
+    [(1, 1, ("in its last block,", "ran once,")), (3, 2, ("in its last 3 blocks,", "ran twice,"))],
+)
+def test_the_methods_paragraph_counts_as_one_would_write(blocks, seeds, words):
+    result = made_result(0.05, 0.02, 0.08)
+    result["provenance"] |= {"sections": ["A1", "B1"], "package": "1.2.3", "commit": "abc"}
+    result["provenance"] |= {"versions": {"torch": "2"}, "device": "cpu"}
+    config = Config(tune_blocks=blocks)
+    text = methods(result, replace(PLAN, seeds=seeds), config, n_pairs=900)
+    assert all(part in text for part in words)
