@@ -221,8 +221,8 @@ def methods(result: Mapping[str, Any], plan: Plan, config: Config, *, n_pairs: i
         "genes, seeds and units. Controls were the frozen encoder at the layer that predicts best "
         "inside the training part, and the same finetuning on shuffled pairs. Intervals are 95% t "
         "intervals over held-out units, with the variance corrected for shared training data "
-        f"where each unit was left out in turn. Software: {libraries}, scanpy {version('scanpy')}, scikit-learn "
-        f"{version('scikit-learn')}; {origin['device']}. References: {sources}."
+        f"where each unit was left out in turn. Software: {libraries}, scanpy {version('scanpy')}, "
+        f"scikit-learn {version('scikit-learn')}; {origin['device']}. References: {sources}."
     )
 
 
