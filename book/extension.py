@@ -4,13 +4,11 @@ from __future__ import annotations
 
 import os
 import platform
-from datetime import datetime
 from importlib.metadata import version
 from typing import Any
 
 import nbformat
 import torch
-from myst_nb.sphinx_ import NbMetadataCollector
 from nbformat import NotebookNode
 from sphinx.application import Sphinx
 
@@ -29,17 +27,6 @@ def read_page(app: Sphinx, page: str, source: list[str]) -> None:
     notebook = nbformat.reads(source[0], as_version=4)
     prepare_chapter(notebook)
     source[0] = nbformat.writes(notebook)
-    run = notebook.metadata.get("papermill", {})
-    if "end_time" in run:  # for {nb-exec-table}
-        statistics = {
-            "mtime": datetime.fromisoformat(run.end_time).timestamp(),
-            "runtime": run.duration,
-            "method": "papermill",
-            "succeeded": not run.exception,
-            "error": None,
-            "traceback": None,
-        }
-        NbMetadataCollector.set_exec_data(app.env, page, statistics)
 
 
 def prepare_chapter(notebook: NotebookNode) -> None:

@@ -149,7 +149,7 @@ def test_finetuning_by_hand_is_the_packages_and_teaches_the_pairs():
     assert f["loss_gap"] < 1e-4 and f["loop_gap"] < 1e-3  # the loop is what `finetune` does
     start, *_, end = (own - rest for own, rest in f["cosines"].values())
     assert abs(start) < 0.05 < 0.2 < end  # held-out pairs find each other,
-    assert f["shuffled"][0] - f["shuffled"][1] < 0.5 * end  # and not after wrong pairs
+    assert f["shuffled"][0] - f["shuffled"][1] < 0.25 * end  # and hardly after wrong pairs
 
 
 def test_the_null_class_stays_a_null_and_the_oracle_is_above_all():

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from types import SimpleNamespace
-
 import nbformat
 import pytest
 
@@ -42,15 +40,6 @@ def test_a_chapter_ends_in_what_it_was_executed_with(extension):
     extension.prepare_chapter(notebook)
     foot = notebook.cells[-1].source
     assert "Executed in 12 s" in foot and "torch " in foot and "seal-lite " in foot
-
-
-def test_execution_statistics_are_papermills(extension):
-    run = {"duration": 12.3, "end_time": "2026-01-01T00:00:00", "exception": None}
-    text = nbformat.writes(nbformat.v4.new_notebook(metadata={"papermill": run}))
-    env = SimpleNamespace(doc2path=lambda page: f"{page}.ipynb")
-    extension.read_page(SimpleNamespace(env=env), "notebooks/x", [text])
-    statistics = env.nb_metadata["notebooks/x"]["exec_data"]
-    assert statistics["runtime"] == 12.3 and statistics["succeeded"]
 
 
 @pytest.mark.parametrize(
