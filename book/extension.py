@@ -35,9 +35,17 @@ def prepare_chapter(notebook: NotebookNode) -> None:
         if cell.cell_type == "markdown":
             cell.source = pages.render(cell.source)
         elif cell.cell_type == "code":
+            hide_injected(cell)
             describe_figures(cell)
             name_folded_code(cell)
     notebook.cells.append(nbformat.v4.new_markdown_cell(executed_with(notebook)))
+
+
+def hide_injected(cell: NotebookNode) -> None:
+    """Leave out papermill's copy of the parameters: the chapter prints what they chose."""
+    tags = cell.metadata.get("tags", [])
+    if "injected-parameters" in tags:
+        cell.metadata["tags"] = [*tags, "remove-cell"]
 
 
 def describe_figures(cell: NotebookNode) -> None:

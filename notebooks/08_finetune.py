@@ -16,7 +16,11 @@
 #
 # SEAL freezes most of the encoder and trains LoRA layers in its last blocks, a gene encoder and
 # two decoders with one loss. On the phantom, images of a held-out patient then lie nearer to their
-# own profiles than to others; after training on shuffled pairs they hardly do.
+# own profiles than to others; after training on shuffled pairs they hardly do. In mean $r$ of the
+# expression that probe B predicts, finetuned minus shuffled pairs is
+# {{ main_difference(load("phantom"), "shuffled") }} on new patients of the phantom, and
+# {{ main_difference(load("her2st"), "shuffled") }} on new sections of one real tumour (95% interval,
+# and in round brackets the number of held-out units).
 #
 # Fifteen minutes to read, two or three to run.
 #
@@ -442,8 +446,8 @@ names = {
     "lr_lora": "learning rate of LoRA",
     "pairs_per_s": "pairs a second",
 }
-digits = {"lr_lora": 4, "pairs_per_s": 0}
-log[list(names)].round(3).round(digits).rename(columns=names).iloc[::2]
+digits = {**dict.fromkeys(names, 3), "lr_lora": 4, "pairs_per_s": 1}
+log[list(names)].round(digits).rename(columns=names).iloc[::2]
 
 # %% [markdown]
 # A falling loss shows that the training pairs were learnt. It does not show that anything carries

@@ -58,6 +58,15 @@ def test_a_chapter_shows_its_result(name):
     assert re.search(r"\d", box)
 
 
+def test_no_chapter_shows_the_log_of_the_package():
+    def printed(name):
+        outputs = [out for cell in executed(name).cells for out in cell.get("outputs", [])]
+        return "".join(out.text for out in outputs if out.get("name") == "stdout")
+
+    logged = re.compile(r"prefix cache:|have no counts: dropped|fold \d+ of \d+: test")
+    assert [name for name in CHAPTERS if logged.search(printed(name))] == []
+
+
 def test_every_solution_was_executed():
     cells = [(name, cell) for name in CHAPTERS for cell in executed(name).cells]
     solutions = [(n, c) for n, c in cells if "solution" in c.metadata.get("tags", [])]

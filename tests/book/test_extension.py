@@ -35,6 +35,17 @@ def test_a_solution_is_folded_under_its_own_name(extension):
     assert cell.metadata["mystnb"]["code_prompt_show"] == "Solution"
 
 
+def test_papermills_copy_of_the_parameters_is_left_out(extension):
+    cells = [
+        nbformat.v4.new_code_cell("SEED = 0", metadata={"tags": [tag]})
+        for tag in ("parameters", "injected-parameters")
+    ]
+    notebook = nbformat.v4.new_notebook(cells=cells)
+    extension.prepare_chapter(notebook)
+    left_out = ["remove-cell" in cell.metadata.tags for cell in notebook.cells[:2]]
+    assert left_out == [False, True]
+
+
 def test_a_chapter_ends_in_what_it_was_executed_with(extension):
     notebook = nbformat.v4.new_notebook(metadata={"papermill": {"duration": 12.3}})
     extension.prepare_chapter(notebook)
