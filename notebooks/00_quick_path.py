@@ -17,11 +17,11 @@
 # Five minutes to read, two to run.
 #
 # {% set phantom, her2st = load("phantom"), load("her2st") %}
-# With the full recipe, finetuned minus the frozen encoder's best layer is
-# {{ main_difference(phantom, "frozen_best") }} in mean $r$ on new patients of a phantom, and
-# {{ main_difference(her2st, "frozen_best") }} on new sections of one real tumour (95% interval, and
-# in round brackets the number of held-out units). Whether it is worth it on your sections has to
-# be measured there.
+# On new patients of a phantom, the mean $r$ of the finetuned encoder minus that of the frozen
+# encoder's best layer is {{ main_difference(phantom, "frozen_best") }}. On new sections of one real
+# tumour it is {{ main_difference(her2st, "frozen_best") }}. The 95% interval stands in square
+# brackets, and the number of held-out units in round ones. On your own sections you have to measure
+# it.
 #
 # Four calls do so: `check_sections` finds faults of the data, `crossval` finetunes with each
 # unit held out and scores it beside its controls, `finetune` trains the final encoder, and

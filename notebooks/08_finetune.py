@@ -16,11 +16,11 @@
 #
 # SEAL freezes most of the encoder and trains LoRA layers in its last blocks, a gene encoder and
 # two decoders with one loss. On the phantom, images of a held-out patient then lie nearer to their
-# own profiles than to others; after training on shuffled pairs they hardly do. In mean $r$ of the
-# expression that probe B predicts, finetuned minus shuffled pairs is
-# {{ main_difference(load("phantom"), "shuffled") }} on new patients of the phantom, and
-# {{ main_difference(load("her2st"), "shuffled") }} on new sections of one real tumour (95% interval,
-# and in round brackets the number of held-out units).
+# own profiles than to others; after training on shuffled pairs they hardly do. Probe B predicts
+# expression from both encoders. On new patients of a larger phantom, the mean $r$ of finetuned
+# minus shuffled pairs is {{ main_difference(load("phantom"), "shuffled") }}. On new sections of one
+# real tumour it is {{ main_difference(load("her2st"), "shuffled") }}. The 95% interval stands in
+# square brackets, and the number of held-out units in round ones.
 #
 # Fifteen minutes to read, two or three to run.
 #
