@@ -147,8 +147,8 @@ figure
 columns = ["dim", "px", "um_per_px", "embedding", "licence", "gated"]
 table = pd.DataFrame([vars(row) for row in BACKBONES.values()])
 table = table.set_index("name").drop("test_vit")[columns]
-table["gated"] = np.where(table.gated, "yes", "no")
-table.rename(columns={"um_per_px": "µm per px"}).fillna("not stated")
+shown = table.assign(gated=np.where(table.gated, "yes", "no"))
+shown.rename(columns={"um_per_px": "µm per px"}).fillna("not stated")
 
 # %% [markdown]
 # ## How to finetune yours
