@@ -4,13 +4,11 @@ from __future__ import annotations
 
 import os
 import platform
-from datetime import datetime
 from importlib.metadata import version
 from typing import Any
 
 import nbformat
 import torch
-from myst_nb.sphinx_ import NbMetadataCollector
 from nbformat import NotebookNode
 from sphinx.application import Sphinx
 
@@ -29,17 +27,6 @@ def read_page(app: Sphinx, page: str, source: list[str]) -> None:
     notebook = nbformat.reads(source[0], as_version=4)
     prepare_chapter(notebook)
     source[0] = nbformat.writes(notebook)
-    run = notebook.metadata.get("papermill", {})
-    if "end_time" in run:  # for {nb-exec-table}
-        statistics = {
-            "mtime": datetime.fromisoformat(run.end_time).timestamp(),
-            "runtime": run.duration,
-            "method": "papermill",
-            "succeeded": not run.exception,
-            "error": None,
-            "traceback": None,
-        }
-        NbMetadataCollector.set_exec_data(app.env, page, statistics)
 
 
 def prepare_chapter(notebook: NotebookNode) -> None:
@@ -48,9 +35,17 @@ def prepare_chapter(notebook: NotebookNode) -> None:
         if cell.cell_type == "markdown":
             cell.source = pages.render(cell.source)
         elif cell.cell_type == "code":
+            hide_injected(cell)
             describe_figures(cell)
             name_folded_code(cell)
     notebook.cells.append(nbformat.v4.new_markdown_cell(executed_with(notebook)))
+
+
+def hide_injected(cell: NotebookNode) -> None:
+    """Leave out papermill's copy of the parameters: the chapter prints what they chose."""
+    tags = cell.metadata.get("tags", [])
+    if "injected-parameters" in tags:
+        cell.metadata["tags"] = [*tags, "remove-cell"]
 
 
 def describe_figures(cell: NotebookNode) -> None:

@@ -56,7 +56,7 @@ SECTION = ""
 # `DATASET = "her2st"` the same cells fetch and show real breast cancer. On a machine with a GPU,
 # that is the default.
 
-# %% # %% tags=["hide-input"]
+# %% tags=["hide-input"]
 import json
 
 import numpy as np
@@ -130,7 +130,9 @@ print(f"{um_per_px:.4f} µm per pixel; 224 µm are {224 / um_per_px:.0f} pixels"
 # %%
 #| alt: The section, and a map of its spots coloured by the logarithm of their depth.
 total_counts = depth(adata)
-print(f"{adata.n_obs} spots, {adata.n_vars} genes")
+n_empty = adata.uns.get("spots_without_counts", 0)
+print(f"{adata.n_obs} spots with counts, {n_empty} without: left out")
+print(f"{adata.n_vars} genes")
 print(
     f"depth: median {np.median(total_counts):,.0f}, "
     f"from {total_counts.min():,.0f} to {total_counts.max():,.0f}"
@@ -173,7 +175,7 @@ plots.gene_maps(section, values, shown, label="log(1 + counts per 10,000)")
 # Below is one gene of each class: the measurement, and the ground truth. Real data have no ground
 # truth and show one gene as measured.
 
-# %% # %% tags=["hide-input"]
+# %% tags=["hide-input"]
 #| alt: The section, and maps of one gene of each class as measured. On the phantom a second row
 #| shows the same genes without noise.
 genes = genes_to_score([adata], here.truth)
@@ -351,7 +353,7 @@ for share in (1e-2, 1e-3, 1e-4):
 # Raw counts always do. Division by depth helps where counts are many. A rare gene is 0 more often
 # in a shallow spot than in a deep one, and division leaves a 0 at 0. The Pearson residual
 # subtracts the expected count, so it depends on depth at no abundance.
-pd.DataFrame(rows).T.round(2)
+pd.DataFrame(rows).T.round(2) + 0.0  # which leaves no minus before a 0
 
 # %% [markdown]
 # ## Further reading

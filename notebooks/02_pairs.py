@@ -47,7 +47,7 @@ SECTION = ""
 # Of each patch: one clean, the others augmented
 N_VIEWS = 8
 
-# %% # %% tags=["hide-input"]
+# %% tags=["hide-input"]
 import json
 
 import matplotlib.pyplot as plt
@@ -76,7 +76,7 @@ adata = section.adata
 # On the right is the expression that it is trained to match, here the twelve genes that vary most
 # in this section, as [Pearson residuals](01_meet_a_section.ipynb).
 
-# %% # %% tags=["hide-input"]
+# %% tags=["hide-input"]
 #| alt: The stained section with a square marked on it, that square enlarged, and a bar for each of
 #| twelve genes, to the right of zero where the spot has more of the gene than its depth predicts
 #| and to the left where it has less.
@@ -151,6 +151,8 @@ except InputError as error:
 #| alt: The section, and the same with a circle for every spot; spots near the edge, whose wide
 #| region would leave the image, have bold orange rings.
 wide = Section(adata, *extract_patches(adata, patch_um=900, patch_px=160))
+n_dropped_wide = adata.n_obs - len(wide.rows)
+print(f"{n_dropped_wide} of {adata.n_obs} patches leave the image: dropped")
 plots.overview(wide)
 
 # %% [markdown]
@@ -207,7 +209,7 @@ counts, weights = adata.layers["counts"].toarray(), neighbour_mean(adata)
 neighbours = weights[spot].indices
 by_hand = 0.5 * counts[spot] + 0.5 * counts[neighbours].mean(0)
 difference = np.abs(by_hand - smooth(adata, share=0.5)[spot].toarray()).max()
-print(f"{len(neighbours)} neighbours, largest difference {difference:.1e}")
+print(f"{len(neighbours)} neighbours, largest difference {difference:.2g}")
 
 # %% [markdown]
 # ## Augmented views, in optical density
@@ -218,7 +220,7 @@ print(f"{len(neighbours)} neighbours, largest difference {difference:.1e}")
 # attenuates light exponentially (Beer-Lambert), so with intensity $I$ the *optical density* is
 #
 # $$
-# \mathrm{OD} = -\log I = S^{\top} c ,
+# \mathrm{OD} = -\log I = S^{\top} c .
 # $$
 #
 # The rows of $S$ are the absorbances of haematoxylin, eosin and a rest
@@ -268,7 +270,6 @@ print("z-scored expression:               ", tuple(expression.shape))
 
 # %% tags=["hide-input"]
 n_without_patch = adata.n_obs - len(section.rows)
-n_dropped_wide = adata.n_obs - len(wide.rows)
 patch_px = Config.patch_um / adata.uns["um_per_px"]
 result_box(
     f"Section {section.name} gives {len(section.rows)} pairs of a patch "
@@ -409,7 +410,7 @@ print(
         {
             "pairs": len(section.rows),
             "patch_px_in_image": Config.patch_um / adata.uns["um_per_px"],
-            "dropped_at_900_um": adata.n_obs - len(wide.rows),
+            "dropped_at_900_um": n_dropped_wide,
             "overlap": overlap,
             "smoothing_difference": float(difference),
             "view_0_difference": float(

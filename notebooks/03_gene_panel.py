@@ -46,7 +46,7 @@ SMOKE = False
 # The section held out, with all of its patient's; empty: the last one
 TEST = ""
 
-# %% # %% tags=["hide-input"]
+# %% tags=["hide-input"]
 import json
 from dataclasses import replace
 
@@ -75,7 +75,7 @@ print("held out:", test.name)
 # is trained on, keep only the pattern within each section.
 
 
-# %% # %% tags=["hide-input"]
+# %% tags=["hide-input"]
 def between(parts: list[np.ndarray]) -> np.ndarray:
     """Share of each gene's variance that lies between the sections, (g,)."""
     joined = np.concatenate(parts)
@@ -98,7 +98,7 @@ raw = [
 means = np.array([values[:, most].mean() for values in logs])
 farthest = int(np.abs(means - means[-1]).argmax())
 
-# %% # %% tags=["hide-input"]
+# %% tags=["hide-input"]
 #| alt: Two rows, one per section, of four panels each: the stained tissue, and maps of one gene
 #| as counts, as log of counts per ten thousand, and as z-scores, with one colour scale per column.
 pair = (farthest, len(train))
@@ -149,7 +149,7 @@ figure
 # depth-normalised counts, compared among genes of similar mean. Below, each rule chooses the same
 # number of genes.
 
-# %% # %% tags=["hide-input"]
+# %% tags=["hide-input"]
 #| alt: Two scatter plots of all genes against their mean count, both axes logarithmic. Left, the
 #| variance of the counts, with lines for what counting alone gives; right, the variance of the
 #| Pearson residuals, with a line at 1. Colours say which rule chose a gene.
@@ -267,7 +267,7 @@ scale.head(8).round(2)
 # Below, the same gene after each step, one curve per section, with a dotted line at its mean:
 
 
-# %% # %% tags=["hide-input"]
+# %% tags=["hide-input"]
 #| alt: Five histograms of one gene, after each step, with an outline and a dotted mean per section.
 #| After the last step the means of all sections are the same.
 def steps(adata) -> dict[str, np.ndarray]:
@@ -364,7 +364,7 @@ print("lacking:", ", ".join(lacking) or "none")
 rng = np.random.default_rng(0)
 mixed = test.adata[:, rng.permutation(test.adata.n_vars)].copy()
 order_difference = float(np.abs(panel.transform(mixed) - z).max())
-print(f"largest difference {order_difference:.1e}")
+print(f"largest difference {order_difference:.2g}")
 
 # %% [markdown]
 # A section of another species, or with other identifiers, raises an error:
@@ -478,7 +478,7 @@ for rule in ("section", "train"):
     after = scaled.transform(half)[:, g].mean()
     print(
         f"{panel.genes[g]}, zscore={rule!r}: {before:+.2f}, "
-        f"after the cut {after:+.2f}"
+        f"after the cut {round(after, 2) + 0.0:.2f}"
     )
 # On its own scale any section has mean 0, whatever it holds: the same spots get another z. The
 # training scale keeps the level. Prefer it where sections differ more in their tissue than in
@@ -506,7 +506,8 @@ for share in (1, 1 / 10, 1 / 30):
     counted = []
     for rule in rules:
         genes = select_genes(shallow, config.n_genes, flavor=rule)
-        counted.append(f"{rule} {len(set(genes) & set(scored))}")
+        name = rule.replace("_", " ")
+        counted.append(f"{name} {len(set(genes) & set(scored))}")
     print(f"{share:5.1%} of the counts: {', '.join(counted)} of {len(scored)}")
 # On real tissue Pearson residuals have chosen the scored genes themselves, so the comparison is
 # fair on the phantom only.

@@ -14,15 +14,20 @@
 # **How well does an encoder that has never seen a slide predict expression, and how well do cheap
 # explanations do?**
 #
-# On the phantom a frozen encoder predicts part of expression, and the same network with random
-# weights predicts a share of that part. The baseline to beat is the frozen encoder at its best
-# layer, with a penalty chosen inside the training sections.
-#
 # Fifteen minutes to read, under a minute to run.
 #
-# Finetuning needs a baseline, and against a weak baseline every method looks good. So we take the
-# encoder as it is, read it at its best layer, and give it a fair probe. Beside it we score
-# everything that needs no encoder.
+# {% set phantom = load("phantom") %}
+# {% set r = summary(phantom)["pearson_residuals"] %}
+# Over {{ held_out(phantom) | length }} held-out patients of a phantom, the mean $r$ is
+# {{ number(r["frozen_best", "tuned_ridge"], ".2f") }} for the frozen encoder at its best layer,
+# {{ number(r["random_init", "tuned_ridge"], ".2f") }} for the same network with random weights, and
+# {{ number(r["colour", "tuned_ridge"], ".2f") }} for the patch's colour ([results](../results.md)).
+# The baseline to beat is the frozen encoder at its best layer, with a penalty chosen inside the
+# training sections.
+#
+# Against a weak baseline every method looks good. So we take the encoder as it is, read it at its
+# best layer, and choose the probe's penalty for it. Beside it we score everything that needs no
+# encoder.
 
 # %% tags=["hide-cell"]
 # On Colab: install SEAL-lite, and keep the torch that Colab brings.
@@ -49,7 +54,7 @@ SMOKE = False
 TEST = ""
 SEED = 0
 
-# %% # %% tags=["hide-input"]
+# %% tags=["hide-input"]
 import json
 
 import matplotlib.pyplot as plt
@@ -79,7 +84,7 @@ print("held out:", test.name)
 # over the patch, which gives an embedding of about a hundred dimensions. The maps below show its
 # first principal component, the direction in which the section's patches differ most.
 
-# %% # %% tags=["hide-input"]
+# %% tags=["hide-input"]
 #| alt: The held-out section's tissue, and the first principal component of the frozen embedding at
 #| an early, a middle and the last layer as maps over it.
 encoder = build_encoder(
@@ -250,7 +255,7 @@ charts.scores({"folds": [fold]})
 # Invisible genes have a ceiling far above zero, since they are well measured, but the image does
 # not show them.
 
-# %% # %% tags=["hide-input"]
+# %% tags=["hide-input"]
 #| alt: Per class of gene, one dot per gene: the frozen encoder's correlation at its best layer, and
 #| the noise ceiling of the same genes.
 if here.truth is None:
@@ -320,12 +325,6 @@ result_box(
 )
 
 # %% [markdown]
-# {% set phantom = load("phantom") %}{% set many = summary(phantom)["pearson_residuals"] %}Over {{
-# held_out(phantom) | length }} held-out patients of a larger phantom, the means are {{
-# number(many["frozen_best", "tuned_ridge"], ".2f") }} for the frozen encoder at its best layer, {{
-# number(many["random_init", "tuned_ridge"], ".2f") }} for random weights and {{
-# number(many["colour", "tuned_ridge"], ".2f") }} for colour ([results](../results.md)).
-#
 # The next chapters build what finetuning needs: an [encoder of genes](05_gene_encoder.ipynb), [a
 # way to adapt the network](06_lora.ipynb), and [losses](07_losses.ipynb) that join the two.
 #

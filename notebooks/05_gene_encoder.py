@@ -49,7 +49,7 @@ TEST = ""
 # Of the gene encoder by itself
 EPOCHS = 40
 
-# %% # %% tags=["hide-input"]
+# %% tags=["hide-input"]
 import copy
 import json
 
@@ -88,7 +88,7 @@ print("held out:", test.name)
 # after each gene was shuffled over the spots by itself, which leaves chance alone. The components
 # above it are what the genes have *in common*.
 
-# %% # %% tags=["hide-input"]
+# %% tags=["hide-input"]
 #| alt: Left, a square matrix of the genes' correlations, sorted so that groups form blocks on its
 #| diagonal, each named after a gene. Right, the share of variance of each principal component, as
 #| measured and for shuffled genes.
@@ -214,7 +214,7 @@ print(f"two passes differ by {repeat_difference}")
 # a colour is a region of the tissue, which the encoder was not trained on; on real data it is the
 # level of one gene.
 
-# %% # %% tags=["hide-input"]
+# %% tags=["hide-input"]
 #| alt: Left, a scatter plot of the held-out spots' embeddings, coloured by region. Right, the
 #| section's spots in the same colours.
 if truth is not None:
@@ -225,13 +225,13 @@ else:
     thirds = np.quantile(level, [1 / 3, 2 / 3])
     kind = np.array(levels)[np.digitize(level, thirds)]
 regions, number = np.unique(kind, return_inverse=True)
-by_size = np.argsort(-np.bincount(number))
+colours = charts.label_colours(regions)
 flat = embedding.numpy()[test.rows]
 flat = flat - flat.mean(0)
 flat = flat @ np.linalg.svd(flat, full_matrices=False)[2][:2].T
 with plt.rc_context(plots.STYLE):
     figure, (left, right) = plt.subplots(1, 2, figsize=(8.4, 4.2))
-    for name, colour in zip(regions[by_size], plots.COLOURS, strict=False):
+    for name, colour in colours.items():
         look = {"ms": 5, "mew": 0, "alpha": 0.8, "color": colour}
         left.plot(*flat[kind == name].T, "o", label=name, **look)
     left.set(xticks=[], yticks=[])
@@ -239,8 +239,8 @@ with plt.rc_context(plots.STYLE):
     plots.discs(
         right,
         test,
-        np.argsort(by_size)[number],
-        cmap=ListedColormap(plots.COLOURS[: len(regions)]),
+        number,
+        cmap=ListedColormap(list(colours.values())),
         limits=(-0.5, len(regions) - 0.5),
         title=test.name,
     )
@@ -302,7 +302,7 @@ charts.strips(groups, label="r between profile and reconstruction, per gene")
 # baseline beside the gene encoder is principal component analysis: $k$ components of the training
 # profiles, and back.
 
-# %% # %% tags=["hide-input"]
+# %% tags=["hide-input"]
 #| alt: Curves of the correlation of reconstructions from k principal components with the held-out
 #| profiles and, on the phantom, with the truth, against k on a logarithmic axis, with horizontal
 #| lines for the gene encoder and for the profile as measured.

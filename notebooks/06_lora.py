@@ -49,7 +49,7 @@ EPOCHS = 0
 SMOKE = False
 SEED = 0
 
-# %% # %% tags=["hide-input"]
+# %% tags=["hide-input"]
 import json
 
 import matplotlib.pyplot as plt
@@ -75,7 +75,7 @@ _ = torch.manual_seed(SEED)
 # products of a column and a row, found by the singular value decomposition. Move the slider: a few
 # products give stripes, and more of them add the layout and then the nuclei.
 
-# %% # %% tags=["hide-input"]
+# %% tags=["hide-input"]
 grey = test.patches[len(test.patches) // 2].mean(2)
 U, S, V = np.linalg.svd(grey, full_matrices=False)
 approximations = {}
@@ -146,8 +146,8 @@ print(f"before the first step the two layers differ by {start_gap}")
 # %%
 target = torch.randn(10, 48)
 (lora(x) - target).square().mean().backward()
-print(f"largest gradient of A: {lora.A.grad.abs().max():.2e}")
-print(f"largest gradient of B: {lora.B.grad.abs().max():.2e}")
+print(f"largest gradient of A: {lora.A.grad.abs().max():.2g}")
+print(f"largest gradient of B: {lora.B.grad.abs().max():.2g}")
 
 # %% [markdown]
 # The gradient $\partial \mathcal L / \partial A$ has $B$ as a factor and is zero. The gradient
@@ -258,7 +258,7 @@ assert len(rows) == len(encoder.adapted) > 0
 # its changes $\Delta W$ like the toy's above. The question is how many of the available directions
 # the training used.
 
-# %% # %% tags=["hide-input"]
+# %% tags=["hide-input"]
 #| alt: A line for every adapted layer of the finetuned encoder: the singular values of its change,
 #| divided by the largest, against their index, coloured by the kind of layer.
 model, _ = finetuned(here)
@@ -321,7 +321,9 @@ for module in layers.values():
     module.merge()
 after = embed_patches(model.encoder, few)
 merge_gap = float(np.abs(after - before).max() / np.abs(before).max())
-print(f"merging moves the embeddings by {merge_gap:.1g} of the largest value")
+print(
+    f"merging moves the embeddings by {merge_gap:.1g} times the largest value"
+)
 
 # %% [markdown]
 # The next chapter explains [what the encoder is trained on](07_losses.ipynb).
@@ -340,7 +342,7 @@ result_box(
     f"After finetuning, {fewest} to {most} of {config.lora_rank} directions hold "
     f"90% of a layer's squared change, which is {smallest:.0%} to {largest:.0%} "
     "as large as the weights.",
-    f"Merging moves the embeddings by {merge_gap:.1g} of the largest value.",
+    f"Merging moves the embeddings by {merge_gap:.1g} times the largest value.",
     "This describes one run; it is no comparison of encoders.",
 )
 
@@ -383,7 +385,8 @@ for name, b_start in (("both zero", 0.0), ("only A zero", 1.0)):
         (net.delta() - wanted).square().sum().backward()
         optimizer.step()
     after_steps[name] = float(net.delta().norm().detach())
-print({name: round(size, 3) for name, size in after_steps.items()})
+for name, size in after_steps.items():
+    print(f"{name}: size of the change {size:.3g}")
 
 # %% [markdown]
 # **3.** Why $\alpha / r$ and not $\alpha$? Let two adapters of rank 4 and 64 take one step of Adam

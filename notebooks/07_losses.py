@@ -44,7 +44,7 @@ TEMPERATURE = 0.1
 # Of gradient descent on the toy
 STEPS = 80
 
-# %% # %% tags=["hide-input"]
+# %% tags=["hide-input"]
 import json
 import math
 
@@ -177,7 +177,7 @@ costs.astype(float).round(3)
 # probabilities are, and the less the loss depends on the embeddings. At a low temperature a small
 # lead becomes certainty, and a single mislabelled pair costs much.
 
-# %% # %% tags=["hide-input"]
+# %% tags=["hide-input"]
 by_temperature = {}
 for t in (1.0, 0.5, 0.2, 0.1, 0.05, 0.02):
     loss = losses.clip_loss(image, gene, temperature=t)
@@ -279,7 +279,7 @@ print(f"with soft targets: {soft:.4f}, the targets' entropy: {entropy:.4f}")
 # \text{corr} = \frac1G \sum_g (1 - c_{gg})^2 .
 # $$
 
-# %% # %% tags=["hide-input"]
+# %% tags=["hide-input"]
 #| alt: Six spots' z-scores of one gene as dots, and five predictions of them as lines: exact,
 #| shifted up, halved, constant, reversed.
 z = torch.tensor([-1.5, -0.9, -0.3, 0.3, 0.9, 1.5])[:, None]

@@ -443,7 +443,8 @@ for kind in kinds:
 # The test counts every gene as an independent trial. Genes of one program are not independent: the
 # last column estimates from the eigenvalues of their correlations how many independent genes they
 # amount to. The p-value of the invisible genes shows how far the test can mislead.
-pd.DataFrame(sign_test).T.round(4)
+table = pd.DataFrame(sign_test).T.astype({"won": int, "of": int})
+table.round({"p": 4, "independent genes": 1})
 
 # %% [markdown]
 # ## Further reading

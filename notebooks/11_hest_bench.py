@@ -222,8 +222,8 @@ gap = float(np.abs(r - upstream_r).max())
 order = np.random.default_rng(0).permutation(len(x))
 reordered_r = pearson(upstream(x[order], y[order]), test_y)
 order_gap = float(np.abs(reordered_r - upstream_r).max())
-print(f"largest difference of a gene's r, package to scikit-learn: {gap:.1e}")
-print(f"scikit-learn to itself in another order: {order_gap:.1e}")
+print(f"largest difference of a gene's r, package to scikit-learn: {gap:.2g}")
+print(f"scikit-learn to itself in another order: {order_gap:.2g}")
 
 # %% [markdown]
 # The benchmark also reports an $R^2$, computed from the same predictions. Without an intercept the
@@ -286,7 +286,7 @@ embeddings, components = benchmark(
 own = features["tuned"][row_of_sample[test_name]]
 upstream_gap = float(np.abs(embeddings - own).max() / np.abs(own).max())
 print(f"{len(images)} images, {components.shape[1]} components")
-print(f"largest relative difference of the embeddings: {upstream_gap:.1e}")
+print(f"largest relative difference of the embeddings: {upstream_gap:.2g}")
 
 # %% [markdown]
 # ## The same task, beside its controls
@@ -328,8 +328,8 @@ def difference(reference):
 
 result_box(
     "No gene's r of the package differs from HEST-bench's recipe in "
-    f"scikit-learn by more than {gap:.1e}; scikit-learn differs from itself by "
-    f"up to {order_gap:.1e} when the patches are reordered.",
+    f"scikit-learn by more than {gap:.2g}; scikit-learn differs from itself by "
+    f"up to {order_gap:.2g} when the patches are reordered.",
     f"On this task of one fold the finetuned encoder scores "
     f"{published['tuned']:.3f} on raw counts: minus the frozen encoder's best "
     f"layer {difference('frozen_best')}.",

@@ -72,6 +72,7 @@ from seal_lite.data.images import open_slide, tissue_mask
 from seal_lite.data.pathways import activities, read_gmt
 from seal_lite.data.phantom import UM_PER_PX, cohort, oracle_features
 from seal_lite.encoders.vision import build_encoder
+from seal_lite.evaluation.statistics import interval_text
 from seal_lite.slides.bench import score_bags
 from seal_lite.slides.embed import embed_slides, list_slides
 from seal_lite.slides.places import MASK_UM, TissueGrid, grid
@@ -249,12 +250,13 @@ def rows_of(kind):
 table = rows_of("scores")
 order = list(dict.fromkeys(table.task))
 means = table.pivot(index=["task", "model"], columns="features", values="mean")
-means.loc[order, list(folders)].rename(columns=charts.LABELS).round(3)
+titles = {"mean": "mean patch", "abmil": "ABMIL"}
+means = means.loc[order, list(folders)].rename(titles, level="model")
+means.rename(columns=charts.LABELS).round(3)
 
 # %% tags=["hide-input"]
 #| alt: Scores of four tasks with their intervals, for the mean patch and for ABMIL, in the colours
 #| of frozen, finetuned and oracle features. Short grey lines mark chance.
-titles = {"mean": "mean patch", "abmil": "ABMIL"}
 chance = [0.0 if task.endswith(", r") else 0.5 for task in order]
 places = np.arange(len(order))
 with plt.rc_context(plots.STYLE):
@@ -290,10 +292,12 @@ figure
 # %%
 delta = rows_of("delta")
 delta = delta[(delta.of == "tuned") & (delta.minus == "frozen")]
-delta["verdict"] = [
-    kind_of({**row, "units": PATIENTS}) for row in delta.to_dict("records")
-]
-delta[["task", "model", "mean", "ci95", "verdict"]].set_index(["task", "model"])
+delta["units"] = PATIENTS
+rows = delta.to_dict("records")
+delta["verdict"] = [kind_of(row) for row in rows]
+delta["finetuned minus frozen"] = [interval_text(row) for row in rows]
+columns = ["task", "model", "finetuned minus frozen", "verdict"]
+delta[columns].replace({"model": titles}).set_index(["task", "model"])
 
 # %% [markdown]
 # ## Result
@@ -302,9 +306,7 @@ delta[["task", "model", "mean", "ci95", "verdict"]].set_index(["task", "model"])
 # %% tags=["hide-input"]
 def difference_text(row):
     """Task, model, mean and interval of a difference."""
-    low, high = row.ci95
-    reader = titles[row.model]
-    return f"{row.task} ({reader}) {row['mean']:+.3f} [{low:+.3f}, {high:+.3f}]"
+    return f"{row.task} ({titles[row.model]}) {interval_text(row)}"
 
 
 counts = delta.verdict.value_counts()
@@ -317,12 +319,20 @@ clear = [
     for kind in ("better", "worse")
     if kind in by_verdict
 ]
+oracle = table[table.features == "oracle"]
+chance_of = dict(zip(order, chance, strict=True))
+n_unclear = sum(
+    low <= chance_of[task]
+    for task, (low, _) in zip(oracle.task, oracle.ci95, strict=True)
+)
 result_box(
     f"On {PATIENTS} patients, finetuned minus frozen is better in "
     f"{counts.get('better', 0)}, worse in {counts.get('worse', 0)}, and no "
     f"difference in {counts.get('no difference', 0)} of {len(delta)} "
     "comparisons.",
     *clear,
+    f"In {n_unclear} of {len(oracle)} scores even the oracle's interval includes "
+    "chance: so few patients cannot compare encoders there.",
     "The intervals draw test patients again for one finetuned encoder. They do "
     f"not cover another finetuning, and of {len(delta)} intervals one may "
     "exclude 0 by chance.",

@@ -19,8 +19,8 @@
 # A training step runs the frozen blocks forward, and the tuned blocks forward and backward. By the
 # count of operations, a cache of the frozen blocks saves more the fewer blocks are tuned. Reading
 # pairs from disk changes no loss, and encoding a batch in parts lowers its memory for one more
-# forward pass of the tuned blocks.
-# No GPU was available for this book, so every measured time here is a CPU's.
+# forward pass of the tuned blocks. No GPU was available for this book, so every measured time here
+# is a CPU's.
 
 # %% tags=["hide-cell"]
 # On Colab: install SEAL-lite, and keep the torch that Colab brings.
@@ -72,9 +72,10 @@ from seal_lite.tutorial import begin, result_box
 here = begin(DATASET, BACKBONE, smoke=SMOKE, seed=SEED)
 config, train = here.config, here.train
 device = "cuda" if torch.cuda.is_available() else "cpu"
+n_threads = torch.get_num_threads()
+threads = "1 thread" if n_threads == 1 else f"{n_threads} threads"
 print(
-    f"{sum(len(s.rows) for s in train)} training pairs, on {device}, "
-    f"{torch.get_num_threads()} threads"
+    f"{sum(len(s.rows) for s in train)} training pairs, on {device}, {threads}"
 )
 
 # %% [markdown]
@@ -443,7 +444,7 @@ kinds = {k: "faster" if ratio > 1 else "slower" for k, ratio in ratios.items()}
 same_loss = losses["memory"] == losses["shards"]
 equal = "the same loss as" if same_loss else "another loss than"
 result_box(
-    f"On this machine ({device}, {torch.get_num_threads()} threads), training "
+    f"On this machine ({device}, {threads}), training "
     f"steps of {config.backbone} with the cache ran {ratios[1]:.1f} times as "
     f"fast with one tuned block ({kinds[1]}) and {ratios[3]:.1f} times as fast "
     f"with three ({kinds[3]}). The counts of operations give "
@@ -458,7 +459,8 @@ result_box(
 # %% [markdown]
 # {% set scale = load("bench").scale %}
 # On the machine of the tables above, an epoch of {{ number(scale[-1].pairs, ",") }} pairs took
-# {{ number(scale[-1].seconds, ".0f") }} s from disk. From {{ number(scale[0].pairs, ",") }} pairs
+# {{ number(scale[-1].seconds, ".0f") }} s from disk, with small patches of 32 px and one tuned
+# block; larger patches take longer. From {{ number(scale[0].pairs, ",") }} pairs
 # to that, the time per pair went from {{ number(1000 * scale[0].seconds / scale[0].pairs, ".2f") }}
 # to {{ number(1000 * scale[-1].seconds / scale[-1].pairs, ".2f") }} ms and peak memory from
 # {{ number(scale[0].peak_bytes / 1e9, ".2f") }} to {{ number(scale[-1].peak_bytes / 1e9, ".2f") }}

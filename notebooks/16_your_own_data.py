@@ -127,7 +127,7 @@ for source in SOURCES:
     summary = source.reader.__doc__.split("\n")[0].rstrip(".")
     formats[source.patterns[0]] = summary.replace("`", "")
 index = pd.Index(formats.keys(), name="in your folder")
-pd.DataFrame({"is read as": formats.values()}, index)
+pd.DataFrame({"what the reader does": formats.values()}, index)
 
 # %% [markdown]
 # The image lies in the section's folder, or beside its file under the same name. JPEG, PNG, TIFF,
@@ -340,7 +340,7 @@ figure
 
 # %%
 notes, _ = check_sections(ROOT, config)
-notes or "nothing"
+print("\n".join(notes) or "no finding")
 
 # %% [markdown]
 # Now the fault of the first figure, which no check of a format can find. A is the mirrored one.

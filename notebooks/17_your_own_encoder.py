@@ -50,7 +50,6 @@ SEED = 0
 
 # %% tags=["hide-input"]
 import importlib.resources
-import itertools
 import json
 import logging
 import shutil
@@ -84,7 +83,7 @@ from seal_lite.encoders.registry import BACKBONES, backbone_row, load_backbone
 from seal_lite.encoders.vision import VisionEncoder, build_encoder
 from seal_lite.hub import add_embedding, model_card
 from seal_lite.model.storage import SHARED_FILES
-from seal_lite.tutorial import begin, finetuned, result_box
+from seal_lite.tutorial import begin, charts, finetuned, result_box
 
 here = begin(DATASET, BACKBONE, EPOCHS, SMOKE, test=TEST, seed=SEED)
 logging.disable(logging.WARNING)
@@ -148,7 +147,8 @@ figure
 columns = ["dim", "px", "um_per_px", "embedding", "licence", "gated"]
 table = pd.DataFrame([vars(row) for row in BACKBONES.values()])
 table = table.set_index("name").drop("test_vit")[columns]
-table.fillna("")
+shown = table.assign(gated=np.where(table.gated, "yes", "no"))
+shown.rename(columns={"um_per_px": "µm per px"}).fillna("not stated")
 
 # %% [markdown]
 # ## How to finetune yours
@@ -203,7 +203,7 @@ merge_gap = float(np.abs(embeddings - own).max() / np.abs(own).max())
 weights = sum(p.numel() for p in module.parameters())
 megabytes = sum(f.stat().st_size for f in RUN.rglob("*") if f.is_file()) / 1e6
 print(f"module: {weights:,} weights, {precision}")
-print(f"largest difference to the run's own encoder: {merge_gap:.1e}")
+print(f"largest difference to the run's own encoder: {merge_gap:.2g}")
 print(f"the run's folder: {megabytes:.1f} MB")
 
 # %% [markdown]
@@ -231,7 +231,7 @@ inputs = {session.get_inputs()[0].name: images[:32].numpy()}
 onnx_gap = float(np.abs(exported - embeddings[:32]).max())
 onnx_gap /= float(np.abs(embeddings).max())
 print(f"ONNX: {file.stat().st_size / 1e6:.1f} MB")
-print(f"largest difference: {onnx_gap:.1e}")
+print(f"largest difference: {onnx_gap:.2g}")
 
 # %% [markdown]
 # TRIDENT takes module, transform and precision as they are. HEST-bench shows patches of 112 µm,
@@ -281,7 +281,9 @@ if here.truth is not None:
     for name in ("frozen", "tuned"):
         index = adjusted_rand_score(adata.obs.drawn, adata.obs[name])
         agreement[name] = float(index)
-        print(f"adjusted Rand index, drawn and {name}: {index:.3f}")
+        print(
+            f"adjusted Rand index, drawn and {charts.LABELS[name]}: {index:.3f}"
+        )
 
 # %%
 #| alt: The section's spots, coloured by the tissue regions that were drawn where these are known,
@@ -295,9 +297,8 @@ shown = [name for name in TITLES if name in adata.obs]
 adata.obsm["spatial"] = adata.obsm["spatial"] * adata.uns["um_per_px"]
 adata.uns["spatial"] = {test.name: {}}
 for name in shown:
-    groups = len(adata.obs[name].cat.categories)
-    colours = itertools.cycle(plots.COLOURS)
-    adata.uns[f"{name}_colors"] = list(itertools.islice(colours, groups))
+    colours = charts.label_colours(adata.obs[name].cat.categories)
+    adata.uns[f"{name}_colors"] = list(colours.values())
 with plt.rc_context(plots.STYLE):
     figure, panels = plt.subplots(1, len(shown), figsize=(8, 3.4))
     for ax, name in zip(np.atleast_1d(panels), shown, strict=True):
@@ -458,8 +459,8 @@ else:
     clusters = "Real tissue has no drawn regions to compare clusters with."
 result_box(
     f"On the {len(images)} patches of one held-out section, the plain module's "
-    f"embeddings differ from the run's by at most {merge_gap:.0e} of the "
-    f"largest value, those of its ONNX export by {onnx_gap:.0e}, and those of "
+    f"embeddings differ from the run's by at most {merge_gap:.1g} of the "
+    f"largest value, those of its ONNX export by {onnx_gap:.1g}, and those of "
     f"the shared copy by {return_gap:g}.",
     f"The shared copy takes {sent_mb:.1f} MB, without the weights that it was "
     "finetuned from.",

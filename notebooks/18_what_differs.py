@@ -16,11 +16,19 @@
 #
 # Ten minutes to read, under a minute to run.
 #
+# {% set rows = changed_settings(load("trials")) %}
+# {% set n = namespace(clear=0) %}
+# {% for _, row in rows if excludes_zero(row) %}{% set n.clear = n.clear + 1 %}{% endfor %}
+# The book changes the neighbours of a spot, the choice of genes, the scale of the prediction and
+# the sampling of the gene encoder. What a setting is worth was measured on real tissue. Of
+# {{ rows | length }} trials that changed one setting of the full recipe, or two that belong
+# together, {{ n.clear }} changed mean $r$ by more than its 95% interval allows for chance. The
+# others show no difference ([trials](../trials.md)).
+#
 # SEAL {cite:p}`hemker2026seal` is a method, a set of weights, and code that uses them; the training
 # loop was not released. We decided what it does not state, and do some of what it states otherwise.
 # A [table on the method's page](what-differs) lists every difference. This chapter draws those that
-# change what is computed: the neighbours of a spot, the order and choice of genes, the scale of the
-# prediction, and the sampling of the gene encoder.
+# change what is computed.
 
 # %% tags=["hide-cell"]
 # On Colab: install SEAL-lite, and keep the torch that Colab brings.
@@ -262,16 +270,6 @@ result_box(
     "These are properties of the formulas, shown on one data set without an "
     "interval. They do not measure what a choice is worth.",
 )
-
-# %% [markdown]
-# {% set trials = load("trials") %}
-# {% set rows = changed_settings(trials) %}
-# {% set n = namespace(clear=0) %}
-# {% for _, row in rows if excludes_zero(row) %}{% set n.clear = n.clear + 1 %}{% endfor %}
-# What a setting is worth was measured on real tissue. Of the {{ rows | length }} trials that
-# changed one setting of the full recipe, or two that belong together, {{ n.clear }} changed *r* by
-# more than its 95% interval allows for chance. The others show no difference. The
-# [trials](../trials.md) list each of them.
 
 # %% [markdown]
 # ## What to remember

@@ -51,55 +51,55 @@ class Config:
     # pairs: a patch of H&E around a spot
     patch_um: Positive = 224.0  # edge of the patch: the spot and what lies around it
     patch_px: Px = 160  # what the encoder sees
-    n_views: AtLeastOne = 8  # one clean + (n_views - 1) augmented views of each patch
+    n_views: AtLeastOne = 8  # the patch itself and n_views - 1 augmented views of it
     stain_jitter: Weight = 0.15  # sd of the log-scale of each stain's optical density
 
     # genes
     n_genes: AtLeastOne = 128  # highly variable genes of the training sections
     hvg: Hvg = "pearson_residuals"  # or "seurat", as released
-    smooth: Share = 0.2  # share of the array neighbours' mean in a spot's expression
+    smooth: Share = 0.2  # the neighbours' share of a spot's expression
     smooth_over: SmoothOver = "ring"  # or "disc", as released: the spot and those within sqrt(2)
-    zscore: Zscore = "section"  # mean and sd from each "section" itself, or from "train"ing
+    zscore: Zscore = "section"  # by the mean and sd of each "section", or of all that "train"
     clip: Cut = 5.0  # |z| beyond this is clipped
 
     # vision encoder
     backbone: EncoderName = "tf_efficientnet_lite0"  # of `seal-lite encoders`, or any timm model
     depth: Share = 1.0  # share of the blocks that stay; those behind are removed
-    pooling: Pooling = "own"  # of a transformer's tokens, or its own way
-    tune_blocks: AtLeastZero = 3  # LoRA on the last k blocks up to the feature layer
+    pooling: Pooling = "own"  # of a transformer's tokens; "own" is the network's own way
+    tune_blocks: AtLeastZero = 3  # so many blocks up to the feature layer change
     lora_rank: Rank = 32  # 0: no LoRA, all weights of the tuned blocks
-    lora_alpha: Weight = 64.0
-    lora_dropout: Share = 0.0
+    lora_alpha: Weight = 64.0  # the update is scaled by lora_alpha / lora_rank
+    lora_dropout: Share = 0.0  # on the input of the update
 
     # gene encoder and heads
-    hidden: Widths = (1024, 512)
+    hidden: Widths = (1024, 512)  # widths of the hidden layers
     n_flows: Few = 0  # planar flows behind the VAE's Gaussian
     as_released: bool = False  # log counts in and out, image decoder ends in a ReLU, flows are free
     project: Project = 128  # shared space of the contrast; 0: the encoder's own dimension
-    head_dropout: Share = 0.1
+    head_dropout: Share = 0.1  # in the gene encoder and the image decoder
 
     # loss
     temperature: Positive = 0.1  # similarities are divided by it
-    learn_temperature: bool = False
+    learn_temperature: bool = False  # whether the temperature is trained
     soft_targets: Share = 0.0  # share of similarity-based targets in the contrast
-    w_clip: Weight = 0.5
+    w_clip: Weight = 0.5  # of the contrast
     w_gene: Weight = 1.0  # gene -> gene reconstruction
     w_image: Weight = 1.0  # image -> gene reconstruction
     w_mse: Weight = 1.0  # inside both reconstructions
     w_corr: Weight = 0.0  # inside both reconstructions: mean over genes of (1 - c_gg)^2
-    w_kl: Weight = 0.0
+    w_kl: Weight = 0.0  # of the KL divergence to a standard normal
 
     # optimisation
-    epochs: AtLeastOne = 20
+    epochs: AtLeastOne = 20  # in which both encoders train together
     gene_warmup_epochs: AtLeastZero = 0  # gene encoder alone, before the encoder joins
-    batch_size: Pairs = 64
-    lr_lora: Weight = 4e-3
-    lr_heads: Weight = 1e-3
-    weight_decay: Weight = 0.01
+    batch_size: Pairs = 64  # pairs that a contrast compares
+    lr_lora: Weight = 4e-3  # learning rate of the image encoder's tuned weights
+    lr_heads: Weight = 1e-3  # learning rate of all other weights
+    weight_decay: Weight = 0.01  # of AdamW; not on biases, norms or the temperature
     warmup: Share = 0.1  # share of the steps with rising learning rate
     grad_clip: Cut = 1.0  # the gradient's norm is cut to this; one bad batch cannot break a run
-    precision: Precision = "auto"  # bf16 or fp16 as the card has it, float32 ("no") on a CPU
-    seed: Seed = 0
+    precision: Precision = "auto"  # bf16 or fp16 as the GPU has it, float32 ("no") on a CPU
+    seed: Seed = 0  # of weights, order and views
 
     def __post_init__(self) -> None:
         for name, kind in field_types(type(self)).items():

@@ -14,12 +14,34 @@ from typing import TYPE_CHECKING, Any
 import jinja2
 import yaml
 
-from pages import ablation, evaluations, faults, figures, headline, licences, markdown, nested
+from pages import (
+    ablation,
+    chapters,
+    evaluations,
+    faults,
+    figures,
+    headline,
+    licences,
+    markdown,
+    nested,
+)
 from seal_lite.evaluation.scores import summary
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
+# Their functions are those that a page can call.
+MODULES = (
+    ablation,
+    chapters,
+    evaluations,
+    faults,
+    figures,
+    headline,
+    licences,
+    markdown,
+    nested,
+)
 BOOK = Path(__file__).parents[1]
 ROOT = BOOK.parent
 
@@ -54,7 +76,7 @@ def render(
         figure.savefig(drawings / f"results_{name}.png", dpi=150, bbox_inches="tight")
         return f":::{{figure}} /figures/results_{name}.png\n:alt: {alt}\n\n{caption}\n:::\n"
 
-    for module in (ablation, evaluations, faults, figures, headline, licences, markdown, nested):
+    for module in MODULES:
         environment.globals |= vars(module)
     environment.globals |= {"load": load, "draw": draw, "bibtex": bibtex, "summary": summary}
     return environment.from_string(text).render()

@@ -101,7 +101,7 @@ class Section:
 
     @property
     def keys(self) -> list[str]:
-        """One stable name a patch: 'section/barcode'."""
+        """A stable name of each patch, as "section/barcode"."""
         return [f"{self.name}/{barcode}" for barcode in self.adata.obs_names[self.rows]]
 
     def key(self, i: int) -> str:
@@ -129,7 +129,7 @@ class Section:
 
     @cached_property
     def digest(self) -> str:
-        """SHA-256 over names, counts and pixels, in 64 hex digits: the version of the data."""
+        """The version of the data, a SHA-256 over names, counts and pixels in 64 hex digits."""
         names = "\n".join([*self.keys, *gene_keys(self.adata.var_names)])
         digest = hashlib.sha256(names.encode())
         counts = self.adata.layers["counts"]

@@ -109,7 +109,7 @@ class PrefixCache:
             limit = cache_limit(self.folder)
             free = free if limit is None else min(free, limit)
         fits = size <= ROOM * free
-        message = f"prefix cache: {size / 1e9:.3g} GB in {place} with {free / 1e9:.3g} GB free"
+        message = f"prefix cache: {size / 1e6:,.1f} MB in {place}, {free / 1e9:,.1f} GB free"
         if not fits:
             message += ": too large, so the prefix runs in every step"
         if absent:

@@ -288,7 +288,7 @@ class Pairs:
 
     @property
     def device(self) -> torch.device:
-        """Where batches are put: where the encoder is."""
+        """The device of the encoder, to which batches go."""
         return self.activations.device
 
     def _read(self, index: np.ndarray, views: np.ndarray) -> tuple[Read, Tensor]:

@@ -132,4 +132,6 @@ def _commit() -> str:
 def _device() -> str:
     """Return the name of the GPU or "cpu", the machine's architecture and the threads in use."""
     device = torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu"
-    return f"{device} ({platform.machine()}, {torch.get_num_threads()} threads)"
+    n_threads = torch.get_num_threads()
+    threads = "1 thread" if n_threads == 1 else f"{n_threads} threads"
+    return f"{device} ({platform.machine()}, {threads})"

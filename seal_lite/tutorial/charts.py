@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -11,6 +12,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
+from seal_lite.data.phantom.tissue import REGIONS
 from seal_lite.evaluation.targets import pearson
 from seal_lite.plots import COLOURS, GREY, INK, aspect, colour_bar, discs, styled, tissue
 
@@ -49,6 +51,18 @@ LOSS_TERMS = {
     "image": "image to gene",
     "gene": "gene to gene",
 }
+
+
+def label_colours(labels: Sequence[str]) -> dict[str, str]:
+    """Return {label: colour}, in the order of the labels.
+
+    A region of the phantom has the same colour in every chapter. Other labels take the colours in
+    turn.
+    """
+    names = list(dict.fromkeys(labels))
+    ordered = list(REGIONS) if set(names) <= set(REGIONS) else names
+    colours = dict(zip(ordered, itertools.cycle(COLOURS), strict=False))
+    return {name: colours[name] for name in names}
 
 
 @styled

@@ -24,7 +24,6 @@ from seal_lite.evaluation.scores import genes_to_score
 from seal_lite.paths import file_name
 from seal_lite.terminal import start_logging
 
-log = logging.getLogger(__name__)
 PHANTOM = {"patients": 3, "sections_per_patient": 1, "spots": 160, "seed": 0}
 TINY_PHANTOM = {"patients": 2, "sections_per_patient": 1, "spots": 80, "seed": 0}
 HER2ST = ("A1", "B1", "C1", "D1", "E1", "F1", "G1", "H1")  # one section of each patient
@@ -103,7 +102,7 @@ class Beginning:
 
     @cached_property
     def genes(self) -> list[str]:
-        """The genes to score: those that the phantom declares, or chosen in training sections."""
+        """The genes to score, declared by the phantom or chosen in the training sections."""
         return genes_to_score([section.adata for section in self.train], self.truth)
 
     def run(self, name: str = "tuned") -> Path:
@@ -127,7 +126,9 @@ def begin(
     seed: int = 0,
     n_train: int | None = None,
 ) -> Beginning:
-    """Choose sections and settings, and log the choice.
+    """Choose sections and settings, and print the choice.
+
+    The log of the package goes to standard error, which the book leaves out.
 
     On a CPU, "auto" means the phantom, the default encoder, and 12 epochs of 4 views. On a GPU it
     means real tumours of eight patients (her2st), the pathology encoder Phikon, and 20 epochs
@@ -153,7 +154,7 @@ def begin(
     n_train
         Train on so many sections at most; 0 means all, None what suits the machine.
     """
-    start_logging(sys.stdout, force=True)
+    start_logging(sys.stderr, force=True)
     logging.getLogger("matplotlib").setLevel(logging.WARNING)
     scale = _choose_scale(dataset, smoke=smoke)
     root = _find_sections(scale.dataset if dataset == "auto" else dataset, smoke=smoke)
@@ -164,12 +165,12 @@ def begin(
     names = list_sections(root)
     held_out = test or names[-1]
     place = os.path.relpath(root)
-    log.info("%s, %s, %s epochs; held out: %s", place, backbone, config.epochs, held_out)
+    print(f"{place}, {backbone}, {config.epochs} epochs; held out: {held_out}")
     if n_train is None:
         n_train = 1 if _is_slow(backbone) else 0
     beginning = Beginning(root, config, names, held_out, n_train)
     if not beginning.has_other_patients:
-        log.info("all sections are of one patient: the test is a new section, not a new patient")
+        print("All sections are of one patient: the test is a new section, not a new patient.")
     return beginning
 
 

@@ -58,6 +58,15 @@ def test_a_chapter_shows_its_result(name):
     assert re.search(r"\d", box)
 
 
+def test_no_chapter_shows_the_log_of_the_package():
+    def printed(name):
+        outputs = [out for cell in executed(name).cells for out in cell.get("outputs", [])]
+        return "".join(out.text for out in outputs if out.get("name") == "stdout")
+
+    logged = re.compile(r"prefix cache:|have no counts: dropped|fold \d+ of \d+: test")
+    assert [name for name in CHAPTERS if logged.search(printed(name))] == []
+
+
 def test_every_solution_was_executed():
     cells = [(name, cell) for name in CHAPTERS for cell in executed(name).cells]
     solutions = [(n, c) for n, c in cells if "solution" in c.metadata.get("tags", [])]
@@ -149,7 +158,7 @@ def test_finetuning_by_hand_is_the_packages_and_teaches_the_pairs():
     assert f["loss_gap"] < 1e-4 and f["loop_gap"] < 1e-3  # the loop is what `finetune` does
     start, *_, end = (own - rest for own, rest in f["cosines"].values())
     assert abs(start) < 0.05 < 0.2 < end  # held-out pairs find each other,
-    assert f["shuffled"][0] - f["shuffled"][1] < 0.5 * end  # and not after wrong pairs
+    assert f["shuffled"][0] - f["shuffled"][1] < 0.25 * end  # and hardly after wrong pairs
 
 
 def test_the_null_class_stays_a_null_and_the_oracle_is_above_all():

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from types import SimpleNamespace
-
 import nbformat
 import pytest
 
@@ -37,20 +35,22 @@ def test_a_solution_is_folded_under_its_own_name(extension):
     assert cell.metadata["mystnb"]["code_prompt_show"] == "Solution"
 
 
+def test_papermills_copy_of_the_parameters_is_left_out(extension):
+    cells = [
+        nbformat.v4.new_code_cell("SEED = 0", metadata={"tags": [tag]})
+        for tag in ("parameters", "injected-parameters")
+    ]
+    notebook = nbformat.v4.new_notebook(cells=cells)
+    extension.prepare_chapter(notebook)
+    left_out = ["remove-cell" in cell.metadata.tags for cell in notebook.cells[:2]]
+    assert left_out == [False, True]
+
+
 def test_a_chapter_ends_in_what_it_was_executed_with(extension):
     notebook = nbformat.v4.new_notebook(metadata={"papermill": {"duration": 12.3}})
     extension.prepare_chapter(notebook)
     foot = notebook.cells[-1].source
     assert "Executed in 12 s" in foot and "torch " in foot and "seal-lite " in foot
-
-
-def test_execution_statistics_are_papermills(extension):
-    run = {"duration": 12.3, "end_time": "2026-01-01T00:00:00", "exception": None}
-    text = nbformat.writes(nbformat.v4.new_notebook(metadata={"papermill": run}))
-    env = SimpleNamespace(doc2path=lambda page: f"{page}.ipynb")
-    extension.read_page(SimpleNamespace(env=env), "notebooks/x", [text])
-    statistics = env.nb_metadata["notebooks/x"]["exec_data"]
-    assert statistics["runtime"] == 12.3 and statistics["succeeded"]
 
 
 @pytest.mark.parametrize(

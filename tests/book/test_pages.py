@@ -10,6 +10,7 @@ from collections import Counter
 from pathlib import Path
 
 import jupytext
+import nbformat
 import numpy as np
 import pandas as pd
 import pytest
@@ -458,9 +459,19 @@ def test_a_pitfall_stands_beside_the_way_around_it(rendered):
     assert "| t | w | 0.500 | x | 0.250 |" in text and "0.125" in text
 
 
-def test_the_table_of_settings_has_every_setting(pages):
-    names = [name for _, name, *_ in pages.ablation.settings()]
-    assert names == [field.name for field in dataclasses.fields(Config)]
+def test_the_table_of_settings_has_every_setting_and_says_what_it_means(pages):
+    rows = pages.ablation.settings()
+    assert [name for _, name, *_ in rows] == [field.name for field in dataclasses.fields(Config)]
+    assert [name for _, name, *_, meaning in rows if not meaning] == []
+
+
+def test_the_table_of_executed_chapters_has_their_titles_and_times(pages, tmp_path):
+    run = {"duration": 12.3, "end_time": "2026-01-02T03:04:05.6"}
+    cells = [nbformat.v4.new_markdown_cell("# A chapter\n\n**Why?**")]
+    notebook = nbformat.v4.new_notebook(cells=cells, metadata={"papermill": run})
+    nbformat.write(notebook, tmp_path / "01_x.ipynb")
+    rows = pages.chapters.executed_rows(tmp_path)
+    assert rows == [("notebooks/01_x.ipynb", "A chapter", 12.3, "2026-01-02 03:04")]
 
 
 def test_what_is_to_be_cited_is_what_the_repository_says(pages):

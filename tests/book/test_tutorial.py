@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from pathlib import Path
 
 import pytest
@@ -84,6 +85,14 @@ def test_explicit_choices_are_taken(start, written):
     assert (config.backbone, config.epochs, config.seed) == ("test_vit", 3, 7)
     other = start.begin("somewhere", "test_vit", 3, test="A1", seed=7)
     assert beginning.run("x") != other.run("x")
+
+
+def test_the_settings_are_printed_and_the_log_is_not_part_of_the_output(start, written, capsys):
+    start.begin("somewhere", "test_vit")
+    logging.getLogger("seal_lite").info("a message of the package")
+    out, log = capsys.readouterr()
+    assert "held out: C1" in out and "message" not in out
+    assert log == "a message of the package\n"
 
 
 def test_sections_of_one_patient_are_held_out_one_by_one(start, monkeypatch, capsys):

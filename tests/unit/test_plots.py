@@ -141,6 +141,14 @@ def test_prediction_maps_give_r_and_the_difference_in_standard_deviations(charts
     assert f"r = {r:.2f}" in text_of(figure)
 
 
+def test_a_region_has_the_same_colour_whatever_others_are_shown(charts):
+    two = charts.label_colours(["stroma", "lymphoid"])
+    assert list(two) == ["stroma", "lymphoid"]
+    assert two.items() <= charts.label_colours(["lymphoid", "tumour", "stroma"]).items()
+    assert list(charts.label_colours("ba").values()) == list(charts.COLOURS[:2])
+    assert len(charts.label_colours([str(i) for i in range(12)])) == 12
+
+
 def test_loss_curves_shade_the_warm_up_alone(charts):
     warmup = [{"epoch": i, "phase": "genes", "gene": 1.0 - i / 10, "kl": 1.0} for i in range(3)]
     joint = [

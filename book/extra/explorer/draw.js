@@ -97,7 +97,7 @@ function drawCards(hits) {
   const [seen, held] = [false, true].map((out) =>
     listing(D.sections.filter((s) => s.held_out === out).map((s) => s.name)));
   $("honest").textContent = `r: predicted against measured ${target().name} over a section’s spots. `
-    + `The model was trained on ${seen}, so r flatters it there; it has not seen ${held}. `
+    + `The model was trained on ${seen}, so r is optimistic there; it has not seen ${held}. `
     + "Dots: retrieved patches.";
 }
 

@@ -202,7 +202,7 @@ def test_where_the_cache_has_no_room_activations_are_computed(
     (message,) = (m for m in caplog.messages if m.startswith("prefix cache"))
     n = sum(len(section.rows) for section in sections)
     size = TINY.n_views * n * 4 * 80 * 4 * 4  # float32, 80 maps of 64 px / 16
-    assert re.match(rf"prefix cache: {size / 1e9:.3g} GB in {tmp_path} with .+ free: too", message)
+    assert re.match(rf"prefix cache: {size / 1e6:.1f} MB in {tmp_path}, .+ free: too", message)
 
 
 def test_where_the_disk_proves_too_small_activations_are_computed(

@@ -57,6 +57,14 @@ def test_run_folder_holds_all_that_a_result_needs(trained):
     assert epochs == history
 
 
+@pytest.mark.parametrize("n, words", [(1, "1 thread)"), (4, "4 threads)")])
+def test_a_device_has_the_threads_in_use(n, words, monkeypatch):
+    from seal_lite.training import provenance
+
+    monkeypatch.setattr(provenance.torch, "get_num_threads", lambda: n)
+    assert provenance._device().endswith(words)
+
+
 def test_provenance_says_what_a_result_was_computed_from(trained):
     import torch
 
