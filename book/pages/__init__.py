@@ -8,13 +8,24 @@ from __future__ import annotations
 
 import json
 import re
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import jinja2
 import yaml
 
-from pages import ablation, evaluations, faults, figures, headline, licences, markdown, nested
+from pages import (
+    ablation,
+    commands,
+    evaluations,
+    faults,
+    figures,
+    headline,
+    licences,
+    markdown,
+    nested,
+)
 from seal_lite.evaluation.scores import summary
 
 if TYPE_CHECKING:
@@ -57,6 +68,11 @@ def render(
     for module in (ablation, evaluations, faults, figures, headline, licences, markdown, nested):
         environment.globals |= vars(module)
     environment.globals |= {"load": load, "draw": draw, "bibtex": bibtex, "summary": summary}
+    environment.globals |= {
+        "COMMANDS": commands.COMMANDS,
+        "command_time": partial(commands.command_time, results=results),
+        "command_sentences": partial(commands.command_sentences, results=results),
+    }
     return environment.from_string(text).render()
 
 

@@ -1,6 +1,7 @@
 """benchmarks/cohort.py: its power calculation, and the whole of it at a tiny size."""
 
 import dataclasses
+import functools
 import json
 
 import numpy as np
@@ -70,11 +71,15 @@ def test_each_seed_has_the_rows_of_its_own_encoders():
 
 
 def test_the_whole_benchmark_runs_and_resumes(tmp_path, monkeypatch):
-    from cohort import MAIN_METRIC, Benchmark, Design
+    import cohort
+    from seal_lite.data.phantom import slide_cohort
     from seal_lite.slides.mil import MODELS
 
+    for module in (cohort, slide_cohort):
+        monkeypatch.setattr(module, "UM_PER_PX", 2.0)  # slides of a sixteenth of the pixels
     monkeypatch.delitem(MODELS, "abmil")  # a hundred fits
-    design = Design(
+    monkeypatch.setattr(cohort, "score_bags", functools.partial(cohort.score_bags, repeats=20))
+    design = cohort.Design(
         config=dataclasses.replace(TINY, backbone="test_vit"),
         seeds=1,
         train_patients=2,
@@ -83,16 +88,17 @@ def test_the_whole_benchmark_runs_and_resumes(tmp_path, monkeypatch):
         most_patients=20,
         slide_spots=9,
     )
-    benchmark = Benchmark(tmp_path, design)
+    benchmark = cohort.Benchmark(tmp_path, design)
     result = benchmark.measure()
     assert result["cohort"]["patients"] == result["power"]["patients"] == 20
-    assert {row["task"] for row in result["power"]["rows"]} == set(MAIN_METRIC)
+    assert {row["task"] for row in result["power"]["rows"]} == set(cohort.MAIN_METRIC)
     assert result["slides"] == 25
-    assert {row["task"] for row in result["results"]} == set(MAIN_METRIC)
+    assert {row["task"] for row in result["results"]} == set(cohort.MAIN_METRIC)
     kinds = {row["features"] for row in result["results"][0]["scores"]}
     assert kinds == {"frozen", "shuffled", "tuned", "oracle"}
     assert result["seconds"] > 0
 
-    monkeypatch.setattr(Benchmark, "score_with", pytest.fail)  # a finished step is not run again
-    monkeypatch.setattr(Benchmark, "embed_with", pytest.fail)
+    for work in ("draw_cohort", "embed_with", "score_with"):  # a finished step is not run again
+        monkeypatch.setattr(cohort.Benchmark, work, pytest.fail)
+    monkeypatch.setattr(cohort, "finetune", pytest.fail)
     assert json.dumps(benchmark.measure(), default=float) == json.dumps(result, default=float)
