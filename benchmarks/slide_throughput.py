@@ -59,7 +59,8 @@ class SlidePatches(Dataset):
         if self.slide is None:
             self.slide = open_slide(self.path)
         x, y = self.corners[i]
-        return self.transform(self.slide.read(x, y, edge=self.edge, px=self.px))
+        patch = self.slide.read(x, y, edge=self.edge, px=self.px)
+        return self.transform(Image.fromarray(patch))
 
 
 def embed_by_loop(encoder: VisionEncoder, patches: SlidePatches, file: Path, workers: int) -> None:

@@ -80,7 +80,7 @@ def test_the_whole_benchmark_runs_and_resumes(tmp_path, monkeypatch):
     monkeypatch.delitem(MODELS, "abmil")  # a hundred fits
     monkeypatch.setattr(cohort, "score_bags", functools.partial(cohort.score_bags, repeats=20))
     design = cohort.Design(
-        config=dataclasses.replace(TINY, backbone="test_vit"),
+        config=dataclasses.replace(TINY, backbone="test_vit", patch_px=160),
         seeds=1,
         train_patients=2,
         train_spots=30,
