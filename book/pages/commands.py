@@ -12,7 +12,6 @@ NIGHT_HOURS = 10
 CORES = 2  # of the machine that a night is meant for
 HER2ST = "her2st, fetched: `seal-lite fetch her2st --out DIR`"
 PHANTOM_RUNS = "the encoders of `make record-phantom`"
-HER2ST_RUNS = "the encoders of `make record-her2st`"
 
 
 @dataclass(frozen=True)
@@ -103,7 +102,7 @@ COMMANDS = {
         ("hest",),
         time="half an hour",
         source="documented",
-        needs=f"{HER2ST}; {HER2ST_RUNS}, and {PHANTOM_RUNS}",
+        needs=f"{HER2ST}; {PHANTOM_RUNS} and of `make record-her2st`",
     ),
     "python benchmarks/retrieval.py": Command(
         ("retrieval",), time="minutes", source="documented", needs=PHANTOM_RUNS
