@@ -111,7 +111,7 @@ HER2ST ?= ../shared/her2st
 CLI    := $(VENV)/bin/seal-lite
 RUNS   := runs/record
 record: record-her2st record-phantom record-her2st_transformer record-phantom_transformer \
-  record-shifts record-figures tasks bench ## measure results/ again: hours on 2 cores, needs her2st (HER2ST=DIR)
+  record-shifts record-figures tasks bench ## measure results/ again: longer than a night in one shell, needs her2st (HER2ST=DIR)
 
 # One thread, so that a record does not depend on the number of cores. Run two of the first three in
 # two shells: a training has little use for a second core.

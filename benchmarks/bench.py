@@ -3,7 +3,7 @@
     python benchmarks/bench.py HER2ST        # minutes on 2 cores
 
 What depends on the process (its threads, its peak memory) runs in one of its own: `throughput.py`,
-`scale.py`.
+`slide_throughput.py`, `scale.py`.
 """
 
 from __future__ import annotations
@@ -69,9 +69,21 @@ def throughput(data: str) -> dict[str, Result]:
     return results
 
 
+def chapters_phantom() -> Path:
+    """Return the folder of the chapters' phantom."""
+    return phantom("data/phantom", patients=3, sections_per_patient=1, spots=160, seed=0)
+
+
+def slides() -> Result:
+    """Return what `slide_throughput.py` measures on a slide of the chapters' phantom."""
+    result = python("slide_throughput.py", chapters_phantom())
+    print("slides", result, flush=True)
+    return result
+
+
 def scaling() -> list[Result]:
     """Return what `scale.py` measures of every size, on patches of the chapters' phantom."""
-    root = phantom("data/phantom", patients=3, sections_per_patient=1, spots=160, seed=0)
+    root = chapters_phantom()
     epochs = []
     for pairs in SIZES:
         folder = Path("runs/scale") / str(pairs)
@@ -126,6 +138,7 @@ def main(data: str) -> None:
     """Measure everything and write the results file."""
     result = {
         "throughput": throughput(data),
+        "slides": slides(),
         "scale": scaling(),
         "probing": probing(),
         "provenance": provenance(load_sections(data, SECTIONS), Config()),

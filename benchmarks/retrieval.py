@@ -10,10 +10,9 @@ from __future__ import annotations
 
 from typing import Any
 
-from cohort import cohort_folder
 from seal_lite import load_sections
 from seal_lite.data.pathways import read_gmt
-from seal_lite.data.phantom import phantom
+from seal_lite.data.phantom import cohort, phantom
 from seal_lite.encoders.embedding import embed_patches
 from seal_lite.evaluation.retrieval import cross_modal, gene_set_scores, shared_space
 from seal_lite.training.provenance import provenance
@@ -25,7 +24,8 @@ QUERIED = {"patients": 8, "sections_per_patient": 2, "spots": 150, "seed": 5}
 def measure() -> dict[str, Any]:
     """Return the scores of every query and of every gene set, by model and seed."""
     root = phantom(ROOT / "data/phantom-asked-record", **QUERIED)
-    programs = read_gmt(cohort_folder() / "programs.gmt")
+    smallest = cohort(ROOT / "data/cohort-programs", patients=20, spots=9)  # all have these sets
+    programs = read_gmt(smallest / "programs.gmt")
     folds = trained_folds("phantom")
     config = folds[0].config()
     sections = load_sections(root, patch_um=config.patch_um, patch_px=config.patch_px)

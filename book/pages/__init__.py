@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import re
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,6 +18,7 @@ import yaml
 from pages import (
     ablation,
     chapters,
+    commands,
     evaluations,
     faults,
     figures,
@@ -79,6 +81,11 @@ def render(
     for module in MODULES:
         environment.globals |= vars(module)
     environment.globals |= {"load": load, "draw": draw, "bibtex": bibtex, "summary": summary}
+    environment.globals |= {
+        "COMMANDS": commands.COMMANDS,
+        "command_time": partial(commands.command_time, results=results),
+        "command_sentences": partial(commands.command_sentences, results=results),
+    }
     return environment.from_string(text).render()
 
 

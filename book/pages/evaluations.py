@@ -286,6 +286,32 @@ def slide_verdicts(record: Result, minus: str) -> str:
     )
 
 
+def power_sentences(record: Result) -> str:
+    """Return in words how many patients each task needs, and how many the cohort has."""
+    power = record["power"]
+    most = power["most_patients"]
+    texts = []
+    too_many = []
+    for row in power["rows"]:
+        needed = row["patients"]
+        patients = "no number of patients" if needed is None else f"{needed:,} patients"
+        texts.append(f"{row['task']} {interval(row)}: {patients}")
+        if needed is None or needed > most:
+            too_many.append(row["task"])
+    limit = (
+        f"The command measures at most {most} patients, too few for {' and '.join(too_many)}: "
+        "there no difference does not mean no gain."
+        if too_many
+        else "So it has enough for every task."
+    )
+    return (
+        f"A pilot of {power['pilot_patients']} other patients set the size of the cohort. It "
+        "measured the oracle's gain over the frozen encoder, read by the mean patch. A two-sided "
+        f"test at 5% finds a gain of that size with 80% power in: {'; '.join(texts)}. The cohort "
+        f"has {power['patients']} patients. {limit}"
+    )
+
+
 def shift_scores(result: Result) -> dict[str, pd.Series]:
     """Return mean r (features, fold, seed) "in" and "out" of distribution, and their "gap"."""
     scores = {}

@@ -305,6 +305,23 @@ def test_a_slide_level_verdict_holds_for_every_seed(pages):
     assert pooled["ci95"] == [-0.01, 0.2] and "difference" in pages.markdown.verdict(pooled)
 
 
+def test_a_task_that_needs_more_patients_than_the_cohort_has_is_named(pages):
+    def record(*needed):
+        names = ("mutation", "response")
+        rows = [
+            row(0.2, 0.1, 0.3, task=task, patients=patients)
+            for task, patients in zip(names, needed, strict=True)
+        ]
+        size = {"pilot_patients": 80, "most_patients": 200, "patients": 200}
+        return {"power": {**size, "rows": rows}}
+
+    sentences = pages.evaluations.power_sentences
+    assert "too few for response: " in sentences(record(20, 548))
+    assert "548 patients" in sentences(record(20, 548))
+    assert "no number of patients" in sentences(record(20, None))
+    assert "too few" not in sentences(record(20, 132))
+
+
 def test_a_shift_is_shown_in_out_and_as_a_gap(pages):
     targets = ("pearson_residuals",)
     inside = fold("not first", gain=0.1, targets=targets)
