@@ -162,10 +162,12 @@ def trial_counts(record: Result) -> str:
     worse = [arm for arm, row in gaps_of.items() if excludes_zero(row) and row["mean"] < 0]
     prefers = [arm for arm in arms if decision(list(votes(record, arm).values())) == PREFERRED]
     same = len(arms) - len(better) - len(worse)
+    agreement = "The outer folds agree on none."
+    if prefers:
+        agreement = f"Every outer fold prefers {' and '.join(prefers)}."
     return (
         f"Under probe B, {same} of {len(arms)} trials make no difference, {_named(better)} are "
-        f"better and {_named(worse)} worse. Every outer fold prefers "
-        f"{' and '.join(prefers) or 'none'}."
+        f"better and {_named(worse)} worse. {agreement}"
     )
 
 
