@@ -182,7 +182,6 @@ trials: $(STAMP) ## choose settings, and measure what each part is worth: hours,
 	$(PY) benchmarks/trials.py $(HER2ST) --arms transformer_trials
 	$(PY) benchmarks/trials.py $(HER2ST) --arms control_trials
 	$(PY) benchmarks/trials.py $(HER2ST) --arms idea_trials
-	$(PY) benchmarks/trials.py $(HER2ST) --arms transformer_idea_trials
 
 blind: $(STAMP) ## score the defaults on her2st's sections C6 and B4, which no setting has seen: hours
 	$(PY) benchmarks/blind.py $(HER2ST)

@@ -1,6 +1,6 @@
 """Slide-level tasks on a cohort of phantom patients: results/cohort.json.
 
-    python benchmarks/cohort.py        # about half an hour on 2 cores
+    python benchmarks/cohort.py        # an hour on 2 cores
 
 A pilot of other patients, scored with frozen and oracle features, decides how many patients the
 cohort has: as many as show the oracle's gain in 8 of 10 studies. The encoders are finetuned on
@@ -69,10 +69,10 @@ class Design:
         Array positions that the tissue of a slide would cover.
     """
 
-    config: Config = Config(epochs=8)
-    seeds: int = 3
+    config: Config = Config(epochs=16)
+    seeds: int = 2
     train_patients: int = 12
-    train_spots: int = 100
+    train_spots: int = 200
     pilot_patients: int = 80
     most_patients: int = 200
     slide_spots: int = 36

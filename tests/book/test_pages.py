@@ -552,7 +552,7 @@ def test_a_blind_score_is_the_mean_over_seeds_with_each_seed_beside_it(pages):
     assert gap == "+0.150 (+0.100, +0.200)"
 
 
-@pytest.mark.parametrize("name", ["control_trials", "idea_trials", "transformer_idea_trials"])
+@pytest.mark.parametrize("name", ["control_trials", "idea_trials"])
 def test_every_trial_that_is_listed_has_all_its_runs(name):
     """A page names no arm without a score, and each has six trainings beside its recipe's."""
     listed = pd.read_csv(ROOT / f"benchmarks/{name}.tsv", sep="\t")["arm"]
