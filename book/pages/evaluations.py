@@ -299,8 +299,8 @@ def power_sentences(record: Result) -> str:
         if needed is None or needed > most:
             too_many.append(row["task"])
     limit = (
-        f"The command measures at most {most} patients, too few for {' and '.join(too_many)}: "
-        "there no difference does not mean no gain."
+        f"The command measures at most {most} patients, fewer than the pilot asks for in "
+        f"{' and '.join(too_many)}."
         if too_many
         else "So it has enough for every task."
     )

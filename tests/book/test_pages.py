@@ -316,10 +316,10 @@ def test_a_task_that_needs_more_patients_than_the_cohort_has_is_named(pages):
         return {"power": {**size, "rows": rows}}
 
     sentences = pages.evaluations.power_sentences
-    assert "too few for response: " in sentences(record(20, 548))
+    assert "fewer than the pilot asks for in response." in sentences(record(20, 548))
     assert "548 patients" in sentences(record(20, 548))
     assert "no number of patients" in sentences(record(20, None))
-    assert "too few" not in sentences(record(20, 132))
+    assert "fewer" not in sentences(record(20, 132))
 
 
 def test_a_shift_is_shown_in_out_and_as_a_gap(pages):
