@@ -114,6 +114,13 @@ COMMANDS = {
         timed="steps, added up, of which one runs on each core",
         processes=CORES,
     ),
+    "python benchmarks/cohort.py  # at commit 704739c": Command(
+        ("cohort_short",),
+        time="about an hour",
+        source="measured",
+        timed="steps, added up, of which one runs on each core",
+        processes=CORES,
+    ),
     "make bench": Command(
         ("bench",),
         time="minutes",
