@@ -17,7 +17,7 @@ from torch import Tensor
 from torch.nn.functional import cross_entropy, normalize
 
 from seal_lite import SEAL, Config, Section, finetune
-from seal_lite.data.genes import GenePanel, smoothing
+from seal_lite.data.genes import MIN_STD, GenePanel, smoothing
 from seal_lite.data.section import read_counts
 from seal_lite.encoders.embedding import embed_patches
 from seal_lite.evaluation.targets import patch_targets
@@ -31,7 +31,6 @@ Trainer = Callable[..., tuple[SEAL, History]]  # takes sections, config, panel a
 Profiles = Callable[[Sequence[Section], GenePanel, Config], list[np.ndarray]]  # each (n, genes)
 
 N_COMPONENTS = 20  # of a denoised profile
-MIN_STD = 1e-6  # a gene below is constant in its section
 
 
 def trainer(
