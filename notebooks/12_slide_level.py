@@ -345,9 +345,7 @@ result_box(
 # sections. There, {{ slide_verdicts(cohort, "frozen") }}; and
 # {{ slide_verdicts(cohort, "shuffled") }}. [The results](../results.md) have every score.
 #
-# {% if "power" in cohort %}
 # {{ power_sentences(cohort) }}
-# {% endif %}
 #
 # ## What to remember
 #

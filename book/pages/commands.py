@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from seal_lite.studies.plan import duration
@@ -53,6 +53,13 @@ class Command:
         return sum(seconds_of(path) for path in self.paths(results)) if self.timed else 0.0
 
 
+COHORT = Command(
+    ("cohort",),
+    time="about an hour",
+    source="measured",
+    timed="steps, added up, of which one runs on each core",
+    processes=CORES,
+)
 COMMANDS = {
     "make record-her2st": Command(
         ("her2st",),
@@ -107,20 +114,8 @@ COMMANDS = {
     "python benchmarks/retrieval.py": Command(
         ("retrieval",), time="minutes", source="documented", needs=PHANTOM_RUNS
     ),
-    "python benchmarks/cohort.py": Command(
-        ("cohort",),
-        time="about an hour",
-        source="measured",
-        timed="steps, added up, of which one runs on each core",
-        processes=CORES,
-    ),
-    "python benchmarks/cohort.py  # at commit 704739c": Command(
-        ("cohort_short",),
-        time="about an hour",
-        source="measured",
-        timed="steps, added up, of which one runs on each core",
-        processes=CORES,
-    ),
+    "python benchmarks/cohort.py": COHORT,
+    "python benchmarks/cohort.py  # at commit 704739c": replace(COHORT, files=("cohort_short",)),
     "make bench": Command(
         ("bench",),
         time="minutes",
