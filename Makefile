@@ -177,8 +177,7 @@ to-share: $(STAMP) ## fetch her2st, finetune on a tumour, and check what `share`
 	$(CLI) finetune --data data/her2st --train C2,C3,C4,C5 --seed 0 --out runs/to-share
 	$(CLI) share --run runs/to-share --repo $(REPO) --dry-run
 
-TRIALS := trials transformer_trials control_trials idea_trials \
-  transformer_control_trials transformer_idea_trials
+TRIALS := trials transformer_trials control_trials transformer_control_trials idea_trials
 trials: $(STAMP) ## choose settings, and measure what each part is worth: hours, needs her2st
 	for list in $(TRIALS); do $(PY) benchmarks/trials.py $(HER2ST) --arms $$list || exit 1; done
 

@@ -121,10 +121,11 @@ def probing(*, samples: int = 8, n: int = 2500, d: int = 1024, genes: int = 50) 
         train = [Sums.total(sums[:fold] + sums[fold + 1 :]) for fold in range(samples)]
         return [pearson(hest_bench_ridge(s, x[i]), y[i]) for i, s in enumerate(train)]
 
-    published_r = []
-    published = seconds_of(lambda: published_r.extend(map(published_fold, range(samples))))
-    our_r = []
-    ours = seconds_of(lambda: our_r.extend(our_folds()))
+    cpu = torch.device("cpu")
+    published_r: list[list[float]] = []
+    published = seconds_of(lambda: published_r.extend(map(published_fold, range(samples))), cpu)
+    our_r: list[np.ndarray] = []
+    ours = seconds_of(lambda: our_r.extend(our_folds()), cpu)
     return {
         "seconds": {"upstream": published, "ours": ours},
         "ratio": published / ours,

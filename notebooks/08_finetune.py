@@ -121,7 +121,7 @@ def draw_grid(ax, values: np.ndarray, title: str) -> None:
 
 def draw_maps(ax, hidden: torch.Tensor, title: str) -> None:
     """The nine feature maps that vary most, each on its own scale."""
-    maps = hidden[0].cpu().numpy()
+    maps = hidden[0].float().cpu().numpy()
     if maps.ndim == 2:  # a transformer's tokens
         n = int(len(maps) ** 0.5)
         maps = maps[-n * n :].T.reshape(-1, n, n)

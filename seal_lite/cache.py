@@ -1,6 +1,6 @@
-"""Folders of stored activations and embeddings: the common one, its limit, how to clear one.
+"""Room for stored activations and embeddings: the common folder, its limit, how to clear one.
 
-Such a folder holds files that anybody may remove, for they are computed again. A file's name begins
+A folder holds files that anybody may remove, for they are computed again. A file's name begins
 with its key, 32 hex digits.
 """
 
@@ -10,14 +10,19 @@ import errno
 import os
 import re
 import time
+from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
+
+import psutil
 
 from seal_lite.errors import InputError
 from seal_lite.locks import lock
 
 GB = 10**9
 LIMIT_GB = 100.0  # of the common folder
+CGROUPS = Path("/sys/fs/cgroup")  # where Linux shows the limits of jobs and containers
+OF_PROCESS = Path("/proc/self/cgroup")
 STORED = re.compile(
     r"\.?([0-9a-f]{32})(-[0-9a-f]{16}\.npy|-[0-9a-f]{16}\.safetensors(\.part)?|\.part)"
 )
@@ -50,6 +55,37 @@ def cache_limit(folder: str | Path) -> int | None:
         return int(float(stated) * GB)
     except (ValueError, OverflowError):
         raise InputError(f"SEAL_LITE_CACHE_GB '{stated}': is no number; set one") from None
+
+
+def free_memory() -> int:
+    """Return the bytes that this process may still take.
+
+    That is what the machine has available, and no more than the limit of a container or a Slurm job
+    leaves. Processes that `accelerate launch` started on this machine share it equally.
+    """
+    free = min([psutil.virtual_memory().available, *_left_of_limits()])
+    n_processes = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+    return free // n_processes
+
+
+def _left_of_limits() -> Iterator[int]:
+    """Yield the bytes that are left of each memory limit (cgroup v2) on this process."""
+    try:
+        own = OF_PROCESS.read_text().rpartition("0::/")[2].strip()
+    except OSError:  # not Linux
+        return
+    group = CGROUPS / own
+    while group.is_relative_to(CGROUPS):
+        try:
+            limit = (group / "memory.max").read_text().strip()
+            used = int((group / "memory.current").read_text())
+            statistics = dict(line.split() for line in (group / "memory.stat").open())
+        except OSError:  # the root group has no such files
+            limit = "max"
+        if limit != "max":
+            reclaimable = int(statistics.get("inactive_file", 0))  # cached files
+            yield max(0, int(limit) - used + reclaimable)
+        group = group.parent
 
 
 def cached_files(folder: str | Path) -> list[Path]:

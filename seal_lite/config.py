@@ -18,6 +18,9 @@ CONFIG_REMEDY = "correct it, or use the version of seal_lite that wrote it"
 # What settings may be. The upper ends keep a damaged file from filling the memory.
 Positive = Annotated[float, Number(above=0, at_most=1e6)]
 Cut = Annotated[float, Number(above=0, infinite=True)]
+# A bound of CLIP (Radford et al., 2021): a lower one lets the contrast diverge.
+LOWEST_TEMPERATURE = 0.01
+Temperature = Annotated[float, Number(at_least=LOWEST_TEMPERATURE)]
 Weight = Annotated[float, Number(at_least=0, at_most=1e9)]
 Share = Annotated[float, Number(at_least=0, at_most=1)]
 Seed = Annotated[int, Number(at_least=0, at_most=2**32 - 1)]
@@ -79,7 +82,7 @@ class Config:
     head_dropout: Share = 0.1  # in the gene encoder and the image decoder
 
     # loss
-    temperature: Positive = 0.1  # similarities are divided by it
+    temperature: Temperature = 0.1  # similarities are divided by it
     learn_temperature: bool = False  # whether the temperature is trained
     soft_targets: Share = 0.0  # share of similarity-based targets in the contrast
     w_clip: Weight = 0.5  # of the contrast

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import logging
 import math
@@ -318,6 +319,18 @@ class GenePanel:
             )
         if missing:
             log.info("%s: %d panel genes missing, set to the mean", section_name, len(missing))
+
+    @property
+    def digest(self) -> str:
+        """SHA-256 of all that decides a section's z-scores, 64 hex digits.
+
+        Means and deviations count to four digits: another machine fits them with other rounding.
+        """
+        rounded = {
+            "mean": [f"{value:.3e}" for value in self.mean],
+            "std": [f"{value:.3e}" for value in self.std],
+        }
+        return hashlib.sha256(json.dumps(vars(self) | rounded).encode()).hexdigest()
 
     def save(self, path: str | Path) -> None:
         """Write the panel as JSON; an infinite ``clip`` is written as null."""

@@ -19,11 +19,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO
 
 import numpy as np
-import psutil
 import torch
 from tqdm import tqdm
 
-from seal_lite.cache import cache_limit, make_room, mark_used
+from seal_lite.cache import cache_limit, free_memory, make_room, mark_used
 from seal_lite.encoders.views import make_views
 from seal_lite.encoders.vision import VisionEncoder, hash_tensors
 from seal_lite.io import reserve, sha256
@@ -101,7 +100,7 @@ class PrefixCache:
         size = n_images * image_bytes
         if self.folder is None:
             place = "memory"
-            free = psutil.virtual_memory().available
+            free = free_memory()
         else:
             self.folder.mkdir(parents=True, exist_ok=True)
             place = str(self.folder)
@@ -165,7 +164,7 @@ class PrefixCache:
             return np.load(file, mmap_mode="r")
 
     def _hash_prefix(self) -> str:
-        """Hash the views, the prefix's weights and the normalisation.
+        """Hash the views, the prefix's weights, the normalisation, and how the network is called.
 
         LoRA wraps modules of the tail only. The tail is left out, so that all runs share the cache.
         """
@@ -174,6 +173,8 @@ class PrefixCache:
         tensors = {**encoder.base.state_dict(), "mean": encoder.mean, "std": encoder.std}
         fixed = {name: tensor for name, tensor in tensors.items() if not name.startswith(tail)}
         salt = repr((encoder.prefix_stages, self.n_views, self.jitter))
+        if not encoder.tail_stages:  # the prefix is then the whole call
+            salt += repr((encoder.row.call, encoder.row.call_args))
         if encoder.working_dtype != torch.float32:
             salt += str(encoder.working_dtype)
         return hash_tensors(fixed, salt=salt)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import importlib
 import importlib.resources
 import pydoc
@@ -220,6 +221,12 @@ def backbone_row(name: str) -> Backbone:
     """
     if name in BACKBONES:
         return BACKBONES[name]
+    return _row_of_timm(name)
+
+
+@functools.cache
+def _row_of_timm(name: str) -> Backbone:
+    """Return the row that a network of `timm` states itself; building it may ask the Hub."""
     import timm  # here: it takes seconds, and a row needs no network
 
     row = Backbone(name=name, loader=TIMM_LOADER, source=name, dim=0, args=TIMM, arch=name)
@@ -302,7 +309,8 @@ def load_backbone(row: Backbone, *, pretrained: bool = True, seed: int = 0) -> n
             _fill_weights(net, row)
             if not pretrained:
                 _reset_weights(net)
-    return net.eval().requires_grad_(False)
+    # Some checkpoints are in half precision; autocast expects float32.
+    return net.float().eval().requires_grad_(False)
 
 
 def _build_architecture(row: Backbone) -> nn.Module:

@@ -132,6 +132,7 @@ class VisionEncoder(nn.Module):
         Returns
         -------
         Tensor (b, dim)
+            In float32, whatever the precision inside.
         """
         hidden = self.prefix(images)  # (b, ...)
         return self.tail(hidden)  # (b, dim)
@@ -185,9 +186,9 @@ class VisionEncoder(nn.Module):
         return self._in_working_dtype(hidden)  # (b, ...)
 
     def tail(self, hidden: torch.Tensor) -> torch.Tensor:
-        """Return the pooled embedding (b, dim) of what `prefix` returned, (b, ...)."""
+        """Return the pooled embedding (b, dim) of what `prefix` returned, (b, ...), in float32."""
         outputs = self._run_tail(hidden)
-        return self.pool(outputs[self.feature_layer])  # (b, dim)
+        return self.pool(outputs[self.feature_layer]).float()  # (b, dim)
 
     def feature_layers(self, hidden: torch.Tensor) -> dict[str, torch.Tensor]:
         """Return the pooled output of the prefix and of every stage of the tail.
@@ -200,10 +201,10 @@ class VisionEncoder(nn.Module):
         Returns
         -------
         dict
-            {stage: Tensor (b, width of that stage)}. The feature layer comes last.
+            {stage: Tensor (b, width of that stage), float32}. The feature layer comes last.
         """
         outputs = self._run_tail(hidden)
-        return {stage: self.pool(output) for stage, output in outputs.items()}
+        return {stage: self.pool(output).float() for stage, output in outputs.items()}
 
     def every_layer(self, images: torch.Tensor) -> dict[str, torch.Tensor]:
         """Return the pooled output of every block up to the feature layer.
@@ -216,7 +217,7 @@ class VisionEncoder(nn.Module):
         Returns
         -------
         dict
-            {stage: Tensor (b, width of that stage)}. The feature layer comes last.
+            {stage: Tensor (b, width of that stage), float32}. The feature layer comes last.
         """
         normalised = (images - self.mean) / self.std  # (b, 3, h, w)
         outputs: dict[str, torch.Tensor] = {}
@@ -227,7 +228,7 @@ class VisionEncoder(nn.Module):
                     stack.enter_context(self._stage(name).register_forward_hook(keep))
             with suppress(blocks.Stopped):
                 outputs[OUTPUT] = self._run_network(normalised)
-        return {stage: self.pool(output) for stage, output in outputs.items()}
+        return {stage: self.pool(output).float() for stage, output in outputs.items()}
 
     def pool(self, x: torch.Tensor) -> torch.Tensor:
         """Return a stage's output as one vector an image, by the row's ``embedding``.
@@ -324,7 +325,8 @@ class VisionEncoder(nn.Module):
         """Return {stage: its output} for the last stage of the prefix and all of the tail.
 
         The network runs on a blank image. Its frozen blocks return their input, and the first tuned
-        block is fed with `hidden` (b, ...).
+        block is fed with `hidden` (b, ...). Tokens are fed in float32: in a whole network their
+        positions make the residual stream float32, too, under autocast.
         """
         start = self.prefix_stages[-1] if self.prefix_stages else "stem"
         outputs = {start: hidden}
@@ -336,7 +338,8 @@ class VisionEncoder(nn.Module):
             for name in self.prefix_stages:
                 block = self._stage(name)
                 stack.enter_context(blocks.skipped(block, returns_tuple=self.row.tuple_blocks))
-            feed = blocks.Feed(channels_last(hidden))
+            is_tokens = hidden.ndim == 3
+            feed = blocks.Feed(hidden.float() if is_tokens else channels_last(hidden))
             stack.enter_context(self._stage(tuned[0]).register_forward_pre_hook(feed))
             for name in tuned:
                 keep = blocks.Keep(name, outputs, stop=name == self.feature_layer)

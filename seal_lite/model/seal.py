@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import normalize
 
-from seal_lite.config import Config
+from seal_lite.config import LOWEST_TEMPERATURE, Config
 from seal_lite.data.genes import GenePanel
 from seal_lite.encoders.registry import backbone_row
 from seal_lite.encoders.vision import VisionEncoder, encoder_for
@@ -26,8 +26,6 @@ from seal_lite.model import storage
 from seal_lite.model.gene_vae import GeneVAE
 from seal_lite.model.losses import GeneOutputs, PairOutputs
 from seal_lite.model.parallel import gather_batch, map_chunks, own_randomness
-
-LOWEST_TEMPERATURE = 0.01  # CLIP's bound
 
 
 class SEAL(nn.Module):
@@ -137,6 +135,8 @@ class SEAL(nn.Module):
             Number of images whose activations are held at once; the backward pass computes them
             again (Gao et al., 2021, GradCache). 0 holds those of all.
         """
+        with torch.no_grad():  # of the parameter: below a bound of its value there is no gradient
+            self.log_temperature.clamp_(min=math.log(LOWEST_TEMPERATURE))
         with own_randomness(hidden.device):
             own_e = map_chunks(self.encoder.tail, hidden, chunk)  # (this process's b, dim)
         e = gather_batch(own_e)  # (b, dim)
@@ -149,7 +149,7 @@ class SEAL(nn.Module):
             kl=kl,
             hidden=hidden,
             image_embedding=e,
-            temperature=self.log_temperature.exp().clamp(min=LOWEST_TEMPERATURE),  # ()
+            temperature=self.log_temperature.exp(),  # ()
             image_projection=self.project(e),  # (b, d)
             image_reconstruction=self._as_z(self.image_decoder(e)),  # (b, genes)
         )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import math
 import time
@@ -20,7 +21,6 @@ from tqdm import tqdm
 from seal_lite.config import Config
 from seal_lite.data.genes import GenePanel
 from seal_lite.encoders.checks import check_adapted
-from seal_lite.encoders.devices import computing_in
 from seal_lite.errors import InputError
 from seal_lite.model.losses import PairOutputs, seal_loss, warmup_loss
 from seal_lite.model.seal import SEAL
@@ -47,7 +47,7 @@ Loss = Callable[[PairOutputs, Config], dict[str, Tensor]]
 Batches = Iterator[tuple[Tensor | None, Tensor]]
 History = list[dict[str, Any]]
 # What decides a run beside data, settings and backbone.
-SAME_RUN = ("shuffle_pairs", "genes_sha256", "loss", "callbacks", "extra_expression_sha256")
+SAME_RUN = ("shuffle_pairs", "panel_sha256", "loss", "callbacks", "extra_expression_sha256")
 
 
 def finetune(  # noqa: PLR0913
@@ -128,7 +128,7 @@ def finetune(  # noqa: PLR0913
     if panel is None:
         panel = GenePanel.from_config(sections, config, include=include)  # type: ignore[arg-type]
     record = provenance(
-        sections, config, shuffle_pairs=shuffle_pairs, genes_sha256=_hash_genes(panel)
+        sections, config, device=place, shuffle_pairs=shuffle_pairs, panel_sha256=panel.digest
     )
     record |= _departures(loss, callbacks, extra_expression)
     out = None if out is None else Path(out)
@@ -230,13 +230,12 @@ def train(
         started = time.perf_counter()
 
         for hidden, x in batches:  # (b, ...), or None in the warm-up; (b, genes)
-            # Forward.
-            with computing_in(dtype, device):
-                if hidden is None:
-                    terms = warmup_loss(model.forward_genes(x), config)
-                else:
-                    outputs = model(hidden, x, chunk=pairs.activations.chunk)
-                    terms = loss(outputs, config)
+            # Forward. The encoder computes in its own precision, heads and loss in float32.
+            if hidden is None:
+                terms = warmup_loss(model.forward_genes(x), config)
+            else:
+                outputs = model(hidden, x, chunk=pairs.activations.chunk)
+                terms = loss(outputs, config)
 
             # Backward.
             optimizer.zero_grad()
@@ -326,21 +325,25 @@ def learning_rate(step: int, *, steps: int, warmup: float) -> float:
     return 0.5 * (1 + math.cos(math.pi * (step - rise) / fall))
 
 
-def _hash_genes(panel: GenePanel) -> str:
-    """Return the SHA-256 of the panel's genes, 64 hex digits."""
-    return hashlib.sha256(" ".join(panel.genes).encode()).hexdigest()
-
-
 def _departures(
     loss: Loss, callbacks: Sequence[Callback], extra_expression: np.ndarray | None
 ) -> dict[str, Any]:
     """Return how a run departs from the method, for its provenance; {} where it does not."""
     departures: dict[str, Any] = {}
     if loss is not seal_loss:
-        departures["loss"] = getattr(loss, "__qualname__", type(loss).__qualname__)
+        departures["loss"] = _loss_name(loss)
     if callbacks:
         departures["callbacks"] = [type(callback).__qualname__ for callback in callbacks]
     if extra_expression is not None:
         profiles = np.ascontiguousarray(extra_expression)
         departures["extra_expression_sha256"] = hashlib.sha256(profiles.data).hexdigest()
     return departures
+
+
+def _loss_name(loss: Loss) -> str:
+    """Return a loss's name, with the arguments that `functools.partial` has fixed."""
+    if not isinstance(loss, functools.partial):
+        return getattr(loss, "__qualname__", type(loss).__qualname__)
+    fixed = [repr(value) for value in loss.args]
+    fixed += [f"{name}={value!r}" for name, value in sorted(loss.keywords.items())]
+    return f"{_loss_name(loss.func)}({', '.join(fixed)})"

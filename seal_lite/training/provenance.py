@@ -17,6 +17,7 @@ import torch
 
 from seal_lite import __version__
 from seal_lite.config import Config, Seed
+from seal_lite.encoders.devices import resolve_device
 from seal_lite.encoders.registry import Backbone, backbone_row
 from seal_lite.io import RUN_REMEDY
 from seal_lite.schema import Count, Names, Sha256, Size, read
@@ -40,7 +41,8 @@ class Provenance(_Sections, total=False):
     data_sha256: Sha256
     config_sha256: Sha256
     backbone_sha256: Sha256
-    genes_sha256: Sha256
+    panel_sha256: Sha256
+    genes_sha256: Sha256  # of older runs
     extra_expression_sha256: Sha256
     seed: Seed
     seeds: Count
@@ -67,7 +69,13 @@ def read_provenance(path: str | Path, *, remedy: str = RUN_REMEDY) -> Provenance
     return read(path, Provenance, remedy=remedy)
 
 
-def provenance(sections: Iterable[Section | Shard], config: Config, **extra: Any) -> dict[str, Any]:
+def provenance(
+    sections: Iterable[Section | Shard],
+    config: Config,
+    *,
+    device: str | torch.device = "auto",
+    **extra: Any,
+) -> dict[str, Any]:
     """Return what a result is computed from, ready for JSON.
 
     Parameters
@@ -76,6 +84,8 @@ def provenance(sections: Iterable[Section | Shard], config: Config, **extra: Any
         The sections or shards that are read.
     config
         The settings.
+    device
+        Where the networks run (`resolve_device`).
     **extra
         Further entries.
 
@@ -101,7 +111,7 @@ def provenance(sections: Iterable[Section | Shard], config: Config, **extra: Any
             "timm": importlib.metadata.version("timm"),
             "numpy": np.__version__,
         },
-        "device": _device(),
+        "device": _name_of(resolve_device(device)),
         **extra,
     }
 
@@ -129,9 +139,9 @@ def _commit() -> str:
     return git.stdout.strip() or "unknown"
 
 
-def _device() -> str:
-    """Return the name of the GPU or "cpu", the machine's architecture and the threads in use."""
-    device = torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu"
+def _name_of(device: torch.device) -> str:
+    """Return a card's name or a device's type, the machine's architecture and the threads."""
+    name = torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
     n_threads = torch.get_num_threads()
     threads = "1 thread" if n_threads == 1 else f"{n_threads} threads"
-    return f"{device} ({platform.machine()}, {threads})"
+    return f"{name} ({platform.machine()}, {threads})"

@@ -3,9 +3,10 @@
 import os
 from pathlib import Path
 
+import psutil
 import pytest
 
-from seal_lite import InputError
+from seal_lite import InputError, cache
 from seal_lite.cache import (
     cache_folder,
     cache_limit,
@@ -18,6 +19,7 @@ from seal_lite.cache import (
 from seal_lite.locks import lock
 
 CHECKSUM = "f" * 16
+GB = 10**9
 
 
 def store(folder, digit, *, size=10, used=None):
@@ -136,3 +138,45 @@ def test_finetune_takes_the_common_folder_or_a_named_one(cli, common, monkeypatc
     monkeypatch.setattr("seal_lite.training.loop.finetune", finetune)
     cli("finetune", "--data", "x", "--out", common / "run", "--cache", named)
     assert folders == [common if named == "auto" else Path("mine")]
+
+
+@pytest.fixture
+def limits(tmp_path, monkeypatch):
+    """A machine with 64 GB available, on which no process has a limit yet."""
+    monkeypatch.setattr(cache, "CGROUPS", tmp_path / "cgroup")
+    monkeypatch.setattr(cache, "OF_PROCESS", tmp_path / "self")
+    monkeypatch.delenv("LOCAL_WORLD_SIZE", raising=False)
+    machine = psutil.virtual_memory()._replace(available=64 * GB)
+    monkeypatch.setattr(psutil, "virtual_memory", lambda: machine)
+
+    def limit(group, *, most, used, reclaimable=0):
+        folder = tmp_path / "cgroup" / group
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / "memory.max").write_text(f"{most}\n")
+        (folder / "memory.current").write_text(f"{used}\n")
+        (folder / "memory.stat").write_text(f"anon 1\ninactive_file {reclaimable}\n")
+        (tmp_path / "self").write_text(f"0::/{group}\n")
+
+    return limit
+
+
+def test_without_a_limit_the_machine_decides(limits):
+    assert cache.free_memory() == 64 * GB
+    limits("job", most="max", used=GB)
+    assert cache.free_memory() == 64 * GB
+
+
+def test_a_job_s_limit_counts_and_cached_files_are_free(limits):
+    limits("slurm/job", most=8 * GB, used=5 * GB, reclaimable=2 * GB)
+    assert cache.free_memory() == 5 * GB
+
+
+def test_the_tightest_limit_counts(limits):
+    limits("slurm", most=4 * GB, used=3 * GB)
+    limits("slurm/job", most=8 * GB, used=GB)
+    assert cache.free_memory() == GB
+
+
+def test_processes_share_what_is_free(limits, monkeypatch):
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "4")
+    assert cache.free_memory() == 16 * GB

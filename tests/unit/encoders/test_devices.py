@@ -74,10 +74,24 @@ def test_prefix_and_tail_compute_in_half_precision(build, patches, precision):
     with torch.inference_mode():
         hidden = encoder.prefix(images)
         assert hidden.dtype is HALF[precision]
-        embedding = encoder.tail(hidden).float()
+        embedding = encoder.tail(hidden)
         expected = exact(images)
+    assert embedding.dtype is torch.float32
     difference = (embedding - expected).abs().max() / expected.abs().max()
     assert 0 < difference < 0.05
+
+
+def test_tokens_enter_the_tuned_blocks_in_float32(patches):
+    """As they do in a whole network, whose positions are float32; else each block rounds them."""
+    encoder = encoders.build_encoder("tiny_vit", tune_blocks=2, precision="bf16", device="cpu")
+    entering = []
+    for stage in encoder.tail_stages[:2]:
+        block = encoder.base.get_submodule(stage)
+        block.register_forward_pre_hook(lambda _, inputs: entering.append(inputs[0].dtype))
+    (images,) = encoders.image_batches(patches)
+    with torch.inference_mode():
+        encoder.tail(encoder.prefix(images))
+    assert entering[-2:] == [torch.float32] * 2
 
 
 @pytest.mark.parametrize("precision", HALF)

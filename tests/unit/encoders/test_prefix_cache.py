@@ -226,3 +226,16 @@ def test_feature_layers_are_the_same_from_the_cache(section, tmp_path):
         np.testing.assert_allclose(cached[stage][0], embeddings, rtol=1e-4, atol=1e-6)
     patches = encoders.embed_patches(encoder, section.patches)
     np.testing.assert_allclose(computed["blocks.3"][0], patches, rtol=1e-4, atol=1e-6)
+
+
+def test_pooling_of_a_frozen_network_has_a_cache_of_its_own(section):
+    """Without a tuned block the cache holds what the network's call returns: vectors, or tokens."""
+    options = {"device": "cpu", "tune_blocks": 0}
+    caches = {}
+    for pooling in ("own", "mean"):
+        encoder = encoders.build_encoder(
+            "test_vit.r160_in1k", pretrained=False, pooling=pooling, **options
+        )
+        caches[pooling] = encoders.PrefixCache(encoder, folder=None, **OPTIONS)
+    keys = {pooling: cache.key(section) for pooling, cache in caches.items()}
+    assert len(set(keys.values())) == 2

@@ -546,3 +546,25 @@ def test_an_absent_package_names_how_to_install_it(changes, message):
     assert "conch" not in sys.modules
     with pytest.raises(InputError, match=message):
         encoders.load_backbone(replace(encoders.BACKBONES["conch"], **changes))
+
+
+def test_the_row_of_a_timm_network_is_built_once(monkeypatch):
+    """Each time would ask the Hub again."""
+    created = []
+    create = timm.create_model
+    monkeypatch.setattr(timm, "create_model", lambda *a, **k: created.append(a) or create(*a, **k))
+    rows = [encoders.backbone_row("test_resnet") for _ in range(3)]
+    assert len(created) <= 1
+    assert rows[0] is rows[2]
+
+
+def test_a_checkpoint_in_half_precision_becomes_float32(monkeypatch):
+    """transformers 5 keeps a checkpoint's type, and autocast expects float32."""
+    from seal_lite.encoders import registry
+
+    net = torch.nn.Linear(2, 2).to(torch.bfloat16)
+    monkeypatch.setattr(registry, "_call_loader", lambda _: net)
+    loaded = registry.load_backbone(
+        replace(encoders.BACKBONES["test_vit"], arch="", state="", fill="")
+    )
+    assert {parameter.dtype for parameter in loaded.parameters()} == {torch.float32}

@@ -8,6 +8,7 @@ import torch
 from helpers import make_adata
 
 from seal_lite import SEAL, InputError
+from seal_lite.config import LOWEST_TEMPERATURE
 from seal_lite.model.losses import seal_loss
 
 IMAGE_DIM = 112  # of the default backbone's embedding
@@ -51,6 +52,29 @@ def test_same_profile_same_embedding(model):
     np.testing.assert_array_equal(model.encode_genes(x), embeddings)
     np.testing.assert_allclose(model.encode_genes(x[:1]), embeddings[:1], atol=1e-6)  # any batch
     np.testing.assert_allclose(np.linalg.norm(embeddings, axis=1), 1, rtol=1e-5)
+
+
+@pytest.mark.parametrize("precision", ["bf16", "fp16"])
+def test_heads_and_loss_compute_in_float32_in_any_loop(panel, tiny, precision):
+    """The encoder alone is in half precision: logits of 10 would be rounded to 0.06."""
+    model = SEAL.build(panel, replace(tiny, precision=precision), device="cpu")
+    hidden, x = batch(model)
+    assert hidden.dtype in (torch.bfloat16, torch.float16)
+    outputs = model(hidden, x)
+    loss = seal_loss(outputs, model.config)["loss"]
+    loss.backward()
+    for value in (outputs.image_embedding, outputs.image_projection, outputs.gene_embedding, loss):
+        assert value.dtype is torch.float32
+
+
+def test_a_learned_temperature_at_its_bound_still_learns(panel, tiny):
+    model = SEAL.build(panel, replace(tiny, learn_temperature=True))
+    with torch.no_grad():
+        model.log_temperature.fill_(-20.0)
+    outputs = model(*batch(model))
+    assert outputs.temperature.item() == pytest.approx(LOWEST_TEMPERATURE)
+    seal_loss(outputs, model.config)["loss"].backward()
+    assert model.log_temperature.grad.item() != 0
 
 
 def test_outputs_have_their_shapes_and_are_those_of_inference(model, tiny):

@@ -4,14 +4,18 @@ import json
 import re
 import shutil
 from dataclasses import replace
+from functools import partial
 
 import numpy as np
 import pytest
+import torch
 from helpers import TINY
 
 from seal_lite import Config, InputError, finetune
+from seal_lite.data.genes import GenePanel
 from seal_lite.model.losses import seal_loss
 from seal_lite.training.callbacks import Callback
+from seal_lite.training.loop import _loss_name
 
 
 def contents(folder):
@@ -62,12 +66,20 @@ def test_a_device_has_the_threads_in_use(n, words, monkeypatch):
     from seal_lite.training import provenance
 
     monkeypatch.setattr(provenance.torch, "get_num_threads", lambda: n)
-    assert provenance._device().endswith(words)
+    assert provenance._name_of(torch.device("cpu")).endswith(words)
+
+
+def test_a_device_is_the_one_that_was_used(sections, monkeypatch):
+    """A run on the CPU of a machine with a card did not use the card."""
+    from seal_lite.encoders import devices
+    from seal_lite.training.provenance import provenance
+
+    monkeypatch.setattr(devices, "has_cuda", lambda: True)
+    about = provenance(sections, TINY, device="cpu")
+    assert about["device"].startswith("cpu (")
 
 
 def test_provenance_says_what_a_result_was_computed_from(trained):
-    import torch
-
     import seal_lite
 
     record = json.loads((trained[0] / "provenance.json").read_text())
@@ -75,7 +87,7 @@ def test_provenance_says_what_a_result_was_computed_from(trained):
     assert record["seed"] == 0
     assert record["package"] == seal_lite.__version__
     assert record["versions"]["torch"] == torch.__version__
-    for key in ("data_sha256", "config_sha256", "backbone_sha256", "genes_sha256"):
+    for key in ("data_sha256", "config_sha256", "backbone_sha256", "panel_sha256"):
         assert re.fullmatch("[0-9a-f]{64}", record[key]), key
     for key in ("commit", "device", "finished"):
         assert record[key], key
@@ -118,8 +130,24 @@ def test_a_folder_of_other_data_or_genes_is_refused(trained, sections):
     with pytest.raises(InputError, match=r"other work \(sections\)"):
         finetune(sections[1:], TINY, out=run, progress=False)
     absent = next(g for g in sections[0].adata.var_names if g not in model.panel.genes)
-    with pytest.raises(InputError, match=r"other work \(genes_sha256\)"):
-        finetune(sections[:1], TINY, include=[absent], out=run, progress=False)
+    clipped = replace(model.panel, clip=1.0)
+    for other in ({"include": [absent]}, {"panel": clipped}):
+        with pytest.raises(InputError, match=r"other work \(panel_sha256\)"):
+            finetune(sections[:1], TINY, out=run, progress=False, **other)
+
+
+def test_a_panel_is_the_same_after_rounding_and_reading(trained):
+    run, model, _ = trained
+    panel = model.panel
+    rounded = replace(panel, mean=panel.mean * (1 + 1e-12))
+    assert GenePanel.load(run / "panel.json").digest == rounded.digest == panel.digest
+    assert replace(panel, mean=panel.mean * 1.1).digest != panel.digest
+
+
+def test_a_loss_is_told_from_itself_with_other_arguments():
+    names = {_loss_name(partial(own_loss, config=value)) for value in (1, 2)}
+    assert len(names) == 2
+    assert _loss_name(partial(own_loss)) == "own_loss()"
 
 
 def test_a_folder_with_other_files_is_refused_and_left_alone(sections, tmp_path):
