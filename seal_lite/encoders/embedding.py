@@ -198,10 +198,12 @@ def _embed_layers(
     """Return {stage: arrays (n, width) float32}, from the batches that a section's layers are."""
     embeddings: dict[str, list[np.ndarray]] = {}
     for section in sections:
-        batches = list(layers_of(section))
-        for stage in batches[0]:
-            joined = torch.cat([batch[stage] for batch in batches])  # (n, width)
-            embeddings.setdefault(stage, []).append(joined.float().cpu().numpy())
+        batches: dict[str, list[np.ndarray]] = {}
+        for layers in layers_of(section):
+            for stage, x in layers.items():  # off the device: all layers of a section may not fit
+                batches.setdefault(stage, []).append(x.float().cpu().numpy())
+        for stage, parts in batches.items():
+            embeddings.setdefault(stage, []).append(np.concatenate(parts))  # (n, width)
     return embeddings
 
 

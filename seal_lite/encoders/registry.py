@@ -7,6 +7,7 @@ import functools
 import importlib
 import importlib.resources
 import pydoc
+import re
 import tomllib
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
@@ -22,6 +23,7 @@ from seal_lite.config import SMALL_PX, Config, preset
 from seal_lite.errors import InputError
 
 HALF = (0.5, 0.5, 0.5)
+ON_HUB = re.compile(r"(?:hf[-_]hub:|https://huggingface\.co/)([^/]+/[^/]+)$")
 TIMM_LOADER = "timm.create_model"
 TIMM = {"pretrained": True, "num_classes": 0}
 
@@ -165,6 +167,16 @@ class Backbone:
             raise InputError(f"{message}; finetune with --set patch_um={patch_um:g}")
         self.check_px(px)
         return px
+
+    @property
+    def hub_name(self) -> str:
+        """The network's OWNER/NAME on the Hugging Face Hub; "" where it is not from there."""
+        places = [self.source, self.args.get("checkpoint_path", ""), self.card]
+        for place in places:
+            on_hub = ON_HUB.match(str(place))
+            if on_hub:
+                return on_hub[1]
+        return ""
 
     def pooled(self, pooling: str) -> Backbone:
         """Return the row with the embedding read in another way.

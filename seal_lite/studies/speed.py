@@ -89,6 +89,10 @@ def measure_speed(
     panel = GenePanel.from_config(few, trial)
     model = SEAL.build(panel, trial, device=place)
 
+    # Not part of the speed: the first batches, and on a card the search for their size.
+    model.encoder.batch_size(trial.patch_px)
+    embed_patches(model.encoder, few[0].patches[:1])
+
     started = _clock(place)
     activations = Activations(model.encoder, few, trial, cached=True, progress=False)
     cached = n_pairs / (_clock(place) - started)

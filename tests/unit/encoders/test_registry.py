@@ -568,3 +568,18 @@ def test_a_checkpoint_in_half_precision_becomes_float32(monkeypatch):
         replace(encoders.BACKBONES["test_vit"], arch="", state="", fill="")
     )
     assert {parameter.dtype for parameter in loaded.parameters()} == {torch.float32}
+
+
+@pytest.mark.parametrize(
+    ("name", "expected"),
+    [
+        ("uni", "MahmoodLab/uni"),
+        ("conch", "MahmoodLab/conch"),
+        ("prov_gigapath", "prov-gigapath/prov-gigapath"),
+        ("phikon", "owkin/phikon"),
+        ("hibou_l", "histai/hibou-L"),
+        ("dinov2_s14", ""),
+    ],
+)
+def test_a_network_of_the_hub_has_its_name_there(name, expected):
+    assert encoders.BACKBONES[name].hub_name == expected
