@@ -402,8 +402,10 @@ print("obsm['X_seal']:", adata.obsm["X_seal"].shape)
 #
 # ## What to choose
 #
-# Each row has its evidence from the [results files](../results.md). All differences are in mean *r*
-# on Pearson residuals of real tissue, with 95% interval and units.
+# Each row has its evidence from the [results files](../results.md). Differences are in mean *r* on
+# Pearson residuals of real tissue, unless the row names another score. They have a 95% interval,
+# and round brackets hold the units: four held-out sections (4), or six trainings that share these
+# four sections (6).
 #
 # {% include "decision_guide.md" %}
 #

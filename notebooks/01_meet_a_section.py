@@ -240,9 +240,11 @@ table = pd.DataFrame(
 table.round(3)
 
 # %% [markdown]
-# Raw counts grow with depth by construction. The other two targets divide by depth, and what
+# Raw counts grow with depth by construction. The other two targets account for depth, and what
 # remains has two sources: chance, and tissue, because a region rich in RNA is also a different
-# *kind* of region. No normalisation can remove that second link.
+# *kind* of region. No normalisation can remove that second link. Division leaves the zeros of
+# rare genes tied to depth (exercise 3), so the main target is Pearson residuals even where CP10k
+# has the smaller mean.
 #
 # The book therefore takes three precautions. The main target is Pearson residuals, which measure
 # how surprising a count is at its depth. The target normalised by depth is also scored as a

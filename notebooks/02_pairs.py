@@ -15,7 +15,8 @@
 #
 # The network sees augmented views of a patch around each spot, and is trained to match the spot's
 # expression, lightly smoothed over its neighbours. A patch has a fixed size in µm, and a patch
-# that cannot be cut raises an error or is reported as dropped.
+# that cannot be cut raises an error or is reported as dropped. By default a patch is 224 µm wide
+# and resampled to 160 pixels, and a fifth of a spot's expression comes from its neighbours.
 #
 # Ten minutes to read, under a minute to run.
 #
@@ -73,8 +74,9 @@ adata = section.adata
 # ## One pair
 #
 # On the left is the patch's place on the section, in the middle the patch that the network sees.
-# On the right is the expression that it is trained to match, here the twelve genes that vary most
-# in this section, as [Pearson residuals](01_meet_a_section.ipynb).
+# On the right is the spot's expression: the twelve genes that vary most in this section, as
+# [Pearson residuals](01_meet_a_section.ipynb). Training matches a smoothed, log-normalised z-score
+# of the same counts (below).
 
 # %% tags=["hide-input"]
 #| alt: The stained section with a square marked on it, that square enlarged, and a bar for each of
@@ -322,7 +324,8 @@ for um in (112, 224, 448):
     )
 # Spots at the edge have fewer neighbours, so the section's share cannot exceed the derived one. A
 # random split of spots puts most neighbours of a test spot into training, so the network is
-# trained on part of the test patches. That is why this book holds out whole patients.
+# trained on part of the test patches. That is why this book holds out whole patients, or whole
+# sections where all are of one patient.
 
 # %% [markdown]
 # **2.** Suppose that tissue did not change at all between neighbours, and that each count's noise

@@ -13,9 +13,10 @@
 #
 # **Which genes should a model know, and what does "much of a gene" mean in a new patient?**
 #
-# The panel holds the genes whose counts vary more than counting noise explains, chosen in the
-# training sections alone. Each section is scaled by its own mean and standard deviation, which
-# removes every difference in level between patients, technical or biological.
+# The panel holds the genes whose counts vary most beyond counting noise, chosen in the training
+# sections alone. Each section is scaled by its own mean and standard deviation, which
+# removes every difference in level between patients, technical or biological: on this scale exactly
+# none of a gene's variance lies between sections.
 #
 # Fifteen minutes to read, under a minute to run.
 #
@@ -68,6 +69,9 @@ print("held out:", test.name)
 
 # %% [markdown]
 # ## One gene, two sections
+#
+# The *scored genes* are those on which probes are evaluated: on real tissue the 50 most variable
+# genes of the training sections, on the phantom the genes of its three declared classes.
 #
 # Below is the scored gene whose mean differs most between sections, in a training section (top)
 # and in the held-out section (bottom). Each column has one colour scale for both sections. Counts

@@ -279,7 +279,8 @@ charts.strips(
 # %% [markdown]
 # ## Targets that depend on depth
 #
-# The table has the same embeddings and the same probe for four targets. Compare log depth, which
+# The table has the same embeddings and the same probe for four targets. Values are mean *r* over
+# genes; the second column is the partial correlation given log depth. Compare log depth, which
 # sees no image, with the encoders in the column of raw counts.
 
 # %%

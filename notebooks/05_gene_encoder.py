@@ -14,9 +14,10 @@
 # **How does a profile of a hundred noisy genes become an embedding that an image can match, and
 # how much of it survives in a new patient?**
 #
-# A variational autoencoder compresses the profile to an embedding. On the phantom it is worse than
-# the baseline: a few principal components reconstruct a new patient's profiles better and keep
-# their neighbours better, but they cannot be trained together with the image encoder.
+# A variational autoencoder compresses the profile to an embedding. On one held-out section of the
+# phantom it is worse than the baseline: a few principal components reconstruct the profiles better
+# and keep their neighbours better. But they cannot be trained together with the image encoder. The
+# Result box has both scores, without an interval.
 #
 # Fifteen minutes to read, under a minute to run.
 #

@@ -255,8 +255,8 @@ assert len(rows) == len(encoder.adapted) > 0
 # ## What did finetuning change?
 #
 # The next chapters share one finetuned run; this cell trains it where it is absent. We decompose
-# its changes $\Delta W$ like the toy's above. The question is how many of the available directions
-# the training used.
+# its changes $\Delta W$ as we did with the matrix of rank 4 above. The question is how many of the
+# available directions the training used.
 
 # %% tags=["hide-input"]
 #| alt: A line for every adapted layer of the finetuned encoder: the singular values of its change,
@@ -322,7 +322,8 @@ for module in layers.values():
 after = embed_patches(model.encoder, few)
 merge_gap = float(np.abs(after - before).max() / np.abs(before).max())
 print(
-    f"merging moves the embeddings by {merge_gap:.1g} times the largest value"
+    f"merging changes the embeddings by at most {merge_gap:.1g} of the largest "
+    "value"
 )
 
 # %% [markdown]
@@ -336,13 +337,15 @@ total = sum(p.numel() for p in encoder.parameters())
 n_larger = int((table["r (m + n)"] >= table["m n"]).sum())
 result_box(
     f"LoRA adapts {len(rows)} matrices of {config.backbone}: {trainable:,} of "
-    f"{total:,} parameters are trained ({trainable / total:.1%}).",
+    f"{total:,} parameters are trained ({trainable / total:.1%}). The count "
+    "includes layers behind the feature layer, which are never run.",
     f"In {n_larger} of the {len(rows)} layers the two factors are at least as "
     "large as the matrix itself.",
     f"After finetuning, {fewest} to {most} of {config.lora_rank} directions hold "
     f"90% of a layer's squared change, which is {smallest:.0%} to {largest:.0%} "
     "as large as the weights.",
-    f"Merging moves the embeddings by {merge_gap:.1g} times the largest value.",
+    f"Merging changes the embeddings by at most {merge_gap:.1g} of the largest "
+    "value.",
     "This describes one run; it is no comparison of encoders.",
 )
 

@@ -546,7 +546,7 @@ result_box(
     f"The difference of {gap:+.2f} is {than_control} that after training on "
     f"shuffled pairs ({control_gap:+.2f}).",
     f"{trainable:,} of the encoder's {total:,} parameters were trained "
-    f"({trainable / total:.1%}).",
+    f"({trainable / total:.1%}); layers behind the feature layer count, too.",
     "This is one held-out section and one seed: a description without an "
     "interval.",
 )
@@ -562,7 +562,7 @@ result_box(
 #
 # ## What to remember
 #
-# - The base weights never change. LoRA starts at zero and trains a small part of the parameters.
+# - The base matrices never change. LoRA starts at zero and trains two thin matrices beside each.
 # - The frozen blocks are computed once per view. The losses are the same.
 # - A run folder states its data and settings, and loads to the same embeddings.
 # - A falling training loss is no evidence of learning expression. Held-out patients and the

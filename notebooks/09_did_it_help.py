@@ -148,8 +148,10 @@ figure
 # decoder of its own. The target is the Pearson residual, which discounts depth
 # ([why](01_meet_a_section.ipynb)).
 #
-# Three kinds of references stand beside the encoders:
+# Four kinds of references stand beside the encoders:
 #
+# - **BLEEP** and **Loki** predict by retrieval ([method](retrieval-method)): the mean of the
+#   training profiles nearest to the patch, and a mean of all of them weighted by cosine.
 # - Cheap explanations: six statistics of the patch's **colour**, the **log depth** of the spot, and
 #   the same network with **random weights**.
 # - The mean of the **8 neighbours'** measurements: what space alone predicts where one may measure.
@@ -194,7 +196,9 @@ labels = {
 by_class.reindex(order, level="features").rename(index=labels).round(3)
 
 # %% [markdown]
-# Read three places of the table. On the *invisible* genes no encoder should score. The *neighbours*
+# Read three places of the table. On the *invisible* genes no encoder should score. All of them
+# follow one state, so their mean is no steadier than one gene; exercise 1 measures how far chance
+# moves *r* on smooth maps. The *neighbours*
 # may score there, because a smooth state can be guessed from next door without any image. A model
 # that is given coordinates, or patches that overlap its training patches, could therefore seem to
 # predict invisible genes; ours is given neither. The *subtle* genes are those that an encoder for
@@ -310,7 +314,8 @@ shown.rename(columns=charts.LABELS).round(3)
 # held-out section. The **effective rank** {cite:p}`roy2007effective` counts the directions that an
 # embedding uses; it falls where an embedding collapses. Where the regions are known, as on the
 # phantom, a logistic regression also predicts the region of every spot. The table has its balanced
-# accuracy.
+# accuracy, of which more is better. Compare the rank with that of the frozen encoder at the same
+# layer: layers of other widths have other ranks.
 
 # %%
 kept = pd.DataFrame(morphology(train, [test], features, truth=truth)).T

@@ -136,9 +136,9 @@ plots.retrieval(
 # %% [markdown]
 # ## Is that more than chance?
 #
-# Patches of tumour are easy to find in a tumour. So the retrieved patches are compared with random
-# ones: of 4,000 random draws of as many patches, 95% have a lower mean $z$ than *chance, 95%*. The
-# best possible draw bounds the score from above.
+# Patches of tumour are easy to find in a tumour. So we compare the retrieved patches with 4,000
+# random draws of as many patches. The column *chance, 95%* is the mean $z$ that 95% of these draws
+# stay below. Higher is better, up to the best possible draw.
 
 # %%
 #| alt: A row for each gene set. Dots are the measured mean z of single patches, bars their mean,

@@ -145,9 +145,9 @@ print(f"{task.name}: {len(task.genes)} genes, fold 0 trains on {trained_on}")
 # ## How large is a patch?
 #
 # The patches below are those of the finetuning, around the same six spots. The frames mark the 112
-# µm that the benchmark shows. Cells should have the size to which the encoder is used, so the
-# benchmark's patches are resampled to the run's micrometres per pixel: less tissue, equally large
-# cells. A vision transformer has a fixed input; to be scored here, it is finetuned with
+# µm that the benchmark shows. Cells should appear at the size on which the encoder was finetuned,
+# so the benchmark's patches are resampled to the run's micrometres per pixel: less tissue, equally
+# large cells. A vision transformer has a fixed input; to be scored here, it is finetuned with
 # `patch_um=112`.
 
 # %%

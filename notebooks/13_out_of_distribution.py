@@ -21,7 +21,8 @@
 # In the measured results, {{ count_clear_gaps([stain, regions, batch], "tuned") }} for the
 # finetuned encoder; each has two folds. Its mean $r$ is {{ shift_text(stain, "tuned") }} where the
 # stain differs, {{ shift_text(regions, "tuned") }} where the tissue is composed differently, and
-# {{ shift_text(batch, "tuned") }} where the assay differs. This chapter measures the first shift:
+# {{ shift_text(batch, "tuned") }} where the assay differs. Two folds a shift cannot tell whether
+# finetuning makes the encoder more robust. This chapter measures the first shift:
 # two sites of a phantom differ in the stain and in nothing else.
 
 # %% tags=["hide-cell"]

@@ -16,10 +16,11 @@
 # Ten minutes to read, under a minute to run.
 #
 # {% set worst = largest_pitfall(load("pitfalls")) %}
-# The largest pitfall measured on real tissue is *{{ worst.trap }}*: {{ worst.wrong }} gives a mean
-# $r$ of {{ number(worst.wrong_mean) }}, and {{ worst.right }} gives {{ number(worst.right_mean) }}.
-# The table has every pitfall, measured on the same four sections of one breast tumour with the same
-# frozen encoder.
+# The largest pitfall measured on real tissue is *{{ worst.trap }}*. With {{ worst.wrong }}, the
+# mean $r$ is {{ number(worst.wrong_mean) }}; with {{ worst.right }}, it is
+# {{ number(worst.right_mean) }}. The table has every pitfall, measured on the same four sections of
+# one breast tumour. The values are means over these sections, without an interval. A probe without
+# penalty lowers the score; its danger is that it can reverse a comparison.
 #
 # {% include "pitfalls.md" %}
 #

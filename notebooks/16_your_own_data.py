@@ -19,8 +19,9 @@
 #
 # Put your sections into one folder. You need not convert them: a reader for each format makes
 # every section an AnnData with counts, positions in pixels and a scale, beside an image. What the
-# files do not state goes into one table. Below, three formats of one section give the same pairs,
-# and `seal-lite check` finds an image that was mirrored.
+# files do not state goes into one table. Below, three formats of one section give the same pairs.
+# `seal-lite check` compares eight orientations of the image, and reports another one if its *r*
+# between depth and darkness is higher by more than 0.15.
 
 # %% tags=["hide-cell"]
 # On Colab: install SEAL-lite, and keep the torch that Colab brings.
@@ -384,15 +385,20 @@ figure
 
 # %% [markdown]
 # This is a hint and no proof. Where tissue is symmetric or evenly stained, another orientation
-# comes close. `check` therefore reports another orientation only where its *r* is higher by
-# `MIN_R_GAIN`, a constant of `seal_lite/data/report.py`.
+# comes close. `check` therefore reports another orientation only where its *r* is higher by more
+# than 0.15.
 #
 # ## Train as before
 #
+# With your own sections in `DIR`:
+#
 # ```bash
-# seal-lite finetune --data data/mine --train tube,store --out runs/mine --backbone uni
-# seal-lite crossval --data data/mine --groups patient --seeds 3 --out runs/mine-cv
+# seal-lite finetune --data DIR --train S1,S2,S3 --out runs/mine
+# seal-lite crossval --data DIR --groups patient --seeds 3 --out runs/mine-cv
 # ```
+#
+# The copies above are twins of one section. `crossval` rejects them, because the same counts would
+# train and test.
 #
 # Sections of several formats may lie in one folder, and train together if they measure the same
 # genes. A panel names its genes, and a section that lacks more than a fifth of them raises an

@@ -141,7 +141,9 @@ figure
 #
 # These encoders have a name here (`seal-lite encoders` prints the same table). For a gated one,
 # accept its terms and run `hf auth login` once. The licence of an encoder also holds for whatever
-# is finetuned from it.
+# is finetuned from it. *dim* is the number of dimensions of the embedding, *px* the edge of the
+# input in pixels, and *embedding* what is read: the class token, the mean of the patch tokens,
+# both, or the network's own output.
 
 # %% tags=["hide-input"]
 columns = ["dim", "px", "um_per_px", "embedding", "licence", "gated"]
@@ -207,9 +209,10 @@ print(f"largest difference to the run's own encoder: {merge_gap:.2g}")
 print(f"the run's folder: {megabytes:.1f} MB")
 
 # %% [markdown]
-# Differences are in units of the largest value of an embedding. `module` has no adapter, no hooks
-# and no layer behind the feature layer. It computes the same function in one forward pass. It can
-# be exported:
+# Differences are in units of the largest value of an embedding. `module` has no adapter and no
+# hooks, and runs no layer behind the feature layer. Its count of weights includes the layers that
+# are not run; the export leaves them out. It computes the same function in one forward pass. It
+# can be exported:
 
 # %%
 OUT = Path("runs/elsewhere")

@@ -22,8 +22,10 @@
 # The book changes the neighbours of a spot, the choice of genes, the scale of the prediction and
 # the sampling of the gene encoder. What a setting is worth was measured on real tissue. Of
 # {{ rows | length }} trials that changed one setting of the full recipe, or two that belong
-# together, {{ n.clear }} changed mean $r$ by more than its 95% interval allows for chance. The
-# others show no difference ([trials](../trials.md)).
+# together, {{ n.clear }} changed mean $r$ by more than its 95% interval allows for chance
+# ({% for text, row in rows if excludes_zero(row) %}{{ text }}: {{ interval(row) }},
+# {{ verdict(row) }}{{ "" if loop.last else "; " }}{% endfor %}). The others show no difference
+# ([trials](../trials.md)).
 #
 # SEAL {cite:p}`hemker2026seal` is a method, a set of weights, and code that uses them; the training
 # loop was not released. We decided what it does not state, and do some of what it states otherwise.

@@ -19,6 +19,7 @@ from pages import (
     ablation,
     chapters,
     commands,
+    controls,
     evaluations,
     faults,
     figures,
@@ -36,6 +37,7 @@ if TYPE_CHECKING:
 MODULES = (
     ablation,
     chapters,
+    controls,
     evaluations,
     faults,
     figures,

@@ -194,15 +194,15 @@ def retrieval_sentence(run: Result) -> str:
     """Return in words what the gene set and the profiles of one real section retrieve."""
     scores = run["retrieval"]
     is_above = scores["z_hits"] > scores["z_chance95"]
-    outcome = "higher expression than chance" if is_above else "no higher expression than chance"
+    outcome = "higher expression than" if is_above else "expression no higher than that of"
     lies = f"{number(scores['z_hits'], '+.2f')} standard deviations from the section's mean"
     chance = f"95% of random choices stay below {number(scores['z_chance95'], '+.2f')}"
     share, expected = percent(scores["recall@10"]), percent(scores["chance@10"])
     return (
         f"On real section {run['section']}, the gene set {' and '.join(scores['genes'])} retrieves "
-        f"patches with {outcome}: they lie {lies}, and {chance}. A whole profile retrieves its own "
-        f"patch among the first ten for {share} of the {scores['n']} spots, where chance is "
-        f"{expected}."
+        f"patches with {outcome} 95% of random choices: they lie {lies}, and {chance}. A whole "
+        f"profile retrieves its own patch among the first ten for {share} of the {scores['n']} "
+        f"spots, where chance is {expected}."
     )
 
 
@@ -244,7 +244,7 @@ def retrieval_dots(record: Result) -> dict[str, dict[str, pd.Series]]:
 def found_by_chance(retrieval: dict[str, Any]) -> str:
     """Return whether a gene set finds more than 95% of random draws of as many patches do."""
     is_more = retrieval["z_hits"] > retrieval["z_chance95"]
-    return "more than chance" if is_more else "**no more than chance**"
+    return f"{'' if is_more else 'no '}more than 95% of random draws do"
 
 
 def gene_set_means(record: Result) -> pd.DataFrame:

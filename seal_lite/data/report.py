@@ -225,7 +225,7 @@ def _facts(section: Section, maps: np.ndarray) -> dict[str, object]:
         "um per px": f"{metadata['um_per_px']:.3f}",
         "dropped": dropped or "none",
         "pitch, um": f"{metadata['pitch_um']:.0f}",
-        "counts a spot": f"{low:,.0f} to {high:,.0f}",
+        "counts a spot, 5% to 95%": f"{low:,.0f} to {high:,.0f}",
         "genes": adata.n_vars,
         "species": metadata["species"],
         "patient": section.patient,

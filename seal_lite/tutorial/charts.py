@@ -38,7 +38,7 @@ LABELS = {
     "Loki": "Loki",
     "pearson_residuals": "Pearson residuals",
     "log1p_cp10k": "log1p CP10k",
-    "log1p_cp10k|depth": "log1p CP10k | depth",
+    "log1p_cp10k|depth": "log1p CP10k given depth",
     "log1p_raw": "log1p raw counts",
     "hest_bench": "HEST-bench's score",
 }
