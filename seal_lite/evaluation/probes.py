@@ -5,10 +5,13 @@ from __future__ import annotations
 from typing import Protocol
 
 import numpy as np
+import torch
+from joblib import Parallel, delayed
 from sklearn import linear_model
 from sklearn.decomposition import PCA
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
+from threadpoolctl import threadpool_limits
 
 from seal_lite.evaluation.ridge import Ridge, Sums
 from seal_lite.evaluation.targets import pearson
@@ -77,10 +80,26 @@ def hest_probe(
     components = min(256, *train_x.shape)
     alpha = 100 * n_targets / (components * train_y.shape[1])
     reduce = make_pipeline(StandardScaler(), PCA(components, random_state=seed))
-    reduced = reduce.fit_transform(train_x)
-    ridge = linear_model.Ridge(alpha=alpha, fit_intercept=False, solver="lsqr")
-    ridge.fit(reduced, train_y)
-    return ridge.predict(reduce.transform(test_x)).reshape(len(test_x), -1)
+    weights = _solve_by_lsqr(reduce.fit_transform(train_x), train_y, alpha=alpha)
+    return reduce.transform(test_x) @ weights
+
+
+def _solve_by_lsqr(x: np.ndarray, y: np.ndarray, *, alpha: float) -> np.ndarray:
+    """Return a ridge's weights (k, g) of features (n, k) for targets (n, g), by LSQR.
+
+    LSQR solves one target after another, so threads share the targets. Each product is too small
+    for more than one thread of its own.
+    """
+    n_threads = min(torch.get_num_threads(), y.shape[1])
+
+    def solve(targets: np.ndarray) -> np.ndarray:
+        ridge = linear_model.Ridge(alpha=alpha, fit_intercept=False, solver="lsqr")
+        return ridge.fit(x, targets).coef_.reshape(-1, x.shape[1])  # (targets, k)
+
+    parts = np.array_split(y, n_threads, axis=1)
+    with threadpool_limits(1):
+        solved = Parallel(n_threads, prefer="threads")(delayed(solve)(part) for part in parts)
+    return np.concatenate(solved).T
 
 
 def tuned_probe(

@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+import torch
 from sklearn.decomposition import PCA
 from sklearn.linear_model import Ridge as SklearnRidge
 from sklearn.preprocessing import StandardScaler
@@ -79,6 +80,17 @@ def test_probe_a_is_hest_bench_written_out(d):
     expected = ridge.predict(pca.transform(scaler.transform(x_test)))
     np.testing.assert_allclose(hest_probe(x, y, x_test), expected, atol=1e-6)
     assert hest_probe(x, y[:, :1], x_test).shape == (90, 1)
+
+
+def test_probe_a_does_not_depend_on_the_number_of_threads(monkeypatch):
+    """They share the targets, of which each is solved as by one thread, to the bit."""
+    x, y, _ = make_data(d=60)
+    predicted = []
+    for n_threads in (1, 2, 64):
+        monkeypatch.setattr(torch, "get_num_threads", lambda n=n_threads: n)
+        predicted.append(hest_probe(x, y, x[:9]))
+    for other in predicted[1:]:
+        np.testing.assert_array_equal(other, predicted[0])
 
 
 def alpha_by_hand(x, y, groups):
