@@ -24,7 +24,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from seal_lite import SEAL, Config
 from seal_lite.data.genes import GenePanel
-from seal_lite.encoders.devices import resolve_device, synchronize
+from seal_lite.encoders.devices import clock, resolve_device
 from seal_lite.encoders.embedding import embed_patches
 from seal_lite.encoders.vision import build_encoder
 from seal_lite.model.losses import seal_loss
@@ -88,12 +88,10 @@ def matmul_rate(device: torch.device, dtype: torch.dtype, *, n: int) -> float:
     repeats = 20
     for _ in range(3):
         a @ a
-    synchronize(device)
-    started = time.perf_counter()
+    started = clock(device)
     for _ in range(repeats):
         a @ a
-    synchronize(device)
-    return 2 * n**3 * repeats / (time.perf_counter() - started)
+    return 2 * n**3 * repeats / (clock(device) - started)
 
 
 def operations(model: SEAL, hidden: torch.Tensor, x: torch.Tensor, images: Any) -> float:

@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import json
 import sys
-import time
 from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
@@ -23,7 +22,7 @@ import torch
 
 from seal_lite import SEAL, Config, load_sections
 from seal_lite.data.genes import GenePanel
-from seal_lite.encoders.devices import synchronize
+from seal_lite.encoders.devices import clock
 from seal_lite.encoders.embedding import embed_patches, image_batches
 from seal_lite.training.callbacks import Callback
 from seal_lite.training.distributed import join_processes
@@ -53,12 +52,6 @@ class Limit(Callback):
                     hidden = model.encoder.prefix(self.images)
             model.encoder.tail(hidden).sum().backward()
         self.seconds.append(clock(hidden.device) - started)
-
-
-def clock(device: torch.device) -> float:
-    """Return the time in seconds, when all that was sent to the device is done."""
-    synchronize(device)
-    return time.perf_counter()
 
 
 def share(rates: list[float], limits: list[float]) -> dict[str, float]:

@@ -290,7 +290,8 @@ def embed_held_out(model: SEAL) -> tuple[np.ndarray, np.ndarray]:
     return model.project_images(embedding), model.encode_genes(z)
 
 
-model = SEAL.build(panel, config).to(device)
+# float32 on a GPU, too: half precision would need scaled gradients
+model = SEAL.build(panel, replace(config, precision="no")).to(device)
 activations = Activations(model.encoder, train, config, cache_dir=CACHE)
 pairs = Pairs(train, panel, config, activations)
 optimizer = torch.optim.AdamW(parameter_groups(model, config))

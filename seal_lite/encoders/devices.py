@@ -87,6 +87,12 @@ def synchronize(device: torch.device) -> None:
         torch.cuda.synchronize(device)
 
 
+def clock(device: torch.device) -> float:
+    """Return the time in seconds, when all that was sent to the device is done."""
+    synchronize(device)
+    return time.perf_counter()
+
+
 def pinned(tensor: torch.Tensor, device: torch.device) -> torch.Tensor:
     """Return a tensor in memory from which a card copies while it computes; others need none."""
     return tensor.pin_memory() if device.type == "cuda" else tensor
@@ -130,11 +136,9 @@ def find_batch_size(
 def _images_per_second(network: Callable[[torch.Tensor], Any], images: torch.Tensor) -> float:
     """Return the rate of a network on a batch of images; the first run warms up."""
     network(images)
-    synchronize(images.device)
-    started = time.perf_counter()
+    started = clock(images.device)
     network(images)
-    synchronize(images.device)
-    return len(images) / (time.perf_counter() - started)
+    return len(images) / (clock(images.device) - started)
 
 
 def has_cuda() -> bool:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from seal_lite.data.genes import GenePanel
-from seal_lite.encoders.devices import synchronize
+from seal_lite.encoders.devices import clock
 from seal_lite.encoders.embedding import embed_patches
 from seal_lite.evaluation.scores import genes_to_score, probe_scores
 from seal_lite.model.seal import SEAL
@@ -93,16 +93,16 @@ def measure_speed(
     model.encoder.batch_size(trial.patch_px)
     embed_patches(model.encoder, few[0].patches[:1])
 
-    started = _clock(place)
+    started = clock(place)
     activations = Activations(model.encoder, few, trial, cached=True, progress=False)
-    cached = n_pairs / (_clock(place) - started)
+    cached = n_pairs / (clock(place) - started)
     pairs = Pairs(few, panel, trial, activations)
     history = train(model, pairs, state, progress=False)
 
-    started = _clock(place)
+    started = clock(place)
     patches = np.concatenate([section.patches for section in few])
     embed_patches(model.encoder, patches)
-    embedded = n_pairs / (_clock(place) - started)
+    embedded = n_pairs / (clock(place) - started)
 
     stored = activations.stored or []
     n_spots = sum(len(section.rows) for section in sections)
@@ -140,9 +140,3 @@ def _probe_seconds(sections: Sequence[Section], dim: int) -> float:
     probe_scores(train, test, genes, train_x=x[:-1], test_x=x[-1:])
     seconds = time.perf_counter() - started
     return FEATURE_SETS * seconds / sum(len(section.rows) for section in sections)
-
-
-def _clock(device: torch.device) -> float:
-    """Return the time in seconds, when all that was sent to the device is done."""
-    synchronize(device)
-    return time.perf_counter()

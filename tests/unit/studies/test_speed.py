@@ -9,9 +9,9 @@ from seal_lite.studies import speed
 def test_what_is_done_once_a_process_is_not_part_of_the_speed(sections, monkeypatch):
     """On a card, the search for a batch size takes longer than the patches that are timed."""
     events = []
-    clock = speed._clock
+    clock = speed.clock
     batch_size = VisionEncoder.batch_size
-    monkeypatch.setattr(speed, "_clock", lambda place: events.append("clock") or clock(place))
+    monkeypatch.setattr(speed, "clock", lambda place: events.append("clock") or clock(place))
     monkeypatch.setattr(
         VisionEncoder,
         "batch_size",
