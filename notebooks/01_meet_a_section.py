@@ -63,9 +63,9 @@ import numpy as np
 import pandas as pd
 
 from seal_lite import InputError, plots
-from seal_lite.data import registration
 from seal_lite.data.genes import depth
 from seal_lite.data.readers.legacy_st import patient_of
+from seal_lite.data.registration import locate_spots
 from seal_lite.evaluation.scores import genes_to_score
 from seal_lite.evaluation.targets import (
     pearson,
@@ -303,9 +303,9 @@ print(f"Visium: {hexagon:.0%}")
 # expression, but nothing can check that prediction.
 
 # %% [markdown]
-# **2.** Damage the ruler. `um_per_px` compares the spots' positions on the array and in the image.
-# For which of these faults will it raise an error: x and y swapped, the image mirrored, one axis
-# stretched by a tenth, both stretched by a tenth, all spots shifted by 300 px?
+# **2.** Damage the ruler. `locate_spots` compares the spots' positions on the array and in the
+# image. For which of these faults will it raise an error: x and y swapped, the image mirrored, one
+# axis stretched by a tenth, both stretched by a tenth, all spots shifted by 300 px?
 
 # %% tags=["hide-cell", "solution"]
 right = np.asarray(adata.obsm["spatial"])
@@ -317,12 +317,13 @@ faults = {
     "both stretched": right * 1.1,
     "shifted": right + 300,
 }
+array = {"step_um": (pitch, pitch), "upright": True}
 for name, positions in faults.items():
     wrong = adata.copy()
     wrong.obsm["spatial"] = positions
     try:
-        scale = registration.um_per_px(wrong, step_um=(pitch, pitch))
-        print(f"{name}: {scale:.4f} µm per pixel")
+        layout = locate_spots(wrong, array, path="section", image=None)
+        print(f"{name}: {layout.um_per_px:.4f} µm per pixel")
     except InputError as error:
         print(f"{name}: error, {str(error).partition(': ')[2]}")
 # A shifted grid is still a grid, so no check of the coordinates can notice it. A common stretch

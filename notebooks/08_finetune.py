@@ -595,7 +595,7 @@ for size in (4, 16, 64):
 
 # %% [markdown]
 # **2.** The control was trained on shuffled pairs: within each section, every patch got the genes
-# of another spot. Which of the three losses fall nevertheless, and what do the held-out pairs'
+# of a random spot. Which of the three losses fall nevertheless, and what do the held-out pairs'
 # cosines look like?
 
 # %% tags=["hide-cell", "solution"]

@@ -10,7 +10,6 @@ import typer
 from seal_lite.cli.options import (
     Data,
     Include,
-    OptionalRun,
     Preset,
     Sections,
     Set,
@@ -26,9 +25,11 @@ from seal_lite.cli.options import (
 from seal_lite.errors import InputError
 
 if TYPE_CHECKING:
+    from seal_lite.config import Config
     from seal_lite.data.genes import GenePanel
 
 DATASETS = ("her2st", "visium", "hest")
+DataSeed = Annotated[int, typer.Option(help="Another number gives other data.")]
 NO_SECTION = 2  # exit code of a check that finds no section to train on
 BACKBONE_COLUMNS = [
     "name",
@@ -74,15 +75,21 @@ def check(
         Path, typer.Option(callback=check_output_file, help="The page to write (HTML).")
     ],
     sections: Sections = None,
-    run: OptionalRun = None,
+    run: Annotated[
+        Path | None, typer.Option(help="Run folder: look for its genes, cut patches of its size.")
+    ] = None,
     set_: Set = None,
 ) -> None:
     """Report on data before training: pairs, scale, depth, images, and what seems wrong."""
     from seal_lite.data.report import check_page, check_sections
     from seal_lite.io import write_atomic
 
-    config = build_config(overrides=set_)
-    panel = None if run is None else read_panel(run)
+    panel: GenePanel | None = None
+    if run is None:
+        config = build_config(overrides=set_)
+    else:
+        config, panel = read_settings(run)
+        config = config.override(set_ or [])
     names = split_optional(sections)
     messages, checks = check_sections(data, config, names=names, panel=panel)
     title = f"Check of {data.resolve().name}"
@@ -95,11 +102,16 @@ def check(
         raise typer.Exit(NO_SECTION)
 
 
-def read_panel(run: Path) -> GenePanel:
-    """Return the gene panel of a run."""
-    from seal_lite.model.seal import SEAL
+def read_settings(run: Path) -> tuple[Config, GenePanel]:
+    """Return the config and the gene panel of a run, without its network."""
+    from seal_lite.config import Config
+    from seal_lite.data.genes import GenePanel
+    from seal_lite.model import storage
 
-    return SEAL.from_pretrained(run).panel
+    folder = storage.local_folder(run, files=storage.SETTINGS_FILES)
+    storage.check_checksums(folder)
+    config = Config.from_json(folder / "config.json")
+    return config, GenePanel.load(folder / "panel.json")
 
 
 def shard(
@@ -164,10 +176,10 @@ def cache(
 
 def phantom(
     out: Annotated[Path, typer.Option(help="Folder to write.")],
-    patients: int = 4,
-    sections_per_patient: int = 2,
-    spots: int = 300,
-    seed: int = 0,
+    patients: Annotated[int, typer.Option(help="Number of patients.")] = 4,
+    sections_per_patient: Annotated[int, typer.Option(help="Number of sections of each.")] = 2,
+    spots: Annotated[int, typer.Option(help="Number of spots on each section's tissue.")] = 300,
+    seed: DataSeed = 0,
     shift: Annotated[
         str | None, typer.Option(help="stain, regions or batch: half of the patients differ.")
     ] = None,
@@ -188,9 +200,9 @@ def phantom(
 
 def cohort(
     out: Annotated[Path, typer.Option(help="Folder to write.")],
-    patients: int = 60,
-    spots: int = 100,
-    seed: int = 0,
+    patients: Annotated[int, typer.Option(help="Number of patients: even, 20 or more.")] = 60,
+    spots: Annotated[int, typer.Option(help="Size of a slide, as spots on its tissue.")] = 100,
+    seed: DataSeed = 0,
 ) -> None:
     """Write a cohort of phantom patients: slides, expression, and slide-level tasks."""
     from seal_lite.data import phantom as tissue

@@ -49,6 +49,13 @@ Data = Annotated[Path, typer.Option(help="Folder of sections, in any format that
 Run = Annotated[Path, typer.Option(help="Run folder that `finetune` wrote.")]
 OptionalRun = Annotated[Path | None, typer.Option(help="Run folder that `finetune` wrote.")]
 Backbone = Annotated[str | None, typer.Option(help="Or a frozen encoder by name.")]
+TunedBackbone = Annotated[
+    str | None,
+    typer.Option(help="Encoder to finetune, a name of `seal-lite encoders`; default: a small one."),
+]
+Epochs = Annotated[
+    int | None, typer.Option(help="How often training visits every pair; default: the preset's.")
+]
 Sections = Annotated[str | None, typer.Option(help="C2,C3,...; default: all that can be used.")]
 Include = Annotated[str | None, typer.Option(help="More genes that the panel must hold: ERBB2,...")]
 Preset = Annotated[str, typer.Option(help="default, small (for a CPU), or paper (as released).")]

@@ -14,6 +14,7 @@ from seal_lite.cli.options import (
     Preset,
     Sections,
     Set,
+    TunedBackbone,
     build_config,
     check_output_folder,
     split_optional,
@@ -25,7 +26,7 @@ def study(  # noqa: PLR0913 (a command has as many options as it needs)
     out: Annotated[
         Path, typer.Option(callback=check_output_folder, help="Folder of the report; resumes.")
     ],
-    backbone: str | None = None,
+    backbone: TunedBackbone = None,
     groups: Annotated[
         str | None,
         typer.Option(help="Hold out patient or section; default: what can be claimed."),

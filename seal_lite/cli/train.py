@@ -10,10 +10,12 @@ import typer
 from seal_lite.cli.options import (
     Data,
     Device,
+    Epochs,
     Include,
     Preset,
     Run,
     Set,
+    TunedBackbone,
     build_config,
     check_output_folder,
     read_sections,
@@ -41,9 +43,11 @@ def finetune(  # noqa: PLR0913 (a command has as many options as it needs)
     train: Annotated[
         str | None, typer.Option(help="Training sections: C2,C3,C4; of shards, default all.")
     ] = None,
-    backbone: str | None = None,
-    epochs: int | None = None,
-    seed: int | None = None,
+    backbone: TunedBackbone = None,
+    epochs: Epochs = None,
+    seed: Annotated[
+        int | None, typer.Option(help="Seed of all random draws; default: the preset's.")
+    ] = None,
     include: Include = None,
     cache: Annotated[
         Path | None,

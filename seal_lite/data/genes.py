@@ -29,7 +29,8 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-HIGHEST_MEAN = math.log1p(1e4)  # of a gene with all counts of every spot
+TOTAL = 1e4  # counts to which each spot is scaled
+HIGHEST_MEAN = math.log1p(TOTAL)  # of a gene with all counts of every spot
 MIN_STD = 1e-6  # a gene below is constant; its standard deviation counts as 1
 
 
@@ -83,15 +84,13 @@ def smooth(adata: AnnData, *, share: float, over: str = Config.smooth_over) -> s
     return smoothing(adata, share=share, over=over) @ counts
 
 
-def log_normalise(counts: np.ndarray | sp.spmatrix, *, total: float = 1e4) -> sp.csr_matrix:
-    """Scale each spot to ``total`` counts over all genes of the section, and take log1p.
+def log_normalise(counts: np.ndarray | sp.spmatrix) -> sp.csr_matrix:
+    """Scale each spot to `TOTAL` counts over all genes of the section, and take log1p.
 
     Parameters
     ----------
     counts
         Counts (n, g), dense or sparse.
-    total
-        Counts of a spot after scaling.
 
     Returns
     -------
@@ -99,9 +98,13 @@ def log_normalise(counts: np.ndarray | sp.spmatrix, *, total: float = 1e4) -> sp
         Log-normalised expression (n, g), float64.
     """
     counts = sp.csr_matrix(counts, dtype=np.float64)
-    spot_depth = np.asarray(counts.sum(1)).ravel()
-    scale = sp.diags(total / np.maximum(spot_depth, 1e-12))
-    return (scale @ counts).log1p().tocsr()
+    factors = _size_factors(np.asarray(counts.sum(1)).ravel())
+    return (sp.diags(factors) @ counts).log1p().tocsr()
+
+
+def _size_factors(spot_depth: np.ndarray) -> np.ndarray:
+    """Return by what counts are multiplied, (n,), so that each spot of a depth (n,) has `TOTAL`."""
+    return TOTAL / np.maximum(spot_depth, 1e-12)
 
 
 def columns(
@@ -272,10 +275,10 @@ class GenePanel:
         """
         counts, present = columns(adata.layers["counts"], adata.var_names, self.genes)
         mixing = smoothing(adata, share=self.share, over=self.over)
-        scale = 1e4 / np.maximum(mixing @ depth(adata), 1e-12)
+        factors = _size_factors(mixing @ depth(adata))
         for genes in blocks(len(self.genes), adata.n_obs):
             smoothed = mixing @ counts[:, genes].astype(np.float64)
-            counts[:, genes] = np.log1p(smoothed * scale[:, None])
+            counts[:, genes] = np.log1p(smoothed * factors[:, None])
         return counts, present
 
     def transform(self, adata: AnnData) -> np.ndarray:

@@ -24,7 +24,7 @@ log = logging.getLogger(__name__)
 MAX_UPSAMPLING = 2.0  # more would ask for detail the scanner never recorded
 # Share of spots off the image, and where the image states the same scale as the spots.
 MAX_OFF_IMAGE, MAX_OFF_PART = 0.5, 0.9
-SCALE_TOLERANCE = 0.1  # relative difference between the um per px of image and spots
+IMAGE_SCALE_TOLERANCE = 0.1  # relative difference between the um per px of image and spots
 HEST_UM = 112.0  # edge of HEST's ready patches: 224 px at 0.5 um per px
 
 
@@ -100,13 +100,19 @@ def _check_on_image(
     That the image itself states the spots' scale speaks for a part of a section.
     """
     is_off = ((centres < 0) | (centres > slide.size)).any(axis=1)
-    is_same_scale = slide.um_per_px and abs(slide.um_per_px / um_per_px - 1) < SCALE_TOLERANCE
-    most = MAX_OFF_PART if is_same_scale else MAX_OFF_IMAGE
+    most = MAX_OFF_PART if states_scale(slide, um_per_px) else MAX_OFF_IMAGE
     if is_off.mean() > most or not is_inside.any():
         raise InputError(
             f"section {name}: {is_off.mean():.0%} of its spots, {1 - is_inside.mean():.0%} of its "
             f"patches lie off its {_size_text(slide)}; image and coordinates must share one scale"
         )
+
+
+def states_scale(slide: Slide, um_per_px: float) -> bool:
+    """Return whether an image itself states the um per px of its spots, or nearly so."""
+    if slide.um_per_px is None:
+        return False
+    return abs(slide.um_per_px / um_per_px - 1) < IMAGE_SCALE_TOLERANCE
 
 
 def _size_text(slide: Slide) -> str:

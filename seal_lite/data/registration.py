@@ -29,7 +29,7 @@ REACH = 1.5
 MAX_NEIGHBOURS = 32  # four times those on an array: a crowd of n cells would have n^2 pairs
 MAX_TURN = 0.2  # of an upright image: a step's share along the other axis
 MAX_STRETCH = 1.05  # ratio of the scales along the array's two axes
-SCALE_TOLERANCE = 0.05  # between the stated um per px and the array's
+ARRAY_SCALE_TOLERANCE = 0.05  # between the stated um per px and the array's
 PITCH_TOLERANCE = 0.15  # between the stated pitch and the distance between nearest spots
 MAX_USUAL_OFFSET = 0.15  # of half of the spots from their places on the array, in steps
 NEAR = 1.15  # ratio of two distances that count as one; a hexagon's are equal
@@ -82,9 +82,9 @@ def locate_spots(
 ) -> Layout:
     """Find the scale and the lattice of a section's spots, and check them against each other.
 
-    The scale is the stated one, else that of the array, else the image's own. An array that
-    contradicts the coordinates is set aside, that is removed from `obs`, where the scale is known
-    without it.
+    The scale is the stated one, else that of the array, else the image's own. That of the array is
+    the least-squares fit of pixel = A @ (col, row) + t. An array that contradicts the coordinates
+    is set aside, that is removed from `obs`, where the scale is known without it.
 
     Parameters
     ----------
@@ -92,8 +92,10 @@ def locate_spots(
         Spots with x, y in px of the full image in `obsm["spatial"]`; where they lie on an array,
         with `obs` array_col and array_row, which come back numbered without steps.
     metadata
-        What is known of the section. Read are the lengths um_per_px, pitch_um and spot_um;
-        step_um and upright (see `um_per_px`); spots_path, the file of the coordinates.
+        What is known of the section. Read are the lengths um_per_px, pitch_um and spot_um; step_um,
+        the um of one step along the columns and along the rows, (200, 200) on the legacy ST array
+        and (50, 86.6) on Visium's, where a neighbour is two columns away; upright, whether the
+        image cannot have been turned or mirrored; spots_path, the file of the coordinates.
     path
         The section's file, which errors name.
     image
@@ -179,7 +181,7 @@ def _usual_distance(points: np.ndarray) -> float:
 
 def _check_scale(path: Path, *, stated: float, fitted: float) -> None:
     """Raise `InputError` where the stated um per px is not the array's."""
-    if not 1 - SCALE_TOLERANCE < stated / fitted < 1 + SCALE_TOLERANCE:
+    if not 1 - ARRAY_SCALE_TOLERANCE < stated / fitted < 1 + ARRAY_SCALE_TOLERANCE:
         raise InputError(
             f"{path}: um_per_px is {stated:.3f}, but the spots' array has {fitted:.3f}; "
             "correct um_per_px, give pitch_um, or give the coordinates' own image"
@@ -267,39 +269,6 @@ def _lattice(
         return Lattice(grid, None, None)
     nearest_um = _neighbour_distances(numbering, np.diag(step)).min()
     return Lattice(grid, _scale_of(axes, step), float(nearest_um))
-
-
-def um_per_px(
-    adata: AnnData,
-    *,
-    step_um: tuple[float, float],
-    upright: bool = True,
-    source: str | Path = "coordinates",
-) -> float:
-    """Return microns per pixel from the array: pixel = A @ (col, row) + t, least squares.
-
-    Parameters
-    ----------
-    adata
-        Spots with x, y in px in `obsm["spatial"]`, and with `obs` array_col and array_row.
-    step_um
-        Um of one step along the columns and along the rows: (200, 200) on the legacy ST array,
-        (50, 86.6) on Visium's, where a neighbour is two columns away.
-    upright
-        Whether the image cannot have been turned or mirrored.
-    source
-        What the errors name.
-
-    Raises
-    ------
-    InputError
-        If the spots lie on one line, an upright image has axes swapped or mirrored, the scales of
-        the two axes differ by more than 5%, or a spot lies more than half a step off the fit.
-    """
-    numbering = adata.obs[list(ARRAY)].to_numpy(float)
-    axes = _fit_axes(numbering, adata.obsm["spatial"], upright=upright, source=source)
-    step = _fitting_step(axes, np.array([step_um]), None, source)
-    return _scale_of(axes, step)
 
 
 def _numbering_steps(numbering: np.ndarray) -> np.ndarray:

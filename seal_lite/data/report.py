@@ -21,7 +21,7 @@ from seal_lite.config import Config
 from seal_lite.data.genes import GenePanel, depth
 from seal_lite.data.images import PLAIN_SUFFIXES, open_slide, slides_kept_open, tissue_mask
 from seal_lite.data.leakage import Fingerprint, correlation, describe_overlaps
-from seal_lite.data.patches import extract_patches
+from seal_lite.data.patches import extract_patches, states_scale
 from seal_lite.data.readers.catalogue import find_sections, list_sections
 from seal_lite.data.readers.gene_names import spelled
 from seal_lite.data.readers.visium import is_small_image
@@ -34,7 +34,6 @@ if TYPE_CHECKING:
 LOW_DEPTH = 500  # median counts of a spot below which most genes of a panel are zeros
 MAX_ON_GLASS = 0.5  # share of spots on bare glass above which the section is named
 MIN_SHARPNESS = 0.5  # of the median section's
-MAX_SCALE_ERROR = 0.1  # relative difference between the um per px of image and spots
 MIN_R_GAIN = 0.15  # by how much another orientation must fit better to be named
 MIN_ORIENTED = 20  # spots; by chance, fewer fit another orientation as well
 TISSUE_COLOUR = 25  # range over R, G, B above which a pixel is tissue: glass has no colour
@@ -289,11 +288,12 @@ def _doubt_scale(section: Section) -> str | None:
     path = section.adata.uns["image_path"]
     if path.lower().endswith(PLAIN_SUFFIXES):  # a JPEG or PNG has no scale
         return None
-    of_image = open_slide(path).um_per_px
+    slide = open_slide(path)
     of_spots = section.adata.uns["um_per_px"]
-    if not of_image or abs(of_image / of_spots - 1) < MAX_SCALE_ERROR:
+    if slide.um_per_px is None or states_scale(slide, of_spots):
         return None
-    return f"its image says {of_image:.3f} um per px, its spots {of_spots:.3f}; which is right?"
+    scales = f"its image says {slide.um_per_px:.3f} um per px, its spots {of_spots:.3f}"
+    return f"{scales}; which is right?"
 
 
 def _doubt_glass(image: np.ndarray, coords: np.ndarray) -> str | None:

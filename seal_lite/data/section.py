@@ -278,7 +278,10 @@ def _species_name(metadata: dict[str, Any], adata: AnnData) -> str:
 def _place_on_slide(
     adata: AnnData, metadata: dict[str, Any], *, path: Path, image: str | Path | None
 ) -> AnnData:
-    """Write scale and lattice into `uns`; return the spots, pooled where they are bins or cells."""
+    """Write scale and lattice into `uns`; return the spots, pooled where they are bins or cells.
+
+    What a reader has pooled, in axes of its own, is not pooled again.
+    """
     fit_to = _is_deep(adata)
     if fit_to.sum() < MIN_FITTED:
         fit_to = np.ones(adata.n_obs, bool)
@@ -286,7 +289,7 @@ def _place_on_slide(
     if not np.isfinite(layout.pitch_um):  # of one spot
         layout = replace(layout, pitch_um=POOL_UM, spot_um=POOL_UM / 2)
     adata.uns = asdict(layout)
-    if layout.pitch_um < FINE_UM:
+    if layout.pitch_um < FINE_UM and not metadata.get("is_pooled"):
         return pool(adata, float(metadata.get("pool_um", POOL_UM)))
     return adata
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import torch
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 Z_QUERY = 3.0  # a gene set queries at three standard deviations above its mean
 CHUNK = 65536  # gallery rows compared at once: any gallery fits, also a memory-mapped one
-COSINES_AT_ONCE = 2**22  # of images to all spots: 32 MB
+COSINES_AT_ONCE = 2**22  # of queries to all spots: 32 MB
 WEIGHTS = ("equal", "cosine", "softmax")
 PREDICTORS: dict[str, dict[str, Any]] = {  # options of `predict_by_retrieval`
     "BLEEP": {"top": 50, "weights": "equal"},
@@ -256,17 +256,32 @@ def recall(
         "recall@k", the share of queries, and "chance@k", that of random order, for each k;
         "median_rank" (1 is best); "n", the size of the gallery.
     """
-    own_similarity = np.take_along_axis(similarity, np.asarray(own)[:, None], axis=1)
+    own_rank = _own_ranks(similarity, np.asarray(own))
+    return _recall_scores(own_rank, similarity.shape[1], ranks=ranks)
+
+
+def _own_ranks(similarity: np.ndarray, own: np.ndarray) -> np.ndarray:
+    """Return the rank (q,) at which each query of `recall` finds its own pair."""
+    own_similarity = np.take_along_axis(similarity, own[:, None], axis=1)
     better = (similarity > own_similarity).sum(1)
     equal = (similarity == own_similarity).sum(1) - 1
-    rank = 1 + better + equal / 2  # ties share the middle rank
-    n = similarity.shape[1]
-    scores = {f"recall@{k}": float((rank <= k).mean()) for k in ranks}
+    return 1 + better + equal / 2  # ties share the middle rank
+
+
+def _recall_scores(own_rank: np.ndarray, n: int, *, ranks: Sequence[int]) -> dict[str, float]:
+    """Return what `recall` does, of the ranks (q,) of own pairs in a gallery of n rows."""
+    scores = {f"recall@{k}": float((own_rank <= k).mean()) for k in ranks}
     for k in ranks:
         scores[f"chance@{k}"] = min(1.0, k / n)
-    scores["median_rank"] = float(np.median(rank))
+    scores["median_rank"] = float(np.median(own_rank))
     scores["n"] = n
     return scores
+
+
+def _blocks(queries: np.ndarray, n: int) -> list[np.ndarray]:
+    """Return queries in parts whose similarities to n rows are at most `COSINES_AT_ONCE`."""
+    at_once = max(1, COSINES_AT_ONCE // n)
+    return [queries[start : start + at_once] for start in range(0, len(queries), at_once)]
 
 
 def shared_space(
@@ -310,7 +325,7 @@ def cross_modal(
     space
         As `shared_space` returns it.
     top
-        How many retrieved rows "found" and "oracle" average over.
+        How many retrieved rows "found" and "oracle" average over; of a smaller gallery, all.
     ranks
         As in `recall`.
 
@@ -332,19 +347,25 @@ def cross_modal(
     n = len(profiles)
     rows = []
     for slide in dict.fromkeys(space["slide"]):
-        queries = np.flatnonzero(space["slide"] == slide)
-        correlation = profiles[queries] @ profiles.T  # (queries, n)
         scopes = _scopes(space["slide"], space["patient"], slide)
-        for direction, (source, target) in DIRECTIONS.items():
-            similarity = space[source][queries] @ space[target].T  # (queries, n)
-            for scope, gallery in scopes.items():
-                row = {"slide": slide, "direction": direction, "scope": scope}
-                if scope in ("slide", "all"):
-                    own = np.searchsorted(np.flatnonzero(gallery), queries)
-                    row |= recall(similarity[:, gallery], own, ranks=ranks)
-                others = gallery & (np.arange(n) != queries[:, None])  # (queries, n)
-                row |= _profile_match(similarity, correlation, others, top=top)
-                rows.append(row)
+        matches: dict[tuple[str, str], list[Match]] = {
+            (direction, scope): [] for direction in DIRECTIONS for scope in scopes
+        }
+        for queries in _blocks(np.flatnonzero(space["slide"] == slide), n):
+            correlation = profiles[queries] @ profiles.T  # (queries, n)
+            for direction, (source, target) in DIRECTIONS.items():
+                similarity = space[source][queries] @ space[target].T  # (queries, n)
+                for scope, gallery in scopes.items():
+                    match = _match(similarity, correlation, queries, gallery, top=top)
+                    matches[direction, scope].append(match)
+        for (direction, scope), parts in matches.items():
+            row = {"slide": slide, "direction": direction, "scope": scope}
+            if scope in ("slide", "all"):
+                own_rank = np.concatenate([part.own_rank for part in parts])
+                row |= _recall_scores(own_rank, int(scopes[scope].sum()), ranks=ranks)
+            for name in ("found", "random", "oracle"):
+                row[name] = float(np.concatenate([getattr(part, name) for part in parts]).mean())
+            rows.append(row)
     return rows
 
 
@@ -368,25 +389,72 @@ def _scopes(slides: np.ndarray, patients: np.ndarray, slide: str) -> dict[str, n
     return {scope: gallery for scope, gallery in scopes.items() if gallery.any()}
 
 
-def _profile_match(
-    similarity: np.ndarray, correlation: np.ndarray, others: np.ndarray, *, top: int
-) -> dict[str, float]:
-    """Mean correlation of expression with the retrieved, the gallery's, and the best profiles.
+class Match(NamedTuple):
+    """What q queries find in a gallery, themselves left out.
 
-    All three arrays are (queries, n); ``others`` is the mask of each query's gallery.
+    Attributes
+    ----------
+    own_rank
+        (q,) rank of the own pair; empty where the gallery does not hold it.
+    found, oracle
+        (q, top) correlation of expression with the retrieved, and with those that correlate best.
+    random
+        (q,) mean correlation with the whole gallery.
     """
-    retrieved = _highest(np.where(others, similarity, -np.inf), top)
-    best = _highest(np.where(others, correlation, -np.inf), top)
-    return {
-        "found": float(np.take_along_axis(correlation, retrieved, 1).mean()),
-        "random": float((correlation * others).sum() / others.sum()),
-        "oracle": float(np.take_along_axis(correlation, best, 1).mean()),
-    }
+
+    own_rank: np.ndarray
+    found: np.ndarray
+    random: np.ndarray
+    oracle: np.ndarray
+
+
+def _match(
+    similarity: np.ndarray,
+    correlation: np.ndarray,
+    queries: np.ndarray,
+    gallery: np.ndarray,
+    *,
+    top: int,
+) -> Match:
+    """Return what queries find by similarity (q, n), and what that has in correlation (q, n).
+
+    The queries are indices (q,), all of them in the gallery, a mask (n,), or none of them.
+    """
+    columns = np.flatnonzero(gallery)
+    similarity = similarity[:, columns]
+    correlation = correlation[:, columns]
+    totals = correlation.sum(1, dtype=np.float64)
+    n_others = len(columns)
+    own_rank = np.empty(0)
+    if gallery[queries].all():
+        own = np.searchsorted(columns, queries)
+        own_rank = _own_ranks(similarity, own)
+        each = np.arange(len(queries))
+        totals -= correlation[each, own]
+        n_others -= 1
+        similarity[each, own] = -np.inf
+        correlation[each, own] = -np.inf
+    top = min(top, n_others)
+    retrieved = _highest(similarity, top)
+    best = _highest(correlation, top)
+    return Match(
+        own_rank=own_rank,
+        found=np.take_along_axis(correlation, retrieved, axis=1),
+        random=totals / n_others,
+        oracle=np.take_along_axis(correlation, best, axis=1),
+    )
 
 
 def _highest(values: np.ndarray, top: int) -> np.ndarray:
     """Columns (rows, top) of the highest values of each row, the first of equal ones first."""
-    return np.argsort(-values, axis=1, kind="stable")[:, :top]
+    lowest = np.partition(values, -top, axis=1)[:, [-top]]  # of those that are taken
+    is_above = values > lowest
+    n_equal = top - is_above.sum(1, keepdims=True)  # of those that equal it, how many are taken
+    is_equal = values == lowest
+    is_taken = is_above | (is_equal & (is_equal.cumsum(1, dtype=np.int32) <= n_equal))
+    columns = np.nonzero(is_taken)[1].reshape(len(values), top)
+    order = np.argsort(-np.take_along_axis(values, columns, axis=1), axis=1, kind="stable")
+    return np.take_along_axis(columns, order, axis=1)
 
 
 def retrieval_scores(
@@ -411,8 +479,12 @@ def retrieval_scores(
         As `recall` returns it.
     """
     space = shared_space(model, [section], [embeddings])
-    similarity = space["genes"] @ space["images"].T
-    return recall(similarity, np.arange(len(embeddings)), ranks=ranks)
+    n = len(embeddings)
+    own_rank = []
+    for queries in _blocks(np.arange(n), n):
+        similarity = space["genes"][queries] @ space["images"].T
+        own_rank.append(_own_ranks(similarity, queries))
+    return _recall_scores(np.concatenate(own_rank), n, ranks=ranks)
 
 
 def gene_set_scores(

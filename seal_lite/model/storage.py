@@ -43,6 +43,7 @@ ADAPTER_CONFIG = "adapter/adapter_config.json"
 CHECKSUMS = "checksums.json"
 MODEL_FILES = ("config.json", "panel.json", "base.json", HEADS_FILE, BLOCKS_FILE)
 ADAPTER_FILES = (ADAPTER_FILE, ADAPTER_CONFIG)
+SETTINGS_FILES = ("config.json", "panel.json", CHECKSUMS)
 RunFile = Annotated[str, Pattern(r"(adapter/)?\w+\.(json|jsonl|safetensors)", "a file of a run")]
 
 

@@ -186,7 +186,7 @@ class Pairs:
     activations
         Where the patches' activations come from.
     shuffle_pairs
-        True gives each patch the profile of another spot of its section, the same in every epoch:
+        True gives each patch the profile of a random spot of its section, the same in every epoch:
         the control that every gain is measured against. "every epoch" draws it anew each time.
     extra_expression : array (m, genes) float32, optional
         z-scored profiles without an image, which `expression_epoch` visits beside the pairs' own.

@@ -16,7 +16,7 @@ STRIP_PX = 2**24  # px that a thumbnail reads at a time: about 50 MB of RGB
 # Um per px between those of an oil objective and of a flatbed scanner. Others are of programs that
 # wrote a screen's 72 or 96 dots per inch, or 1 per unit.
 MIN_UM_PER_PX, MAX_UM_PER_PX = 0.02, 20.0
-SCALE_TOLERANCE = 0.01  # relative difference between two scales that are the same
+SAME_SCALE = 0.01  # relative difference up to which two stated scales are the same
 
 Box = tuple[int, int, int, int]  # left, top, right, bottom in px
 
@@ -152,6 +152,6 @@ def choose_scale(
         doubted = [f"states {number:.4g} um per px, not believed" for number in numbers[:1]]
         return given, tuple(doubted)
     scale = believed[0]
-    if given is None or abs(given / scale - 1) < SCALE_TOLERANCE:
+    if given is None or abs(given / scale - 1) < SAME_SCALE:
         return scale, ()
     return scale, (f"states {scale:.4g} um per px, which counts, and not the {given:g} given",)

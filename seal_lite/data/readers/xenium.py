@@ -43,7 +43,7 @@ def read_xenium(path: Path, labels: dict[str, str]) -> AnnData:
     pixel_um = experiment["pixel_size"]
     alignment = _read_alignment(folder)
     pooled = _pool_transcripts(path, size_um)
-    uns: dict[str, Any] = {"spot_um": size_um, "step_um": (size_um, size_um)}
+    uns: dict[str, Any] = {"spot_um": size_um, "step_um": (size_um, size_um), "is_pooled": True}
     if alignment is None:
         alignment = np.eye(3)
         uns["unaligned"] = f"no {' or '.join(ALIGNMENTS)}; export it from Xenium Explorer"
@@ -68,8 +68,8 @@ def _read_alignment(folder: Path) -> np.ndarray | None:
     if len(paths) > 1:
         raise InputError(f"{path}: is not the only alignment there ({paths[1].name}); keep one")
     with reading(path, fault="is no 3 x 3 matrix", remedy="export it again"):
-        matrix = np.loadtxt(path, delimiter=",", encoding="utf-8-sig")
-        np.linalg.inv(matrix.reshape(3, 3))
+        matrix = np.loadtxt(path, delimiter=",", encoding="utf-8-sig").reshape(3, 3)
+        np.linalg.inv(matrix)
     return matrix
 
 
@@ -98,13 +98,35 @@ class PooledTranscripts(NamedTuple):
 
 
 def _pool_transcripts(path: Path, size_um: float) -> PooledTranscripts:
-    """Count transcripts by square and gene, in batches: there may be hundreds of millions."""
-    parts = [_count_transcripts(batch, size_um) for batch in _read_transcripts(path)]
-    counts = pd.concat(parts).groupby(level=[0, 1, 2]).sum()
-    rows, squares = pd.factorize(counts.index.droplevel(2), sort=True)
-    cols, genes = pd.factorize(counts.index.get_level_values(2), sort=True)
-    matrix = sp.csr_matrix((counts, (rows, cols)), dtype=np.float32)
-    return PooledTranscripts(matrix, np.array([*squares]), genes)
+    """Count transcripts by square and gene, batch by batch: there may be hundreds of millions.
+
+    Each batch is added to one sum, which has a place for each gene that a square holds.
+    """
+    squares = pd.MultiIndex.from_arrays(np.empty((2, 0), int))
+    genes = pd.Index([], dtype=object)
+    counts = sp.csr_matrix((0, 0), dtype=np.int32)
+    for batch in _read_transcripts(path):
+        located = _locate_transcripts(batch, size_um)
+        squares, rows = _number(squares, pd.MultiIndex.from_frame(located[["col", "row"]]))
+        genes, cols = _number(genes, pd.Index(located.gene, dtype=object))
+        shape = (len(squares), len(genes))
+        ones = np.ones(len(located), np.int32)
+        counts.resize(shape)
+        counts = counts + sp.csr_matrix((ones, (rows, cols)), shape=shape)
+    square_order = squares.argsort()
+    gene_order = genes.argsort()
+    return PooledTranscripts(
+        counts[square_order][:, gene_order].astype(np.float32),
+        np.array([*squares[square_order]]),
+        genes[gene_order],
+    )
+
+
+def _number(known: pd.Index, names: pd.Index) -> tuple[pd.Index, np.ndarray]:
+    """Return known names with the new ones of `names` behind them, and where each of `names` is."""
+    distinct = names.unique()
+    known = known.append(distinct[~distinct.isin(known)])
+    return known, known.get_indexer(names)
 
 
 def _read_transcripts(path: Path) -> Iterator[pd.DataFrame]:
@@ -130,8 +152,8 @@ def _is_read(column: str) -> bool:
     return column in ("x_location", "y_location", "feature_name", "qv")
 
 
-def _count_transcripts(transcripts: pd.DataFrame, size_um: float) -> pd.Series:
-    """Return the number of transcripts by column and row of the square, and gene.
+def _locate_transcripts(transcripts: pd.DataFrame, size_um: float) -> pd.DataFrame:
+    """Return col and row of the square, and gene, of each transcript that counts.
 
     Transcripts of unknown quality count, those without a name or a place do not.
     """
@@ -141,4 +163,4 @@ def _count_transcripts(transcripts: pd.DataFrame, size_um: float) -> pd.Series:
         is_counted &= ~(transcripts.qv < MIN_QV).to_numpy()
     transcripts = transcripts[is_counted]
     squares = (transcripts[["x_location", "y_location"]] // size_um).astype(int)
-    return squares.assign(gene=transcripts.feature_name).value_counts()
+    return squares.set_axis(["col", "row"], axis=1).assign(gene=transcripts.feature_name)

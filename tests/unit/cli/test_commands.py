@@ -2,9 +2,12 @@
 
 from dataclasses import replace
 
+import numpy as np
 import pytest
+from helpers import TINY
 
-from seal_lite.data import download
+from seal_lite.data import download, report
+from seal_lite.data.genes import GenePanel
 
 
 def test_encoders_are_listed_with_licence_and_what_they_need(cli):
@@ -28,6 +31,44 @@ def test_fetch_passes_the_folder_and_the_sections_on(cli, tmp_path, monkeypatch,
     assert code == 0
     assert output == f"{name} is in {tmp_path / 'new'}\n"
     assert calls == [(tmp_path / "new", ["C2", "C3"])]
+
+
+@pytest.mark.parametrize("name", ["folder", "hf-hub:me/tuned"])
+def test_check_takes_patches_and_genes_of_a_run_without_its_network(
+    cli, phantom_root, tmp_path, monkeypatch, name
+):
+    """The folder has no weights, and names an encoder that would have to be downloaded."""
+    config = replace(TINY, backbone="uni", patch_um=100.0, patch_px=48)
+    run = tmp_path / "run"
+    run.mkdir()
+    (run / "config.json").write_text(config.to_json())
+    GenePanel(("ERBB2", "NOPE"), np.zeros(2), np.ones(2)).save(run / "panel.json")
+    fetched = []
+
+    def snapshot(repository, allow_patterns):
+        fetched.append((repository, sorted(allow_patterns)))
+        return str(run)
+
+    monkeypatch.setattr("seal_lite.model.storage.snapshot_download", snapshot)
+    sizes = []
+    check_sections = report.check_sections
+
+    def watched(root, config, **options):
+        messages, checks = check_sections(root, config, **options)
+        sizes.extend((config.patch_um, *check.section.patches.shape[1:3]) for check in checks)
+        return messages, checks
+
+    monkeypatch.setattr(report, "check_sections", watched)
+    arguments = ["check", "--data", phantom_root, "--out", tmp_path / "page.html"]
+    arguments += ["--run", run if name == "folder" else name]
+    code, output, error = cli(*arguments)
+    assert code == 0, error
+    assert "lacks 1 of the panel's 2 genes, as NOPE" in output
+    assert sizes == [(100.0, 48, 48)] * 2
+    needed = ["checksums.json", "config.json", "panel.json"]
+    assert fetched == ([] if name == "folder" else [("me/tuned", needed)])
+    assert cli(*arguments, "--set", "patch_px=32")[0] == 0
+    assert sizes[2:] == [(100.0, 32, 32)] * 2
 
 
 def test_share_is_private_unless_public_is_given(cli, tmp_path, monkeypatch):

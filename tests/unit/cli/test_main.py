@@ -31,6 +31,18 @@ def test_the_help_of_every_command_is_its_docstring(cli):
         assert function.__doc__ in words
 
 
+def test_every_option_and_argument_of_every_command_has_help():
+    commands = typer.main.get_command(command_line.app).commands
+    assert len(commands) == len(command_line.COMMANDS)
+    silent = [
+        f"{name} {parameter.name}"
+        for name, command in commands.items()
+        for parameter in command.params
+        if not parameter.help
+    ]
+    assert silent == []
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [

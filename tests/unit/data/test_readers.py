@@ -2,9 +2,11 @@
 
 import subprocess
 import sys
+import tracemalloc
 from dataclasses import replace
 
 import numpy as np
+import pandas as pd
 import pytest
 from made import (
     ARRAY,
@@ -22,9 +24,11 @@ from PIL import Image
 
 from seal_lite.data.images import open_slide
 from seal_lite.data.phantom import write_pyramid
+from seal_lite.data.readers import xenium
 from seal_lite.data.readers.catalogue import list_sections
+from seal_lite.data.readers.xenium import read_xenium
 from seal_lite.data.registration import neighbour_mean
-from seal_lite.data.section import load_sections, read_counts
+from seal_lite.data.section import MIN_COUNTS, load_sections, read_counts
 from seal_lite.errors import InputError
 
 MOUSE_GENES = ["Erbb2", "Krt19", "Col1a1", "Cd3e"]
@@ -118,6 +122,77 @@ def test_xenium(tmp_path, truth):
     np.testing.assert_allclose(adata.obsm["spatial"], expected)
     shown = mean_red_green(section.patches)
     np.testing.assert_allclose(shown, (expected[section.rows] - 1) / 2, atol=0.6)
+
+
+def test_small_squares_of_xenium_are_pooled_once(tmp_path, truth):
+    """Squares of 40 um lie in the morphology's axes, from which the H&E is turned by 30 degrees."""
+    folder = tmp_path / "S1"
+    write_xenium(folder, truth)
+    (tmp_path / "sections.tsv").write_text("section\tpool_um\nS1\t40\n")
+    transcripts = pd.read_parquet(folder / "transcripts.parquet")
+    pd.concat([transcripts] * 6).to_parquet(folder / "transcripts.parquet")
+    cos, sin = np.cos(np.radians(30)), np.sin(np.radians(30))
+    scale = 0.2125 / UM  # px of the H&E per px of the morphology
+    to_image = (
+        np.array([[cos, sin, 40 / scale], [-sin, cos, 140 / scale], [0, 0, 1 / scale]]) * scale
+    )
+    alignment = np.linalg.inv(to_image)
+    np.savetxt(folder / "S1_he_imagealignment.csv", alignment, delimiter=",")
+    read = read_xenium(folder / "transcripts.parquet", {"pool_um": "40"})
+    read = read[np.asarray(read.layers["counts"].sum(1)).ravel() >= MIN_COUNTS]
+    (section,) = load_sections(tmp_path, **CUT)
+    adata = section.adata
+    assert list(adata.obs_names) == list(read.obs_names)
+    assert adata.n_obs > 30
+    counts = read[:, adata.var_names].layers["counts"].toarray()
+    np.testing.assert_array_equal(adata.layers["counts"].toarray(), counts)
+    squares = adata.obs[["array_col", "array_row"]].to_numpy()
+    on_morphology = np.c_[(squares + 0.5) * 40 / 0.2125, np.ones(len(squares))]
+    expected = on_morphology @ to_image.T
+    np.testing.assert_allclose(adata.obsm["spatial"], expected[:, :2])
+    assert (adata.uns["grid"], adata.uns["pitch_um"]) == ("square", pytest.approx(40.0))
+    assert adata.uns["spot_um"] == 40.0
+
+
+def test_an_alignment_may_be_written_in_one_line(tmp_path, truth):
+    write_xenium(tmp_path / "S1", truth)
+    (section,) = load_sections(tmp_path, **CUT)
+    path = tmp_path / "S1/S1_he_imagealignment.csv"
+    path.write_text(",".join(path.read_text().split()))
+    (again,) = load_sections(tmp_path, **CUT)
+    np.testing.assert_array_equal(again.adata.obsm["spatial"], section.adata.obsm["spatial"])
+
+
+def test_transcripts_are_counted_alike_in_batches_of_any_size(tmp_path, truth, monkeypatch):
+    write_xenium(tmp_path / "S1", truth)
+    path = tmp_path / "S1/transcripts.parquet"
+    whole = read_xenium(path, {})
+    monkeypatch.setattr(xenium, "BATCH_ROWS", 37)
+    in_batches = read_xenium(path, {})
+    assert list(in_batches.obs_names) == list(whole.obs_names)
+    assert list(in_batches.var_names) == list(whole.var_names) == sorted(GENES)
+    counts = in_batches.layers["counts"].toarray()
+    np.testing.assert_array_equal(counts, whole.layers["counts"].toarray())
+
+
+def test_batches_of_transcripts_do_not_pile_up_in_memory(monkeypatch):
+    """Ten times as many transcripts in the same squares take little more memory."""
+    rng = np.random.default_rng(0)
+    places = rng.uniform(0, 2000, (5000, 2))
+    batch = pd.DataFrame(places, columns=["x_location", "y_location"])
+    batch = batch.assign(feature_name=np.array(GENES, object)[rng.integers(0, 4, len(batch))])
+
+    def peak_of(n_batches):
+        monkeypatch.setattr(xenium, "_read_transcripts", lambda _: [batch] * n_batches)
+        tracemalloc.start()
+        pooled = xenium._pool_transcripts("FILE", 100.0)
+        _, peak = tracemalloc.get_traced_memory()
+        tracemalloc.stop()
+        assert pooled.counts.sum() == n_batches * len(batch)
+        return peak
+
+    peak_of(1)  # imports
+    assert peak_of(60) < 4 * peak_of(6)
 
 
 @pytest.mark.parametrize("image", ["wsis", "patches"])

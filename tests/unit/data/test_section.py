@@ -15,7 +15,7 @@ from PIL import Image
 from seal_lite.data.patches import extract_patches, thumbnail
 from seal_lite.data.readers.catalogue import list_sections
 from seal_lite.data.readers.legacy_st import patient_of
-from seal_lite.data.registration import um_per_px
+from seal_lite.data.registration import locate_spots
 from seal_lite.data.section import load_sections, read_counts
 from seal_lite.errors import InputError
 
@@ -106,6 +106,12 @@ def test_spots_without_counts_are_dropped_and_reported(tmp_path, caplog):
     assert "1 spots with under 100 counts" in caplog.text
 
 
+def fitted_scale(adata):
+    """The um per px that an upright array of 200 um gives."""
+    array = {"step_um": (200, 200), "upright": True}
+    return locate_spots(adata, array, path="FILE", image=None).um_per_px
+
+
 @given(
     pitch=st.floats(5, 1000),
     x=st.floats(-1e4, 1e5),
@@ -119,7 +125,7 @@ def test_um_per_px_round_trip(pitch, x, y, degrees):
     angle = np.radians(degrees)
     cos, sin = np.cos(angle), np.sin(angle)
     adata.obsm["spatial"] = pitch * array @ np.array([[cos, sin], [-sin, cos]]) + [x, y]
-    assert um_per_px(adata, step_um=(200, 200)) == pytest.approx(200 / pitch, rel=1e-6)
+    assert fitted_scale(adata) == pytest.approx(200 / pitch, rel=1e-6)
 
 
 WRONG_PIXELS = {
@@ -138,7 +144,7 @@ def test_coordinates_that_contradict_the_array_are_refused(wrong):
     adata = make_adata(np.ones((16, 1)))
     adata.obsm["spatial"] = WRONG_PIXELS[wrong](square(4).astype(float))
     with pytest.raises(InputError, match="^FILE: (?!spots lie on one line)"):
-        um_per_px(adata, step_um=(200, 200), source="FILE")
+        fitted_scale(adata)
 
 
 def test_spots_on_one_line_have_no_scale():
@@ -146,7 +152,7 @@ def test_spots_on_one_line_have_no_scale():
     adata = make_adata(np.ones((4, 1)), place=diagonal)
     adata.obsm["spatial"] = diagonal * 100.0
     with pytest.raises(InputError, match="spots lie on one line"):
-        um_per_px(adata, step_um=(200, 200))
+        fitted_scale(adata)
 
 
 def with_count(value):

@@ -1,5 +1,6 @@
 """Exact search, and recall with chance beside it."""
 
+import tracemalloc
 from types import SimpleNamespace
 
 import numpy as np
@@ -273,6 +274,62 @@ def test_recall_stands_where_the_own_pair_is_in_the_gallery(space):
     queries = space["genes"][20:40] @ space["images"].T
     assert rows["A2", "genes to images", "all"].items() >= recall(queries, range(20, 40)).items()
     assert "recall@1" not in rows["A2", "images to genes", "other slides"]
+
+
+def test_equal_values_are_taken_in_their_order():
+    values = np.random.default_rng(0).integers(0, 6, (200, 40)).astype(float)
+    for top in (1, 7, 40):
+        expected = np.argsort(-values, axis=1, kind="stable")[:, :top]
+        np.testing.assert_array_equal(retrieval._highest(values, top), expected)
+
+
+def test_in_a_gallery_smaller_than_top_all_others_are_retrieved(space):
+    small = {key: values[::10] for key, values in space.items()}  # two of each slide
+    for row in cross_modal(small, top=5):
+        if row["scope"] == "slide":
+            assert row["found"] == row["oracle"] == pytest.approx(row["random"], abs=1e-6)
+
+
+@pytest.mark.parametrize("at_once", [1, 7 * 60])
+def test_queries_in_parts_give_what_all_at_once_give(space, monkeypatch, at_once):
+    whole = cross_modal(space)
+    monkeypatch.setattr(retrieval, "COSINES_AT_ONCE", at_once)
+    for row, expected in zip(cross_modal(space), whole, strict=True):
+        assert row == pytest.approx(expected, abs=1e-6)
+
+
+def test_similarities_of_all_queries_are_never_in_memory_at_once(monkeypatch):
+    n = 3000
+    embeddings = unit_vectors(n).astype("f4")
+    space = {
+        "genes": embeddings,
+        "images": embeddings,
+        "expression": embeddings,
+        "slide": np.repeat(["A1", "B1"], n // 2),
+        "patient": np.repeat(["A", "B"], n // 2),
+    }
+    monkeypatch.setattr(retrieval, "COSINES_AT_ONCE", 2**16)
+    tracemalloc.start()
+    rows = cross_modal(space)
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert {row["recall@1"] for row in rows if row["scope"] == "all"} == {1.0}
+    of_a_slide = n // 2 * n * 4  # bytes of its queries' similarities to all
+    assert peak < of_a_slide / 4
+
+
+def test_recall_in_a_section_is_computed_in_parts_too(monkeypatch):
+    n = 3000
+    z = unit_vectors(n).astype("f4")
+    space = {"genes": z, "images": z}
+    monkeypatch.setattr(retrieval, "shared_space", lambda *_: space)
+    monkeypatch.setattr(retrieval, "COSINES_AT_ONCE", 2**16)
+    tracemalloc.start()
+    scores = retrieval_scores(None, None, z)
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert (scores["recall@1"], scores["median_rank"], scores["n"]) == (1.0, 1.0, n)
+    assert peak < n * n * 4 / 4
 
 
 # Gene sets and models
