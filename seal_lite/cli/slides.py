@@ -33,7 +33,7 @@ def embed(  # noqa: PLR0913 (a command has as many options as it needs)
         float | None, typer.Option(min=1e-3, help="Scale of images that do not state it.")
     ] = None,
     patch_um: Annotated[
-        float | None, typer.Option(min=1.0, help="Edge of a patch; default: the encoder's own.")
+        float | None, typer.Option(min=1.0, help="Edge of a patch; default: as in finetuning.")
     ] = None,
     coords: Annotated[
         Path | None, typer.Option(help="Folder of TRIDENT's coords: embed these patches.")
@@ -46,16 +46,15 @@ def embed(  # noqa: PLR0913 (a command has as many options as it needs)
 ) -> None:
     """Write every slide's features as TRIDENT does: tissue, a grid of patches, H5."""
     from seal_lite.encoders.vision import build_encoder
-    from seal_lite.slides.embed import embed_slides, list_slides, patch_size
+    from seal_lite.slides.embed import embed_slides, list_slides
     from seal_lite.slides.places import FindPlaces, StoredCoords, TissueGrid
 
     model, config = read_run_or_backbone(run, backbone, device=device)
-    if model is None:
-        encoder = build_encoder(config.backbone, device=device)
-        patch_um, patch_px = patch_size(encoder.row, None, patch_um=patch_um)
-    else:
-        encoder = model.encoder
-        patch_um, patch_px = patch_size(encoder.row, config, patch_um=patch_um)
+    encoder = build_encoder(config.backbone, device=device) if model is None else model.encoder
+    if patch_um is None:
+        patch_um = config.patch_um
+    patch_px = encoder.row.px_at_scale(config, patch_um)
+    say(f"patches of {patch_um:g} um, {patch_px} px")
     if coords is not None:
         places: FindPlaces = StoredCoords(coords)
     elif min_tissue is not None:

@@ -12,7 +12,6 @@ import numpy as np
 from filelock import Timeout
 from tqdm import tqdm
 
-from seal_lite.config import Config
 from seal_lite.data.images import (
     IMAGE_SUFFIXES,
     OPENSLIDE_REMEDY,
@@ -35,51 +34,12 @@ from seal_lite.slides.places import FindPlaces, TissueGrid, scale_of
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from seal_lite.encoders.registry import Backbone
     from seal_lite.encoders.vision import VisionEncoder
 
 log = logging.getLogger(__name__)
 PATCHES_IN_MEMORY = 256
 UM_PER_PX_AT_1X = 10.0  # TRIDENT's convention: 0.5 um per px are 20 x
 ON_TISSUE = TissueGrid()
-
-
-def patch_size(
-    row: Backbone, config: Config | None, *, patch_um: float | None = None
-) -> tuple[float, int]:
-    """Return the edge of a patch, in um and in px, at the scale that an encoder was trained at.
-
-    Parameters
-    ----------
-    row
-        The encoder's row.
-    config
-        Settings of the run that finetuned it. None for a frozen encoder: then the row states the
-        scale. A row without one sees `Config.patch_um` across its own number of pixels.
-    patch_um
-        Edge of a patch in um; None for that of the training.
-
-    Raises
-    ------
-    InputError
-        Where the encoder does not read as many pixels as `patch_um` has at that scale.
-    """
-    if config is not None:
-        px = config.patch_px
-        um = config.patch_um
-    else:
-        px = row.px
-        um = Config.patch_um if row.um_per_px is None else row.um_per_px * row.px
-    if patch_um is None:
-        return um, px
-    asked_px = round(patch_um * px / um)
-    try:
-        row.check_px(asked_px)
-    except InputError as error:
-        fault = f"--patch-um {patch_um:g}: is {asked_px} px at {um / px:.3g} um per px"
-        remedy = f"leave it out: {um:g} um are {px} px"
-        raise InputError(f"{fault}, which {row.name} does not read; {remedy}") from error
-    return patch_um, asked_px
 
 
 def list_slides(folder: str | Path) -> list[Path]:

@@ -203,23 +203,6 @@ def test_slides_are_listed_by_name_and_two_of_one_name_are_an_error(folder, tmp_
         list_slides(tmp_path / "nowhere")
 
 
-def test_a_patch_has_the_scale_of_the_row_or_of_the_run():
-    from seal_lite.config import Config
-    from seal_lite.encoders import BACKBONES
-    from seal_lite.slides.embed import patch_size
-
-    assert patch_size(BACKBONES["uni"], None) == (112.0, 224)
-    assert patch_size(BACKBONES["conch"], None) == (224.0, 448)
-    assert patch_size(BACKBONES["tf_efficientnet_lite0"], None) == (224.0, 224)
-    dino = BACKBONES["dinov2_s14"]
-    assert patch_size(dino, None, patch_um=70.0) == (70.0, 140)
-    run = Config(backbone="dinov2_s14", patch_um=224.0, patch_px=140)
-    assert patch_size(dino, run) == (224.0, 140)
-    assert patch_size(dino, run, patch_um=112.0) == (112.0, 70)
-    with pytest.raises(InputError, match="--patch-um 100: is 62 px at 1.6 um per px, which dinov2"):
-        patch_size(dino, run, patch_um=100.0)
-
-
 def test_hidden_files_are_no_slides_and_formats_that_cannot_be_read_are_named(
     tmp_path, caplog, monkeypatch
 ):
