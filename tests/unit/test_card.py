@@ -195,7 +195,8 @@ def test_slides_are_embedded(model, tmp_path):
     )
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(places, "grid", lambda slide, **_: np.zeros((3, 2), int))
-        embed.write_features(model.encoder, slide, tmp_path / "s.h5", patch_um=64.0, patch_px=64)
+        origin = embed.Origin("0" * 64, patch_um=64.0, patch_px=64, places="three")
+        embed.write_features(model.encoder, slide, tmp_path / "s.h5", origin=origin)
     assert (tmp_path / "s.h5").exists()
 
 
