@@ -12,7 +12,6 @@ from seal_lite.cli.options import (
     Device,
     JsonFile,
     OptionalRun,
-    Seeds,
     check_output_folder,
     read_run_or_backbone,
     say,
@@ -40,7 +39,7 @@ def embed(  # noqa: PLR0913 (a command has as many options as it needs)
     ] = None,
     min_tissue: Annotated[
         float | None,
-        typer.Option(min=0.0, max=1.0, help="Share of a patch that must be tissue; default: some."),
+        typer.Option(min=0.0, max=1.0, help="Share of a patch that must be tissue; default: 0.05."),
     ] = None,
     device: Device = "auto",
 ) -> None:
@@ -77,18 +76,23 @@ def slide_bench(
     task: Annotated[Path, typer.Option(help="A Patho-Bench task: config.yaml, k=all.tsv.")],
     features: Annotated[list[str], typer.Option(help="NAME=FOLDER of feature files, repeated.")],
     json_file: JsonFile,
-    seeds: Seeds = 3,
+    seeds: Annotated[
+        int, typer.Option(min=1, help="Number of times that each model is fitted in each fold.")
+    ] = 3,
+    device: Device = "auto",
 ) -> None:
     """Score bags of features on a slide-level task, each against all that are named before it."""
     import pandas as pd
 
+    from seal_lite.encoders.devices import resolve_device
     from seal_lite.slides.bench import score_bags
     from seal_lite.slides.tasks import read_bags, read_slide_task
 
+    place = resolve_device(device)
     slide_task = read_slide_task(task)
     folders = split_features(features)
     bags = {name: read_bags(slide_task, folder) for name, folder in folders.items()}
-    result = score_bags(slide_task, bags, seeds=seeds)
+    result = score_bags(slide_task, bags, seeds=seeds, device=place)
     for part in ("scores", "delta"):
         say_table(pd.DataFrame(result[part]), index=False)
     write_json(json_file, result)

@@ -200,6 +200,33 @@ def test_slides_are_embedded(model, tmp_path):
     assert (tmp_path / "s.h5").exists()
 
 
+@pytest.mark.parametrize("kind", ["classification", "regression", "survival"])
+def test_attention_over_bags_is_fitted(card, kind, monkeypatch):
+    from torchmil.models import ABMIL
+
+    from seal_lite.slides.mil import abmil
+
+    if isinstance(torch.zeros(1), FakeTensor):
+        monkeypatch.setattr(torch.Tensor, "backward", lambda _: None)  # it has no backward pass
+    devices = set()
+    forward = ABMIL.forward
+
+    def noted(model, x, mask=None):
+        devices.add(x.device)
+        return forward(model, x, mask)
+
+    monkeypatch.setattr(ABMIL, "forward", noted)
+    bags = [np.ones((n, 3), np.float32) for n in (2, 5, 4, 3)]
+    y = {
+        "classification": np.array([0, 1, 0, 1]),
+        "regression": np.arange(4.0),
+        "survival": np.array([[5, 1], [6, 0], [7, 1], [8, 1.0]]),
+    }
+    predicted = abmil(bags, y[kind], bags[:2], kind=kind, epochs=1)
+    assert predicted.shape[0] == 2
+    assert devices == {CARD}
+
+
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="this machine has no card")
 @pytest.mark.parametrize("precision", ["no", "auto", "fp16"])
