@@ -210,6 +210,7 @@ def hest_bench(
     models = {} if model is None else {"tuned": model}
     px = row.px if model is None else row.px_at_scale(config, HEST_UM)
     seen = [] if run is None else training_sections(run)
+    run_name = None if run is None else str(run)
     hest_tasks = [read_hest_task(root, name) for name in task_names(root, tasks)]
     leaked = [seen_test_samples(task, seen, allow=allow_leakage) for task in hest_tasks]
     results = []
@@ -217,7 +218,7 @@ def hest_bench(
         samples = task.load(px=px)
         features, layers = embed_all(samples.values(), models, config, device=device)
         result = run_hest_bench(task, samples, config, features=features, layers=layers)
-        origin = provenance(samples.values(), config, run=str(run), leaked=leaked_samples)
+        origin = provenance(samples.values(), config, run=run_name, leaked=leaked_samples)
         results.append({**result, "provenance": origin})
         print_task(task.name, result)
         write_json(json_file, results)  # after each task, so that a crash loses the last one only

@@ -2,6 +2,7 @@
 
 from dataclasses import replace
 from types import SimpleNamespace
+from typing import get_type_hints
 
 import pytest
 
@@ -131,3 +132,64 @@ def test_embed_gives_a_frozen_encoder_the_scale_of_its_row(cli, tmp_path, monkey
     assert code == 2
     assert "test_vit: 40 um are 80 px at 0.5 um per px, which it does not read" in error
     assert len(embedded) == 1
+
+
+def test_the_help_of_embed_states_the_share_of_tissue():
+    from seal_lite.cli.slides import embed
+    from seal_lite.slides.places import MIN_TISSUE
+
+    (option,) = get_type_hints(embed, include_extras=True)["min_tissue"].__metadata__
+    assert option.help.endswith(f"default: {MIN_TISSUE:g}.")
+
+
+def test_slide_bench_passes_seeds_and_device_on(cli, tmp_path, monkeypatch):
+    import torch
+
+    from seal_lite.slides import bench, tasks
+
+    calls = []
+
+    def score(task, bags, **options):
+        calls.append(options)
+        return {"scores": [{"r": 1}], "delta": [{"r": 1}]}
+
+    monkeypatch.setattr(tasks, "read_slide_task", lambda folder: None)
+    monkeypatch.setattr(tasks, "read_bags", lambda task, folder: [])
+    monkeypatch.setattr(bench, "score_bags", score)
+    arguments = ["slide-bench", "--task", tmp_path, "--features", f"a={tmp_path}"]
+    arguments += ["--json", tmp_path / "scores.json", "--seeds", 2]
+    code, _, error = cli(*arguments, "--device", "cpu")
+    assert code == 0, error
+    assert calls == [{"seeds": 2, "device": torch.device("cpu")}]
+    code, _, error = cli(*arguments, "--device", "abacus")
+    assert code == 2
+    assert "--device abacus: is unknown; use auto" in error
+    assert len(calls) == 1
+
+
+@pytest.mark.parametrize("is_run", [True, False])
+def test_hest_bench_records_the_run_and_none_of_a_frozen_encoder(
+    cli, tmp_path, monkeypatch, is_run
+):
+    """A frozen encoder's result named the run "None"."""
+    import json
+
+    from seal_lite import SEAL, Config
+    from seal_lite.cli import evaluate
+    from seal_lite.evaluation import features, hest_bench
+
+    task = SimpleNamespace(name="T", load=lambda px: {})
+    monkeypatch.setattr(hest_bench, "read_hest_task", lambda *_: task)
+    monkeypatch.setattr(hest_bench, "seen_test_samples", lambda *_, **__: [])
+    monkeypatch.setattr(hest_bench, "run_hest_bench", lambda *_, **__: {})
+    monkeypatch.setattr(features, "embed_all", lambda *_, **__: ({}, {}))
+    monkeypatch.setattr(evaluate, "print_task", lambda *_: None)
+    monkeypatch.setattr(evaluate, "training_sections", lambda _: [])
+    run = SimpleNamespace(config=Config())
+    monkeypatch.setattr(SEAL, "from_pretrained", lambda *_, **__: run)
+    source = ["--run", tmp_path / "run"] if is_run else ["--backbone", Config.backbone]
+    file = tmp_path / "scores.json"
+    code, _, error = cli("hest-bench", "--root", tmp_path, "--tasks", "T", "--json", file, *source)
+    assert code == 0, error
+    (result,) = json.loads(file.read_text())
+    assert result["provenance"]["run"] == (str(tmp_path / "run") if is_run else None)
