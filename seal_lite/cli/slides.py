@@ -53,7 +53,6 @@ def embed(  # noqa: PLR0913 (a command has as many options as it needs)
     if patch_um is None:
         patch_um = config.patch_um
     patch_px = encoder.row.px_at_scale(config, patch_um)
-    say(f"patches of {patch_um:g} um, {patch_px} px")
     if coords is not None:
         places: FindPlaces = StoredCoords(coords)
     elif min_tissue is not None:

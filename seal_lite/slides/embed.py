@@ -125,8 +125,9 @@ def embed_slides(
 ) -> list[Path]:
     """Write the features of every slide in TRIDENT's layout.
 
-    A file appears only when it is complete, and one that exists is kept if it states that it is of
-    this encoder and these patches. Several processes that write into one folder share the work.
+    The log states the size of a patch. A file appears only when it is complete, and one that exists
+    is kept if it states that it is of this encoder and these patches. Several processes that write
+    into one folder share the work.
 
     Parameters
     ----------
@@ -163,23 +164,21 @@ def embed_slides(
     """
     files = [Path(out) / f"{file_name(path.stem)}.h5" for path in slides]
     encoder_digest = digest_of(encoder)
-    origins = [
-        Origin(encoder_digest, float(patch_um), patch_px, places.describe(path)) for path in slides
-    ]
-    jobs = list(zip(slides, files, origins, strict=True))
+    jobs = []
+    for path, file in zip(slides, files, strict=True):
+        if not file.exists():
+            slide = open_slide(path, um_per_px=um_per_px)
+            _check_slide(slide, places, patch_um=patch_um, patch_px=patch_px)
+        origin = Origin(encoder_digest, float(patch_um), patch_px, places.describe(path))
+        jobs.append((path, file, origin))
     missing = []
     for path, file, origin in jobs:
         if file.exists():
             _check_kept(file, origin)
             _check_scale(file, path, um_per_px)
-            continue
-        missing.append((path, file, origin))
-        slide = open_slide(path, um_per_px=um_per_px)
-        edge = patch_um / scale_of(slide)
-        check_resolution(path, patch_um=patch_um, patch_px=patch_px, edge=edge)
-        places.check(slide, patch_um)
-        for note in slide.notes:
-            log.warning("%s: %s", path, note)
+        else:
+            missing.append((path, file, origin))
+    log.info("%d slides, patches of %g um, %d px", len(slides), patch_um, patch_px)
     for wait in (False, True):  # first the slides that no other process is embedding
         for path, file, origin in tqdm(missing, "embed", disable=wait):
             with suppress(Timeout), lock(file, wait=wait):
@@ -191,6 +190,15 @@ def embed_slides(
             raise InputError(f"{file}: was removed after {path.name} was embedded; embed it again")
         _check_kept(file, origin)  # somebody else may have written it meanwhile
     return files
+
+
+def _check_slide(slide: Slide, places: FindPlaces, *, patch_um: float, patch_px: int) -> None:
+    """Raise an `InputError` where a slide has no such patches; log its notes."""
+    edge = patch_um / scale_of(slide)
+    check_resolution(slide.path, patch_um=patch_um, patch_px=patch_px, edge=edge)
+    places.check(slide, patch_um)
+    for note in slide.notes:
+        log.warning("%s: %s", slide.path, note)
 
 
 def _check_kept(file: Path, origin: Origin) -> None:

@@ -134,7 +134,7 @@ def test_retrieval_bench_scores_gene_sets_on_each_slide(work, tmp_path):
 
 
 def test_embed_writes_a_file_a_slide(work, tmp_path):
-    assert work("embed") == "patches of 224 um, 160 px\nfeatures of 2 slides are in out\n"
+    assert work("embed") == "features of 2 slides are in out\n"
     written = sorted(path.name for path in (tmp_path / "out").glob("[!.]*"))
     assert written == ["s.h5", "t.h5"]
 

@@ -192,10 +192,10 @@ def test_a_size_that_the_network_does_not_read_is_refused(hub, trained, monkeypa
     from dataclasses import replace
 
     run, model, _ = trained
-    fixed = replace(model.encoder.row, fixed=True)
+    fixed = replace(model.encoder.row, fixed=True, px=64)
     monkeypatch.setattr(model.encoder, "row", fixed)
     monkeypatch.setattr(hub.SEAL, "from_pretrained", lambda *_, **__: model)
-    message = "reads 64 px, but at the run's 3.5 um per px 112 um are 32 px; finetune with --set"
+    message = "112 um are 32 px at 3.5 um per px, which it does not read; give patches of 224 um"
     with pytest.raises(InputError, match=message):
         hub.load_encoder(run, patch_um=112.0)
     hub.load_encoder(run)  # at its own size it is read

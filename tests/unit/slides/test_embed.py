@@ -124,12 +124,14 @@ def test_trident_finds_the_patches_by_the_attributes(
     assert {"overlap", "name", "level0_width", "level0_height"} <= set(attributes)
 
 
-def test_a_file_that_exists_is_not_embedded_again(folder, encoder, tmp_path, monkeypatch):
+def test_a_file_that_exists_is_not_embedded_again(folder, encoder, tmp_path, monkeypatch, caplog):
     from seal_lite.slides import embed
 
     options = {"patch_um": 128.0, "patch_px": 160, "um_per_px": UM_PER_PX}
     slides = [folder / "plain.png"]
-    (file,) = embed.embed_slides(encoder, slides, tmp_path, **options)
+    with caplog.at_level("INFO"):
+        (file,) = embed.embed_slides(encoder, slides, tmp_path, **options)
+    assert "1 slides, patches of 128 um, 160 px" in caplog.text
     written = file.read_bytes()
     monkeypatch.setattr(embed, "open_slide", lambda *_, **__: pytest.fail("opened again"))
     assert embed.embed_slides(encoder, slides, tmp_path, **options) == [file]
