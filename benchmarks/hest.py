@@ -18,7 +18,7 @@ from seal_lite.data.patches import HEST_UM
 from seal_lite.data.phantom import GroundTruth, write_task
 from seal_lite.data.readers.hest import GENES_FILE
 from seal_lite.evaluation.features import embed_all
-from seal_lite.evaluation.hest_bench import hest_px, read_hest_task, run_hest_bench
+from seal_lite.evaluation.hest_bench import read_hest_task, run_hest_bench
 from seal_lite.evaluation.scores import genes_to_score
 from seal_lite.evaluation.statistics import deltas, leave_one_out_ratio
 from seal_lite.training.provenance import provenance
@@ -60,7 +60,8 @@ def measure(root: Path, name: str) -> dict[str, Any]:
             genes = genes_to_score(train, truth)
             write_task(TASKS, task_name, sections, folds=splits, genes=genes)
         task = read_hest_task(TASKS, task_name)
-        samples = task.load(px=hest_px(config, models["tuned"].encoder.row))
+        row = models["tuned"].encoder.row
+        samples = task.load(px=row.px_at_scale(config, HEST_UM))
         features, layers = embed_all(samples.values(), models, config)
         result = run_hest_bench(task, samples, config, features=features, layers=layers)
         scored += [{**row, "seed": fold.seed} for row in result["folds"]]

@@ -29,8 +29,9 @@ from torchvision.transforms import v2
 
 from seal_lite.data.images import open_slide
 from seal_lite.data.phantom.pyramid import write_pyramid
+from seal_lite.encoders.registry import config_for
 from seal_lite.encoders.vision import VisionEncoder, build_encoder
-from seal_lite.slides.embed import embed_slides, patch_size
+from seal_lite.slides.embed import embed_slides
 from seal_lite.slides.places import grid
 from throughput import ROUNDS, seconds_of, share
 
@@ -100,7 +101,9 @@ def compare(
     path = folder / "slide.tif"
     write_pyramid(path, image, um_per_px=UM_PER_PX)
     encoder = build_encoder(backbone)
-    patch_um, px = patch_size(encoder.row, None)
+    config = config_for(backbone)
+    patch_um = config.patch_um
+    px = config.patch_px
     corners = grid(open_slide(path), patch_um=patch_um)
     patches = SlidePatches(path, corners, patch_um=patch_um, px=px)
     first = [patches[i] for i in range(min(LIMIT_BATCH, len(patches)))]

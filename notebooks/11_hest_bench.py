@@ -80,7 +80,6 @@ from seal_lite.evaluation.hest_bench import (
     SEED as PCA_SEED,
 )
 from seal_lite.evaluation.hest_bench import (
-    hest_px,
     pooled_scores,
     read_hest_task,
     run_hest_bench,
@@ -153,7 +152,7 @@ print(f"{task.name}: {len(task.genes)} genes, fold 0 trains on {trained_on}")
 # %%
 #| alt: Patches of tissue as wide as those of the finetuning, around the same spots. In the middle
 #| of each, a frame of 112 µm.
-px = hest_px(config, model.encoder.row)
+px = model.encoder.row.px_at_scale(config, HEST_UM)
 samples = task.load(px=px)
 print(f"{HEST_UM:g} µm are {px} px, at {HEST_UM / px:.2f} µm per pixel")
 row_of = {key: i for i, key in enumerate(train[0].keys)}

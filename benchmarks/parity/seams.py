@@ -19,10 +19,11 @@ from parity import formulas
 from seal_lite import SEAL, Config, Section, finetune, load_encoder, load_sections, preset
 from seal_lite.data.genes import GenePanel, smoothing
 from seal_lite.data.images import open_slide
+from seal_lite.data.patches import HEST_UM
 from seal_lite.data.phantom import phantom
 from seal_lite.data.registration import ARRAY
 from seal_lite.encoders.embedding import embed_patches
-from seal_lite.evaluation.hest_bench import hest_px, resample
+from seal_lite.evaluation.hest_bench import resample
 from seal_lite.evaluation.retrieval import PREDICTORS, predict_by_retrieval
 from seal_lite.model.losses import seal_loss
 from seal_lite.slides.bench import measure
@@ -88,8 +89,10 @@ def transform(run: Run) -> float:
 
 def hest_transform(run: Run) -> float:
     """Compare HEST-bench's patch with the same tissue at the scale of a run of 224 um."""
-    seen = resample(run.images, hest_px(run.model.config, run.model.encoder.row))
-    return relative(run.given(run.images, patch_um=112.0), embed_patches(run.model.encoder, seen))
+    encoder = run.model.encoder
+    px = encoder.row.px_at_scale(run.model.config, HEST_UM)
+    seen = resample(run.images, px)
+    return relative(run.given(run.images, patch_um=HEST_UM), embed_patches(encoder, seen))
 
 
 def retrieval(name: str, run: Run) -> float:

@@ -197,10 +197,10 @@ def hest_bench(
     device: Device = "auto",
 ) -> None:
     """Score a run, or a frozen encoder, on HEST-bench's tasks as published, beside controls."""
+    from seal_lite.data.patches import HEST_UM
     from seal_lite.encoders.registry import backbone_row
     from seal_lite.evaluation.features import embed_all
     from seal_lite.evaluation.hest_bench import (
-        hest_px,
         read_hest_task,
         run_hest_bench,
         seen_test_samples,
@@ -210,8 +210,9 @@ def hest_bench(
     model, config = read_run_or_backbone(run, backbone, device=device)
     row = backbone_row(config.backbone)
     models = {} if model is None else {"tuned": model}
-    px = row.px if model is None else hest_px(config, row)
+    px = row.px if model is None else row.px_at_scale(config, HEST_UM)
     seen = [] if run is None else training_sections(run)
+    run_name = None if run is None else str(run)
     hest_tasks = [read_hest_task(root, name) for name in task_names(root, tasks)]
     leaked = [seen_test_samples(task, seen, allow=allow_leakage) for task in hest_tasks]
     results = []
@@ -219,7 +220,7 @@ def hest_bench(
         samples = task.load(px=px)
         features, layers = embed_all(samples.values(), models, config, device=device)
         result = run_hest_bench(task, samples, config, features=features, layers=layers)
-        origin = provenance(samples.values(), config, run=str(run), leaked=leaked_samples)
+        origin = provenance(samples.values(), config, run=run_name, leaked=leaked_samples)
         results.append({**result, "provenance": origin})
         print_task(task.name, result)
         write_json(json_file, results)  # after each task, so that a crash loses the last one only

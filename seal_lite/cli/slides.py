@@ -12,7 +12,6 @@ from seal_lite.cli.options import (
     Device,
     JsonFile,
     OptionalRun,
-    Seeds,
     check_output_folder,
     read_run_or_backbone,
     say,
@@ -33,29 +32,27 @@ def embed(  # noqa: PLR0913 (a command has as many options as it needs)
         float | None, typer.Option(min=1e-3, help="Scale of images that do not state it.")
     ] = None,
     patch_um: Annotated[
-        float | None, typer.Option(min=1.0, help="Edge of a patch; default: the encoder's own.")
+        float | None, typer.Option(min=1.0, help="Edge of a patch; default: as in finetuning.")
     ] = None,
     coords: Annotated[
         Path | None, typer.Option(help="Folder of TRIDENT's coords: embed these patches.")
     ] = None,
     min_tissue: Annotated[
         float | None,
-        typer.Option(min=0.0, max=1.0, help="Share of a patch that must be tissue; default: some."),
+        typer.Option(min=0.0, max=1.0, help="Share of a patch that must be tissue; default: 0.05."),
     ] = None,
     device: Device = "auto",
 ) -> None:
     """Write every slide's features as TRIDENT does: tissue, a grid of patches, H5."""
     from seal_lite.encoders.vision import build_encoder
-    from seal_lite.slides.embed import embed_slides, list_slides, patch_size
+    from seal_lite.slides.embed import embed_slides, list_slides
     from seal_lite.slides.places import FindPlaces, StoredCoords, TissueGrid
 
     model, config = read_run_or_backbone(run, backbone, device=device)
-    if model is None:
-        encoder = build_encoder(config.backbone, device=device)
-        patch_um, patch_px = patch_size(encoder.row, None, patch_um=patch_um)
-    else:
-        encoder = model.encoder
-        patch_um, patch_px = patch_size(encoder.row, config, patch_um=patch_um)
+    encoder = build_encoder(config.backbone, device=device) if model is None else model.encoder
+    if patch_um is None:
+        patch_um = config.patch_um
+    patch_px = encoder.row.px_at_scale(config, patch_um)
     if coords is not None:
         places: FindPlaces = StoredCoords(coords)
     elif min_tissue is not None:
@@ -78,18 +75,23 @@ def slide_bench(
     task: Annotated[Path, typer.Option(help="A Patho-Bench task: config.yaml, k=all.tsv.")],
     features: Annotated[list[str], typer.Option(help="NAME=FOLDER of feature files, repeated.")],
     json_file: JsonFile,
-    seeds: Seeds = 3,
+    seeds: Annotated[
+        int, typer.Option(min=1, help="Number of times that each model is fitted in each fold.")
+    ] = 3,
+    device: Device = "auto",
 ) -> None:
     """Score bags of features on a slide-level task, each against all that are named before it."""
     import pandas as pd
 
+    from seal_lite.encoders.devices import resolve_device
     from seal_lite.slides.bench import score_bags
     from seal_lite.slides.tasks import read_bags, read_slide_task
 
+    place = resolve_device(device)
     slide_task = read_slide_task(task)
     folders = split_features(features)
     bags = {name: read_bags(slide_task, folder) for name, folder in folders.items()}
-    result = score_bags(slide_task, bags, seeds=seeds)
+    result = score_bags(slide_task, bags, seeds=seeds, device=place)
     for part in ("scores", "delta"):
         say_table(pd.DataFrame(result[part]), index=False)
     write_json(json_file, result)

@@ -146,10 +146,16 @@ def embed_every_layer(
 
 
 def digest_of(encoder: VisionEncoder) -> str:
-    """Return a hash of all that decides an encoder's embeddings, 64 hex digits."""
+    """Return a hash of all that decides an encoder's embeddings, 64 hex digits.
+
+    These are its weights, its normalisation, how the embedding is read, and the type in which it
+    computes where it is. What else its row states has no effect.
+    """
+    row = encoder.row
     tensors = {**encoder.state_dict(), "mean": encoder.mean, "std": encoder.std}
-    settings = (encoder.prefix_stages, encoder.tail_stages, encoder.row, encoder.working_dtype)
-    return hash_tensors(tensors, salt=repr(settings))
+    stages = [*encoder.prefix_stages, *encoder.tail_stages]
+    reading = (row.call, row.call_args, row.embedding, row.prefix_tokens)
+    return hash_tensors(tensors, salt=repr((stages, reading, encoder.working_dtype)))
 
 
 def remember(

@@ -143,12 +143,13 @@ class Backbone:
             raise InputError(f"{message}; set patch_px={nearest}")
 
     def px_at_scale(self, config: Config, patch_um: float) -> int:
-        """Return the width in px at which a run sees patches of another size at its own scale.
+        """Return the width in px of patches of another size, at the um per px of a config.
 
         Parameters
         ----------
         config
-            The run's settings, with the size of its patches in um and px.
+            Settings of a run, or those that `config_for` gives a frozen encoder, with the size of
+            their patches in um and px.
         patch_um
             Edge of the patches in um.
 
@@ -158,14 +159,16 @@ class Backbone:
             Where the network does not read that many.
         """
         px = round(patch_um * config.patch_px / config.patch_um)
-        scale = config.patch_um / config.patch_px
-        if self.fixed and px != config.patch_px:
-            message = (
-                f"{self.name}: reads {config.patch_px} px, but at the run's {scale:.3g} um per px "
-                f"{patch_um:g} um are {px} px"
+        try:
+            self.check_px(px)
+        except InputError as error:
+            scale = config.patch_um / config.patch_px
+            fault = f"{patch_um:g} um are {px} px at {scale:.3g} um per px, which it does not read"
+            remedy = (
+                f"give patches of {config.patch_um:g} um, or finetune with --set "
+                f"patch_um={patch_um:g}"
             )
-            raise InputError(f"{message}; finetune with --set patch_um={patch_um:g}")
-        self.check_px(px)
+            raise InputError(f"{self.name}: {fault}; {remedy}") from error
         return px
 
     @property

@@ -43,7 +43,6 @@ if TYPE_CHECKING:
     import pandas as pd
 
     from seal_lite.config import Config
-    from seal_lite.encoders.registry import Backbone
     from seal_lite.evaluation.features import Features
 
 log = logging.getLogger(__name__)
@@ -213,29 +212,6 @@ def resample(images: np.ndarray, px: int) -> np.ndarray:
     if images.shape[1:3] == (px, px):
         return images
     return np.stack([resized(Image.fromarray(image), px) for image in images])
-
-
-def hest_px(config: Config, backbone: Backbone) -> int:
-    """Return the width at which a run sees the benchmark's patches at its own scale.
-
-    Parameters
-    ----------
-    config
-        The run's settings, with the size of its patches in um and px.
-    backbone
-        The run's backbone.
-
-    Returns
-    -------
-    int
-        Pixels across HEST-bench's 112 um.
-
-    Raises
-    ------
-    InputError
-        Where the backbone does not read that many.
-    """
-    return backbone.px_at_scale(config, HEST_UM)
 
 
 def pooled_scores(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -13,6 +14,8 @@ from seal_lite.slides.mil import MODELS, Bags
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+
+    import torch
 
     from seal_lite.slides.tasks import Kind, SlideTask
 
@@ -86,7 +89,12 @@ def _concordance(time: np.ndarray, risk: np.ndarray) -> float:
 
 
 def score_bags(
-    task: SlideTask, features: dict[str, Bags], *, seeds: int = 3, repeats: int = 1000
+    task: SlideTask,
+    features: dict[str, Bags],
+    *,
+    seeds: int = 3,
+    repeats: int = 1000,
+    device: str | torch.device = "auto",
 ) -> dict[str, Any]:
     """Score bags of features with every model on every fold of a task.
 
@@ -102,6 +110,8 @@ def score_bags(
         Number of times that each model is fitted.
     repeats
         Number of bootstrap draws of the test samples.
+    device
+        Where networks run; "auto" as in `resolve_device`.
 
     Returns
     -------
@@ -119,7 +129,8 @@ def score_bags(
     predicted = {}
     for name, bags in features.items():
         for model, fit in MODELS.items():
-            predicted[name, model] = _predict_folds(fit, task, bags, seeds=seeds)
+            fit_there = partial(fit, device=device)
+            predicted[name, model] = _predict_folds(fit_there, task, bags, seeds=seeds)
     draws = _score_draws(task, predicted, repeats=repeats)
     names = list(features)
     scores = []

@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import logging
 from contextlib import suppress
-from functools import partial
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Annotated
 
 import numpy as np
 from filelock import Timeout
 from tqdm import tqdm
 
-from seal_lite.config import Config
+from seal_lite.config import Positive, Px
 from seal_lite.data.images import (
     IMAGE_SUFFIXES,
     OPENSLIDE_REMEDY,
@@ -25,61 +25,44 @@ from seal_lite.data.images import (
     open_slide,
 )
 from seal_lite.data.patches import check_resolution
-from seal_lite.encoders.embedding import embed_patches
-from seal_lite.errors import InputError
-from seal_lite.io import atomic_file, read_ahead
+from seal_lite.encoders.embedding import digest_of, embed_patches
+from seal_lite.errors import InputError, reading
+from seal_lite.io import atomic_file, open_h5, read_ahead
 from seal_lite.locks import lock
 from seal_lite.paths import file_name
+from seal_lite.schema import Sha256, Size, check
 from seal_lite.slides.places import FindPlaces, TissueGrid, scale_of
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from seal_lite.encoders.registry import Backbone
     from seal_lite.encoders.vision import VisionEncoder
 
 log = logging.getLogger(__name__)
 PATCHES_IN_MEMORY = 256
 UM_PER_PX_AT_1X = 10.0  # TRIDENT's convention: 0.5 um per px are 20 x
 ON_TISSUE = TissueGrid()
+KEPT_REMEDY = "choose another folder, or remove it"
 
 
-def patch_size(
-    row: Backbone, config: Config | None, *, patch_um: float | None = None
-) -> tuple[float, int]:
-    """Return the edge of a patch, in um and in px, at the scale that an encoder was trained at.
+@dataclass(frozen=True)
+class Origin:
+    """What decides the features of a slide. Their file states it, so that none stands for others.
 
-    Parameters
+    Attributes
     ----------
-    row
-        The encoder's row.
-    config
-        Settings of the run that finetuned it. None for a frozen encoder: then the row states the
-        scale. A row without one sees `Config.patch_um` across its own number of pixels.
-    patch_um
-        Edge of a patch in um; None for that of the training.
-
-    Raises
-    ------
-    InputError
-        Where the encoder does not read as many pixels as `patch_um` has at that scale.
+    encoder
+        The encoder's digest (`digest_of`).
+    patch_um, patch_px
+        Edge of a patch in um, and in px, as the encoder reads it.
+    places
+        Where the patches lie, as `FindPlaces.describe` says it.
     """
-    if config is not None:
-        px = config.patch_px
-        um = config.patch_um
-    else:
-        px = row.px
-        um = Config.patch_um if row.um_per_px is None else row.um_per_px * row.px
-    if patch_um is None:
-        return um, px
-    asked_px = round(patch_um * px / um)
-    try:
-        row.check_px(asked_px)
-    except InputError as error:
-        fault = f"--patch-um {patch_um:g}: is {asked_px} px at {um / px:.3g} um per px"
-        remedy = f"leave it out: {um:g} um are {px} px"
-        raise InputError(f"{fault}, which {row.name} does not read; {remedy}") from error
-    return patch_um, asked_px
+
+    encoder: Sha256
+    patch_um: Positive
+    patch_px: Px
+    places: Annotated[str, Size(1, 1000)]
 
 
 def list_slides(folder: str | Path) -> list[Path]:
@@ -142,8 +125,9 @@ def embed_slides(
 ) -> list[Path]:
     """Write the features of every slide in TRIDENT's layout.
 
-    A file appears only when it is complete, and one that exists is kept. Several processes that
-    write into one folder share the work.
+    The log states the size of a patch. A file appears only when it is complete, and one that exists
+    is kept if it states that it is of this encoder and these patches. Several processes that write
+    into one folder share the work.
 
     Parameters
     ----------
@@ -154,7 +138,8 @@ def embed_slides(
     out
         Folder for <slide>.h5: "features" (n, d) float32, and "coords" (n, 2) int, the corners of
         the patches in px of full resolution. The attributes of "coords" state the size of a patch
-        and the magnification at both scales, as TRIDENT reads them.
+        and the magnification at both scales, as TRIDENT reads them; those of "features" are the
+        `Origin`.
     patch_um
         Edge of a patch in um.
     patch_px
@@ -173,29 +158,82 @@ def embed_slides(
     ------
     InputError
         Before any file is written: where a slide cannot be read, its scale is unknown, it is
-        coarser than half the requested resolution, or `places` does not fit it. At the end: where
-        a file has been removed.
+        coarser than half the requested resolution, or `places` does not fit it; where a file that
+        exists has another origin, or states none, as those of other programs. At the end: where a
+        file has been removed.
     """
     files = [Path(out) / f"{file_name(path.stem)}.h5" for path in slides]
-    missing = [(path, file) for path, file in zip(slides, files, strict=True) if not file.exists()]
-    for path, _ in missing:
-        slide = open_slide(path, um_per_px=um_per_px)
-        edge = patch_um / scale_of(slide)
-        check_resolution(path, patch_um=patch_um, patch_px=patch_px, edge=edge)
-        places.check(slide, patch_um)
-        for note in slide.notes:
-            log.warning("%s: %s", path, note)
-    write = partial(write_features, patch_um=patch_um, patch_px=patch_px, places=places)
+    encoder_digest = digest_of(encoder)
+    jobs = []
+    for path, file in zip(slides, files, strict=True):
+        if not file.exists():
+            slide = open_slide(path, um_per_px=um_per_px)
+            _check_slide(slide, places, patch_um=patch_um, patch_px=patch_px)
+        origin = Origin(encoder_digest, float(patch_um), patch_px, places.describe(path))
+        jobs.append((path, file, origin))
+    missing = []
+    for path, file, origin in jobs:
+        if file.exists():
+            _check_kept(file, origin)
+            _check_scale(file, path, um_per_px)
+        else:
+            missing.append((path, file, origin))
+    log.info("%d slides, patches of %g um, %d px", len(slides), patch_um, patch_px)
     for wait in (False, True):  # first the slides that no other process is embedding
-        for path, file in tqdm(missing, "embed", disable=wait):
+        for path, file, origin in tqdm(missing, "embed", disable=wait):
             with suppress(Timeout), lock(file, wait=wait):
                 if not file.exists():
                     slide = open_slide(path, um_per_px=um_per_px)
-                    write(encoder, slide, file)
-    for path, file in zip(slides, files, strict=True):
+                    write_features(encoder, slide, file, origin=origin, places=places)
+    for path, file, origin in jobs:
         if not file.exists():  # somebody else has emptied the folder meanwhile
             raise InputError(f"{file}: was removed after {path.name} was embedded; embed it again")
+        _check_kept(file, origin)  # somebody else may have written it meanwhile
     return files
+
+
+def _check_slide(slide: Slide, places: FindPlaces, *, patch_um: float, patch_px: int) -> None:
+    """Raise an `InputError` where a slide has no such patches; log its notes."""
+    edge = patch_um / scale_of(slide)
+    check_resolution(slide.path, patch_um=patch_um, patch_px=patch_px, edge=edge)
+    places.check(slide, patch_um)
+    for note in slide.notes:
+        log.warning("%s: %s", slide.path, note)
+
+
+def _check_kept(file: Path, origin: Origin) -> None:
+    """Raise an `InputError` where a file of features is not known to be of this origin."""
+    with reading(file, fault="holds no features", remedy=KEPT_REMEDY), open_h5(file) as h5:
+        attributes = dict(h5["features"].attrs)
+    names = [field.name for field in fields(Origin)]
+    if not set(names) <= set(attributes):
+        fault = "does not state of which encoder and patches it is, as files of other programs"
+        raise InputError(f"{file}: {fault}; {KEPT_REMEDY}")
+    stated = {name: attributes[name] for name in names}
+    stored: Origin = check(stated, Origin, path=file, remedy=KEPT_REMEDY)
+    if stored.encoder != origin.encoder:
+        fault = "was embedded by another encoder, or in another precision"
+        raise InputError(f"{file}: {fault}; {KEPT_REMEDY}")
+    for name in names:
+        old = getattr(stored, name)
+        new = getattr(origin, name)
+        if old != new:
+            raise InputError(f"{file}: was embedded with {name}={old}, not {new}; {KEPT_REMEDY}")
+
+
+def _check_scale(file: Path, slide_path: Path, um_per_px: float | None) -> None:
+    """Raise an `InputError` where a slide now has other um per px than when it was embedded.
+
+    Only a scale that is given can have changed. The slide is opened to see whether that counts.
+    """
+    with reading(file, fault="states no scale", remedy=KEPT_REMEDY), open_h5(file) as h5:
+        stored = float(h5["coords"].attrs["um_per_px_level0"])
+    if um_per_px in (None, stored):
+        return
+    scale = scale_of(open_slide(slide_path, um_per_px=um_per_px))
+    if scale != stored:
+        fault = f"was embedded at {stored:g} um per px, not {scale:g}"
+        raise InputError(f"{file}: {fault}; {KEPT_REMEDY}")
 
 
 def write_features(
@@ -203,14 +241,14 @@ def write_features(
     slide: Slide,
     file: Path,
     *,
-    patch_um: float,
-    patch_px: int,
+    origin: Origin,
     places: FindPlaces = ON_TISSUE,
 ) -> None:
     """Write the features of one slide, as `embed_slides` describes them."""
     import h5py
 
-    place = places.find(slide, patch_um)
+    patch_px = origin.patch_px
+    place = places.find(slide, origin.patch_um)
     corners = place.corners
     if not len(corners):
         log.warning("%s: no tissue found: its file has no patches", slide.path)
@@ -225,6 +263,7 @@ def write_features(
     um_per_px = scale_of(slide)
     with atomic_file(file) as part, h5py.File(part, "w") as h5:
         h5["features"] = np.concatenate(parts)
+        h5["features"].attrs.update(asdict(origin))
         h5["coords"] = np.rint(corners).astype(int)
         h5["coords"].attrs.update(
             patch_size=patch_px,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -14,6 +15,8 @@ from sklearn.linear_model import LogisticRegression, RidgeCV
 from sklearn.model_selection import GridSearchCV, StratifiedKFold
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
+
+from seal_lite.encoders.devices import resolve_device
 
 if TYPE_CHECKING:
     from seal_lite.slides.tasks import Kind
@@ -28,7 +31,13 @@ PATCHES_PER_BAG = 512  # of each bag in a step, drawn at random; a test bag is s
 
 
 def mean_pool(
-    bags: Bags, y: np.ndarray, test_bags: Bags, *, kind: Kind, seed: int = 0
+    bags: Bags,
+    y: np.ndarray,
+    test_bags: Bags,
+    *,
+    kind: Kind,
+    seed: int = 0,
+    device: str | torch.device = "auto",
 ) -> np.ndarray:
     """Predict from the mean patch of a bag: logistic regression, ridge or a Cox model.
 
@@ -47,6 +56,8 @@ def mean_pool(
         "classification", "regression" or "survival".
     seed
         Seed of the inner folds of a classification.
+    device
+        As in `abmil`, but not used: no network runs.
 
     Returns
     -------
@@ -123,6 +134,7 @@ def abmil(
     kind: Kind,
     seed: int = 0,
     epochs: int = 100,
+    device: str | torch.device = "auto",
 ) -> np.ndarray:
     """Predict with gated attention over the patches of a bag (Ilse et al., 2018; torchmil's ABMIL).
 
@@ -143,6 +155,9 @@ def abmil(
         Seed of the weights and of the batches.
     epochs
         Passes over the training bags.
+    device
+        Where the model runs; "auto" as in `resolve_device`. The bags stay in the CPU's memory, and
+        only what a step reads is scaled and goes to the device.
 
     Returns
     -------
@@ -150,25 +165,40 @@ def abmil(
         Probabilities (m, classes), values (m,) in standard deviations of `y` from its mean, or log
         hazards (m,).
     """
-    scaler = StandardScaler().fit(np.concatenate(bags))
-    train = [_scale(bag, scaler) for bag in bags]
-    test = [_scale(bag, scaler) for bag in test_bags]
+    place = resolve_device(device)
+    scale = PatchScale.of(bags)
     targets, criterion = _training_targets(y, kind)
     rng = np.random.default_rng(seed)
     outputs = []
     for target in targets:
         torch.manual_seed(seed)
-        model = _fit_attention(train, target, criterion, epochs=epochs, rng=rng)
-        with torch.inference_mode():
-            outputs.append([model(bag[None]).item() for bag in test])
+        model = _fit_attention(bags, target, criterion, scale, epochs=epochs, rng=rng, device=place)
+        outputs.append(_predict_bags(model, test_bags, scale, device=place))
     if kind == "classification":
-        return _probabilities(np.array(outputs).T)
-    return np.array(outputs[0])
+        return _probabilities(np.stack(outputs, axis=1))
+    return outputs[0]
 
 
-def _scale(bag: np.ndarray, scaler: StandardScaler) -> torch.Tensor:
-    """Return the standardised bag (patches, d) float32."""
-    return torch.from_numpy(scaler.transform(bag).astype(np.float32))
+@dataclass(frozen=True)
+class PatchScale:
+    """Mean and standard deviation of the features of the training patches, each (d,) float32."""
+
+    mean: torch.Tensor
+    sd: torch.Tensor
+
+    @classmethod
+    def of(cls, bags: Bags) -> PatchScale:
+        """Read one bag after another, so that their patches are never copied all at once."""
+        scaler = StandardScaler()
+        for bag in bags:
+            scaler.partial_fit(bag)
+        mean = np.asarray(scaler.mean_, np.float32)
+        sd = np.asarray(scaler.scale_, np.float32)
+        return cls(torch.from_numpy(mean), torch.from_numpy(sd))
+
+    def standardise(self, patches: np.ndarray) -> torch.Tensor:
+        """Return patches (n, d) in standard deviations from the mean, float32."""
+        return (torch.from_numpy(patches).float() - self.mean) / self.sd
 
 
 def _training_targets(y: np.ndarray, kind: Kind) -> tuple[list[np.ndarray], Criterion]:
@@ -185,34 +215,45 @@ def _training_targets(y: np.ndarray, kind: Kind) -> tuple[list[np.ndarray], Crit
 
 
 def _fit_attention(
-    bags: list[torch.Tensor],
+    bags: Bags,
     target: np.ndarray,
     criterion: Criterion,
+    scale: PatchScale,
     *,
     epochs: int,
     rng: np.random.Generator,
+    device: torch.device,
 ) -> torch.nn.Module:
     """Train one attention model on batches of bags, and return it in evaluation mode."""
     from torchmil.models import ABMIL
 
-    model = ABMIL(in_shape=(bags[0].shape[1],), att_dim=ATTENTION_DIM, gated=True)
+    model = ABMIL(in_shape=(bags[0].shape[1],), att_dim=ATTENTION_DIM, gated=True).to(device)
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2, weight_decay=0.05)
     batch_size = min(BAGS_PER_STEP, len(bags))
     for _ in range(epochs * math.ceil(len(bags) / BAGS_PER_STEP)):
         batch = rng.choice(len(bags), batch_size, replace=False)
-        parts = [_draw_patches(bags[i], rng) for i in batch]
+        parts = [scale.standardise(_draw_patches(bags[i], rng)) for i in batch]
         x = torch.nn.utils.rnn.pad_sequence(parts, batch_first=True)  # (b, patches, d)
         lengths = torch.tensor([len(part) for part in parts])
         mask = torch.arange(x.shape[1]) < lengths[:, None]  # (b, patches)
-        output = model(x, mask.float()).flatten()  # (b,)
-        loss = criterion(output, torch.from_numpy(target[batch]).float())
+        output = model(x.to(device), mask.float().to(device)).flatten()  # (b,)
+        loss = criterion(output, torch.from_numpy(target[batch]).float().to(device))
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
     return model.eval()
 
 
-def _draw_patches(bag: torch.Tensor, rng: np.random.Generator) -> torch.Tensor:
+@torch.inference_mode()
+def _predict_bags(
+    model: torch.nn.Module, bags: Bags, scale: PatchScale, *, device: torch.device
+) -> np.ndarray:
+    """Return the output for each of m bags, (m,) float64, one bag on the device at a time."""
+    outputs = [model(scale.standardise(bag)[None].to(device)).flatten() for bag in bags]
+    return torch.cat(outputs).cpu().numpy().astype(np.float64)
+
+
+def _draw_patches(bag: np.ndarray, rng: np.random.Generator) -> np.ndarray:
     """Return at most `PATCHES_PER_BAG` patches of a bag, in random order."""
     return bag[rng.permutation(len(bag))[:PATCHES_PER_BAG]]
 

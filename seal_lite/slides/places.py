@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,6 +21,7 @@ MIN_TISSUE = (
     0.05  # share of a patch: keeps as many patches as TRIDENT's rule, any tissue of its mask
 )
 EDGE_TOLERANCE = 0.02  # relative difference between the edge of stored patches and the encoder's
+DIGEST_DIGITS = 16  # of the SHA-256 of stored coords
 COORDS_ENDINGS = (".h5", "_patches.h5")  # the second is TRIDENT's, of a file without features
 
 
@@ -51,6 +53,9 @@ class FindPlaces(Protocol):
     def find(self, slide: Slide, patch_um: float) -> Places:
         """Return where the patches lie, whose edge is `patch_um` um."""
 
+    def describe(self, path: Path) -> str:
+        """Return what tells the places on this slide from others, without opening the slide."""
+
 
 @dataclass(frozen=True)
 class TissueGrid:
@@ -73,6 +78,10 @@ class TissueGrid:
         """Return where the patches lie, as `grid` does."""
         corners = grid(slide, patch_um=patch_um, min_tissue=self.min_tissue)
         return Places(corners, patch_um / scale_of(slide))
+
+    def describe(self, path: Path) -> str:
+        """Return the share that must be tissue."""
+        return f"min_tissue {self.min_tissue:g}"
 
 
 @dataclass(frozen=True)
@@ -103,13 +112,7 @@ class StoredCoords:
             not `patch_um`.
         """
         path = self._path(slide.path.stem)
-        remedy = "make it again, or leave --coords out"
-        with reading(path, fault="holds no coords of patches", remedy=remedy), open_h5(path) as h5:
-            stored = np.asarray(h5["coords"], float)
-            if stored.size and stored.shape[-1] != 2:
-                raise ValueError(f"coords are {stored.shape} numbers, not (n, 2)")
-            corners = stored.reshape(-1, 2)
-            attributes = dict(h5["coords"].attrs)
+        corners, attributes = _read_coords(path)
         edge = stored_edge(path, attributes)
         edge_um = edge * scale_of(slide)
         if abs(edge_um / patch_um - 1) > EDGE_TOLERANCE:
@@ -129,6 +132,14 @@ class StoredCoords:
         overlap = float(attributes.get("overlap", 0)) / float(attributes.get("patch_size", edge))
         return Places(corners, edge, overlap)
 
+    def describe(self, path: Path) -> str:
+        """Return a hash of the stored corners and their edge; raises where the file is damaged."""
+        file = self._path(path.stem)
+        corners, attributes = _read_coords(file)
+        edge = stored_edge(file, attributes)
+        digest = hashlib.sha256(corners.tobytes() + repr(edge).encode()).hexdigest()
+        return f"coords {digest[:DIGEST_DIGITS]}"
+
     def _path(self, name: str) -> Path:
         """Return the file of a slide of this name."""
         for stem in (name, file_name(name)):
@@ -137,6 +148,16 @@ class StoredCoords:
                 if path.is_file():
                     return path
         raise InputError(f"{self.folder}: has no {name}.h5; give the folder of its coords")
+
+
+def _read_coords(path: Path) -> tuple[np.ndarray, dict[str, Any]]:
+    """Return the corners (n, 2) float64 of stored patches, and the attributes of "coords"."""
+    remedy = "make it again, or leave --coords out"
+    with reading(path, fault="holds no coords of patches", remedy=remedy), open_h5(path) as h5:
+        stored = np.asarray(h5["coords"], float)
+        if stored.size and stored.shape[-1] != 2:
+            raise ValueError(f"coords are {stored.shape} numbers, not (n, 2)")
+        return stored.reshape(-1, 2), dict(h5["coords"].attrs)
 
 
 def stored_edge(path: Path, attributes: Mapping[str, Any]) -> float:

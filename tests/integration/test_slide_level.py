@@ -26,7 +26,7 @@ def test_slides_are_embedded_frozen_and_tuned_with_oracle_features_beside_them(
     (tmp_path / "slides").mkdir()
     for slide in SLIDES:
         (tmp_path / f"slides/{slide}.jpg").symlink_to(root / f"slides/{slide}.jpg")
-    encoders = {"tuned": ("--run", run), "frozen": ("--backbone", "test_vit")}
+    encoders = {"tuned": ("--run", run), "frozen": ("--backbone", "tf_efficientnet_lite0")}
     n_patches = {}
     for name, encoder in encoders.items():
         options = ("--slides", tmp_path / "slides", "--um-per-px", 0.5, "--out", tmp_path / name)

@@ -195,8 +195,36 @@ def test_slides_are_embedded(model, tmp_path):
     )
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(places, "grid", lambda slide, **_: np.zeros((3, 2), int))
-        embed.write_features(model.encoder, slide, tmp_path / "s.h5", patch_um=64.0, patch_px=64)
+        origin = embed.Origin("0" * 64, patch_um=64.0, patch_px=64, places="three")
+        embed.write_features(model.encoder, slide, tmp_path / "s.h5", origin=origin)
     assert (tmp_path / "s.h5").exists()
+
+
+@pytest.mark.parametrize("kind", ["classification", "regression", "survival"])
+def test_attention_over_bags_is_fitted(card, kind, monkeypatch):
+    from torchmil.models import ABMIL
+
+    from seal_lite.slides.mil import abmil
+
+    if isinstance(torch.zeros(1), FakeTensor):
+        monkeypatch.setattr(torch.Tensor, "backward", lambda _: None)  # it has no backward pass
+    devices = set()
+    forward = ABMIL.forward
+
+    def noted(model, x, mask=None):
+        devices.add(x.device)
+        return forward(model, x, mask)
+
+    monkeypatch.setattr(ABMIL, "forward", noted)
+    bags = [np.ones((n, 3), np.float32) for n in (2, 5, 4, 3)]
+    y = {
+        "classification": np.array([0, 1, 0, 1]),
+        "regression": np.arange(4.0),
+        "survival": np.array([[5, 1], [6, 0], [7, 1], [8, 1.0]]),
+    }
+    predicted = abmil(bags, y[kind], bags[:2], kind=kind, epochs=1)
+    assert predicted.shape[0] == 2
+    assert devices == {CARD}
 
 
 @pytest.mark.gpu

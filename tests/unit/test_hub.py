@@ -192,10 +192,10 @@ def test_a_size_that_the_network_does_not_read_is_refused(hub, trained, monkeypa
     from dataclasses import replace
 
     run, model, _ = trained
-    fixed = replace(model.encoder.row, fixed=True)
+    fixed = replace(model.encoder.row, fixed=True, px=64)
     monkeypatch.setattr(model.encoder, "row", fixed)
     monkeypatch.setattr(hub.SEAL, "from_pretrained", lambda *_, **__: model)
-    message = "reads 64 px, but at the run's 3.5 um per px 112 um are 32 px; finetune with --set"
+    message = "112 um are 32 px at 3.5 um per px, which it does not read; give patches of 224 um"
     with pytest.raises(InputError, match=message):
         hub.load_encoder(run, patch_um=112.0)
     hub.load_encoder(run)  # at its own size it is read
@@ -221,7 +221,7 @@ def upstream_benchmark(encoder, enc_transf, precision, cli_args=None, **kwargs):
 def test_hest_bench_runs_with_upstreams_signature(hub, trained):
     """Given patches of 224 px and 112 um, the embeddings are ours at the run's scale."""
     from seal_lite.encoders.embedding import embed_patches
-    from seal_lite.evaluation.hest_bench import hest_px, resample
+    from seal_lite.evaluation.hest_bench import resample
 
     run, model, _ = trained
     rng = np.random.default_rng(0)
@@ -231,7 +231,7 @@ def test_hest_bench_runs_with_upstreams_signature(hub, trained):
     latent_dim = min(256, module.row.dim)
     embeddings, components = upstream_benchmark(*encoder, images=images, latent_dim=latent_dim)
     assert components.shape == (120, 112)
-    px = hest_px(model.config, model.encoder.row)
+    px = model.encoder.row.px_at_scale(model.config, 112.0)
     own = embed_patches(model.encoder, resample(images, px))
     np.testing.assert_allclose(embeddings, own, rtol=1e-3, atol=1e-4)
     with pytest.raises(ValueError, match="n_components=256"):

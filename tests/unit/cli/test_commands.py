@@ -1,6 +1,8 @@
 """Commands that need no run: what they print, and what they pass on."""
 
 from dataclasses import replace
+from types import SimpleNamespace
+from typing import get_type_hints
 
 import numpy as np
 import pytest
@@ -101,45 +103,130 @@ def test_cohort_passes_its_options_on(cli, tmp_path, monkeypatch):
     assert calls == [(tmp_path / "new", {"patients": 20, "spots": 4, "seed": 0})]
 
 
-def test_embed_keeps_the_scale_of_the_frozen_encoder(cli, tmp_path, monkeypatch):
-    """A patch of half as many um has half as many px."""
+@pytest.fixture
+def embedded(monkeypatch):
+    """The options with which `embed` calls `embed_slides`, which embeds nothing."""
     from seal_lite.slides import embed
-    from seal_lite.slides.places import StoredCoords, TissueGrid
 
     calls = []
     monkeypatch.setattr(embed, "list_slides", lambda folder: [folder / "a.png"])
     monkeypatch.setattr(embed, "embed_slides", lambda *_, **sizes: calls.append(sizes) or ["a.h5"])
+    return calls
+
+
+def test_embed_keeps_the_scale_of_the_frozen_encoder(cli, tmp_path, embedded):
+    """A patch of half as many um has half as many px."""
+    from seal_lite.slides.places import StoredCoords, TissueGrid
+
     arguments = ["embed", "--backbone", "tf_efficientnet_lite0", "--slides", tmp_path]
     arguments += ["--out", tmp_path / "out", "--um-per-px", 0.5]
     code, output, _ = cli(*arguments)
     assert (code, output) == (0, f"features of 1 slides are in {tmp_path / 'out'}\n")
     cli(*arguments, "--patch-um", 112)
     rest = {"um_per_px": 0.5, "places": TissueGrid()}
-    assert calls == [
-        {"patch_um": 224.0, "patch_px": 224, **rest},  # its row states no scale
-        {"patch_um": 112.0, "patch_px": 112, **rest},
+    assert embedded == [
+        {"patch_um": 224.0, "patch_px": 160, **rest},
+        {"patch_um": 112.0, "patch_px": 80, **rest},
     ]
     cli(*arguments, "--min-tissue", 0.5)
     cli(*arguments, "--coords", tmp_path)
-    assert [call["places"] for call in calls[2:]] == [TissueGrid(0.5), StoredCoords(tmp_path)]
+    assert [call["places"] for call in embedded[2:]] == [TissueGrid(0.5), StoredCoords(tmp_path)]
 
 
-def test_embed_gives_a_frozen_encoder_the_scale_of_its_row(cli, tmp_path, monkeypatch):
+@pytest.mark.parametrize("name", ["tf_efficientnet_lite0", "dinov2_s14", "vit_tiny_patch16_224"])
+def test_frozen_and_finetuned_encoders_see_the_same_patches(
+    cli, tmp_path, monkeypatch, embedded, name
+):
+    """They did not where a row states no scale, so that features differed by it, too."""
+    from seal_lite import SEAL
+    from seal_lite.cli.options import build_config
+    from seal_lite.encoders import backbone_row, vision
+
+    encoder = SimpleNamespace(row=backbone_row(name))
+    run = SimpleNamespace(encoder=encoder, config=build_config(backbone=name))  # as `finetune` does
+    monkeypatch.setattr(vision, "build_encoder", lambda *_, **__: encoder)
+    monkeypatch.setattr(SEAL, "from_pretrained", lambda *_, **__: run)
+    for source in (("--backbone", name), ("--run", tmp_path)):
+        code, *_ = cli("embed", *source, "--slides", tmp_path, "--out", tmp_path / "out")
+        assert code == 0
+    frozen, tuned = embedded
+    assert frozen == tuned
+    assert (tuned["patch_um"], tuned["patch_px"]) == (run.config.patch_um, run.config.patch_px)
+
+
+def test_embed_gives_a_frozen_encoder_the_scale_of_its_row(cli, tmp_path, monkeypatch, embedded):
     """A pathology encoder was handed patches at half the resolution that it was trained at."""
     from seal_lite.encoders import BACKBONES
-    from seal_lite.slides import embed
     from seal_lite.slides.places import TissueGrid
 
     row = replace(BACKBONES["test_vit"], um_per_px=0.5)  # 160 px
     monkeypatch.setitem(BACKBONES, "test_vit", row)
-    calls = []
-    monkeypatch.setattr(embed, "list_slides", lambda folder: [folder / "a.png"])
-    monkeypatch.setattr(embed, "embed_slides", lambda *_, **sizes: calls.append(sizes) or ["a.h5"])
     arguments = ["embed", "--backbone", "test_vit", "--slides", tmp_path, "--out", tmp_path / "out"]
     assert cli(*arguments)[0] == 0
     size = {"patch_um": 80.0, "patch_px": 160}
-    assert calls == [{**size, "um_per_px": None, "places": TissueGrid()}]
+    assert embedded == [{**size, "um_per_px": None, "places": TissueGrid()}]
     code, _, error = cli(*arguments, "--patch-um", 40)
     assert code == 2
-    assert "--patch-um 40: is 80 px at 0.5 um per px, which test_vit does not read" in error
+    assert "test_vit: 40 um are 80 px at 0.5 um per px, which it does not read" in error
+    assert len(embedded) == 1
+
+
+def test_the_help_of_embed_states_the_share_of_tissue():
+    from seal_lite.cli.slides import embed
+    from seal_lite.slides.places import MIN_TISSUE
+
+    (option,) = get_type_hints(embed, include_extras=True)["min_tissue"].__metadata__
+    assert option.help.endswith(f"default: {MIN_TISSUE:g}.")
+
+
+def test_slide_bench_passes_seeds_and_device_on(cli, tmp_path, monkeypatch):
+    import torch
+
+    from seal_lite.slides import bench, tasks
+
+    calls = []
+
+    def score(task, bags, **options):
+        calls.append(options)
+        return {"scores": [{"r": 1}], "delta": [{"r": 1}]}
+
+    monkeypatch.setattr(tasks, "read_slide_task", lambda folder: None)
+    monkeypatch.setattr(tasks, "read_bags", lambda task, folder: [])
+    monkeypatch.setattr(bench, "score_bags", score)
+    arguments = ["slide-bench", "--task", tmp_path, "--features", f"a={tmp_path}"]
+    arguments += ["--json", tmp_path / "scores.json", "--seeds", 2]
+    code, _, error = cli(*arguments, "--device", "cpu")
+    assert code == 0, error
+    assert calls == [{"seeds": 2, "device": torch.device("cpu")}]
+    code, _, error = cli(*arguments, "--device", "abacus")
+    assert code == 2
+    assert "--device abacus: is unknown; use auto" in error
     assert len(calls) == 1
+
+
+@pytest.mark.parametrize("is_run", [True, False])
+def test_hest_bench_records_the_run_and_none_of_a_frozen_encoder(
+    cli, tmp_path, monkeypatch, is_run
+):
+    """A frozen encoder's result named the run "None"."""
+    import json
+
+    from seal_lite import SEAL, Config
+    from seal_lite.cli import evaluate
+    from seal_lite.evaluation import features, hest_bench
+
+    task = SimpleNamespace(name="T", load=lambda px: {})
+    monkeypatch.setattr(hest_bench, "read_hest_task", lambda *_: task)
+    monkeypatch.setattr(hest_bench, "seen_test_samples", lambda *_, **__: [])
+    monkeypatch.setattr(hest_bench, "run_hest_bench", lambda *_, **__: {})
+    monkeypatch.setattr(features, "embed_all", lambda *_, **__: ({}, {}))
+    monkeypatch.setattr(evaluate, "print_task", lambda *_: None)
+    monkeypatch.setattr(evaluate, "training_sections", lambda _: [])
+    run = SimpleNamespace(config=Config())
+    monkeypatch.setattr(SEAL, "from_pretrained", lambda *_, **__: run)
+    source = ["--run", tmp_path / "run"] if is_run else ["--backbone", Config.backbone]
+    file = tmp_path / "scores.json"
+    code, _, error = cli("hest-bench", "--root", tmp_path, "--tasks", "T", "--json", file, *source)
+    assert code == 0, error
+    (result,) = json.loads(file.read_text())
+    assert result["provenance"]["run"] == (str(tmp_path / "run") if is_run else None)

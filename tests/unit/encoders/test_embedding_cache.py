@@ -1,6 +1,7 @@
 """What a cache folder remembers of a section: until section or encoder change, and no longer."""
 
 import errno
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -9,7 +10,8 @@ from helpers import make_adata
 from seal_lite.cache import cached_files, clear_cache
 from seal_lite.data.section import Section
 from seal_lite.encoders import embedding
-from seal_lite.encoders.embedding import remember
+from seal_lite.encoders.embedding import digest_of, remember
+from seal_lite.encoders.vision import build_encoder
 
 
 def make_section(value):
@@ -48,6 +50,16 @@ def test_other_pixels_and_another_encoder_are_computed(ask):
     assert was_computed
     assert (other == 8).all()
     assert ask(make_section(7), name="another")[1]
+
+
+def test_the_digest_of_an_encoder_is_of_what_decides_its_embeddings():
+    encoder = build_encoder("test_vit")
+    digest = digest_of(encoder)
+    encoder.row = replace(encoder.row, licence="another", card="elsewhere", um_per_px=0.25)
+    assert digest_of(encoder) == digest
+    encoder.row = encoder.row.pooled("mean")
+    assert digest_of(encoder) != digest
+    assert digest_of(build_encoder("test_vit", seed=1)) != digest
 
 
 @pytest.mark.parametrize("n_bytes", [0, 40, -30])

@@ -197,6 +197,27 @@ def test_settings_for_an_encoder_are_those_of_its_family_at_its_scale():
     assert encoders.config_for("resnet18").depth == 1
 
 
+def test_patches_of_another_size_keep_the_um_per_px():
+    convolution = encoders.backbone_row("tf_efficientnet_lite0")
+    assert convolution.px_at_scale(Config(patch_um=224.0, patch_px=160), 112.0) == 80
+    dino = encoders.backbone_row("dinov2_s14")
+    config = Config(backbone="dinov2_s14", patch_um=224.0, patch_px=140)
+    assert dino.px_at_scale(config, 224.0) == 140
+    assert dino.px_at_scale(config, 112.0) == 70
+
+
+def test_a_size_that_the_network_does_not_read_is_an_error():
+    dino = encoders.backbone_row("dinov2_s14")
+    config = Config(backbone="dinov2_s14", patch_um=224.0, patch_px=140)
+    message = "dinov2_s14: 100 um are 62 px at 1.6 um per px, which it does not read; give"
+    with pytest.raises(InputError, match=message):
+        dino.px_at_scale(config, 100.0)
+    fixed = encoders.backbone_row("test_vit")
+    remedy = "give patches of 112 um, or finetune with --set patch_um=40"
+    with pytest.raises(InputError, match=remedy):
+        fixed.px_at_scale(encoders.config_for("test_vit"), 40.0)
+
+
 def test_small_settings_shrink_what_may_shrink():
     config = encoders.config_for("dinov2_s14", "small")
     assert (config.patch_um, config.patch_px) == (112, 140)

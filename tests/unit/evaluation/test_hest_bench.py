@@ -9,14 +9,11 @@ import numpy as np
 import pytest
 from tiny_sections import make_patterned_section
 
-from seal_lite.config import Config
 from seal_lite.data.patches import HEST_UM
 from seal_lite.data.readers.hest import GENES_FILE
-from seal_lite.encoders.registry import backbone_row
 from seal_lite.errors import InputError
 from seal_lite.evaluation.hest_bench import (
     HestTask,
-    hest_px,
     pooled_scores,
     read_hest_task,
     run_hest_bench,
@@ -124,7 +121,7 @@ def test_a_run_and_its_controls_are_scored(root, trained):
     _, model, _ = trained
     config = replace(model.config, patch_um=HEST_UM)
     task = read_hest_task(root, "TINY")
-    samples = task.load(px=hest_px(config, model.encoder.row))
+    samples = task.load(px=model.encoder.row.px_at_scale(config, HEST_UM))
     features, layers = embed_all(samples.values(), {"tuned": model}, config)
     result = run_hest_bench(task, samples, config, features=features, layers=layers)
     names = {"tuned", "frozen", "frozen_best", "random_init", "colour", "log_depth"}
@@ -152,16 +149,6 @@ def test_samples_seen_in_training_are_refused_or_named():
     with pytest.raises(InputError, match="TINY: the run was finetuned on test sample PA1"):
         seen_test_samples(task, ["PB1", "PA1"])
     assert seen_test_samples(task, ["PB1", "PA1"], allow=True) == ["PA1", "PB1"]
-
-
-def test_a_run_sees_the_benchmark_at_its_own_scale():
-    row = backbone_row("tf_efficientnet_lite0")
-    config = Config(patch_um=224.0, patch_px=160)
-    assert hest_px(config, row) == 80
-    transformer = replace(row, fixed=True)
-    with pytest.raises(InputError, match="patch_um=112"):
-        hest_px(config, transformer)
-    assert hest_px(Config(patch_um=112.0, patch_px=224), transformer) == 224
 
 
 # Faults

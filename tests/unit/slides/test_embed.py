@@ -1,11 +1,14 @@
 """From slides to feature files: the right places at the right scale, and nothing embedded twice."""
 
+import dataclasses
+
 import h5py
 import numpy as np
 import pytest
 from PIL import Image
 
 from seal_lite import InputError
+from seal_lite.slides.places import TissueGrid
 
 SIDE = 1024
 UM_PER_PX = 0.5
@@ -121,15 +124,104 @@ def test_trident_finds_the_patches_by_the_attributes(
     assert {"overlap", "name", "level0_width", "level0_height"} <= set(attributes)
 
 
-def test_a_file_that_exists_is_not_embedded_again(folder, encoder, tmp_path, monkeypatch):
+def test_a_file_that_exists_is_not_embedded_again(folder, encoder, tmp_path, monkeypatch, caplog):
     from seal_lite.slides import embed
 
-    (tmp_path / "pyramid.h5").write_text("kept")
+    options = {"patch_um": 128.0, "patch_px": 160, "um_per_px": UM_PER_PX}
+    slides = [folder / "plain.png"]
+    with caplog.at_level("INFO"):
+        (file,) = embed.embed_slides(encoder, slides, tmp_path, **options)
+    assert "1 slides, patches of 128 um, 160 px" in caplog.text
+    written = file.read_bytes()
     monkeypatch.setattr(embed, "open_slide", lambda *_, **__: pytest.fail("opened again"))
-    slides = [folder / "pyramid.tif"]
-    files = embed.embed_slides(encoder, slides, tmp_path, patch_um=128.0, patch_px=160)
-    assert files == [tmp_path / "pyramid.h5"]
-    assert files[0].read_text() == "kept"
+    assert embed.embed_slides(encoder, slides, tmp_path, **options) == [file]
+    assert file.read_bytes() == written
+
+
+OTHER_ORIGINS = [
+    ({"patch_um": 64.0}, "was embedded with patch_um=128.0, not 64.0"),
+    ({"places": TissueGrid(0.5)}, "was embedded with places=min_tissue 0.05, not min_tissue 0.5"),
+    ({"um_per_px": 0.25}, "was embedded at 0.5 um per px, not 0.25"),
+]
+
+
+@pytest.mark.parametrize("changed, message", OTHER_ORIGINS)
+def test_features_of_other_patches_are_not_kept(folder, encoder, tmp_path, changed, message):
+    from seal_lite.slides.embed import embed_slides
+
+    options = {"patch_um": 128.0, "patch_px": 160, "um_per_px": UM_PER_PX}
+    slides = [folder / "plain.png"]
+    (file,) = embed_slides(encoder, slides, tmp_path, **options)
+    written = file.read_bytes()
+    with pytest.raises(InputError, match=f"plain.h5: {message}; choose another folder, or remove"):
+        embed_slides(encoder, slides, tmp_path, **{**options, **changed})
+    assert file.read_bytes() == written
+
+
+def test_features_of_another_encoder_are_not_kept(folder, encoder, tmp_path):
+    """The second command returned the first one's features, and reported success."""
+    from seal_lite.encoders.vision import build_encoder
+    from seal_lite.slides.embed import embed_slides
+
+    options = {"patch_um": 128.0, "patch_px": 160, "um_per_px": UM_PER_PX}
+    slides = [folder / "plain.png"]
+    embed_slides(encoder, slides, tmp_path, **options)
+    for other in ({"seed": 1}, {"pooling": "mean"}):
+        changed = build_encoder("test_vit", **other)
+        with pytest.raises(InputError, match="plain.h5: was embedded by another encoder"):
+            embed_slides(changed, slides, tmp_path, **options)
+
+
+def test_features_of_other_coords_are_not_kept(folder, encoder, tmp_path):
+    from seal_lite.slides.embed import embed_slides
+    from seal_lite.slides.places import StoredCoords
+
+    coords = tmp_path / "coords"
+    coords.mkdir()
+    out = tmp_path / "out"
+    options = {"patch_um": 128.0, "patch_px": 160, "places": StoredCoords(coords)}
+    for corner in (0, 8):
+        with h5py.File(coords / "pyramid.h5", "w") as h5:
+            h5["coords"] = np.array([[corner, 0]])
+            h5["coords"].attrs["patch_size_level0"] = 256
+        if not corner:
+            (file,) = embed_slides(encoder, [folder / "pyramid.tif"], out, **options)
+            assert embed_slides(encoder, [folder / "pyramid.tif"], out, **options) == [file]
+    with pytest.raises(InputError, match="pyramid.h5: was embedded with places=coords .*, not coo"):
+        embed_slides(encoder, [folder / "pyramid.tif"], out, **options)
+
+
+@pytest.mark.parametrize("is_h5, fault", [(True, "does not state of which"), (False, "holds no f")])
+def test_a_file_of_unknown_origin_is_not_kept(folder, encoder, tmp_path, is_h5, fault):
+    """As TRIDENT writes it, or damaged."""
+    from seal_lite.slides.embed import embed_slides
+
+    file = tmp_path / "pyramid.h5"
+    if is_h5:
+        with h5py.File(file, "w") as h5:
+            h5["features"] = np.zeros((2, 64), np.float32)
+            h5["features"].attrs["name"] = "pyramid"
+    else:
+        file.write_text("damaged")
+    with pytest.raises(InputError, match=f"pyramid.h5: {fault}.*; choose another folder"):
+        embed_slides(encoder, [folder / "pyramid.tif"], tmp_path, patch_um=128.0, patch_px=160)
+
+
+def test_features_that_another_encoder_wrote_meanwhile_are_an_error(
+    folder, encoder, tmp_path, monkeypatch
+):
+    from seal_lite.slides import embed
+
+    def write_as_another(encoder, slide, file, *, origin, places):
+        with h5py.File(file, "w") as h5:
+            h5["features"] = np.zeros((2, 64), np.float32)
+            h5["features"].attrs.update(dataclasses.asdict(origin), encoder="0" * 64)
+
+    monkeypatch.setattr(embed, "write_features", write_as_another)
+    with pytest.raises(InputError, match="pyramid.h5: was embedded by another encoder"):
+        embed.embed_slides(
+            encoder, [folder / "pyramid.tif"], tmp_path, patch_um=128.0, patch_px=160
+        )
 
 
 def test_features_that_were_removed_meanwhile_are_an_error(folder, encoder, tmp_path, monkeypatch):
@@ -201,23 +293,6 @@ def test_slides_are_listed_by_name_and_two_of_one_name_are_an_error(folder, tmp_
         list_slides(tmp_path)
     with pytest.raises(InputError, match="holds no slide"):
         list_slides(tmp_path / "nowhere")
-
-
-def test_a_patch_has_the_scale_of_the_row_or_of_the_run():
-    from seal_lite.config import Config
-    from seal_lite.encoders import BACKBONES
-    from seal_lite.slides.embed import patch_size
-
-    assert patch_size(BACKBONES["uni"], None) == (112.0, 224)
-    assert patch_size(BACKBONES["conch"], None) == (224.0, 448)
-    assert patch_size(BACKBONES["tf_efficientnet_lite0"], None) == (224.0, 224)
-    dino = BACKBONES["dinov2_s14"]
-    assert patch_size(dino, None, patch_um=70.0) == (70.0, 140)
-    run = Config(backbone="dinov2_s14", patch_um=224.0, patch_px=140)
-    assert patch_size(dino, run) == (224.0, 140)
-    assert patch_size(dino, run, patch_um=112.0) == (112.0, 70)
-    with pytest.raises(InputError, match="--patch-um 100: is 62 px at 1.6 um per px, which dinov2"):
-        patch_size(dino, run, patch_um=100.0)
 
 
 def test_hidden_files_are_no_slides_and_formats_that_cannot_be_read_are_named(
