@@ -91,7 +91,7 @@ def embedding(sections: list[Any], config: Config) -> dict[str, float]:
     images = first_images(sections, config.batch_size).to(encoder.device)
 
     def run_limit() -> None:
-        with torch.inference_mode():
+        with torch.inference_mode(), encoder.merged():
             for _ in range(0, len(patches), len(images)):
                 encoder(images)
 

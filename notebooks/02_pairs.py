@@ -66,7 +66,7 @@ from seal_lite.evaluation.targets import pearson, section_targets, target_genes
 from seal_lite.training.loader import Activations, Pairs
 from seal_lite.tutorial import begin, result_box
 
-here = begin(DATASET, smoke=SMOKE)
+here = begin(DATASET, Config.backbone, smoke=SMOKE)
 (section,) = here.load([SECTION or here.names[-1]])
 adata = section.adata
 
@@ -377,9 +377,15 @@ keys = [section.keys[i] for i in some]
 def embedded(view: int, jitter: float) -> np.ndarray:
     """Embed one view of some patches, (n, d)."""
     indices = np.full(len(some), view)
-    views = make_views(section.patches[some], keys, indices, jitter=jitter)
+    views = make_views(
+        section.patches[some],
+        keys,
+        indices,
+        jitter=jitter,
+        device=encoder.device,
+    )
     with torch.inference_mode():
-        return encoder(views).numpy()
+        return encoder(views).cpu().numpy()
 
 
 clean = embedded(0, 0)

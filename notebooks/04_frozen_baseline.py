@@ -81,8 +81,9 @@ print("held out:", test.name)
 #
 # The default encoder was trained to classify photographs. Its layers build on each other: early
 # layers respond to colour and grain, later ones to parts and arrangements. We average each layer
-# over the patch, which gives an embedding of about a hundred dimensions. The maps below show its
-# first principal component, the direction in which the section's patches differ most.
+# over the patch, which gives an embedding of about a hundred dimensions; a transformer's has many
+# more. The maps below show its first principal component, the direction in which the section's
+# patches differ most.
 
 # %% tags=["hide-input"]
 #| alt: The held-out section's tissue, and the first principal component of the frozen embedding at
@@ -93,7 +94,10 @@ encoder = build_encoder(
 # Features of every baseline, and of every layer of the frozen encoder
 features, layers = embed_all([*train, test], {}, config)
 names = list(layers)
-shown = dict.fromkeys([names[0], names[len(names) // 2], encoder.feature_layer])
+# Where a recipe shortens the network, its last layer is named so
+as_tuned = f"{encoder.feature_layer} as tuned"
+own = as_tuned if as_tuned in layers else encoder.feature_layer
+shown = dict.fromkeys([names[0], names[len(names) // 2], own])
 brightness = test.patches.mean((1, 2, 3))
 maps = {}
 for name in shown:
@@ -138,7 +142,7 @@ sections = [*train, test]
 targets = [section_targets(s.adata, genes)[target][s.rows] for s in sections]
 y_train, y_test = np.concatenate(targets[:-1]), targets[-1]
 groups = np.concatenate([[s.name] * len(s.rows) for s in train])
-embeddings = [part.astype(float) for part in layers[encoder.feature_layer]]
+embeddings = [part.astype(float) for part in layers[own]]
 x_train, x_test = np.concatenate(embeddings[:-1]), embeddings[-1]
 
 inside = inner_scores(x_train, y_train, groups)
@@ -213,7 +217,7 @@ for name, parts in layers.items():
     }
 # As `best_feature_layer` chooses:
 chosen = max(rows, key=lambda name: rows[name]["inside the training"])
-print(f"finetuned encoders are read at {encoder.feature_layer}")
+print(f"finetuned encoders are read at {own}")
 print(f"the training sections choose {chosen}")
 charts.strips(rows, label="mean r over genes, Pearson residuals, probe B")
 

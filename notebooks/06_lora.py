@@ -338,7 +338,7 @@ n_larger = int((table["r (m + n)"] >= table["m n"]).sum())
 result_box(
     f"LoRA adapts {len(rows)} matrices of {config.backbone}: {trainable:,} of "
     f"{total:,} parameters are trained ({trainable / total:.1%}). The count "
-    "includes layers behind the feature layer, which are never run.",
+    "includes layers behind the feature layer, where there are any.",
     f"In {n_larger} of the {len(rows)} layers the two factors are at least as "
     "large as the matrix itself.",
     f"After finetuning, {fewest} to {most} of {config.lora_rank} directions hold "

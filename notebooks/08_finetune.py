@@ -197,7 +197,7 @@ encoder = encoder_for(config)
 row = encoder.row
 trainable = sum(p.numel() for p in encoder.parameters() if p.requires_grad)
 total = sum(p.numel() for p in encoder.parameters())
-print(f"{row.arch}: the {row.embedding} of {encoder.feature_layer}")
+print(f"{row.arch or row.name}: the {row.embedding} of {encoder.feature_layer}")
 print("frozen blocks:", ", ".join(encoder.prefix_stages))
 print("tuned blocks: ", ", ".join(encoder.tail_stages))
 print(f"LoRA in {len(encoder.adapted)} layers")
@@ -210,9 +210,12 @@ print(f"{trainable:,} of {total:,} parameters are trained")
 # adapted encoder equals the frozen one:
 
 # %%
-frozen = encoder_for(replace(config, tune_blocks=0))
+# float32 on a GPU, too, where half precision rounds the two unlike
+exact = replace(config, precision="no")
+frozen = encoder_for(replace(exact, tune_blocks=0))
 few = test.patches[:16]
-no_op_difference = embed_patches(encoder, few) - embed_patches(frozen, few)
+before_training = embed_patches(encoder_for(exact), few)
+no_op_difference = before_training - embed_patches(frozen, few)
 no_op = float(np.abs(no_op_difference).max())
 print(f"largest difference of the embeddings before training: {no_op}")
 
@@ -235,7 +238,7 @@ print(f"largest difference of the embeddings before training: {no_op}")
 
 # %%
 device = "cuda" if torch.cuda.is_available() else "cpu"
-two_views = replace(config, n_views=2)
+two_views = replace(exact, n_views=2)
 timed = SEAL.build(panel, two_views).to(device)
 loops = {}
 for name, cached in (("plain", False), ("cached", True)):
@@ -290,8 +293,8 @@ def embed_held_out(model: SEAL) -> tuple[np.ndarray, np.ndarray]:
     return model.project_images(embedding), model.encode_genes(z)
 
 
-# float32 on a GPU, too: half precision would need scaled gradients
-model = SEAL.build(panel, replace(config, precision="no")).to(device)
+# Half precision would need scaled gradients
+model = SEAL.build(panel, exact).to(device)
 activations = Activations(model.encoder, train, config, cache_dir=CACHE)
 pairs = Pairs(train, panel, config, activations)
 optimizer = torch.optim.AdamW(parameter_groups(model, config))
@@ -547,7 +550,8 @@ result_box(
     f"The difference of {gap:+.2f} is {than_control} that after training on "
     f"shuffled pairs ({control_gap:+.2f}).",
     f"{trainable:,} of the encoder's {total:,} parameters were trained "
-    f"({trainable / total:.1%}); layers behind the feature layer count, too.",
+    f"({trainable / total:.1%}). The count includes layers behind the feature "
+    "layer, where there are any.",
     "This is one held-out section and one seed: a description without an "
     "interval.",
 )

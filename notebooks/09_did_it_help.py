@@ -208,9 +208,9 @@ by_class.reindex(order, level="features").rename(index=labels).round(3)
 # ## The differences that count
 #
 # Three paired differences follow, all read by probe B. The finetuned encoder is compared with the
-# frozen one at the same layer, with the frozen one at its [best layer](04_frozen_baseline.ipynb),
-# and with the control. Each dot is a gene. Above the diagonal the finetuned encoder predicts it
-# better.
+# frozen one as it is loaded (for the default network, the same layer), with the frozen one at its
+# [best layer](04_frozen_baseline.ipynb), and with the control. Each dot is a gene. Above the
+# diagonal the finetuned encoder predicts it better.
 
 # %% tags=["hide-input"]
 #| alt: Three scatter plots of the genes' correlations with a diagonal, coloured by class: finetuned
@@ -314,8 +314,8 @@ shown.rename(columns=charts.LABELS).round(3)
 # held-out section. The **effective rank** {cite:p}`roy2007effective` counts the directions that an
 # embedding uses; it falls where an embedding collapses. Where the regions are known, as on the
 # phantom, a logistic regression also predicts the region of every spot. The table has its balanced
-# accuracy, of which more is better. Compare the rank with that of the frozen encoder at the same
-# layer: layers of other widths have other ranks.
+# accuracy, of which more is better. Compare the rank with that of the frozen encoder; where the
+# layers differ, so may the ranks.
 
 # %%
 kept = pd.DataFrame(morphology(train, [test], features, truth=truth)).T

@@ -265,7 +265,8 @@ def benchmark(encoder, enc_transf, precision, cli_args=None, **settings):
     batch = torch.stack([enc_transf(image) for image in images]).float()
     is_half = precision != torch.float32
     with torch.inference_mode(), torch.autocast("cpu", precision, is_half):
-        embeddings = encoder.eval()(batch).float().numpy()
+        parts = [encoder.eval()(part).float() for part in batch.split(32)]
+    embeddings = torch.cat(parts).numpy()
     pca = PCA(settings.get("latent_dim", 256), random_state=PCA_SEED)
     scaled = StandardScaler().fit_transform(embeddings)
     return embeddings, pca.fit_transform(scaled)

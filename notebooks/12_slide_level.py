@@ -46,7 +46,7 @@ if importlib.util.find_spec("seal_lite") is None:
 DATASET = "auto"
 # The cohort is a phantom, and drawn for this network.
 BACKBONE = "tf_efficientnet_lite0"
-# 0: 12 epochs, or 20 on a GPU.
+# 0: 12 epochs.
 EPOCHS = 0
 # Everything tiny, to see that it runs.
 SMOKE = False
@@ -84,7 +84,8 @@ from seal_lite.studies.verdict import kind_of
 from seal_lite.tutorial import begin, charts, finetuned, result_box
 
 # %%
-here = begin(DATASET, BACKBONE, EPOCHS, SMOKE, test=TEST, seed=SEED)
+data = "phantom" if DATASET == "auto" else DATASET
+here = begin(data, BACKBONE, EPOCHS, SMOKE, test=TEST, seed=SEED)
 config = here.config
 model, _ = finetuned(here)
 if SMOKE:

@@ -19,7 +19,7 @@
 # A training step runs the frozen blocks forward, and the tuned blocks forward and backward. By the
 # count of operations, a cache of the frozen blocks saves more the fewer blocks are tuned. Reading
 # pairs from disk changes no loss, and encoding a batch in parts lowers its memory for one more
-# forward pass of the tuned blocks. No GPU was available for this book, so every measured time here
+# forward pass of the tuned blocks. No GPU was available for this book, so every time printed in it
 # is a CPU's.
 
 # %% tags=["hide-cell"]
@@ -169,7 +169,7 @@ figure
 # $$
 #
 # The cache needs disk: pairs times views times the activations after the frozen blocks, four bytes
-# each.
+# each, or two in half precision.
 
 # %%
 rows = {}
@@ -365,8 +365,8 @@ plt.close(figure)
 figure
 
 # %% [markdown]
-# Here the tuned block is one block of a small network. The blocks of a ViT-H keep more, and the
-# heads keep the same.
+# Here the tuned block is one block of the default network, which is small. The blocks of a ViT-H
+# keep more, and the heads keep the same.
 #
 # ## Several GPUs
 #

@@ -348,7 +348,7 @@ print("\n".join(notes) or "no finding")
 # Every spot of A still lies on the image, so reading raises no error. But tissue that stains darkly
 # has more cells, and more cells have more transcripts, so {term}`depth` follows the stain. `check`
 # therefore correlates depth with darkness for the spots as they are and in the seven other
-# orientations of a square. For A it reports:
+# orientations of a square. For A it prints:
 
 # %%
 mirrored = FOLDER.with_name("mirrored")

@@ -75,7 +75,7 @@ from sklearn.metrics import adjusted_rand_score
 from wsidata import open_wsi
 
 from seal_lite import InputError, load_encoder, plots
-from seal_lite.data.images import open_image
+from seal_lite.data.images import open_image, resized
 from seal_lite.data.patches import extract_patches
 from seal_lite.data.phantom import write_pyramid
 from seal_lite.encoders.embedding import embed_patches
@@ -199,7 +199,7 @@ model, _ = finetuned(here)
 module, transform, precision = load_encoder(RUN, device="cpu")
 images = torch.stack([transform(Image.fromarray(p)) for p in test.patches])
 with torch.inference_mode():
-    embeddings = module(images).numpy()
+    embeddings = torch.cat([module(part) for part in images.split(32)]).numpy()
 own = embed_patches(model.encoder, test.patches)
 merge_gap = float(np.abs(embeddings - own).max() / np.abs(own).max())
 weights = sum(p.numel() for p in module.parameters())
@@ -210,9 +210,9 @@ print(f"the run's folder: {megabytes:.1f} MB")
 
 # %% [markdown]
 # Differences are in units of the largest value of an embedding. `module` has no adapter and no
-# hooks, and runs no layer behind the feature layer. Its count of weights includes the layers that
-# are not run; the export leaves them out. It computes the same function in one forward pass. It
-# can be exported:
+# hooks, and runs no layer behind the feature layer. Its count of weights includes such layers,
+# where there are any; the export leaves them out. It computes the same function in one forward
+# pass. It can be exported:
 
 # %%
 OUT = Path("runs/elsewhere")
@@ -536,11 +536,15 @@ print(", ".join(table.index[is_free]))
 scale = embeddings.std(0).clip(1e-6)
 for factor in (0.5, 2.0):
     width_um = config.patch_um * factor
-    rows, patches = extract_patches(
-        test.adata, patch_um=width_um, patch_px=config.patch_px
-    )
+    # A narrow patch has few pixels of its own, and is enlarged
+    px = round(config.patch_px * min(factor, 1))
+    rows, patches = extract_patches(test.adata, patch_um=width_um, patch_px=px)
     some = np.flatnonzero(np.isin(rows, test.rows))[::3]
-    x = embed_patches(model.encoder, patches[some])
+    cut = [
+        resized(Image.fromarray(patch), config.patch_px)
+        for patch in patches[some]
+    ]
+    x = embed_patches(model.encoder, np.stack(cut))
     distances = np.linalg.norm((x[:, None] - embeddings) / scale, axis=2)
     nearest = distances.argmin(1)
     share = (test.rows[nearest] == rows[some]).mean()

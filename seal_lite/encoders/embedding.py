@@ -69,7 +69,8 @@ def embed_patches(
     """
     encoder.eval()
     batches = _images_on_device(encoder, patches, batch_size)
-    embeddings = [encoder(images).float() for images in batches]  # each (b, dim)
+    with encoder.merged():
+        embeddings = [encoder(images) for images in batches]  # each (b, dim)
     return torch.cat(embeddings).cpu().numpy()
 
 
@@ -102,7 +103,8 @@ def embed_feature_layers(
         for hidden in _run_prefix_on(section, encoder, cache):
             yield encoder.feature_layers(hidden)
 
-    return _embed_layers(sections, layers_of)
+    with encoder.merged():
+        return _embed_layers(sections, layers_of)
 
 
 @torch.inference_mode()
@@ -207,7 +209,7 @@ def _embed_layers(
         batches: dict[str, list[np.ndarray]] = {}
         for layers in layers_of(section):
             for stage, x in layers.items():  # off the device: all layers of a section may not fit
-                batches.setdefault(stage, []).append(x.float().cpu().numpy())
+                batches.setdefault(stage, []).append(x.cpu().numpy())
         for stage, parts in batches.items():
             embeddings.setdefault(stage, []).append(np.concatenate(parts))  # (n, width)
     return embeddings

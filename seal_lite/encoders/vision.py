@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 import re
 from collections.abc import Mapping
-from contextlib import ExitStack, suppress
+from contextlib import AbstractContextManager, ExitStack, nullcontext, suppress
 from dataclasses import replace
 from typing import Any
 
@@ -271,6 +271,17 @@ class VisionEncoder(nn.Module):
     def base(self) -> nn.Module:
         """The network itself, with LoRA's layers in place where it was adapted."""
         return self.net.get_base_model() if self.adapted else self.net
+
+    def merged(self) -> AbstractContextManager[None]:
+        """Return a context in which the tuned blocks run without LoRA's layers, and thus faster.
+
+        Their matrices hold LoRA's change meanwhile. There is no gradient.
+        """
+        if not self.adapted:
+            return nullcontext()
+        from seal_lite.encoders.lora import merged
+
+        return merged(self.net)
 
     def layers_without_gradient(self) -> list[str]:
         """List the layers whose LoRA the backward pass has not reached.

@@ -166,6 +166,8 @@ def begin(
     held_out = test or names[-1]
     place = os.path.relpath(root)
     print(f"{place}, {backbone}, {config.epochs} epochs; held out: {held_out}")
+    if scale is ON_GPU:
+        print("On a GPU with real sections a chapter takes up to half an hour.")
     if n_train is None:
         n_train = 1 if _is_slow(backbone) else 0
     beginning = Beginning(root, config, names, held_out, n_train)

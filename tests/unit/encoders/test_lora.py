@@ -5,6 +5,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from peft.tuners.lora import LoraLayer
 
 from seal_lite import encoders
 from seal_lite.errors import InputError
@@ -20,8 +21,6 @@ LAST_BLOCK = {
 
 @both_kinds
 def test_lora_adapts_exactly_the_named_layers_of_the_last_block(name):
-    from peft.tuners.lora import LoraLayer
-
     block, layers, whole = LAST_BLOCK[name]
     encoder = encoders.build_encoder(name, tune_blocks=1)
     assert set(encoder.adapted) == {f"{block}.{layer}" for layer in layers}
@@ -133,3 +132,38 @@ def test_lora_that_no_gradient_reaches_is_an_input_error(name, monkeypatch):
     whole = encoders.build_encoder(name, pretrained=False, tune_blocks=1, rank=0)
     assert whole.adapted == []
     assert all(parameter.grad is None for parameter in whole.parameters())
+
+
+@pytest.mark.parametrize("name", ["tiny_cnn", "tiny_vit"])
+def test_embedding_merges_lora_meanwhile(name, patches, perturb_tuned, monkeypatch):
+    """The same embeddings up to rounding; afterwards every weight is as before, to the bit."""
+    encoder = encoders.build_encoder(name, tune_blocks=1, rank=2, dropout=0.0, device="cpu")
+    perturb_tuned(encoder)
+    before = {key: value.clone() for key, value in encoder.state_dict().items()}
+    (images,) = encoders.image_batches(patches)
+    with torch.inference_mode():
+        expected = encoder(images).numpy()
+    layers = [module for module in encoder.modules() if isinstance(module, LoraLayer)]
+    merged_meanwhile = []
+    forward = encoders.VisionEncoder.forward
+
+    def watched(self, batch):
+        merged_meanwhile.append(all(layer.merged for layer in layers))
+        return forward(self, batch)
+
+    monkeypatch.setattr(encoders.VisionEncoder, "forward", watched)
+    embedding = encoders.embed_patches(encoder, patches)
+    np.testing.assert_allclose(embedding, expected, rtol=1e-4, atol=1e-5 * np.abs(expected).max())
+    assert merged_meanwhile == [True]
+    assert not any(layer.merged for layer in layers)
+    after = encoder.state_dict()
+    assert all(torch.equal(after[key], value) for key, value in before.items())
+
+
+def test_an_error_inside_brings_the_weights_back(perturb_tuned):
+    encoder = encoders.build_encoder("tiny_vit", tune_blocks=1, rank=2, device="cpu")
+    perturb_tuned(encoder)
+    before = encoder.base_digest()
+    with pytest.raises(RuntimeError, match="stop"), encoder.merged():
+        raise RuntimeError("stop")
+    assert encoder.base_digest() == before
