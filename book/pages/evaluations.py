@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 import numpy as np
@@ -32,6 +33,10 @@ SLIDE_ENCODERS = ("frozen", "shuffled", "tuned", "oracle")
 SLIDE_METRICS = {"mutation": "auc", "response": "auc", "activity": "pearson", "survival": "c_index"}
 METRIC_LABELS = {"auc": "AUC", "pearson": "*r*", "c_index": "C index"}
 MODEL_LABELS = {"mean": "mean patch", "abmil": "ABMIL"}
+# As `seal_lite.data.leakage` says it of two sections.
+SAME_PATIENT = re.compile(
+    r"sections (?P<one>.+) and (?P<other>.+) are both of patient (?P<patient>.+)"
+)
 
 
 def select(rows: Rows, gene_class: str | None = None, **fields: str) -> Rows:
@@ -270,12 +275,31 @@ def widest_intervals(record: Result, kind: str, keys: list[str]) -> Rows:
     return [{**row, "ci95": [row["low"], row["high"]]} for row in pooled.to_dict("records")]
 
 
+def leakage_text(sentences: list[str]) -> str:
+    """Return what stood on both sides of splits, with the sections of a patient in one clause."""
+    sections: dict[str, list[str]] = {}
+    others = []
+    for sentence in sentences:
+        pair = SAME_PATIENT.fullmatch(sentence)
+        if pair is None:
+            others.append(sentence)
+            continue
+        of_patient = sections.setdefault(pair["patient"], [])
+        of_patient += [name for name in pair.group("one", "other") if name not in of_patient]
+    clauses = [
+        f"sections {', '.join(names[:-1])} and {names[-1]} are of patient {patient}"
+        for patient, names in sections.items()
+    ]
+    return "; ".join([*clauses, *others])
+
+
 def slide_verdicts(record: Result, minus: str) -> str:
     """Return how many slide-level differences leave 0 out, and those that do."""
     rows = select(widest_intervals(record, "delta", ["of", "minus"]), of="tuned", minus=minus)
     clear = [row for row in rows if excludes_zero(row)]
     texts = [
-        f"{row['task']} by {MODEL_LABELS[row['model']]} {interval(row)}, {verdict(row)}"
+        f"{row['task']} ({METRIC_LABELS[SLIDE_METRICS[row['task']]]}) by "
+        f"{MODEL_LABELS[row['model']]} {interval(row)}, {verdict(row)}"
         for row in clear
     ]
     listed = f": {'; '.join(texts)}" if texts else ""

@@ -284,6 +284,13 @@ def test_a_gene_set_finds_more_than_chance_only_above_95_percent_of_random_draws
     assert "no more than 95%" in found({"z_hits": 0.3, "z_chance95": 0.4})
 
 
+def test_sections_of_a_patient_are_named_in_one_clause(pages):
+    pairs = [("C2", "C3"), ("C2", "C4"), ("C3", "C4")]
+    sentences = [f"sections {a} and {b} are both of patient C" for a, b in pairs]
+    text = pages.evaluations.leakage_text([*sentences, "X and Y have the same counts"])
+    assert text == "sections C2, C3 and C4 are of patient C; X and Y have the same counts"
+
+
 def test_slide_level_differences_that_exclude_0_are_listed(pages):
     def result(task, low):
         metric = pages.evaluations.SLIDE_METRICS[task]
