@@ -401,7 +401,7 @@ print("one patch:", tuple(embedding.shape))
 print("obsm['X_seal']:", adata.obsm["X_seal"].shape)
 
 # %% [markdown]
-# `seal-lite embed --run RUN --slides FOLDER` embeds whole slides as TRIDENT does, and
+# `seal-lite embed --run RUN --slides FOLDER --out OUT` embeds whole slides as TRIDENT does, and
 # `seal-lite share` puts the run on the Hugging Face hub with its model card
 # ([your own encoder](17_your_own_encoder.ipynb)).
 #

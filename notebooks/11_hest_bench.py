@@ -24,7 +24,7 @@
 #
 # HEST-bench {cite:p}`jaume2024hest` has a folder for each organ, with patches and counts, fifty
 # genes, folds by patient, and a linear probe. One command scores a finetuned run on a downloaded
-# copy; `--backbone NAME` in place of `--run` scores a frozen encoder:
+# copy, here in `data/hest-bench`; `--backbone NAME` in place of `--run` scores a frozen encoder:
 #
 # ```sh
 # seal-lite hest-bench --root data/hest-bench --tasks IDC,PRAD \

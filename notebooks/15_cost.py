@@ -262,7 +262,7 @@ table.map("{:.1f}".format)
 #
 # ```bash
 # seal-lite shard --data DATA --train S1,S2,S3 --out data/shards
-# seal-lite finetune --data data/shards --out runs/large
+# seal-lite finetune --data data/shards --out runs/from-shards
 # ```
 #
 # A row of such a file is one read, so an epoch is a full shuffle, as it is in memory. We compare

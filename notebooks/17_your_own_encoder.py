@@ -159,11 +159,11 @@ shown.rename(columns={"um_per_px": "µm per px"}).fillna("not stated")
 # a folder of yours with its `config.json`:
 #
 # ```sh
-# seal-lite finetune --data DIR --train S1,S2 --out runs/mine \
+# seal-lite finetune --data DIR --train S1,S2 --out runs/one \
 #   --backbone convnext_tiny
-# seal-lite finetune --data DIR --train S1,S2 --out runs/mine \
+# seal-lite finetune --data DIR --train S1,S2 --out runs/two \
 #   --backbone hf-hub:OWNER/MODEL
-# seal-lite finetune --data DIR --train S1,S2 --out runs/mine \
+# seal-lite finetune --data DIR --train S1,S2 --out runs/three \
 #   --backbone local-dir:FOLDER
 # ```
 #
@@ -416,10 +416,11 @@ figure
 # seal-lite share --run RUN --repo OWNER/NAME --scores runs/cv/metrics.json
 # ```
 #
-# uploads a run, privately unless you add `--public`. `load_encoder("hf-hub:OWNER/NAME")` loads it
-# anywhere. The upload holds settings, panel, adapter, heads and the SHA-256 of the weights that it
-# was finetuned from. It does not hold those weights, so their licence is kept. Here we copy these
-# files to another folder, with the filter of the upload, and load the encoder from there.
+# uploads a run (log in once by `hf auth login`), privately unless you add `--public`.
+# `load_encoder("hf-hub:OWNER/NAME")` loads it anywhere. The upload holds settings, panel, adapter,
+# heads and the SHA-256 of the weights that it was finetuned from. It does not hold those weights,
+# so their licence is kept. Here we copy these files to another folder, with the filter of the
+# upload, and load the encoder from there.
 
 # %%
 shared = OUT / "shared"

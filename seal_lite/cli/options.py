@@ -129,10 +129,11 @@ def read_run_or_backbone(
 
 
 def training_sections(run: Path) -> list[str]:
-    """Return the names of the sections that a run was trained on."""
+    """Return the names of the sections that a run was trained on; the run may be on the hub."""
+    from seal_lite.model.storage import local_folder
     from seal_lite.training.provenance import read_provenance
 
-    return read_provenance(run / "provenance.json")["sections"]
+    return read_provenance(local_folder(run) / "provenance.json")["sections"]
 
 
 def required_genes(adatas: Sequence[AnnData], data: Path, include: str | None) -> list[str]:

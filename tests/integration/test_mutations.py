@@ -62,11 +62,9 @@ MUTATIONS = (
     Mutation(
         "fit the scaler on test data",
         "evaluation/probes.py",
-        "    predicted = model.fit(train_x, train_y).predict(test_x)\n",
-        "    scaler = StandardScaler().fit(np.concatenate([train_x, test_x]))\n"
-        "    model = make_pipeline(PCA(components, random_state=seed), ridge)\n"
-        "    model.fit(scaler.transform(train_x), train_y)\n"
-        "    predicted = model.predict(scaler.transform(test_x))\n",
+        "    return reduce.transform(test_x) @ weights\n",
+        "    reduce.fit(np.concatenate([train_x, test_x]))\n"
+        "    return reduce.transform(test_x) @ weights\n",
         "evaluation/test_probes.py",
     ),
     Mutation(
@@ -79,6 +77,12 @@ MUTATIONS = (
 )
 
 
+@pytest.mark.parametrize("mutation", MUTATIONS, ids=lambda mutation: mutation.name)
+def test_the_line_to_change_is_still_there(mutation):
+    source = (REPOSITORY / "seal_lite" / mutation.module).read_text()
+    assert source.count(mutation.sound) == 1
+
+
 @pytest.mark.nightly
 @pytest.mark.parametrize("mutation", MUTATIONS, ids=lambda mutation: mutation.name)
 def test_a_unit_test_notices(mutation, tmp_path):
@@ -87,18 +91,25 @@ def test_a_unit_test_notices(mutation, tmp_path):
         shutil.copytree(REPOSITORY / folder, tmp_path / folder, ignore=ignore)
     for file in ("pyproject.toml", "README.md"):
         shutil.copy(REPOSITORY / file, tmp_path)
+    untouched = run_unit_tests(tmp_path, mutation.tests)
+    assert untouched.returncode == 0, untouched.stdout[-3000:]
     module = tmp_path / "seal_lite" / mutation.module
-    source = module.read_text()
-    assert source.count(mutation.sound) == 1
-    module.write_text(source.replace(mutation.sound, mutation.faulty))
-    tests = [f"tests/unit/{name}" for name in mutation.tests.split()]
-    run = subprocess.run(
-        [sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", *tests],
-        cwd=tmp_path,
-        env=os.environ | {"PYTHONPATH": str(tmp_path), "SEAL_HER2ST": str(tmp_path / "absent")},
-        capture_output=True,
-        text=True,
-    )
+    module.write_text(module.read_text().replace(mutation.sound, mutation.faulty))
+    run = run_unit_tests(tmp_path, mutation.tests)
     assert run.returncode == 1, run.stdout[-3000:]  # 1: tests ran, and some failed
     assert "FAILED" in run.stdout
     print(next(line for line in run.stdout.splitlines() if line.startswith("FAILED")))
+
+
+def run_unit_tests(copy, names):
+    """Run unit tests of a copy of the repository, up to the first failure."""
+    return subprocess.run(
+        [
+            *(sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider"),
+            *(f"tests/unit/{name}" for name in names.split()),
+        ],
+        cwd=copy,
+        env=os.environ | {"PYTHONPATH": str(copy), "SEAL_HER2ST": str(copy / "absent")},
+        capture_output=True,
+        text=True,
+    )

@@ -230,3 +230,16 @@ def test_hest_bench_records_the_run_and_none_of_a_frozen_encoder(
     assert code == 0, error
     (result,) = json.loads(file.read_text())
     assert result["provenance"]["run"] == (str(tmp_path / "run") if is_run else None)
+
+
+def test_probe_scores_a_run_of_the_hub(cli, trained, phantom_root, tmp_path, monkeypatch):
+    """What it was trained on is read from the downloaded folder, too."""
+    monkeypatch.setattr(
+        "seal_lite.model.storage.snapshot_download", lambda *_, **__: str(trained[0])
+    )
+    arguments = ["--run", "hf-hub:me/x", "--data", phantom_root, "--json", tmp_path / "scores.json"]
+    code, _, error = cli("probe", *arguments, "--train", "PA1", "--test", "PB1")
+    assert code == 0, error
+    code, _, error = cli("probe", *arguments, "--train", "PB1", "--test", "PA1")
+    assert code == 2
+    assert "PA1" in error  # the run was trained on it

@@ -59,6 +59,17 @@ def test_an_interrupted_study_resumes_to_the_same_report(finished, phantom_root,
     assert again["differences"] == facts["differences"]
 
 
+def test_sections_of_one_patient_need_a_word(phantom_root, tmp_path, monkeypatch):
+    """They are refused with the option's name; with it, the cross-validation begins."""
+    root = shutil.copytree(phantom_root, tmp_path / "data")
+    (root / "sections.tsv").write_text("section\tpatient\nPA1\tP\nPB1\tP\n")
+    with pytest.raises(InputError, match="both of patient P.*--allow-leakage"):
+        study(root, out=tmp_path / "refused", config=CONFIG, progress=False)
+    monkeypatch.setattr(run, "crossval", interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        study(root, out=tmp_path / "allowed", config=CONFIG, allow_leakage=True, progress=False)
+
+
 @pytest.mark.nightly
 def test_a_study_that_is_killed_in_each_step_ends_with_the_same_report(phantom_root, tmp_path):
     code = "from seal_lite.cli import main; main()"
