@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
+from concurrent.futures import ThreadPoolExecutor
 from typing import Protocol
 
 import numpy as np
 import torch
-from joblib import Parallel, delayed
 from sklearn import linear_model
 from sklearn.decomposition import PCA
 from sklearn.pipeline import make_pipeline
@@ -97,8 +97,8 @@ def _solve_by_lsqr(x: np.ndarray, y: np.ndarray, *, alpha: float) -> np.ndarray:
         return ridge.fit(x, targets).coef_.reshape(-1, x.shape[1])  # (targets, k)
 
     parts = np.array_split(y, n_threads, axis=1)
-    with threadpool_limits(1):
-        solved = Parallel(n_threads, prefer="threads")(delayed(solve)(part) for part in parts)
+    with threadpool_limits(1), ThreadPoolExecutor(n_threads) as pool:
+        solved = list(pool.map(solve, parts))
     return np.concatenate(solved).T
 
 
