@@ -55,9 +55,9 @@ def networks(load: Callable[[str], Result]) -> list[Network]:
 
 def taught_sentence(load: Callable[[str], Result]) -> str:
     """Return in words how finetuning compares with self-supervision on the same patches."""
-    gaps = [f"{row.name} {row.gain_over(SELF_SUPERVISION)}" for row in networks(load)]
+    gaps = [f"{row.gain_over(SELF_SUPERVISION)}, for the {row.name}" for row in networks(load)]
     return (
-        "Finetuned minus self-supervision on the same patches, which uses no expression, is under "
-        f"probe B: {'; '.join(gaps)}. The units of these two are trainings on pairs of four "
-        "sections."
+        "Self-supervision on the same patches uses no expression. Under probe B, finetuned minus "
+        f"self-supervised is {', and '.join(gaps)}. The units here are trainings on pairs of the "
+        "four sections."
     )
