@@ -152,6 +152,7 @@ def kill_repeatedly(job: Job, folder: Path, *, n_kills: int, rng: np.random.Gene
     seconds = time.monotonic() - started
     reference = job.result(folder / "undisturbed")
     assert reference
+    assert any((folder / "undisturbed").glob(job.kept))
     kills = 0
     runs = 0
     kept = 0
