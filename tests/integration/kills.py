@@ -144,29 +144,46 @@ def check_readable(folder: Path) -> None:
 def kill_repeatedly(job: Job, folder: Path, *, n_kills: int, rng: np.random.Generator) -> dict:
     """Kill a job at random moments of its work, always starting it again.
 
-    Every run must end with the undisturbed result, and what is done must not be done again.
+    Every run must end with the undisturbed result, and what is done must not be done again. Until
+    a kill has found some of that, each comes after the first file that is kept.
     """
     started = time.monotonic()
     assert wait(fork(job.run, folder / "undisturbed")) == 0
     seconds = time.monotonic() - started
     reference = job.result(folder / "undisturbed")
     assert reference
+    assert any((folder / "undisturbed").glob(job.kept))
     kills = 0
     runs = 0
+    kept = 0
     while kills < n_kills:
         out = folder / str(runs)
         runs += 1
-        kills += _kill_until_done(job, out, seconds, n_kills=n_kills - kills, rng=rng)
+        kills_here, kept_here = _kill_until_done(
+            job, out, seconds, n_kills=n_kills - kills, await_kept=kept == 0, rng=rng
+        )
+        kills += kills_here
+        kept += kept_here
         assert job.result(out) == reference
         assert not list(out.rglob("*.part"))
         shutil.rmtree(out)
-    return {"kills": kills, "runs": runs, "seconds": round(seconds, 2)}
+    return {"kills": kills, "runs": runs, "kept": kept, "seconds": round(seconds, 2)}
 
 
 def _kill_until_done(
-    job: Job, out: Path, seconds: float, *, n_kills: int, rng: np.random.Generator
-) -> int:
-    """Start a job until it ends, killing it at most `n_kills` times; returns how often it was."""
+    job: Job,
+    out: Path,
+    seconds: float,
+    *,
+    n_kills: int,
+    await_kept: bool,
+    rng: np.random.Generator,
+) -> tuple[int, int]:
+    """Start a job until it ends, killing it at most `n_kills` times.
+
+    With `await_kept` the moments of a kill begin when there is a file that is kept. Returns how
+    often it was killed, and how many files the kills found that must not be written again.
+    """
     kills = 0
     written: dict[Path, int] = {}
     while True:
@@ -174,7 +191,11 @@ def _kill_until_done(
         if kills == n_kills:
             assert wait(pid) == 0  # None if it hangs
             break
-        status = wait(pid, rng.uniform(0, seconds))
+        started = time.monotonic()
+        status = _wait_for_kept(job, out, pid) if await_kept else None
+        if status is None:
+            left = max(0.0, seconds - (time.monotonic() - started))
+            status = wait(pid, rng.uniform(0, left))
         if status is not None:
             assert status == 0, status
             break
@@ -185,7 +206,16 @@ def _kill_until_done(
             written |= {path: path.stat().st_mtime_ns for path in out.glob(job.kept)}
     for path, time_ns in written.items():
         assert path.stat().st_mtime_ns == time_ns, f"{path} was written again"
-    return kills
+    return kills, len(written)
+
+
+def _wait_for_kept(job: Job, out: Path, pid: int) -> int | None:
+    """Wait until a job has a file that is kept; returns as `wait` if it ends before."""
+    while not any(out.glob(job.kept)):
+        status = wait(pid, 0.005)
+        if status is not None:
+            return status
+    return None
 
 
 def share_a_folder(root: Path, sections: list, folder: Path, *, n_processes: int) -> dict:

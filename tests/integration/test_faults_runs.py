@@ -40,7 +40,17 @@ def put_notes_into_out(root):
     (root / "out/notes").write_text("mine")
 
 
+RUNS_A_NETWORK = ("finetune", "crossval", "probe", "retrieve", "bench", "embed")
+
+
+def unknown_device(command):
+    """The fault of a command on a device that torch does not know."""
+    message = "--device abacus: is unknown; use auto, cuda, mps or cpu"
+    return fault_table(command, (f"{command} on an abacus", "--device abacus", message))
+
+
 FAULTS = [
+    *(fault for command in RUNS_A_NETWORK for fault in unknown_device(command)),
     *fault_table(
         "probe",
         ("no run", "--run nowhere", "nowhere/config.json: cannot be read"),

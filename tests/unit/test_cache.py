@@ -1,6 +1,7 @@
 """The common cache folder keeps below its limit, and a cache is cleared of nothing else."""
 
 import os
+import sys
 from pathlib import Path
 
 import psutil
@@ -31,11 +32,14 @@ def store(folder, digit, *, size=10, used=None):
     return path
 
 
+@pytest.mark.skipif(sys.platform != "linux", reason="elsewhere the user's cache is another folder")
 def test_the_common_folder_is_in_the_user_s_cache(monkeypatch, tmp_path):
     monkeypatch.delenv("SEAL_LITE_CACHE", raising=False)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    assert cache_folder().name == "prefix"
-    assert "seal-lite" in str(cache_folder())
+    assert cache_folder() == tmp_path / "seal-lite/prefix"
+
+
+def test_the_common_folder_can_be_stated(monkeypatch, tmp_path):
     monkeypatch.setenv("SEAL_LITE_CACHE", str(tmp_path / "mine"))
     assert cache_folder() == tmp_path / "mine"
 

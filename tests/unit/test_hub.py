@@ -374,13 +374,14 @@ def test_a_run_is_uploaded_whole_small_and_privately(hub, trained, monkeypatch):
     assert sum((run / file).stat().st_size for file in uploaded) < 8e6
 
 
-def test_a_refused_upload_is_an_input_error_with_the_remedy(hub, trained, monkeypatch):
+@pytest.mark.parametrize("refused", ["create_repo", "upload_folder"])
+def test_a_refused_upload_is_an_input_error_with_the_remedy(hub, trained, monkeypatch, refused):
     def refuse(*_, **__):
         raise OSError("401")
 
     run, _, _ = trained
     monkeypatch.setattr(hub, "HfApi", FakeHub)
-    monkeypatch.setattr(FakeHub, "create_repo", refuse)
+    monkeypatch.setattr(FakeHub, refused, refuse)
     with pytest.raises(InputError, match="me/tuned: cannot be written .OSError.*; .*`hf auth"):
         hub.push_to_hub(run, "me/tuned")
 

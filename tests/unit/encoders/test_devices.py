@@ -43,9 +43,12 @@ def patches():
     return np.random.default_rng(0).integers(0, 256, (6, 64, 64, 3), dtype=np.uint8)
 
 
-def test_auto_is_the_card_and_otherwise_the_cpu(card):
-    if not devices.has_cuda() and not torch.backends.mps.is_available():
-        assert resolve_device() == torch.device("cpu")
+def test_auto_is_the_card_then_mps_then_the_cpu(card, monkeypatch):
+    monkeypatch.setattr(devices, "has_cuda", lambda: False)
+    monkeypatch.setattr(torch.backends.mps, "is_available", lambda: False)
+    assert resolve_device() == torch.device("cpu")
+    monkeypatch.setattr(torch.backends.mps, "is_available", lambda: True)
+    assert resolve_device() == torch.device("mps")
     card(bf16=True)
     assert resolve_device() == CARD
     assert resolve_device("cpu") == torch.device("cpu")

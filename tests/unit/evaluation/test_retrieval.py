@@ -285,9 +285,10 @@ def test_equal_values_are_taken_in_their_order():
 
 def test_in_a_gallery_smaller_than_top_all_others_are_retrieved(space):
     small = {key: values[::10] for key, values in space.items()}  # two of each slide
-    for row in cross_modal(small, top=5):
-        if row["scope"] == "slide":
-            assert row["found"] == row["oracle"] == pytest.approx(row["random"], abs=1e-6)
+    rows = [row for row in cross_modal(small, top=5) if row["scope"] == "slide"]
+    assert rows
+    for row in rows:
+        assert row["found"] == row["oracle"] == pytest.approx(row["random"], abs=1e-6)
 
 
 @pytest.mark.parametrize("at_once", [1, 7 * 60])

@@ -1,6 +1,8 @@
 """From slides to feature files: the right places at the right scale, and nothing embedded twice."""
 
 import dataclasses
+import json
+import shutil
 
 import h5py
 import numpy as np
@@ -170,6 +172,37 @@ def test_features_of_another_encoder_are_not_kept(folder, encoder, tmp_path):
         changed = build_encoder("test_vit", **other)
         with pytest.raises(InputError, match="plain.h5: was embedded by another encoder"):
             embed_slides(changed, slides, tmp_path, **options)
+
+
+def test_features_of_half_precision_are_float32_and_no_others(cli, folder, trained, tmp_path):
+    """A run keeps its precision, and features of another one are not taken for its own."""
+    run = shutil.copytree(trained[0], tmp_path / "run")
+    (run / "checksums.json").unlink()
+    slides = tmp_path / "slides"
+    slides.mkdir()
+    shutil.copy(folder / "pyramid.tif", slides)
+
+    def embed(precision, out):
+        settings = json.loads((run / "config.json").read_text())
+        (run / "config.json").write_text(json.dumps({**settings, "precision": precision}))
+        arguments = ["embed", "--run", run, "--slides", slides, "--out", tmp_path / out]
+        return cli(*arguments, "--device", "cpu")
+
+    def read_features(out):
+        with h5py.File(tmp_path / out / "pyramid.h5") as file:
+            return file["features"][:]
+
+    for precision, out in (("bf16", "half"), ("no", "full")):
+        code, _, error = embed(precision, out)
+        assert code == 0, error
+    half, full = read_features("half"), read_features("full")
+    assert half.dtype == full.dtype == np.float32
+    assert 0 < np.abs(half - full).max() < 0.05 * np.abs(full).max()
+    code, _, error = embed("no", "half")
+    assert code == 2
+    message = "pyramid.h5: was embedded by another encoder, or in another precision"
+    assert message in error
+    np.testing.assert_array_equal(read_features("half"), half)
 
 
 def test_features_of_other_coords_are_not_kept(folder, encoder, tmp_path):

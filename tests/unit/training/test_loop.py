@@ -223,24 +223,45 @@ def test_a_checkpoint_is_read_onto_the_cpu_wherever_it_was_written(
     assert places[out / "checkpoint.pt"] == "cpu"
 
 
+class Watched(torch.Tensor):
+    """A loss term that notes when its value, or one computed from it, is read."""
+
+    ways = frozenset({"item", "tolist", "cpu", "numpy", "__float__", "__bool__"})
+    reads: list[str] = []
+
+    @classmethod
+    def __torch_function__(cls, func, types, args=(), kwargs=None):
+        if func.__name__ in cls.ways:
+            cls.reads.append(func.__name__)
+        return super().__torch_function__(func, types, args, kwargs)
+
+
+@pytest.mark.parametrize("read", [torch.Tensor.item, torch.Tensor.cpu, float, bool])
+def test_a_watched_term_notes_its_reads(monkeypatch, read):
+    monkeypatch.setattr(Watched, "reads", [])
+    term = torch.ones(()).as_subclass(Watched)
+    read(term)
+    read(torch.isfinite(term))
+    assert len(Watched.reads) == 2
+
+
 def test_no_step_waits_for_its_loss(sections, monkeypatch):
     """To read it would stop the stream of work that a card computes."""
-    read = []
-    terms_of_steps = []
-    item = torch.Tensor.item
+    reads_so_far = []
 
-    def note(tensor):
-        read.append(tensor.data_ptr())
-        return item(tensor)
+    def watched_loss(outputs, config):
+        terms = seal_loss(outputs, config)
+        return {name: term.as_subclass(Watched) for name, term in terms.items()}
 
     class Steps(Callback):
         def on_step_end(self, model, terms):
-            terms_of_steps.extend(terms.values())
+            assert all(isinstance(term, Watched) for term in terms.values())
+            reads_so_far.append(list(Watched.reads))
 
-    monkeypatch.setattr(torch.Tensor, "item", note)
-    finetune(sections[:1], SHORT, callbacks=[Steps()], progress=False)
-    assert len(terms_of_steps) > 4
-    assert not {term.data_ptr() for term in terms_of_steps} & set(read)
+    monkeypatch.setattr(Watched, "reads", [])
+    finetune(sections[:1], SHORT, loss=watched_loss, callbacks=[Steps()], progress=False)
+    assert reads_so_far == [[]] * 4
+    assert "tolist" in Watched.reads  # of all steps, when the epoch has ended
 
 
 def test_another_seed_is_another_result(trained, sections):
