@@ -49,3 +49,11 @@ def test_an_epoch_streams_shards_in_bounded_memory(phantom_root, tmp_path):
     more = {key: epochs[16_000][key] - epochs[6000][key] for key in ("disk_bytes", "peak_bytes")}
     assert more["disk_bytes"] > 10_000 * 32 * 32 * 3
     assert more["peak_bytes"] < more["disk_bytes"] / 2
+
+
+def test_our_probe_scores_as_the_published_loop_does():
+    from bench import probing
+
+    result = probing(samples=2, n=300, d=300, genes=3)
+    assert result["largest_difference"] < 0.02  # LSQR stops a step apart
+    assert min(result["seconds"].values()) > 0
