@@ -76,7 +76,9 @@ def probe(
     result = {
         "data": data.name,
         "backbone": config.backbone,
-        "provenance": provenance([*train_sections, *test_sections], config, run=str(run)),
+        "provenance": provenance(
+            [*train_sections, *test_sections], config, device=device, run=str(run)
+        ),
         "classes": classes,
         "folds": folds,
         "delta": deltas(folds, classes),
@@ -220,7 +222,9 @@ def hest_bench(
         samples = task.load(px=px)
         features, layers = embed_all(samples.values(), models, config, device=device)
         result = run_hest_bench(task, samples, config, features=features, layers=layers)
-        origin = provenance(samples.values(), config, run=run_name, leaked=leaked_samples)
+        origin = provenance(
+            samples.values(), config, device=device, run=run_name, leaked=leaked_samples
+        )
         results.append({**result, "provenance": origin})
         print_task(task.name, result)
         write_json(json_file, results)  # after each task, so that a crash loses the last one only
@@ -335,7 +339,7 @@ def retrieval_bench(
         means = predictions.pivot_table("r", "scope", "as", sort=False)
         typer.echo("\nmean r of expression predicted from other slides")
         say_table(means.round(3))
-    result["provenance"] = provenance(loaded, model.config, run=str(run))
+    result["provenance"] = provenance(loaded, model.config, device=device, run=str(run))
     write_json(json_file, result)
 
 

@@ -288,7 +288,9 @@ def crossval(  # noqa: PLR0913 (an entry point)
     is_shift = by not in ("section", "patient")
     if is_shift and train_groups is not None:
         raise InputError(f"--train-groups: does not go with --groups {by}; leave it out")
-    origin = provenance(sections, config, groups=by, train_groups=train_groups, seeds=seeds)
+    origin = provenance(
+        sections, config, device=device, groups=by, train_groups=train_groups, seeds=seeds
+    )
     splits = shift_folds(sections, groups) if is_shift else folds_of(sections, groups, train_groups)
     folds = []
     for train, tests in splits:

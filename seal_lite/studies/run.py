@@ -112,7 +112,7 @@ def study(  # noqa: PLR0913 (an entry point)
     prints = [check.fingerprint for check in checks]
     leakage = check_leakage(loaded, groups, allow=allow_leakage, prints=prints)
 
-    origin = provenance(loaded, config, groups=by, hours=hours)
+    origin = provenance(loaded, config, device=device, groups=by, hours=hours)
     plan = resume_plan(out, origin)
     if plan is None:
         speed = measure_speed(loaded, config, device=device)

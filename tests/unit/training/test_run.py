@@ -1,10 +1,13 @@
 """A run's folder: all that a result needs, one run's alone, whatever version wrote it."""
 
+import ast
+import importlib
 import json
 import re
 import shutil
 from dataclasses import replace
 from functools import partial
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -77,6 +80,20 @@ def test_a_device_is_the_one_that_was_used(sections, monkeypatch):
     monkeypatch.setattr(devices, "has_cuda", lambda: True)
     about = provenance(sections, TINY, device="cpu")
     assert about["device"].startswith("cpu (")
+
+
+@pytest.mark.parametrize("module", ["evaluation.crossval", "studies.run", "cli.evaluate"])
+def test_every_result_names_the_device_it_was_given(module):
+    """`auto` would name the card of a machine on which `--device cpu` was asked for."""
+    source = Path(importlib.import_module(f"seal_lite.{module}").__file__).read_text()
+    calls = [
+        node
+        for node in ast.walk(ast.parse(source))
+        if isinstance(node, ast.Call) and getattr(node.func, "id", "") == "provenance"
+    ]
+    assert calls
+    for call in calls:
+        assert "device" in {keyword.arg for keyword in call.keywords}, call.lineno
 
 
 def test_provenance_says_what_a_result_was_computed_from(trained):
