@@ -146,9 +146,7 @@ def predict_by_retrieval(
     image_units = _units(images)
     spot_units = _units(spots)
     predicted = np.empty((len(images), expression.shape[1]))
-    at_once = max(1, COSINES_AT_ONCE // len(spots))
-    for start in range(0, len(images), at_once):
-        part = slice(start, start + at_once)
+    for part in _blocks(np.arange(len(images)), len(spots)):
         cosines = image_units[part] @ spot_units.T  # (part, m)
         weight = _weigh(cosines, weights, temperature)
         if k < len(spots):
