@@ -70,16 +70,20 @@ def augment(
     Tensor (n, 3, h, w) float32
         In [0, 1].
     """
-    images = as_images(pixels)  # (n, 3, h, w)
-    augmented = np.flatnonzero(np.asarray(views))
-    if len(augmented):
-        scales = torch.from_numpy(log_scales[augmented]).to(images.device)
-        images[augmented] = jitter_stains(images[augmented], scales)
+    unchanged = np.asarray(views) == 0
+    if unchanged.all():
+        return as_images(pixels)  # (n, 3, h, w)
+    # Bytes are turned, a quarter of the floats, and plane by plane the stains are mixed fastest.
+    planes = pixels.permute(0, 3, 1, 2).contiguous()  # (n, 3, h, w)
     for element in range(1, 8):  # element 0 leaves an image as it is
         rows = np.flatnonzero(elements == element)
         if len(rows):
-            images[rows] = dihedral(images[rows], element)
-    return images
+            planes[rows] = dihedral(planes[rows], element)
+    images = planes.float() / 255
+    jittered = jitter_stains(images, torch.from_numpy(log_scales).to(images.device))
+    rows = np.flatnonzero(unchanged)
+    jittered[rows] = images[rows]  # which unmixing and mixing would round
+    return jittered
 
 
 def as_images(pixels: torch.Tensor) -> torch.Tensor:
@@ -146,6 +150,6 @@ def jitter_stains(images: torch.Tensor, log_scale: torch.Tensor) -> torch.Tensor
     stains = (STAINS / STAINS.norm(dim=1, keepdim=True)).to(images)  # (3 stains, 3 channels)
     scale = torch.diag_embed(log_scale.to(images).exp())  # (n, 3, 3)
     mix = torch.linalg.inv(stains) @ scale @ stains  # (n, 3, 3)
-    density = -torch.log(images.clamp(min=1 / 256))  # (n, 3, h, w)
-    scaled = torch.einsum("nchw,ncd->ndhw", density, mix)  # (n, 3, h, w)
-    return torch.exp(-scaled).clamp(0, 1)
+    log_light = images.clamp(min=1 / 256).log_()  # minus the optical density, (n, 3, h, w)
+    mixed = torch.bmm(mix.transpose(1, 2), log_light.flatten(2))  # (n, 3, h * w)
+    return mixed.exp_().clamp_(max=1).view_as(images)
