@@ -11,6 +11,8 @@ over those of a large matrix product on the same card.
 from __future__ import annotations
 
 import argparse
+import gc
+import itertools
 import json
 import time
 from dataclasses import dataclass, replace
@@ -24,7 +26,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from seal_lite import SEAL, Config
 from seal_lite.data.genes import GenePanel
-from seal_lite.encoders.devices import clock, resolve_device
+from seal_lite.encoders.devices import clock, resolve_device, resolve_precision
 from seal_lite.encoders.embedding import embed_patches
 from seal_lite.encoders.vision import build_encoder
 from seal_lite.model.losses import seal_loss
@@ -112,10 +114,9 @@ def measure(name: str, section: Noise, config: Config, *, cached: bool, peak: fl
     encoder = build_encoder(name, pretrained=False, tune_blocks=config.tune_blocks, **options)
     panel = noise_panel()
     model = SEAL(encoder, panel, config).to(device)
-    if device.type == "cuda":
-        torch.cuda.reset_peak_memory_stats()
     activations = Activations(encoder, [section], config, cached=cached, progress=False)
     pairs = Pairs([section], panel, config, activations)
+    forget_peak(device)  # filling the cache searches for a batch size, up to what the card holds
     history = train(model, pairs, state, progress=False)
     rate = max(epoch["pairs_per_s"] for epoch in history[1:])
     memory = torch.cuda.max_memory_allocated() if device.type == "cuda" else 0
@@ -125,12 +126,20 @@ def measure(name: str, section: Noise, config: Config, *, cached: bool, peak: fl
     return {"pairs_per_s": rate, "share": share, "memory_bytes": memory}
 
 
+def forget_peak(device: torch.device) -> None:
+    """Free what nothing refers to, and measure a card's peak memory from here on."""
+    gc.collect()
+    if device.type == "cuda":
+        torch.cuda.empty_cache()
+        torch.cuda.reset_peak_memory_stats()
+
+
 def agreement(name: str, section: Noise) -> dict[str, float]:
     """Return the largest difference of embeddings to those of a CPU, over their largest value."""
     patches = section.patches[:16]
     expected = embed_patches(build_encoder(name, pretrained=False, device="cpu"), patches)
     differences = {}
-    for precision in ("no", "bf16"):
+    for precision in ("no", "bf16", "fp16"):
         encoder = build_encoder(name, pretrained=False, precision=precision)
         difference = np.abs(embed_patches(encoder, patches) - expected).max()
         differences[precision] = float(difference / np.abs(expected).max())
@@ -142,8 +151,11 @@ def n_blocks(name: str) -> int:
     return len(build_encoder(name, pretrained=False, device="cpu").prefix_stages) - 1
 
 
-def main(*, smoke: bool) -> dict[str, Any]:
-    """Measure everything; a card is needed but for a smoke test."""
+def main(*, smoke: bool) -> None:
+    """Measure everything; a card is needed but for a smoke test, which writes nothing.
+
+    The file is written after each setting: what a card has no memory for is named there.
+    """
     device = resolve_device()
     if device.type != "cuda" and not smoke:
         raise SystemExit("torch finds no CUDA card here, so there is nothing to measure")
@@ -154,7 +166,7 @@ def main(*, smoke: bool) -> dict[str, Any]:
     if smoke:
         config = replace(config, batch_size=8, epochs=2)
         section = Noise(n=16, px=224)
-    dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
+    dtype = resolve_precision("auto", device)
     peak = matmul_rate(device, dtype, n=512 if smoke else 8192)
     result: dict[str, Any] = {"matmul_per_s": peak, "settings": [], "left_out": []}
     result["torch"] = torch.__version__
@@ -162,23 +174,25 @@ def main(*, smoke: bool) -> dict[str, Any]:
     result["agreement"] = {name: agreement(arch, section) for name, arch in networks.items()}
     for name, arch in networks.items():
         total = n_blocks(arch)
-        for tuned in TUNED_BLOCKS:
-            for cached in (True, False):
-                setting = {"network": name, "blocks": tuned or total, "cached": cached}
-                if time.perf_counter() - started > SECONDS:
-                    result["left_out"].append(setting)
-                    continue
-                tuned_config = replace(config, tune_blocks=tuned or total)
-                measured = measure(arch, section, tuned_config, cached=cached, peak=peak)
-                print(setting, measured, flush=True)
-                result["settings"].append({**setting, **measured})
-    return result
+        for tuned, cached in itertools.product(TUNED_BLOCKS, (True, False)):
+            setting = {"network": name, "blocks": tuned or total, "cached": cached}
+            tuned_config = replace(config, tune_blocks=tuned or total)
+            if time.perf_counter() - started > SECONDS:
+                result["left_out"].append({**setting, "reason": "no time"})
+            else:
+                try:
+                    measured = measure(arch, section, tuned_config, cached=cached, peak=peak)
+                    result["settings"].append({**setting, **measured})
+                    print(setting, measured, flush=True)
+                except torch.cuda.OutOfMemoryError:
+                    result["left_out"].append({**setting, "reason": "no memory"})
+            forget_peak(device)
+            if not smoke:
+                RESULT.write_text(json.dumps(result, indent=1) + "\n")
 
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--smoke", action="store_true", help="tiny, on any device")
     options = parser.parse_args()
-    measured = main(smoke=options.smoke)
-    if not options.smoke:
-        RESULT.write_text(json.dumps(measured, indent=1) + "\n")
+    main(smoke=options.smoke)

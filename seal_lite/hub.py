@@ -155,7 +155,8 @@ def merge_adapter(encoder: VisionEncoder) -> VisionEncoder:
     if row.feature_layer:
         _remove_unused_layers(net, row)
     row = replace(row, feature_layer="", mean=(0.0, 0.0, 0.0), std=(1.0, 1.0, 1.0))
-    return VisionEncoder(net, row).eval().requires_grad_(False)
+    merged = VisionEncoder(net, row).to(encoder.device)  # its mean and std are made on the CPU
+    return merged.eval().requires_grad_(False)
 
 
 def _remove_unused_layers(net: nn.Module, row: Backbone) -> None:

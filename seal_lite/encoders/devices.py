@@ -38,15 +38,19 @@ def resolve_device(device: str | torch.device = "auto") -> torch.device:
         No such device is known, or this machine has none.
     """
     if device == "auto":
-        resolved = torch.device(_best_device())
-    else:
-        try:
-            resolved = torch.device(device)
-        except RuntimeError:
-            raise InputError(f"--device {device}: is unknown; use auto, cuda, mps or cpu") from None
+        device = _best_device()
+    try:
+        resolved = torch.device(device)
+    except RuntimeError:
+        resolved = None
+    if resolved is None or resolved.type not in ("cuda", "mps", "cpu"):
+        raise InputError(f"--device {device}: is unknown; use auto, cuda, mps or cpu")
     if resolved.type == "cuda":
         if not has_cuda():
             raise InputError(f"--device {device}: torch finds no CUDA card here; use auto or cpu")
+        last = torch.cuda.device_count() - 1
+        if resolved.index is not None and resolved.index > last:
+            raise InputError(f"--device {device}: the last card here is cuda:{last}; use that")
         torch.set_float32_matmul_precision("high")
         torch.backends.cudnn.allow_tf32 = True
     if resolved.type == "mps" and not torch.backends.mps.is_available():

@@ -288,8 +288,11 @@ def config_for(backbone: str, preset_name: str = "default") -> Config:
     config = replace(config, patch_px=px)
     if row.um_per_px:
         config = replace(config, patch_um=row.px * row.um_per_px)
-    pools_by_itself = row.embedding == "output" and row.loader != TIMM_LOADER
-    return replace(config, pooling="own") if pools_by_itself else config
+    if row.embedding == "output" and row.loader != TIMM_LOADER:
+        return replace(config, pooling="own")  # the network pools by itself
+    if config.pooling == "class+mean" and not row.prefix_tokens:
+        return replace(config, pooling="mean")  # it has no class token
+    return config
 
 
 def _is_transformer(net: nn.Module) -> bool:

@@ -9,9 +9,12 @@ from __future__ import annotations
 
 import zlib
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import numpy as np
 import torch
+
+from seal_lite.encoders.devices import pinned
 
 # Absorbance of haematoxylin, eosin and a residual in R, G, B (Ruifrok & Johnston, 2001).
 STAINS = torch.tensor([[0.65, 0.70, 0.29], [0.07, 0.99, 0.11], [0.27, 0.57, 0.78]])
@@ -44,44 +47,79 @@ def make_views(
     Tensor (n, 3, h, w) float32
         In [0, 1].
     """
+    place = torch.device(device or "cpu")
     # Bytes go to the device: they are a quarter of the floats.
-    pixels = torch.from_numpy(np.ascontiguousarray(patches)).to(device)  # (n, h, w, 3)
-    return augment(pixels, *view_parameters(keys, views, jitter=jitter), views)
+    pixels = torch.from_numpy(np.ascontiguousarray(patches)).to(place)  # (n, h, w, 3)
+    return augment(pixels, Views.of(keys, views, jitter=jitter, device=place))
 
 
-def augment(
-    pixels: torch.Tensor,
-    elements: np.ndarray,
-    log_scales: np.ndarray,
-    views: Sequence[int] | np.ndarray,
-) -> torch.Tensor:
+@dataclass(frozen=True)
+class Views:
+    """What the views of n patches do to them, ready to be sent to a card.
+
+    Parameters
+    ----------
+    turned
+        By element of the dihedral group from 1 to 7, as in `dihedral`, the rows (k,) that it turns.
+    log_scales : Tensor (n, 3) float32
+        As in `jitter_stains`.
+    unchanged : Tensor (k,) int
+        The rows that stay as they are.
+    """
+
+    turned: dict[int, torch.Tensor]
+    log_scales: torch.Tensor
+    unchanged: torch.Tensor
+
+    @classmethod
+    def of(
+        cls,
+        keys: Sequence[str],
+        views: Sequence[int] | np.ndarray,
+        *,
+        jitter: float,
+        device: torch.device,
+    ) -> Views:
+        """Return the views of these numbers; `make_views` explains the arguments."""
+        elements, log_scales = view_parameters(keys, views, jitter=jitter)
+
+        def ready(array: np.ndarray) -> torch.Tensor:
+            return pinned(torch.from_numpy(array), device)
+
+        rows = {element: np.flatnonzero(elements == element) for element in range(1, 8)}
+        turned = {element: ready(which) for element, which in rows.items() if len(which)}
+        unchanged = np.flatnonzero(np.asarray(views) == 0)
+        return cls(turned, ready(log_scales), ready(unchanged))
+
+
+def augment(pixels: torch.Tensor, views: Views) -> torch.Tensor:
     """Return the views of patches, all computed at once where the pixels are.
 
     Parameters
     ----------
     pixels : Tensor (n, h, w, 3) uint8
-    elements, log_scales
-        As `view_parameters` returns them.
-    views : (n,)
-        As in `make_views`.
+    views
+        Of these n patches.
 
     Returns
     -------
     Tensor (n, 3, h, w) float32
         In [0, 1].
     """
-    unchanged = np.asarray(views) == 0
-    if unchanged.all():
+    if len(views.unchanged) == len(pixels):
         return as_images(pixels)  # (n, 3, h, w)
+
+    def sent(tensor: torch.Tensor) -> torch.Tensor:
+        return tensor.to(pixels.device, non_blocking=True)
+
     # Bytes are turned, a quarter of the floats, and plane by plane the stains are mixed fastest.
     planes = pixels.permute(0, 3, 1, 2).contiguous()  # (n, 3, h, w)
-    for element in range(1, 8):  # element 0 leaves an image as it is
-        rows = np.flatnonzero(elements == element)
-        if len(rows):
-            planes[rows] = dihedral(planes[rows], element)
+    for element, which in views.turned.items():
+        rows = sent(which)
+        planes[rows] = dihedral(planes[rows], element)
     images = planes.float() / 255
-    jittered = jitter_stains(images, torch.from_numpy(log_scales).to(images.device))
-    rows = np.flatnonzero(unchanged)
+    jittered = jitter_stains(images, sent(views.log_scales))
+    rows = sent(views.unchanged)
     jittered[rows] = images[rows]  # which unmixing and mixing would round
     return jittered
 

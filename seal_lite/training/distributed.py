@@ -27,6 +27,14 @@ def join_processes(device: str | torch.device = "auto") -> tuple[PartialState, t
     return state, resolve_device(device)
 
 
+def all_agree(state: PartialState | None, answer: bool) -> bool:
+    """Return whether the answer is yes in every process; None is a single one."""
+    if state is None or state.num_processes == 1:
+        return answer
+    votes = reduce(torch.tensor(float(answer), device=state.device), "sum")
+    return round(votes.item()) == state.num_processes
+
+
 def average_gradients(state: PartialState, model: nn.Module) -> None:
     """Replace all gradients by their mean over processes, in one message.
 

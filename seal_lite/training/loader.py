@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import torch
+from accelerate import PartialState
 from torch import Tensor
 
 from seal_lite.config import Config
@@ -16,10 +18,11 @@ from seal_lite.data.section import Section
 from seal_lite.data.shards import Shard
 from seal_lite.encoders.devices import pinned
 from seal_lite.encoders.prefix_cache import PrefixCache, as_tensor
-from seal_lite.encoders.views import augment, view_parameters
+from seal_lite.encoders.views import Views, augment
 from seal_lite.encoders.vision import VisionEncoder
 from seal_lite.errors import InputError
 from seal_lite.io import read_ahead
+from seal_lite.training.distributed import all_agree
 from seal_lite.training.provenance import Shuffle
 
 Sections = Sequence[Section] | Sequence[Shard]
@@ -27,22 +30,17 @@ Sections = Sequence[Section] | Sequence[Shard]
 
 @dataclass(frozen=True)
 class ViewedPatches:
-    """Patches as they are read, and the view that the device makes of each.
+    """Patches as they are read, and the views that the device makes of them.
 
     Parameters
     ----------
     pixels : Tensor (b, h, w, 3) uint8
-    elements : array (b,) int
-    log_scales : array (b, 3) float32
-        As `view_parameters` returns them.
-    views : array (b,) int
-        The number of each patch's view.
+    views
+        Of these patches.
     """
 
     pixels: Tensor
-    elements: np.ndarray
-    log_scales: np.ndarray
-    views: np.ndarray
+    views: Views
 
 
 # What reading gives, before the device has done its part.
@@ -96,6 +94,9 @@ class Activations:
         The sections or shards with the patches.
     config
         Its `n_views` and `stain_jitter` decide the views.
+    state
+        accelerate's state of all processes, which all read from the cache or all do not, and of
+        which the first fills the cache's folder; None is one process.
     cached
         Whether to use the cache at all.
     cache_dir
@@ -106,12 +107,13 @@ class Activations:
         Whether to show a progress bar while the cache fills.
     """
 
-    def __init__(
+    def __init__(  # noqa: PLR0913
         self,
         encoder: VisionEncoder,
         sections: Sections,
         config: Config,
         *,
+        state: PartialState | None = None,
         cached: bool = True,
         cache_dir: str | Path | None = None,
         chunk: int = 0,
@@ -130,8 +132,11 @@ class Activations:
                 folder=cache_dir,
                 progress=progress,
             )
-            if cache.fits(sections):
-                self.stored = cache.activations_of_all(sections)
+            if all_agree(state, cache.fits(sections)):
+                with nullcontext() if state is None else state.main_process_first():
+                    self.stored = cache.activations_of_all(sections)
+                if not all_agree(state, self.stored is not None):  # a disk was full
+                    self.stored = None
 
     @property
     def device(self) -> torch.device:
@@ -156,8 +161,8 @@ class Activations:
             return pinned(as_tensor(np.stack(read)), self.device)
         patches = np.stack([self.sections[s].patches[row] for s, row in places])
         keys = [self.sections[s].key(row) for s, row in places]
-        parameters = view_parameters(keys, views, jitter=self.jitter)
-        return ViewedPatches(pinned(torch.from_numpy(patches), self.device), *parameters, views)
+        of_patches = Views.of(keys, views, jitter=self.jitter, device=self.device)
+        return ViewedPatches(pinned(torch.from_numpy(patches), self.device), of_patches)
 
     def finish(self, read: Read) -> Tensor:
         """Return the activations (b, ...) of what `read` returned, on the encoder's device."""
@@ -165,7 +170,7 @@ class Activations:
         if isinstance(read, Tensor):
             return read.to(device, non_blocking=True)
         pixels = read.pixels.to(device, non_blocking=True)
-        images = augment(pixels, read.elements, read.log_scales, read.views)  # (b, 3, h, w)
+        images = augment(pixels, read.views)  # (b, 3, h, w)
         with torch.no_grad():
             return torch.cat([self.encoder.prefix(part) for part in images.split(self.chunk)])
 
@@ -316,4 +321,4 @@ class Pairs:
         for section, row in zip(sections, rows, strict=True):
             partner = self.partner[section][row]
             profiles.append(self.expression[section][partner])
-        return torch.from_numpy(np.stack(profiles))
+        return pinned(torch.from_numpy(np.stack(profiles)), self.device)

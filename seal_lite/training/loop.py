@@ -146,16 +146,16 @@ def finetune(  # noqa: PLR0913
     is_main = state.is_main_process
     folder = out if is_main else None
     with open_run(folder, record):
-        with state.main_process_first():  # the others find its cache
-            activations = Activations(
-                model.encoder,
-                sections,
-                config,
-                cached=cached,
-                cache_dir=cache_dir,
-                chunk=chunk,
-                progress=progress and is_main,
-            )
+        activations = Activations(
+            model.encoder,
+            sections,
+            config,
+            state=state,
+            cached=cached,
+            cache_dir=cache_dir,
+            chunk=chunk,
+            progress=progress and is_main,
+        )
         pairs = Pairs(
             sections,
             panel,
