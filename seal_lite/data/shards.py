@@ -36,10 +36,12 @@ from seal_lite.io import atomic_file, check_h5, write_atomic
 from seal_lite.locks import exclusive_folder
 from seal_lite.paths import file_name
 from seal_lite.schema import Names, Sha256, Size, check, check_array
+from seal_lite.terminal import printable
 
 if TYPE_CHECKING:
     from anndata import AnnData
 
+LARGEST_Z = 1e6  # far beyond any z-score, and far below what a loss in float32 overflows with
 SHARD_REMEDY = "remove it and write it again"
 SETTINGS = ("patch_um", "patch_px", "n_genes", "hvg", "smooth", "smooth_over", "zscore", "clip")
 
@@ -175,7 +177,13 @@ def read_shards(
     missing = sorted(set(stems) - set(available))
     if missing:
         raise InputError(f"{folder}: has no shard of section '{missing[0]}'; it has {available}")
-    return [Shard(folder / f"{stem}.h5") for stem in stems], panel
+    shards = [Shard(folder / f"{stem}.h5") for stem in stems]
+    for shard in shards:
+        shape = (len(shard.rows), config.patch_px, config.patch_px, 3)
+        check_array(
+            shard.path, "img", shard.patches, shape=shape, dtype="uint8", remedy=SHARD_REMEDY
+        )
+    return shards, panel
 
 
 def holds_shards(folder: str | Path) -> bool:
@@ -251,6 +259,9 @@ class Shard:
             self._keys = stored["key"]
             self.genes = tuple(stored["genes"])
             self._expression = Rows(path, file, shape=(len(self._keys), len(self.genes)))
+            if self.path.stem != file_name(self.name):
+                message = f"{path}: holds section {printable(self.name)}"
+                raise InputError(f"{message}, of which it has not the name; {SHARD_REMEDY}")
         image_shape = (len(self._keys), None, None, 3)
         check_array(path, "img", self.patches, shape=image_shape, dtype="uint8")
         self.rows = range(len(self._keys))
@@ -287,9 +298,9 @@ class Rows:
 
     def __init__(self, path: str | Path, file: h5py.File, *, shape: tuple[int, int]) -> None:
         check_matrix(path, file, shape=shape)
-        check_array(path, "lowest", file["lowest"], shape=shape[1:], remedy=SHARD_REMEDY)
-        for name in ("data", "lowest"):
-            check_finite(path, name, file[name])
+        for name, lengths in (("data", (None,)), ("lowest", shape[1:])):
+            check_array(path, name, file[name], shape=lengths, dtype="float32", remedy=SHARD_REMEDY)
+            check_finite(path, name, file[name], largest=LARGEST_Z)
         self.data = file["data"]
         self.indices = file["indices"]
         self.indptr = file["indptr"][:]

@@ -24,6 +24,7 @@ from seal_lite.evaluation.crossval import crossval, folds_of, groups_of
 from seal_lite.evaluation.scores import genes_to_score
 from seal_lite.hub import model_card
 from seal_lite.io import read_json, write_atomic
+from seal_lite.locks import exclusive_folder
 from seal_lite.paths import nearest_existing
 from seal_lite.schema import read
 from seal_lite.studies.costs import Costs
@@ -33,6 +34,7 @@ from seal_lite.studies.report import Findings, draw_figures, report_facts, repor
 from seal_lite.studies.speed import measure_speed
 from seal_lite.training.loop import finetune
 from seal_lite.training.provenance import provenance
+from seal_lite.training.run import check_unused
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -118,66 +120,70 @@ def study(  # noqa: PLR0913 (an entry point)
         speed = measure_speed(loaded, config, device=device)
         plan = make_plan(loaded, config, speed=speed, by=by, reason=reason, hours=hours)
         check_disk(out, plan)
-        content = {"of": origin, "plan": dataclasses.asdict(plan)}
-        write_atomic(out / PLAN, json.dumps(content, indent=1))
-    for sentence in plan.sentences():
-        log.info("%s", sentence)
+    with exclusive_folder(out):
+        if not (out / PLAN).exists():
+            content = {"of": origin, "plan": dataclasses.asdict(plan)}
+            write_atomic(out / PLAN, json.dumps(content, indent=1))
+        for sentence in plan.sentences():
+            log.info("%s", sentence)
 
-    config = dataclasses.replace(config, epochs=plan.epochs)
-    costs = Costs(out, plan)
-    truth = GroundTruth.find(data)
-    with costs.step("cross-validation"):
-        result = crossval(
-            loaded,
-            config,
-            data=data.resolve().name,
-            out=out / "crossval",
-            truth=truth,
-            by=by,
-            train_groups=plan.train_groups,
-            seeds=plan.seeds,
-            leakage=leakage,
-            cache_dir=out / "cache",
-            after_fold=costs.after_fold,
-            device=device,
-            progress=progress,
-        )
-    genes = genes_to_score([section.adata for section in loaded], truth)
-    with costs.step("final training"):
-        _, history = finetune(
-            loaded,
-            config,
-            out=out / "encoder",
-            include=genes,
-            cache_dir=out / "cache",
-            device=device,
-            progress=progress,
-        )
-    shutil.rmtree(out / "cache", ignore_errors=True)  # gigabytes that no result needs
-    with costs.step("report"):
-        card = model_card(out / "encoder", scores=out / "crossval/metrics.json")
-        card.save(out / "encoder/README.md")
-        joint = embed_sections(loaded, out / "encoder", out / "embeddings", config, device=device)
-        runs = fold_runs(out / "crossval", loaded, groups, plan)
-        scored = sorted(result["folds"][0]["scores"][0]["per_gene"])
-        findings = Findings(
-            data=data.resolve().name,
-            sections=loaded,
-            config=config,
-            plan=plan,
-            result=result,
-            history=history,
-            held_out=held_out_evidence(runs, genes_to_map(loaded, scored), device=device),
-            joint=joint,
-            robustness=robustness(joint),
-            section_facts={check.section.name: check.facts for check in checks},
-            doubts=doubts,
-            leakage=leakage,
-        )
-        images = draw_figures(findings)
-    facts = report_facts(findings) | {"costs": costs.rows()}
-    write_atomic(out / "report.json", json.dumps(facts, indent=1, default=float))
-    write_atomic(out / "report.html", report_page(findings, facts, images))
+        config = dataclasses.replace(config, epochs=plan.epochs)
+        costs = Costs(out, plan)
+        truth = GroundTruth.find(data)
+        with costs.step("cross-validation"):
+            result = crossval(
+                loaded,
+                config,
+                data=data.resolve().name,
+                out=out / "crossval",
+                truth=truth,
+                by=by,
+                train_groups=plan.train_groups,
+                seeds=plan.seeds,
+                leakage=leakage,
+                cache_dir=out / "cache",
+                after_fold=costs.after_fold,
+                device=device,
+                progress=progress,
+            )
+        genes = genes_to_score([section.adata for section in loaded], truth)
+        with costs.step("final training"):
+            _, history = finetune(
+                loaded,
+                config,
+                out=out / "encoder",
+                include=genes,
+                cache_dir=out / "cache",
+                device=device,
+                progress=progress,
+            )
+        shutil.rmtree(out / "cache", ignore_errors=True)  # gigabytes that no result needs
+        with costs.step("report"):
+            card = model_card(out / "encoder", scores=out / "crossval/metrics.json")
+            card.save(out / "encoder/README.md")
+            joint = embed_sections(
+                loaded, out / "encoder", out / "embeddings", config, device=device
+            )
+            runs = fold_runs(out / "crossval", loaded, groups, plan)
+            scored = sorted(result["folds"][0]["scores"][0]["per_gene"])
+            findings = Findings(
+                data=data.resolve().name,
+                sections=loaded,
+                config=config,
+                plan=plan,
+                result=result,
+                history=history,
+                held_out=held_out_evidence(runs, genes_to_map(loaded, scored), device=device),
+                joint=joint,
+                robustness=robustness(joint),
+                section_facts={check.section.name: check.facts for check in checks},
+                doubts=doubts,
+                leakage=leakage,
+            )
+            images = draw_figures(findings)
+        facts = report_facts(findings) | {"costs": costs.rows()}
+        write_atomic(out / "report.json", json.dumps(facts, indent=1, default=float))
+        write_atomic(out / "report.html", report_page(findings, facts, images))
     return facts
 
 
@@ -187,10 +193,11 @@ def resume_plan(out: Path, origin: dict[str, Any]) -> Plan | None:
     Raises
     ------
     InputError
-        Where the folder holds a study of other data, settings or options.
+        Where the folder holds a study of other data, settings or options, or other files.
     """
     path = out / PLAN
     if not path.exists():
+        check_unused(out)
         return None
     content = read(path, PlanFile, remedy="remove it: the study is planned again")
     for key in ("sections", "data_sha256", "config_sha256", "groups", "hours"):

@@ -106,14 +106,25 @@ def claim_folder(out: Path, record: dict[str, Any], *, same: Sequence[str] = ())
     """
     path = out / PROVENANCE
     if not path.exists():
-        if out.is_dir() and any(file.suffix not in TEMPORARY_SUFFIXES for file in out.iterdir()):
-            raise InputError(f"{out}: exists and is not of this work; choose another --out")
+        check_unused(out)
         return {}
     claimed = dict(read_provenance(path, remedy="remove that folder"))
     for key in (*SAME_WORK, *same):
         if claimed.get(key) != record.get(key):
             raise InputError(f"{out}: holds other work ({key}); choose another --out or remove it")
     return claimed
+
+
+def check_unused(out: Path) -> None:
+    """Check that a folder is absent or empty, but for what locks and interruptions leave.
+
+    Raises
+    ------
+    InputError
+        Where it holds files.
+    """
+    if out.is_dir() and any(file.suffix not in TEMPORARY_SUFFIXES for file in out.iterdir()):
+        raise InputError(f"{out}: exists and is not of this work; choose another --out")
 
 
 def load_finished(

@@ -1,8 +1,9 @@
-"""What each of several processes runs in a test: the gradients of a step, or a whole run.
+"""What several processes run in a test: a step's gradients, a whole run, a cache without room.
 
-accelerate launch ... tests/integration/parallel.py PHANTOM OUT step|run
+torchrun --nproc_per_node 2 tests/integration/parallel.py PHANTOM OUT step|run|room
 """
 
+import json
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -39,8 +40,25 @@ def write_step(sections, out: Path) -> None:
         for name, parameter in model.named_parameters():
             if parameter.grad is not None:
                 tensors[name] = parameter.grad
-        out.mkdir(parents=True, exist_ok=True)
         save_file(tensors, out / "step.safetensors")
+
+
+def write_room(sections, out: Path) -> None:
+    """Write what each process stores where the first alone has room for the cache."""
+    from seal_lite.data.genes import GenePanel
+    from seal_lite.encoders.prefix_cache import PrefixCache
+    from seal_lite.model.seal import SEAL
+    from seal_lite.training.distributed import join_processes
+    from seal_lite.training.loader import Activations
+
+    state, _ = join_processes()
+    model = SEAL.build(GenePanel.from_config(sections, CONFIG), CONFIG)
+    stores = {}
+    for room in ("first", "all"):
+        PrefixCache.fits = lambda *_, room=room: room == "all" or state.is_main_process
+        activations = Activations(model.encoder, sections, CONFIG, state=state, progress=False)
+        stores[room] = activations.stored is not None
+    (out / f"{state.process_index}.json").write_text(json.dumps(stores))
 
 
 def write_run(sections, out: Path) -> None:
@@ -52,9 +70,13 @@ def write_run(sections, out: Path) -> None:
 
 def main(root: Path, out: Path, what: str) -> None:
     from seal_lite.data.section import load_sections
+    from seal_lite.training.distributed import join_processes
 
+    state, _ = join_processes()
+    out.mkdir(parents=True, exist_ok=True)
+    (out / "processes").write_text(str(state.num_processes))
     sections = load_sections(root, patch_px=CONFIG.patch_px)
-    {"step": write_step, "run": write_run}[what](sections, out)
+    {"step": write_step, "run": write_run, "room": write_room}[what](sections, out)
 
 
 if __name__ == "__main__":

@@ -5,6 +5,7 @@ import shutil
 from dataclasses import dataclass
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 from faults import (
     check_fault,
@@ -33,6 +34,17 @@ def pickle_heads(root):
     import torch
 
     torch.save({}, root / "run/heads.safetensors")
+
+
+def replace_array(name, change):
+    """A function that replaces an array of an open HDF5 file by what `change` makes of it."""
+
+    def replace(file):
+        array = file[name][:]
+        del file[name]
+        file[name] = change(array)
+
+    return replace
 
 
 def put_notes_into_out(root):
@@ -118,6 +130,27 @@ FAULTS = [
             "a shard points elsewhere",
             edit_h5("shards/PA1.h5", point_elsewhere(".")),
             "outside 0 to",
+        ),
+        (
+            "a shard's patches are of another size",
+            edit_h5("shards/PA1.h5", replace_array("img", lambda x: x[:, :8, :8])),
+            "PA1.h5: img is uint8",
+        ),
+        (
+            "a shard's patches are not square",
+            edit_h5("shards/PA1.h5", replace_array("img", lambda x: x[:, :, :8])),
+            "PA1.h5: img is uint8",
+        ),
+        ("a shard is there twice", copy("shards/PA1.h5", "shards/X.h5"), "X.h5: holds section PA1"),
+        (
+            "a shard's lowest scores are of another type",
+            edit_h5("shards/PA1.h5", replace_array("lowest", lambda x: x.astype(float))),
+            "PA1.h5: lowest is float64",
+        ),
+        (
+            "a shard's scores are absurd",
+            edit_h5("shards/PA1.h5", replace_array("data", lambda x: x * np.float32(1e30))),
+            "PA1.h5: data has values beyond 1e+06",
         ),
         ("shards of other settings", "--set smooth=0.5", "smooth=0.2, not smooth=0.5"),
         ("a section without a shard", "--train ZZ9", "no shard of section 'ZZ9'"),

@@ -1,4 +1,8 @@
-"""Two processes of `accelerate launch` do what one process does: 2 x 64 pairs are 1 x 128."""
+"""Two processes do what one process does: 2 x 64 pairs are 1 x 128.
+
+They are started by `torchrun`, as `accelerate launch` does it for cards. For CPUs that would start
+a single one.
+"""
 
 import json
 import os
@@ -9,9 +13,8 @@ import parallel
 import pytest
 
 TESTS = os.path.dirname(os.path.dirname(parallel.__file__))
-LAUNCH = [sys.executable, "-m", "accelerate.commands.launch", "--cpu"]
-LAUNCH += ["--num_processes", "2", "--num_machines", "1", "--mixed_precision", "no"]
-LAUNCH += ["--dynamo_backend", "no", "--main_process_port", "0"]
+LAUNCH = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
+ON_CPU = {"OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true"}
 
 
 @pytest.fixture
@@ -20,11 +23,12 @@ def run_two(phantom_root, tmp_path):
 
     def run(what):
         path = os.pathsep.join([os.path.dirname(TESTS), TESTS])
-        environment = {**os.environ, "PYTHONPATH": path, "OMP_NUM_THREADS": "1"}
+        environment = {**os.environ, **ON_CPU, "PYTHONPATH": path}
         out = tmp_path / "two"
         command = [*LAUNCH, parallel.__file__, str(phantom_root), str(out), what]
         ran = subprocess.run(command, env=environment, capture_output=True, text=True)
         assert ran.returncode == 0, ran.stderr
+        assert (out / "processes").read_text() == "2"
         return out
 
     return run
@@ -43,6 +47,14 @@ def test_two_processes_have_the_loss_and_the_gradients_of_one(run_two, phantom_r
     largest = max(gradient.abs().max() for gradient in one.values())
     for name, gradient in one.items():
         assert (gradient - two[name]).abs().max() <= 1e-4 * largest, name
+
+
+def test_processes_cache_together_or_not_at_all(run_two):
+    """One that streams would set the pace, and the others' activations would be of no use."""
+    folder = run_two("room")
+    for process in (0, 1):
+        stores = json.loads((folder / f"{process}.json").read_text())
+        assert stores == {"first": False, "all": True}
 
 
 def read_losses(folder):

@@ -21,6 +21,7 @@ from seal_lite.encoders.devices import resolve_precision
 pytestmark = pytest.mark.filterwarnings("ignore:CUDA is not available")  # by autocast
 CARD = torch.device("cuda", 0)
 TO_ARRAY = torch.Tensor.numpy
+NETWORKS = {TINY.backbone: TINY, "test_vit": replace(TINY, backbone="test_vit", patch_px=160)}
 
 
 @pytest.fixture(scope="module")
@@ -75,7 +76,9 @@ def card(request, monkeypatch):
 
 
 def move(module, device="cpu", dtype=None):
-    """Replace a module's tensors by fake ones on the device."""
+    """Replace a module's tensors by fake ones on the device; of another type as well."""
+    if isinstance(device, torch.dtype):
+        return module
     if torch.device(device).type == "cpu":
         return module
     for part in module.modules():
@@ -136,7 +139,7 @@ def test_a_built_model_is_on_the_card_and_computes_as_that_does(model):
 
 
 @pytest.mark.parametrize("has_bf16", [True, False])
-@pytest.mark.parametrize("backbone", [TINY.backbone, "test_vit"])
+@pytest.mark.parametrize("backbone", NETWORKS)
 def test_any_network_and_precision_stays_on_the_card(
     panel, sections, card, monkeypatch, backbone, has_bf16
 ):
@@ -144,29 +147,31 @@ def test_any_network_and_precision_stays_on_the_card(
     from seal_lite import SEAL
 
     monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation=True: has_bf16)
-    config = replace(TINY, backbone=backbone)
-    model = SEAL.build(panel, config)
-    images = torch.zeros(2, 3, 64, 64, device=CARD)
+    model = SEAL.build(panel, NETWORKS[backbone])
+    px = model.encoder.row.px
+    images = torch.zeros(2, 3, px, px, device=CARD)
     assert model.encoder.prefix(images).dtype == (torch.bfloat16 if has_bf16 else torch.float16)
     for layer in model.encoder.every_layer(images).values():
         assert (layer.device, layer.dtype) == (CARD, torch.float32)
     e = model.encoder(images)
     assert (e.device, e.dtype) == (CARD, torch.float32)
-    patches = sections[0].patches
-    assert embed_patches(model.encoder, patches).shape == (len(patches), model.encoder.row.dim)
+    patches = np.zeros((5, px, px, 3), np.uint8)
+    assert embed_patches(model.encoder, patches).shape == (5, model.encoder.row.dim)
 
 
-@pytest.mark.parametrize("backbone", [TINY.backbone, "test_vit"])
+@pytest.mark.parametrize("backbone", NETWORKS)
 def test_what_other_tools_get_is_on_one_device(panel, card, monkeypatch, backbone):
     """Its normalisation is made anew, and belongs where the network is."""
-    from seal_lite import SEAL, load_encoder
+    from seal_lite import SEAL, hub, load_encoder
 
-    model = SEAL.build(panel, replace(TINY, backbone=backbone))
+    model = SEAL.build(panel, NETWORKS[backbone])
     monkeypatch.setattr(SEAL, "from_pretrained", lambda run, device: model)
+    monkeypatch.setattr(hub, "copy", SimpleNamespace(deepcopy=lambda net: net))  # of no fake
     module, _, _ = load_encoder("a run", precision=torch.float32)
     assert module.device == CARD
     assert {tensor.device for tensor in module.state_dict().values()} == {CARD}
-    assert module(torch.zeros(2, 3, 64, 64, device=CARD)).device == CARD
+    px = module.row.px
+    assert module(torch.zeros(2, 3, px, px, device=CARD)).device == CARD
 
 
 def test_patches_are_embedded(model, sections):

@@ -6,6 +6,7 @@ stored twice or unsorted is no fault: it is summed and sorted.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
@@ -113,11 +114,13 @@ def check_matrix(
             _refuse(path, f"{name}indices has one outside 0 to {n_minor - 1}")
 
 
-def check_finite(path: str | Path, name: str, array: Any) -> None:
-    """Check that a list of numbers on disk has no NaN and no infinity."""
+def check_finite(path: str | Path, name: str, array: Any, *, largest: float = math.inf) -> None:
+    """Check that a list of numbers on disk has no NaN, no infinity and none beyond the largest."""
     for chunk in _chunks(path, array):
         if not np.isfinite(chunk).all():
             _refuse(path, f"{name} has NaN or infinity")
+        if np.abs(chunk).max(initial=0) > largest:
+            _refuse(path, f"{name} has values beyond {largest:g}")
 
 
 def _edges(path: str | Path, name: str, shape: Any, *, by_columns: bool) -> tuple[int, int]:

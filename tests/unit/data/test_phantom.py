@@ -1,6 +1,7 @@
 """The phantom: the layout of real data, reproducible bytes, and a ground truth that is true."""
 
 import json
+import shutil
 import subprocess
 import sys
 from types import SimpleNamespace
@@ -12,6 +13,7 @@ from PIL import Image
 
 from seal_lite.data.phantom import GroundTruth, phantom
 from seal_lite.data.phantom.tissue import CELL_TYPES, gene_table, smooth_field, transcriptomes
+from seal_lite.data.section import load_sections
 from seal_lite.errors import InputError
 
 UM_PER_PX = 2.0
@@ -140,6 +142,62 @@ def test_ground_truth_is_read_by_barcode_and_gene(root):
     of_patches = barcodes[[3, 0]]
     np.testing.assert_array_equal(shares[:, [0, 2]], expected.loc[of_patches, ["KRT14", "ERBB2"]])
     assert list(truth.regions(section)) == list(region[of_patches])
+
+
+def damaged_truth(root, folder, **changes):
+    """The truth of PA1 with some arrays replaced; None leaves one out."""
+    shutil.copytree(root / "truth", folder / "truth")
+    path = folder / "truth/PA1.npz"
+    with np.load(path) as file:
+        arrays = {**file, **changes}
+    np.savez(path, **{name: array for name, array in arrays.items() if array is not None})
+    return GroundTruth.find(folder)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"barcodes": None}, "is no truth of a section"),
+        ({"barcodes": np.array(["A", "B"])}, "expected is"),
+        ({"expected": np.full((3, 3), np.nan)}, "expected is"),
+        ({"region": np.array([{}], object)}, "is no truth of a section"),
+    ],
+)
+def test_a_damaged_truth_is_named(root, tmp_path, changes, message):
+    truth = damaged_truth(root, tmp_path, **changes)
+    (section,) = load_sections(root, ["PA1"], patch_um=64, patch_px=16)
+    with pytest.raises(InputError, match=rf"PA1\.npz: {message}.*write the phantom again"):
+        truth.expected(section, ["ERBB2"])
+
+
+def test_a_truth_that_is_not_finite_or_lacks_a_patch_is_named(root, tmp_path):
+    (section,) = load_sections(root, ["PA1"], patch_um=64, patch_px=16)
+    with np.load(root / "truth/PA1.npz") as file:
+        expected, barcodes = file["expected"], file["barcodes"]
+    expected[0, 0] = np.nan
+    truth = damaged_truth(root, tmp_path / "nan", expected=expected)
+    with pytest.raises(InputError, match="expected has NaN"):
+        truth.expected(section, ["ERBB2"])
+    others = np.array([f"{barcode}x" for barcode in barcodes])
+    truth = damaged_truth(root, tmp_path / "others", barcodes=others)
+    with pytest.raises(InputError, match="barcode .* is missing"):
+        truth.regions(section)
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "message"),
+    [
+        ("visible", "1", r"class\[\d+\]='1' must be one of visible"),
+        ("ERBB2", "GRB7", "'GRB7' is there twice"),
+        ("class", "kind", "class is missing"),
+    ],
+)
+def test_classes_of_genes_are_checked(root, tmp_path, old, new, message):
+    shutil.copytree(root / "truth", tmp_path / "truth")
+    path = tmp_path / "truth/genes.tsv"
+    path.write_text(path.read_text().replace(old, new, 1))
+    with pytest.raises(InputError, match=message):
+        GroundTruth.find(tmp_path)
 
 
 def test_real_data_have_no_ground_truth(tmp_path):

@@ -22,6 +22,7 @@ def card(monkeypatch):
 
     def pretend(*, bf16):
         monkeypatch.setattr(devices, "has_cuda", lambda: True)
+        monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
         supported = lambda including_emulation=True: bf16 or including_emulation  # noqa: E731
         monkeypatch.setattr(torch.cuda, "is_bf16_supported", supported)
 
@@ -52,6 +53,19 @@ def test_auto_is_the_card_then_mps_then_the_cpu(card, monkeypatch):
     card(bf16=True)
     assert resolve_device() == CARD
     assert resolve_device("cpu") == torch.device("cpu")
+
+
+@pytest.mark.parametrize("name", ["xpu", "meta", "vulkan"])
+def test_what_torch_knows_and_nothing_here_runs_on_is_an_input_error(name):
+    with pytest.raises(InputError, match=f"--device {name}: is unknown"):
+        resolve_device(name)
+
+
+def test_a_card_that_the_machine_lacks_is_an_input_error(card):
+    card(bf16=True)
+    assert resolve_device("cuda:0") == torch.device("cuda", 0)
+    with pytest.raises(InputError, match="--device cuda:7: the last card here is cuda:0"):
+        resolve_device("cuda:7")
 
 
 @pytest.mark.parametrize("name", ["gpu", "cuda", "cuda:1"])

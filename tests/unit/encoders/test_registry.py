@@ -194,6 +194,7 @@ def test_settings_for_an_encoder_are_those_of_its_family_at_its_scale():
     assert (convolution.depth, convolution.pooling, convolution.lr_lora) == (1, "own", 4e-3)
     assert encoders.config_for("conch").pooling == "own"
     assert encoders.config_for("vit_tiny_patch16_224").depth == config.depth
+    assert encoders.config_for("vit_base_patch16_siglip_224").pooling == "mean"  # no class token
     assert encoders.config_for("resnet18").depth == 1
 
 

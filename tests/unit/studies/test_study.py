@@ -17,6 +17,7 @@ from helpers import TINY
 
 from seal_lite import InputError, study
 from seal_lite.data import report as check_module
+from seal_lite.locks import exclusive_folder
 from seal_lite.studies import plan, run
 
 CONFIG = TINY.override(["epochs=1", "gene_warmup_epochs=0"])
@@ -48,6 +49,22 @@ def test_two_units_are_described_and_get_no_verdict(finished):
     assert facts["headline"] == "Too few sections for a verdict."
     assert "2 sections" in facts["sentences"][0]
     assert {row["kind"] for row in facts["differences"]} == {"description"}
+
+
+def test_a_folder_with_other_files_is_left_alone(phantom_root, tmp_path, monkeypatch):
+    """The study would remove `cache`, and write over `report.html`."""
+    monkeypatch.setattr(run, "measure_speed", interrupt)
+    (tmp_path / "cache").mkdir()
+    (tmp_path / "cache/thesis.txt").write_text("mine")
+    with pytest.raises(InputError, match="exists and is not of this work; choose another --out"):
+        study(phantom_root, out=tmp_path, config=CONFIG, progress=False)
+    assert [path.name for path in tmp_path.rglob("*")] == ["cache", "thesis.txt"]
+
+
+def test_a_second_study_in_the_same_folder_stops(finished, phantom_root):
+    out, _ = finished
+    with exclusive_folder(out), pytest.raises(InputError, match="writes there"):
+        study(phantom_root, out=out, config=CONFIG, progress=False)
 
 
 def test_an_interrupted_study_resumes_to_the_same_report(finished, phantom_root, monkeypatch):
