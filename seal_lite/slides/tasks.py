@@ -17,13 +17,12 @@ from typing import Annotated, Literal, TypedDict
 
 import numpy as np
 import pandas as pd
-import yaml
 from sklearn.model_selection import StratifiedGroupKFold
 
 from seal_lite.data.images import IMAGE_SUFFIXES, UNREAD_SUFFIXES, VENDOR_SUFFIXES
 from seal_lite.data.readers.common import UNKNOWN
 from seal_lite.errors import InputError, reading
-from seal_lite.io import open_h5
+from seal_lite.io import open_h5, read_yaml
 from seal_lite.paths import file_name, inside
 from seal_lite.schema import Size, check, check_array
 
@@ -127,8 +126,8 @@ def _read_table(folder: Path) -> tuple[pd.DataFrame, _Columns]:
             raise InputError(f"{folder}: is no task, for it has no {name}; restore that file")
     settings = folder / "config.yaml"
     fault = "is no task with config.yaml and k=all.tsv"
+    config = check(read_yaml(settings), TaskFields, path=settings)
     with reading(folder, fault=fault, remedy="correct them"):
-        config = check(yaml.safe_load(settings.read_text("utf-8")), TaskFields, path=settings)
         table = _read_text(folder / "k=all.tsv", config)
         label = config["task_col"]
         sample = config["sample_col"]

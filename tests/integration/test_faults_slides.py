@@ -226,11 +226,11 @@ FAULTS = [
             "c3 has two values of status",
         ),
         ("a case on both sides", split_a_case, "is on both sides of fold"),
-        ("a task's settings are damaged", write(CONFIG, "a: [1"), "is no task"),
+        ("a task's settings are damaged", write(CONFIG, "a: [1"), "config.yaml: cannot be read"),
         (
             "a task that would run code",
             write(CONFIG, "!!python/object/apply:os.mkdir [out]"),
-            "is no task",
+            "config.yaml: cannot be read",
         ),
         ("no task", "--task nowhere", "nowhere: is no task, for it has no config.yaml"),
         ("features are gone", remove("features/c7_0.h5"), "c7_0.h5; embed that slide there"),
