@@ -204,6 +204,11 @@ FAULTS = [
             "s.h5: holds no coords of patches",
         ),
         (
+            "coords without an end to their overlap",
+            (write_coords([[0, 0]], patch_size_level0=320, overlap=np.inf), COORDS),
+            "s.h5: coords.overlap=",
+        ),
+        (
             "damaged coords",
             (all_of(make_folder("coords"), write("coords/s.h5", "x")), COORDS),
             "s.h5: holds no coords of patches",
