@@ -230,6 +230,11 @@ FAULTS = [
             replace(TABLE, "c3_1\tmutant", "c3_1\twild"),
             "c3 has two values of status",
         ),
+        (
+            "a misspelt half of a fold",
+            replace(TABLE, "\ttrain\t", "\ttrian\t", 1),
+            "must be train, val, test or empty",
+        ),
         ("a case on both sides", split_a_case, "is on both sides of fold"),
         ("a task's settings are damaged", write(CONFIG, "a: [1"), "config.yaml: cannot be read"),
         (
