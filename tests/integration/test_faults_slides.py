@@ -11,6 +11,7 @@ from faults import (
     copy_pa1_to_pb1,
     declare_terabytes,
     each_fault,
+    edit,
     edit_h5,
     fault_table,
     make_folder,
@@ -99,6 +100,12 @@ def write_coords(corners, **attributes):
     return damage
 
 
+def share_patches(root):
+    """Both samples name the patches of one."""
+    for path in (root / "bench/TINY/splits").glob("*.csv"):
+        path.write_text(path.read_text().replace("patches/PA1", "patches/PB1"))
+
+
 COORDS = "--coords coords"
 ONE_PATIENT = "section\tpatient\nPA1\tA\nPB1\tA\n"
 
@@ -154,6 +161,27 @@ FAULTS = [
             truncate("bench/TINY/patches/PB1.h5"),
             "PB1.h5: has no img",
         ),
+        (
+            "a sample with other files in another fold",
+            replace("bench/TINY/splits/train_1.csv", "/PB1.h5", "/PA1.h5"),
+            "sample PB1 has other files than in another fold",
+        ),
+        (
+            "two samples of one file",
+            share_patches,
+            "PB1.h5: is the file of samples PA1 and PB1",
+        ),
+        (
+            "a sample twice in one half",
+            edit("bench/TINY/splits/test_0.csv", lambda text: text + text.splitlines()[-1]),
+            "sample PB1 is there twice",
+        ),
+        (
+            "a half without samples",
+            edit("bench/TINY/splits/test_0.csv", lambda text: text.splitlines()[0]),
+            "test_0.csv: has no sample",
+        ),
+        ("a task's name that is a path", "--tasks ../bench/TINY", "is a path; give the name of a"),
         ("genes are no list", write(GENES, "[]"), "restore its list 'genes'"),
         ("a gene that no one counted", write(GENES, '{"genes": ["NOPE"]}'), "gene NOPE is missing"),
         ("an unknown task", "--tasks IDC", "IDC: has no folder splits"),
