@@ -70,6 +70,8 @@ def probe(
     truth = GroundTruth.find(data)
     train_sections = read_sections(data, train_names, config)
     test_sections = read_sections(data, test_names, config)
+    if truth is not None:
+        truth.check(test_sections)
     scores = score_run(model, train_sections, test_sections, truth=truth, run=run)
     folds = [{"test": test, "seed": config.seed, "scores": scores}]
     classes = None if truth is None else truth.classes

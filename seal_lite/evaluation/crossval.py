@@ -297,6 +297,8 @@ def crossval(  # noqa: PLR0913 (an entry point)
         genes = genes_to_score([s.adata for s in train], truth)
         folds.append(Fold(train, tests, genes))
     _check_folds(folds, config, device=device)
+    if truth is not None:
+        truth.check(sections)
     claim_folder(out, origin, same=("groups", "train_groups"))
     files = _fold_files(folds, seeds, out)
     with exclusive_folder(out):

@@ -37,6 +37,19 @@ def edit_counts(name, change):
     return damage
 
 
+def edit_truth(change):
+    """The ground truth of PB1 is changed."""
+
+    def damage(root):
+        path = root / "legacy/truth/PB1.npz"
+        with np.load(path) as file:
+            arrays = dict(file)
+        change(arrays)
+        np.savez(path, **arrays)
+
+    return damage
+
+
 def split_a_case(root):
     """Samples are slides, and one of a case's two slides is in the other half of the fold."""
     lines = (root / TABLE).read_text().splitlines()
@@ -137,6 +150,31 @@ FAULTS = [
         "probe",
         ("tested on what it trained on", "--test PA1", "PA1: also in"),
         ("an unknown test section", "--test ZZ9", "no section 'ZZ9'"),
+        (
+            "a truth without barcodes",
+            edit_truth(lambda arrays: arrays.pop("barcodes")),
+            "PB1.npz: cannot be read",
+        ),
+        (
+            "a truth of other spots",
+            edit_truth(lambda arrays: arrays.update(barcodes=np.char.add(arrays["barcodes"], "x"))),
+            "PB1.npz: has no barcode",
+        ),
+        (
+            "a truth of fewer spots",
+            edit_truth(lambda arrays: arrays.update(expected=arrays["expected"][:3])),
+            "PB1.npz: expected is",
+        ),
+        (
+            "a truth that would be unpickled",
+            edit_truth(lambda arrays: arrays.update(expected=arrays["expected"].astype(object))),
+            "PB1.npz: cannot be read",
+        ),
+        (
+            "a truth of NaN",
+            edit_truth(lambda arrays: arrays.update(expected=arrays["expected"] * np.nan)),
+            "PB1.npz: expected has NaN",
+        ),
         (
             "the panel's genes are absent",
             edit_counts("PB1", lambda counts: counts.add_prefix("X")),

@@ -10,15 +10,18 @@ import numpy as np
 import pandas as pd
 
 from seal_lite.data.genes import columns
-from seal_lite.errors import reading
+from seal_lite.errors import InputError, reading
 from seal_lite.paths import inside
+from seal_lite.schema import check_array
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
-
-    from numpy.lib.npyio import NpzFile
+    from collections.abc import Iterable, Sequence
 
     from seal_lite.data.section import Section
+
+REMEDY = "write the phantom again, or remove the folder truth"
+ARRAYS = ("barcodes", "genes", "expected", "region")  # of a section's file
+TEXT = r"str\d+"
 
 
 @dataclass(frozen=True)
@@ -43,7 +46,7 @@ class GroundTruth:
         path = folder / "genes.tsv"
         if not path.exists():
             return None
-        with reading(path, remedy="write the phantom again"):
+        with reading(path, remedy=REMEDY):
             classes = pd.read_csv(path, sep="\t", index_col="gene")["class"]
         declared = classes[classes != "housekeeping"]
         return cls(folder, declared.to_dict())
@@ -63,25 +66,41 @@ class GroundTruth:
         np.ndarray
             Shares (n, g), float64.
         """
-        with self._open(section) as truth:
-            rows = _rows_of_patches(truth["barcodes"], section)
-            shares, _ = columns(truth["expected"][rows], truth["genes"], genes)
+        truth = self._read(section)
+        shares, _ = columns(truth["expected"], truth["genes"], genes)
         return shares.astype(float)
-
-    def _open(self, section: Section) -> NpzFile:
-        """Open the file with the truth of a section."""
-        path = inside(self.folder, f"{section.name}.npz", table=section.name)
-        with reading(path, remedy="write the phantom again"):
-            return np.load(path)
 
     def regions(self, section: Section) -> np.ndarray:
         """Return the name of the region under each of the section's n patches, (n,) str."""
-        with self._open(section) as truth:
-            rows = _rows_of_patches(truth["barcodes"], section)
-            return truth["region"][rows]
+        return self._read(section)["region"]
 
+    def check(self, sections: Iterable[Section]) -> None:
+        """Check that sections have a ground truth.
 
-def _rows_of_patches(barcodes: np.ndarray, section: Section) -> list[int]:
-    """Rows of the truth's table, in the order of the section's patches."""
-    row_of = {barcode: row for row, barcode in enumerate(barcodes)}
-    return [row_of[barcode] for barcode in section.adata.obs_names[section.rows]]
+        Raises
+        ------
+        InputError
+            Where the file of one is absent, damaged, or lacks one of its patches.
+        """
+        for section in sections:
+            self._read(section)
+
+    def _read(self, section: Section) -> dict[str, np.ndarray]:
+        """Return the truth of a section's n patches: "expected" (n, g), "region" (n,), "genes"."""
+        path = inside(self.folder, f"{section.name}.npz", table=section.name)
+        with reading(path, remedy=REMEDY), np.load(path) as file:
+            barcodes, genes, expected, region = (file[name] for name in ARRAYS)
+        n, g = len(barcodes), len(genes)
+        for name, array in (("barcodes", barcodes), ("region", region)):
+            check_array(path, name, array, shape=(n,), dtype=TEXT, remedy=REMEDY)
+        check_array(path, "genes", genes, shape=(g,), dtype=TEXT, remedy=REMEDY)
+        check_array(path, "expected", expected, shape=(n, g), remedy=REMEDY)
+        if not np.isfinite(expected).all():
+            raise InputError(f"{path}: expected has NaN or infinity; {REMEDY}")
+        row_of = {barcode: row for row, barcode in enumerate(barcodes)}
+        names = section.adata.obs_names[section.rows]
+        missing = [name for name in names if name not in row_of]
+        if missing:
+            raise InputError(f"{path}: has no barcode {missing[0]}; {REMEDY}")
+        rows = [row_of[name] for name in names]
+        return {"expected": expected[rows], "region": region[rows], "genes": genes}
