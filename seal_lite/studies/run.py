@@ -28,7 +28,7 @@ from seal_lite.paths import nearest_existing
 from seal_lite.schema import read
 from seal_lite.studies.costs import Costs
 from seal_lite.studies.evidence import embed_sections, genes_to_map, held_out_evidence, robustness
-from seal_lite.studies.plan import Plan, choose_groups, make_plan
+from seal_lite.studies.plan import STEPS, Plan, choose_groups, make_plan
 from seal_lite.studies.report import Findings, draw_figures, report_facts, report_page
 from seal_lite.studies.speed import measure_speed
 from seal_lite.training.loop import finetune
@@ -44,6 +44,7 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 PLAN = "plan.json"
+PLAN_REMEDY = "remove it: the study is planned again"
 RUNS_REMEDY = "remove the folder crossval: its folds run again"
 
 
@@ -188,17 +189,20 @@ def resume_plan(out: Path, origin: dict[str, Any]) -> Plan | None:
     Raises
     ------
     InputError
-        Where the folder holds a study of other data, settings or options.
+        Where the folder holds a study of other data, settings or options, or the plan is damaged.
     """
     path = out / PLAN
     if not path.exists():
         return None
-    content = read(path, PlanFile, remedy="remove it: the study is planned again")
+    content = read(path, PlanFile, remedy=PLAN_REMEDY)
     for key in ("sections", "data_sha256", "config_sha256", "groups", "hours"):
         if content["of"].get(key) != origin[key]:
             message = f"{out}: holds another study ({key})"
             raise InputError(f"{message}; choose another --out or remove it")
-    return content["plan"]
+    plan = content["plan"]
+    if plan.by != origin["groups"] or set(plan.seconds) != set(STEPS):
+        raise InputError(f"{path}: is of other groups or steps than this study; {PLAN_REMEDY}")
+    return plan
 
 
 def check_disk(out: Path, plan: Plan) -> None:

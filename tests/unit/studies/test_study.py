@@ -255,6 +255,24 @@ def test_a_damaged_run_of_a_fold_is_named(finished, sections, tmp_path, damage, 
         run.fold_runs(folder, sections, names, each_group_once)
 
 
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"units": 0}, "plan.json: plan.units=0 must be"),
+        ({"seeds": -1}, "plan.json: plan.seeds=-1 must be"),
+        ({"seconds": {"report": 1.0}}, "plan.json: is of other groups or steps"),
+        ({"by": "organ"}, "plan.json: is of other groups or steps"),
+    ],
+)
+def test_a_damaged_plan_is_named(finished, tmp_path, change, message):
+    out, _ = finished
+    content = json.loads((out / "plan.json").read_text())
+    content["plan"] |= change
+    (tmp_path / "plan.json").write_text(json.dumps(content))
+    with pytest.raises(InputError, match=message):
+        run.resume_plan(tmp_path, content["of"])
+
+
 def test_a_folder_of_another_study_is_refused(finished, phantom_root):
     out, _ = finished
     with pytest.raises(InputError, match="holds another study"):
