@@ -12,6 +12,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO, TypeVar
 
+import yaml
+
 from seal_lite.errors import InputError, reading, refuse_special
 from seal_lite.locks import LOCK_SUFFIXES, check_held
 
@@ -22,6 +24,7 @@ Item = TypeVar("Item")
 Result = TypeVar("Result")
 DEFLATE_LIMIT = 1100  # deflate packs at most 1,032 bytes into one; more is damage, or a bomb
 CANNOT_RESERVE = (errno.EINVAL, errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP)
+YAML_LIMIT = 10**5  # bytes; settings take a few thousand, and a megabyte would take minutes
 RUN_REMEDY = "give a folder that `finetune` finished"
 # Of files that exist only while something is written.
 TEMPORARY_SUFFIXES = (*LOCK_SUFFIXES, ".part")
@@ -105,6 +108,41 @@ def _each_key_once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     if len(content) < len(pairs):
         raise ValueError("a name is there twice")
     return content
+
+
+class _PlainLoader(yaml.SafeLoader):
+    """Reads YAML without aliases: a few of them, nested, unfold to more than any memory."""
+
+    def compose_node(self, parent: yaml.Node | None, index: int) -> yaml.Node | None:
+        """Return the next node of the document, which is written out."""
+        if self.check_event(yaml.AliasEvent):
+            alias = self.peek_event().anchor
+            raise ValueError(f"{alias} is an alias; write out what it stands for")
+        return super().compose_node(parent, index)
+
+
+def read_yaml(path: str | Path, *, remedy: str = "correct it") -> Any:
+    """Return what a YAML file of settings holds.
+
+    Parameters
+    ----------
+    path
+        The file.
+    remedy
+        What the error message advises.
+
+    Raises
+    ------
+    InputError
+        Where the file is absent, is no YAML, has an alias, or is larger than `YAML_LIMIT`.
+    """
+    path = Path(path)
+    with reading(path, remedy=remedy):
+        n_bytes = path.stat().st_size
+        if n_bytes > YAML_LIMIT:
+            raise ValueError(f"{n_bytes} bytes are more than the {YAML_LIMIT} of any settings")
+        loader = _PlainLoader(path.read_text("utf-8"))
+        return loader.get_single_data()
 
 
 def sha256(path: str | Path) -> str:

@@ -70,6 +70,8 @@ def probe(
     truth = GroundTruth.find(data)
     train_sections = read_sections(data, train_names, config)
     test_sections = read_sections(data, test_names, config)
+    if truth is not None:
+        truth.check(test_sections)
     scores = score_run(model, train_sections, test_sections, truth=truth, run=run)
     folds = [{"test": test, "seed": config.seed, "scores": scores}]
     classes = None if truth is None else truth.classes
@@ -203,6 +205,7 @@ def hest_bench(
     from seal_lite.encoders.registry import backbone_row
     from seal_lite.evaluation.features import embed_all
     from seal_lite.evaluation.hest_bench import (
+        copied_test_samples,
         read_hest_task,
         run_hest_bench,
         seen_test_samples,
@@ -216,7 +219,11 @@ def hest_bench(
     seen = [] if run is None else training_sections(run)
     run_name = None if run is None else str(run)
     hest_tasks = [read_hest_task(root, name) for name in task_names(root, tasks)]
-    leaked = [seen_test_samples(task, seen, allow=allow_leakage) for task in hest_tasks]
+    leaked = []
+    for task in hest_tasks:
+        known = seen_test_samples(task, seen, allow=allow_leakage)
+        copied = copied_test_samples(task, allow=allow_leakage)
+        leaked.append(sorted({*known, *copied}))
     results = []
     for task, leaked_samples in zip(hest_tasks, leaked, strict=True):
         samples = task.load(px=px)

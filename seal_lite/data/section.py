@@ -27,6 +27,7 @@ from seal_lite.data.readers.common import (
     ARRAY,
     POOL_UM,
     as_flags,
+    as_length,
     as_numbers,
     coordinates,
     counted_genes,
@@ -213,10 +214,8 @@ def _with_numbers(path: Path, metadata: dict[str, Any]) -> dict[str, Any]:
     lengths = {}
     for name in NUMBER_COLUMNS:
         if name in metadata:
-            text = text_of(metadata[name])
             remedy = f"give {name} in sections.tsv"
-            with reading(path, fault=f"{name} '{text}' is no number", remedy=remedy):
-                lengths[name] = float(text)
+            lengths[name] = as_length(path, name, metadata[name], remedy=remedy)
     return metadata | lengths
 
 
@@ -290,7 +289,7 @@ def _place_on_slide(
         layout = replace(layout, pitch_um=POOL_UM, spot_um=POOL_UM / 2)
     adata.uns = asdict(layout)
     if layout.pitch_um < FINE_UM and not metadata.get("is_pooled"):
-        return pool(adata, float(metadata.get("pool_um", POOL_UM)))
+        return pool(adata, metadata.get("pool_um") or POOL_UM)
     return adata
 
 

@@ -296,7 +296,9 @@ def crossval(  # noqa: PLR0913 (an entry point)
     for train, tests in splits:
         genes = genes_to_score([s.adata for s in train], truth)
         folds.append(Fold(train, tests, genes))
-    _check_folds(folds, config, truth=truth, device=device)
+    _check_folds(folds, config, device=device)
+    if truth is not None:
+        truth.check(sections)
     claim_folder(out, origin, same=("groups", "train_groups"))
     files = _fold_files(folds, seeds, out)
     with exclusive_folder(out):
@@ -339,20 +341,11 @@ def crossval(  # noqa: PLR0913 (an entry point)
     return result
 
 
-def _check_folds(
-    folds: Sequence[Fold],
-    config: Config,
-    *,
-    truth: GroundTruth | None,
-    device: str | torch.device,
-) -> None:
+def _check_folds(folds: Sequence[Fold], config: Config, *, device: str | torch.device) -> None:
     """Raise `InputError` where a fold cannot be run, before any work is done."""
     for fold in folds:
         check_batch_size(fold.train, config)
         check_genes_present(fold.held_out, fold.genes)
-        if truth is not None:
-            for section in fold.held_out:
-                truth.expected(section, fold.genes)
     first = folds[0]
     panel = GenePanel.from_config(first.train, config, include=first.genes)
     SEAL.build(panel, config, device=device)

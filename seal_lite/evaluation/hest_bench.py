@@ -11,6 +11,7 @@ A sample becomes a `Section`, so the probes and controls of every other evaluati
 from __future__ import annotations
 
 import logging
+from collections import Counter
 from dataclasses import dataclass
 from itertools import count
 from pathlib import Path
@@ -33,6 +34,7 @@ from seal_lite.evaluation.ridge import Sums, hest_bench_ridge
 from seal_lite.evaluation.scores import ScoreKey, probe_scores, score_rows
 from seal_lite.evaluation.statistics import deltas
 from seal_lite.evaluation.targets import pearson, section_targets
+from seal_lite.io import sha256
 from seal_lite.paths import inside
 from seal_lite.schema import Names, read
 from seal_lite.terminal import printable
@@ -110,9 +112,12 @@ def read_hest_task(root: str | Path, name: str) -> HestTask:
     Raises
     ------
     InputError
-        For anything missing or inconsistent, for a sample in both halves of a fold, and where a
-        split names a file outside of the task's folder.
+        For anything missing or inconsistent, for a sample in both halves of a fold, for a sample
+        with two pairs of files or a file of two samples, and where a split names a file outside of
+        the task's folder, or the name is a path.
     """
+    if name != Path(name).name or name == "..":
+        raise InputError(f"--tasks {name}: is a path; give the name of a folder in {root}")
     folder = Path(root) / name
     splits = folder / "splits"
     if not splits.is_dir():
@@ -128,7 +133,10 @@ def read_hest_task(root: str | Path, name: str) -> HestTask:
         for half, table in zip(halves, tables, strict=True):
             for sample, *named in table.itertuples(index=False):
                 patches, expression = (inside(folder, path, table=half) for path in named)
-                files[sample] = (patches, expression)
+                pair = files.setdefault(sample, (patches, expression))
+                if pair != (patches, expression):
+                    fault = f"sample {sample} has other files than in another fold"
+                    raise InputError(f"{half}: {fault}; name the same files in all")
         train, test = (list(table.sample_id) for table in tables)
         shared = sorted(set(train) & set(test))
         if shared:
@@ -137,6 +145,7 @@ def read_hest_task(root: str | Path, name: str) -> HestTask:
     if not folds:
         raise InputError(f"{splits}: has no train_0.csv and test_0.csv; restore them")
     _check_files(files, splits)
+    _check_owners(files, splits)
     return HestTask(name, genes, folds, files)
 
 
@@ -148,9 +157,26 @@ def _check_files(files: Mapping[str, tuple[Path, Path]], splits: Path) -> None:
                 raise InputError(f"{path}: is missing, and {splits} names it; fetch it again")
 
 
+def _check_owners(files: Mapping[str, tuple[Path, Path]], splits: Path) -> None:
+    """Raise `InputError` where a file is that of two samples."""
+    owners: dict[Path, str] = {}
+    for sample, paths in files.items():
+        for path in paths:
+            owner = owners.setdefault(path, sample)
+            if owner != sample:
+                fault = f"is the file of samples {owner} and {sample} in {splits}"
+                raise InputError(f"{path}: {fault}; name each sample's own file")
+
+
 def _read_split(path: Path) -> pd.DataFrame:
     """Read the samples of half a fold."""
     table = read_table(path, needs=SPLIT_COLUMNS, sep=",", dtype=str, keep_default_na=False)
+    if table.empty:
+        raise InputError(f"{path}: has no sample; restore it")
+    is_repeated = table.sample_id.duplicated()
+    if is_repeated.any():
+        twice = table.sample_id[is_repeated].iloc[0]
+        raise InputError(f"{path}: sample {twice} is there twice; keep one")
     return table[SPLIT_COLUMNS]
 
 
@@ -292,6 +318,51 @@ def seen_test_samples(task: HestTask, seen: Collection[str], *, allow: bool = Fa
         message = f"{task.name}: the run was finetuned on test sample {leaked[0]}"
         raise InputError(f"{message}; leave it out, or set --allow-leakage, which marks the result")
     return leaked
+
+
+def copied_test_samples(task: HestTask, *, allow: bool = False) -> list[str]:
+    """Return the task's test samples that train in the same fold under another name.
+
+    Parameters
+    ----------
+    task
+        The task.
+    allow
+        Return such samples instead of raising.
+
+    Returns
+    -------
+    list of str
+        Names of the test samples of which a training sample has the same patches or counts, to the
+        byte; sorted.
+
+    Raises
+    ------
+    InputError
+        Where there are any and ``allow`` is False.
+    """
+    digests = _digests(task.files)
+    copies: dict[str, str] = {}
+    for train, test in task.folds:
+        trained = {digest: sample for sample in train for digest in digests[sample]}
+        for sample in test:
+            for digest in digests[sample] & set(trained):
+                copies[sample] = trained[digest]
+    copied = sorted(copies)
+    if copied and not allow:
+        pair = f"test sample {copied[0]} has the same file as training sample {copies[copied[0]]}"
+        remedy = "leave one out, or set --allow-leakage, which marks the result"
+        raise InputError(f"{task.name}: {pair}; {remedy}")
+    return copied
+
+
+def _digests(files: Mapping[str, tuple[Path, Path]]) -> dict[str, set[str]]:
+    """Return the SHA-256 of those files of each sample that have the size of another's."""
+    sizes = Counter(path.stat().st_size for paths in files.values() for path in paths)
+    return {
+        sample: {sha256(path) for path in paths if sizes[path.stat().st_size] > 1}
+        for sample, paths in files.items()
+    }
 
 
 def run_hest_bench(

@@ -34,6 +34,8 @@ from seal_lite.schema import Pattern, Sha256, read
 
 SHARED_FILES = ["*.json", "*.safetensors", "adapter/*", "README.md"]  # of a run on the hub
 HUB_PREFIX = "hf-hub:"
+# Where a shared run may say that timm finds its network: not in a folder of whoever loads it.
+SHARED_SOURCES = ("hf-hub", "hf_hub", "timm")
 MODEL_REMEDY = "take the backbone, panel.json and config.json that it was made with"
 TUNED = "tuned."  # prefix of the vision encoder's tensors in `SEAL.trainable`
 HEADS_FILE = "heads.safetensors"
@@ -71,7 +73,7 @@ def local_folder(run: str | Path, *, files: Sequence[str] = SHARED_FILES) -> Pat
     Raises
     ------
     InputError
-        Where the hub does not give it.
+        Where the hub does not give it, or its network is a folder of this machine.
     """
     name = str(run)
     if not name.startswith(HUB_PREFIX):
@@ -79,7 +81,23 @@ def local_folder(run: str | Path, *, files: Sequence[str] = SHARED_FILES) -> Pat
     remedy = "check the name, go online, or `hf auth login`"
     with reading(name, fault="cannot be fetched", remedy=remedy):
         repository = name.removeprefix(HUB_PREFIX)
-        return Path(snapshot_download(repository, allow_patterns=list(files)))
+        folder = Path(snapshot_download(repository, allow_patterns=list(files)))
+    _check_shared(folder, name)
+    return folder
+
+
+def _check_shared(folder: Path, name: str) -> None:
+    """Raise an `InputError` where a run of the hub decides which local folder is read."""
+    path = folder / "config.json"
+    if not path.exists():
+        return
+    backbone = Config.from_json(path).backbone
+    source, colon, _ = backbone.partition(":")
+    if colon and source not in SHARED_SOURCES:
+        raise InputError(
+            f"{name}: its config.json names backbone={backbone!r}, a folder that a run of the hub "
+            "does not choose; if you trust it, download the run and give its folder"
+        )
 
 
 def tuned_tensors(encoder: VisionEncoder) -> dict[str, Tensor]:

@@ -6,7 +6,7 @@ import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Annotated, Any, Protocol, TypedDict
 
 import numpy as np
 from PIL import Image
@@ -15,6 +15,7 @@ from seal_lite.data.images import Slide, tissue_mask
 from seal_lite.errors import InputError, reading
 from seal_lite.io import open_h5
 from seal_lite.paths import file_name, inside
+from seal_lite.schema import Number, check
 
 MASK_UM = 16.0  # um per px of the thumbnail in which tissue is found
 MIN_TISSUE = (
@@ -42,6 +43,13 @@ class Places:
     corners: np.ndarray
     edge: float
     overlap: float = 0.0
+
+
+class _Spacing(TypedDict, total=False):
+    """Attributes of stored coords, in px of the patches' own magnification."""
+
+    overlap: Annotated[float, Number(at_least=0)]
+    patch_size: Annotated[float, Number(above=0)]
 
 
 class FindPlaces(Protocol):
@@ -114,6 +122,7 @@ class StoredCoords:
         path = self._path(slide.path.stem)
         corners, attributes = _read_coords(path)
         edge = stored_edge(path, attributes)
+        overlap = _stored_overlap(path, attributes, edge)
         edge_um = edge * scale_of(slide)
         if abs(edge_um / patch_um - 1) > EDGE_TOLERANCE:
             raise InputError(
@@ -129,7 +138,6 @@ class StoredCoords:
                 f"{path}: the patch at {x:g}, {y:g} lies outside of {slide.path.name}, which has "
                 f"{width} x {height} px; give the coords of this slide"
             )
-        overlap = float(attributes.get("overlap", 0)) / float(attributes.get("patch_size", edge))
         return Places(corners, edge, overlap)
 
     def describe(self, path: Path) -> str:
@@ -190,6 +198,19 @@ def stored_edge(path: Path, attributes: Mapping[str, Any]) -> float:
     if not 0 < edge < np.inf:
         raise InputError(f"{path}: states patches {edge:g} px wide; correct {stated[0]}")
     return edge
+
+
+def _stored_overlap(path: Path, attributes: Mapping[str, Any], edge: float) -> float:
+    """Return how far stored patches overlap, as a share of their edge."""
+    spacing: _Spacing = check(attributes, _Spacing, path=path, field="coords")
+    overlap = spacing.get("overlap", 0)
+    width = spacing.get("patch_size", edge)
+    if overlap >= width:
+        raise InputError(
+            f"{path}: states an overlap of {overlap:g} px of patches {width:g} px wide; "
+            "correct overlap or patch_size"
+        )
+    return float(overlap / width)
 
 
 def grid(slide: Slide, *, patch_um: float, min_tissue: float = MIN_TISSUE) -> np.ndarray:

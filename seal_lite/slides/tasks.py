@@ -1,7 +1,7 @@
 """Slide-level tasks: molecular status, pathway activity, survival, from bags of patch features.
 
     TASK/config.yaml      task_col, sample_col, extra_cols, label_dict, metrics
-    TASK/k=all.tsv        case_id, slide_id, the label, fold_0, fold_1, ...: train or test
+    TASK/k=all.tsv        case_id, slide_id, the label, fold_0, fold_1, ...: train, test, or neither
 
 A label is the name of a class, or its code: a key of label_dict. Patho-Bench publishes tasks in
 this layout (Zhang et al., 2025). TRIDENT writes the features of a slide as FOLDER/<slide_id>.h5,
@@ -11,19 +11,19 @@ dataset "features" (n, d) or (1, n, d). All slides of a sample form one bag (ear
 from __future__ import annotations
 
 import logging
+import reprlib
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Literal, TypedDict
 
 import numpy as np
 import pandas as pd
-import yaml
 from sklearn.model_selection import StratifiedGroupKFold
 
 from seal_lite.data.images import IMAGE_SUFFIXES, UNREAD_SUFFIXES, VENDOR_SUFFIXES
 from seal_lite.data.readers.common import UNKNOWN
 from seal_lite.errors import InputError, reading
-from seal_lite.io import open_h5
+from seal_lite.io import open_h5, read_yaml
 from seal_lite.paths import file_name, inside
 from seal_lite.schema import Size, check, check_array
 
@@ -33,6 +33,8 @@ Kind = Literal["classification", "regression", "survival"]
 Fold = tuple[np.ndarray, np.ndarray]
 ColumnName = Annotated[str, Size(1, 1000)]
 N_FOLDS = 5  # of a task that has no fold columns
+# A cell of a fold: Patho-Bench reserves some of the training samples as "val", which nothing uses.
+HALVES = ("train", "val", "test")
 
 
 @dataclass(frozen=True)
@@ -103,8 +105,9 @@ def read_slide_task(folder: str | Path) -> SlideTask:
     Raises
     ------
     InputError
-        Where a file, a column or a label is missing, a sample has two labels, a label is not a
-        number, a case is in both halves of a fold, or fewer than two classes are.
+        Where a file, a column or a label is missing, a sample has two labels, a label or a cell of
+        a fold is none that there can be, a case is in both halves of a fold, or one half cannot be
+        used: it is empty, has fewer than two classes, or nothing can be learnt of it.
     """
     folder = Path(folder)
     path = folder / "k=all.tsv"
@@ -127,8 +130,8 @@ def _read_table(folder: Path) -> tuple[pd.DataFrame, _Columns]:
             raise InputError(f"{folder}: is no task, for it has no {name}; restore that file")
     settings = folder / "config.yaml"
     fault = "is no task with config.yaml and k=all.tsv"
+    config = check(read_yaml(settings), TaskFields, path=settings)
     with reading(folder, fault=fault, remedy="correct them"):
-        config = check(yaml.safe_load(settings.read_text("utf-8")), TaskFields, path=settings)
         table = _read_text(folder / "k=all.tsv", config)
         label = config["task_col"]
         sample = config["sample_col"]
@@ -186,22 +189,66 @@ def _read_labels(
 ) -> tuple[np.ndarray, list[str]]:
     """Return y as in `SlideTask`, and the names of the classes."""
     if columns.kind == "classification":
-        labels = samples[columns.labels[0]]
-        if labels.isin(list(columns.class_of)).all():
-            labels = labels.map(columns.class_of)
-        classes = sorted(labels.unique())
-        return labels.map(classes.index).to_numpy(), classes
-    y = samples[columns.labels].apply(pd.to_numeric, errors="coerce").to_numpy()
-    if not np.isfinite(y).all():
-        names = " or ".join(columns.labels)
-        raise InputError(f"{path}: a value of {names} is not a number; correct it, or drop its row")
-    return (y if columns.kind == "survival" else y[:, 0]), []
+        return _read_classes(path, samples, columns)
+    values = samples[columns.labels].apply(pd.to_numeric, errors="coerce").astype(float)
+    with np.errstate(over="ignore"):
+        is_number = np.isfinite(values.astype(np.float32))  # as networks read it
+    for column in columns.labels:
+        _check_cells(path, samples, columns, column, is_number[column], "a number")
+    if columns.kind == "regression":
+        return values.to_numpy()[:, 0], []
+    days, event = columns.labels
+    _check_cells(path, samples, columns, days, values[days] >= 0, "at least 0")
+    _check_cells(path, samples, columns, event, values[event].isin((0, 1)), "0 or 1")
+    return values.to_numpy(), []
+
+
+def _read_classes(
+    path: Path, samples: pd.DataFrame, columns: _Columns
+) -> tuple[np.ndarray, list[str]]:
+    """Return the index of each sample's class (n,), and the names of the classes.
+
+    Labels are codes, or all of them are names.
+    """
+    (column,) = columns.labels
+    labels = samples[column]
+    names = set(columns.class_of.values())
+    is_code = labels.isin(list(columns.class_of))
+    is_name = labels.isin(list(names))
+    if is_code.sum() >= is_name.sum():
+        _check_cells(path, samples, columns, column, is_code, "a code of label_dict")
+        labels = labels.map(columns.class_of)
+    else:
+        _check_cells(path, samples, columns, column, is_name, "a name of label_dict")
+    classes = sorted(labels.unique())
+    return labels.map(classes.index).to_numpy(), classes
+
+
+def _check_cells(
+    path: Path,
+    samples: pd.DataFrame,
+    columns: _Columns,
+    column: str,
+    is_right: pd.Series,
+    expected: str,
+) -> None:
+    """Raise an `InputError` that names the first sample whose cell of a column is not right."""
+    wrong = samples[~is_right]
+    if wrong.empty:
+        return
+    first = wrong.iloc[0]
+    sample = f"{columns.sample} {first[columns.sample]}"
+    fault = f"the {column} of {sample} is {reprlib.repr(first[column])}, must be {expected}"
+    raise InputError(f"{path}: {fault}; correct it, or drop its row")
 
 
 def _read_folds(path: Path, samples: pd.DataFrame, columns: _Columns, y: np.ndarray) -> list[Fold]:
     """Return the folds of the table, or else five folds by case, stratified by class."""
     folds = []
     for column in columns.folds:
+        is_known = samples[column].isin(HALVES) | samples[column].isna()
+        expected = f"{', '.join(HALVES)} or empty"
+        _check_cells(path, samples, columns, column, is_known, expected)
         train = np.flatnonzero(samples[column] == "train")
         test = np.flatnonzero(samples[column] == "test")
         folds.append((train, test))
@@ -223,14 +270,21 @@ def _check_folds(
     kind: Kind,
     classes: list[str],
 ) -> None:
-    """Check that no case is in both halves of a fold, and that two classes are.
+    """Check that each fold has two halves without a common case, and trains on what can be learnt.
 
+    Of a classification two classes are in both halves, of survival an event trains, and of a
+    regression two values do.
     A class that one half lacks is named in the log.
     """
     for i, (train, test) in enumerate(folds):
         shared = set(case[train]) & set(case[test])
         if shared:
             raise InputError(f"{path}: case {min(shared)} is on both sides of fold {i}; move it")
+        if not len(test):
+            raise InputError(f"{path}: fold {i} tests no sample; correct its column")
+        fault = _fault_of_training(y[train], kind)
+        if fault:
+            raise InputError(f"{path}: fold {i} trains on {fault}; merge folds, or correct it")
         if kind != "classification":
             continue
         trained, tested = set(y[train]), set(y[test])
@@ -242,6 +296,17 @@ def _check_folds(
             for k in sorted(absent):
                 rest = f"its scores are means over the other {n_both} classes"
                 log.warning("%s: fold %d %s no %s; %s", path, i, half, classes[k], rest)
+
+
+def _fault_of_training(y: np.ndarray, kind: Kind) -> str:
+    """Return why nothing can be learnt of training samples with these labels; "" where it can."""
+    if not len(y):
+        return "no sample"
+    if kind == "regression" and np.ptp(y) == 0:
+        return "one value only"
+    if kind == "survival" and not y[:, 1].any():
+        return "no event"
+    return ""
 
 
 def read_bags(task: SlideTask, folder: str | Path) -> list[np.ndarray]:

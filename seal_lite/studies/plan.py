@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Annotated
 
 from scipy import stats
 
+from seal_lite.config import AtLeastOne
 from seal_lite.errors import InputError
 from seal_lite.evaluation.crossval import groups_of
 from seal_lite.evaluation.statistics import leave_one_out_ratio
+from seal_lite.schema import Number
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -19,6 +21,7 @@ if TYPE_CHECKING:
     from seal_lite.data.section import Section
     from seal_lite.studies.speed import Speed
 
+STEPS = ("cross-validation", "final training", "report")
 ENOUGH_UNITS = 3  # below, a study describes and gives no verdict
 MOST_FOLDS = 8  # with more groups, one training serves all that are held out
 TRAINING_SHARE = 2 / 3  # of the groups, where one training serves all
@@ -66,13 +69,13 @@ class Plan:
 
     by: str
     reason: str
-    units: int
-    train_groups: int | None
-    seeds: int
-    epochs: int
-    recipe_epochs: int
-    seconds: dict[str, float]
-    seconds_of_cache: float
+    units: AtLeastOne
+    train_groups: AtLeastOne | None
+    seeds: AtLeastOne
+    epochs: AtLeastOne
+    recipe_epochs: AtLeastOne
+    seconds: dict[str, Annotated[float, Number(above=0)]]
+    seconds_of_cache: Annotated[float, Number(at_least=0)]
     memory_gb: float
     disk_gb: float
     smallest_gain: float | None

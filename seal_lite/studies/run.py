@@ -23,17 +23,17 @@ from seal_lite.errors import InputError
 from seal_lite.evaluation.crossval import crossval, folds_of, groups_of
 from seal_lite.evaluation.scores import genes_to_score
 from seal_lite.hub import model_card
-from seal_lite.io import read_json, write_atomic
+from seal_lite.io import write_atomic
 from seal_lite.locks import exclusive_folder
 from seal_lite.paths import nearest_existing
 from seal_lite.schema import read
 from seal_lite.studies.costs import Costs
 from seal_lite.studies.evidence import embed_sections, genes_to_map, held_out_evidence, robustness
-from seal_lite.studies.plan import Plan, choose_groups, make_plan
+from seal_lite.studies.plan import STEPS, Plan, choose_groups, make_plan
 from seal_lite.studies.report import Findings, draw_figures, report_facts, report_page
 from seal_lite.studies.speed import measure_speed
 from seal_lite.training.loop import finetune
-from seal_lite.training.provenance import provenance
+from seal_lite.training.provenance import provenance, read_provenance
 from seal_lite.training.run import check_unused
 
 if TYPE_CHECKING:
@@ -46,6 +46,8 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 PLAN = "plan.json"
+PLAN_REMEDY = "remove it: the study is planned again"
+RUNS_REMEDY = "remove the folder crossval: its folds run again"
 
 
 class PlanFile(TypedDict):
@@ -193,18 +195,22 @@ def resume_plan(out: Path, origin: dict[str, Any]) -> Plan | None:
     Raises
     ------
     InputError
-        Where the folder holds a study of other data, settings or options, or other files.
+        Where the folder holds a study of other data, settings or options, a damaged plan, or other
+        files.
     """
     path = out / PLAN
     if not path.exists():
         check_unused(out)
         return None
-    content = read(path, PlanFile, remedy="remove it: the study is planned again")
+    content = read(path, PlanFile, remedy=PLAN_REMEDY)
     for key in ("sections", "data_sha256", "config_sha256", "groups", "hours"):
         if content["of"].get(key) != origin[key]:
             message = f"{out}: holds another study ({key})"
             raise InputError(f"{message}; choose another --out or remove it")
-    return content["plan"]
+    plan = content["plan"]
+    if plan.by != origin["groups"] or set(plan.seconds) != set(STEPS):
+        raise InputError(f"{path}: is of other groups or steps than this study; {PLAN_REMEDY}")
+    return plan
 
 
 def check_disk(out: Path, plan: Plan) -> None:
@@ -218,15 +224,25 @@ def check_disk(out: Path, plan: Plan) -> None:
 def fold_runs(
     crossval_folder: Path, sections: Sequence[Section], groups: Sequence[str], plan: Plan
 ) -> list[tuple[Path, list[Section]]]:
-    """Return the tuned run of each fold's first seed, with the fold's held-out sections."""
+    """Return the tuned run of each fold's first seed, with the fold's held-out sections.
+
+    Raises
+    ------
+    InputError
+        Where a run is damaged or absent.
+    """
     folders = sorted((crossval_folder / "runs").glob("*/tuned/provenance.json"))
     by_training: dict[tuple[str, ...], Path] = {}
     for path in folders:
-        record = read_json(path, "sections")
-        if record["seed"] == 0:
+        record = read_provenance(path, remedy=RUNS_REMEDY)
+        if record.get("seed") == 0:
             by_training[tuple(record["sections"])] = path.parent
     runs = []
     for train, tests in folds_of(sections, groups, plan.train_groups):
-        folder = by_training[tuple(section.name for section in train)]
-        runs.append((folder, [section for part in tests.values() for section in part]))
+        trained = tuple(section.name for section in train)
+        if trained not in by_training:
+            fault = f"has no run of seed 0 that was trained on {trained[0]} and so on"
+            raise InputError(f"{crossval_folder / 'runs'}: {fault}; {RUNS_REMEDY}")
+        held_out = [section for part in tests.values() for section in part]
+        runs.append((by_training[trained], held_out))
     return runs

@@ -374,6 +374,16 @@ FAULTS = [
             edit_adata(lambda adata: adata.uns.update(um_per_px="fine")),
             "um_per_px 'fine' is no number",
         ),
+        (
+            "the file's um per px is infinite",
+            edit_adata(lambda adata: adata.uns.update(um_per_px=np.inf)),
+            "um_per_px is inf, must be 0 to 1e+06; give um_per_px in sections.tsv",
+        ),
+        (
+            "a spot of negative width",
+            edit_adata(lambda adata: adata.uns.update(spot_um=-1.0)),
+            "spot_um is -1, must be",
+        ),
         ("normalised everywhere", edit_adata(normalise_all), "give raw counts, not normalised"),
         (
             "another pitch is stated",

@@ -6,7 +6,7 @@ import shutil
 
 import h5py
 import pytest
-from faults import all_of, check_fault, each_fault, edit_h5, fault_table, replace, write
+from faults import all_of, check_fault, each_fault, edit, edit_h5, fault_table, replace, write
 
 SECRET = "secret.h5"  # beside the folder that the command is given
 OUTSIDE = "which is outside of"
@@ -82,6 +82,15 @@ def point_out_of_store(root):
 
 def feature_of_other_slide(name):
     return replace("task/k=all.tsv", "c7_0", name)
+
+
+def unfold(text):
+    """The settings, behind aliases that stand for 10^6 entries."""
+    lines = ["a0: &a0 {x: 1}"]
+    for i in range(1, 7):
+        copies = ", ".join([f"*a{i - 1}"] * 10)
+        lines.append(f"a{i}: &a{i} {{<<: [{copies}]}}")
+    return "\n".join([*lines, text])
 
 
 FAULTS = [
@@ -171,6 +180,17 @@ FAULTS = [
     ),
     *fault_table(
         "slides",
+        ("settings that unfold", edit("task/config.yaml", unfold), "config.yaml: cannot be read"),
+        (
+            "settings nested without end",
+            write("task/config.yaml", "[" * 10**5),
+            "config.yaml: cannot be read",
+        ),
+        (
+            "settings of a megabyte",
+            edit("task/config.yaml", lambda text: text + "# x\n" * 10**6),
+            "config.yaml: cannot be read",
+        ),
         ("a slide_id leads up", feature_of_other_slide("../features/c7_0"), OUTSIDE),
         ("a slide_id leads anywhere", feature_of_other_slide("/etc/c7_0"), OUTSIDE),
         ("features lie in another file", move_out("features/c7_0.h5", "features"), "another file"),

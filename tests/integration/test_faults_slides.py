@@ -11,6 +11,7 @@ from faults import (
     copy_pa1_to_pb1,
     declare_terabytes,
     each_fault,
+    edit,
     edit_h5,
     fault_table,
     make_folder,
@@ -32,6 +33,19 @@ def edit_counts(name, change):
     def damage(root):
         path = root / f"legacy/data/ST-cnts/{name}.tsv.gz"
         change(pd.read_csv(path, sep="\t", index_col=0)).to_csv(path, sep="\t")
+
+    return damage
+
+
+def edit_truth(change):
+    """The ground truth of PB1 is changed."""
+
+    def damage(root):
+        path = root / "legacy/truth/PB1.npz"
+        with np.load(path) as file:
+            arrays = dict(file)
+        change(arrays)
+        np.savez(path, **arrays)
 
     return damage
 
@@ -99,6 +113,12 @@ def write_coords(corners, **attributes):
     return damage
 
 
+def share_patches(root):
+    """Both samples name the patches of one."""
+    for path in (root / "bench/TINY/splits").glob("*.csv"):
+        path.write_text(path.read_text().replace("patches/PA1", "patches/PB1"))
+
+
 COORDS = "--coords coords"
 ONE_PATIENT = "section\tpatient\nPA1\tA\nPB1\tA\n"
 
@@ -131,6 +151,31 @@ FAULTS = [
         ("tested on what it trained on", "--test PA1", "PA1: also in"),
         ("an unknown test section", "--test ZZ9", "no section 'ZZ9'"),
         (
+            "a truth without barcodes",
+            edit_truth(lambda arrays: arrays.pop("barcodes")),
+            "PB1.npz: cannot be read",
+        ),
+        (
+            "a truth of other spots",
+            edit_truth(lambda arrays: arrays.update(barcodes=np.char.add(arrays["barcodes"], "x"))),
+            "PB1.npz: has no barcode",
+        ),
+        (
+            "a truth of fewer spots",
+            edit_truth(lambda arrays: arrays.update(expected=arrays["expected"][:3])),
+            "PB1.npz: expected is",
+        ),
+        (
+            "a truth that would be unpickled",
+            edit_truth(lambda arrays: arrays.update(expected=arrays["expected"].astype(object))),
+            "PB1.npz: cannot be read",
+        ),
+        (
+            "a truth of NaN",
+            edit_truth(lambda arrays: arrays.update(expected=arrays["expected"] * np.nan)),
+            "PB1.npz: expected has NaN",
+        ),
+        (
             "the panel's genes are absent",
             edit_counts("PB1", lambda counts: counts.add_prefix("X")),
             "section PB1: gene ERBB2",
@@ -154,6 +199,27 @@ FAULTS = [
             truncate("bench/TINY/patches/PB1.h5"),
             "PB1.h5: has no img",
         ),
+        (
+            "a sample with other files in another fold",
+            replace("bench/TINY/splits/train_1.csv", "/PB1.h5", "/PA1.h5"),
+            "sample PB1 has other files than in another fold",
+        ),
+        (
+            "two samples of one file",
+            share_patches,
+            "PB1.h5: is the file of samples PA1 and PB1",
+        ),
+        (
+            "a sample twice in one half",
+            edit("bench/TINY/splits/test_0.csv", lambda text: text + text.splitlines()[-1]),
+            "sample PB1 is there twice",
+        ),
+        (
+            "a half without samples",
+            edit("bench/TINY/splits/test_0.csv", lambda text: text.splitlines()[0]),
+            "test_0.csv: has no sample",
+        ),
+        ("a task's name that is a path", "--tasks ../bench/TINY", "is a path; give the name of a"),
         ("genes are no list", write(GENES, "[]"), "restore its list 'genes'"),
         ("a gene that no one counted", write(GENES, '{"genes": ["NOPE"]}'), "gene NOPE is missing"),
         ("an unknown task", "--tasks IDC", "IDC: has no folder splits"),
@@ -204,6 +270,11 @@ FAULTS = [
             "s.h5: holds no coords of patches",
         ),
         (
+            "coords without an end to their overlap",
+            (write_coords([[0, 0]], patch_size_level0=320, overlap=np.inf), COORDS),
+            "s.h5: coords.overlap=",
+        ),
+        (
             "damaged coords",
             (all_of(make_folder("coords"), write("coords/s.h5", "x")), COORDS),
             "s.h5: holds no coords of patches",
@@ -225,12 +296,17 @@ FAULTS = [
             replace(TABLE, "c3_1\tmutant", "c3_1\twild"),
             "c3 has two values of status",
         ),
+        (
+            "a misspelt half of a fold",
+            replace(TABLE, "\ttrain\t", "\ttrian\t", 1),
+            "must be train, val, test or empty",
+        ),
         ("a case on both sides", split_a_case, "is on both sides of fold"),
-        ("a task's settings are damaged", write(CONFIG, "a: [1"), "is no task"),
+        ("a task's settings are damaged", write(CONFIG, "a: [1"), "config.yaml: cannot be read"),
         (
             "a task that would run code",
             write(CONFIG, "!!python/object/apply:os.mkdir [out]"),
-            "is no task",
+            "config.yaml: cannot be read",
         ),
         ("no task", "--task nowhere", "nowhere: is no task, for it has no config.yaml"),
         ("features are gone", remove("features/c7_0.h5"), "c7_0.h5; embed that slide there"),

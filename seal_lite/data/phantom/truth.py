@@ -16,11 +16,13 @@ from seal_lite.schema import Names, check, check_array
 from seal_lite.terminal import printable
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterable, Sequence
 
     from seal_lite.data.section import Section
 
-REMEDY = "write the phantom again"
+REMEDY = "write the phantom again, or remove the folder truth"
+ARRAYS = ("barcodes", "genes", "expected", "region")  # of a section's file
+TEXT = r"str\d+"
 
 
 # The columns of genes.tsv; one is named with a word of Python.
@@ -80,38 +82,41 @@ class GroundTruth:
         np.ndarray
             Shares (n, g), float64.
         """
-        arrays = self._read(section)
-        shares, _ = columns(arrays["expected"], arrays["genes"], genes)
+        truth = self._read(section)
+        shares, _ = columns(truth["expected"], truth["genes"], genes)
         return shares.astype(float)
 
     def regions(self, section: Section) -> np.ndarray:
         """Return the name of the region under each of the section's n patches, (n,) str."""
         return self._read(section)["region"]
 
-    def _read(self, section: Section) -> dict[str, np.ndarray]:
-        """Return the truth of a section's n patches: "genes" (g,), "expected" (n, g), "region".
+    def check(self, sections: Iterable[Section]) -> None:
+        """Check that sections have a ground truth.
 
         Raises
         ------
         InputError
-            Where the file is damaged, or lacks a patch.
+            Where the file of one is absent, damaged, or lacks one of its patches.
         """
+        for section in sections:
+            self._read(section)
+
+    def _read(self, section: Section) -> dict[str, np.ndarray]:
+        """Return the truth of a section's n patches: "expected" (n, g), "region" (n,), "genes"."""
         path = inside(self.folder, f"{section.name}.npz", table=section.name)
-        with reading(path, fault="is no truth of a section", remedy=REMEDY), np.load(path) as file:
-            arrays = {name: file[name] for name in ("barcodes", "genes", "expected", "region")}
-        n, g = len(arrays["barcodes"]), len(arrays["genes"])
-        check_array(path, "expected", arrays["expected"], shape=(n, g), remedy=REMEDY)
-        check_array(path, "region", arrays["region"], shape=(n,), dtype="str.*", remedy=REMEDY)
-        if not np.isfinite(arrays["expected"]).all():
+        with reading(path, remedy=REMEDY), np.load(path) as file:
+            barcodes, genes, expected, region = (file[name] for name in ARRAYS)
+        n, g = len(barcodes), len(genes)
+        for name, array in (("barcodes", barcodes), ("region", region)):
+            check_array(path, name, array, shape=(n,), dtype=TEXT, remedy=REMEDY)
+        check_array(path, "genes", genes, shape=(g,), dtype=TEXT, remedy=REMEDY)
+        check_array(path, "expected", expected, shape=(n, g), remedy=REMEDY)
+        if not np.isfinite(expected).all():
             raise InputError(f"{path}: expected has NaN or infinity; {REMEDY}")
-        row_of = {barcode: row for row, barcode in enumerate(arrays["barcodes"])}
-        patches = section.adata.obs_names[section.rows]
-        missing = [barcode for barcode in patches if barcode not in row_of]
+        row_of = {barcode: row for row, barcode in enumerate(barcodes)}
+        names = section.adata.obs_names[section.rows]
+        missing = [name for name in names if name not in row_of]
         if missing:
-            raise InputError(f"{path}: barcode {printable(missing[0])} is missing; {REMEDY}")
-        rows = [row_of[barcode] for barcode in patches]
-        return {
-            "genes": arrays["genes"],
-            "expected": arrays["expected"][rows],
-            "region": arrays["region"][rows],
-        }
+            raise InputError(f"{path}: has no barcode {printable(missing[0])}; {REMEDY}")
+        rows = [row_of[name] for name in names]
+        return {"expected": expected[rows], "region": region[rows], "genes": genes}

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from seal_lite.data.images import IMAGE_SUFFIXES, PLAIN_SUFFIXES, is_hidden, open_slide
-from seal_lite.data.readers.common import known, read_labels
+from seal_lite.data.readers.common import as_length, known, read_labels
 from seal_lite.data.readers.h5ad import read_anndata
 from seal_lite.data.readers.hest import read_hest
 from seal_lite.data.readers.legacy_st import read_legacy_st
@@ -33,7 +33,7 @@ from seal_lite.data.readers.visium import (
     read_visium_of_series,
 )
 from seal_lite.data.readers.xenium import read_xenium
-from seal_lite.errors import InputError, reading
+from seal_lite.errors import InputError
 from seal_lite.paths import inside
 
 if TYPE_CHECKING:
@@ -330,7 +330,5 @@ def section_labels(base: str | Path, name: str) -> dict[str, str]:
     labels = known(row)
     for column in NUMBER_COLUMNS:
         if column in labels:
-            value = labels[column]
-            with reading(path, fault=f"{column} '{value}' is no number", remedy="correct it"):
-                float(value)
+            as_length(path, column, labels[column], remedy="correct it")
     return labels

@@ -25,6 +25,7 @@ log = logging.getLogger(__name__)
 
 ARRAY = ("array_col", "array_row")  # columns of `obs`: where a spot lies on the array
 PIXELS = ["pxl_col_in_fullres", "pxl_row_in_fullres"]  # columns of x, y in px of the full image
+LONGEST_UM = 1e6  # a metre: no length of a section is longer
 POOL_UM = 100.0  # edge of pseudo-spots; HEST pools to the same
 UNKNOWN = ("", "nan", "none", "null", "na", "n/a", "<na>")  # what stands for a missing value
 FLAGS = {"1": True, "true": True, "yes": True} | dict.fromkeys(("0", "false", "no", "nan"), False)
@@ -229,6 +230,22 @@ def text_of(value: object) -> str:
 def known(fields: Mapping[str, Any]) -> dict[str, Any]:
     """Return those fields whose value is not missing."""
     return {key: value for key, value in fields.items() if not is_unknown(value)}
+
+
+def as_length(path: str | Path, name: str, value: object, *, remedy: str) -> float:
+    """Return a length in um, which may be stored as text or bytes; 0 stands for an unknown one.
+
+    Raises
+    ------
+    InputError
+        If it is no number, negative, or longer than any section.
+    """
+    text = text_of(value)
+    with reading(path, fault=f"{name} '{text}' is no number", remedy=remedy):
+        length = float(text)
+    if not 0 <= length <= LONGEST_UM:
+        raise InputError(f"{path}: {name} is {length:g}, must be 0 to {LONGEST_UM:g}; {remedy}")
+    return length
 
 
 def as_numbers(path: str | Path, name: str, values: pd.Series) -> np.ndarray:

@@ -38,7 +38,7 @@ def read_xenium(path: Path, labels: dict[str, str]) -> AnnData:
         If a matrix is no invertible 3 x 3 matrix, or one of several.
     """
     folder = path.parent
-    size_um = float(labels.get("pool_um", POOL_UM))
+    size_um = float(labels.get("pool_um", 0)) or POOL_UM
     experiment: Experiment = read(folder / "experiment.xenium", Experiment, remedy=REMEDY)
     pixel_um = experiment["pixel_size"]
     alignment = _read_alignment(folder)

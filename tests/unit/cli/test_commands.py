@@ -215,7 +215,7 @@ def test_hest_bench_records_the_run_and_none_of_a_frozen_encoder(
     from seal_lite.cli import evaluate
     from seal_lite.evaluation import features, hest_bench
 
-    task = SimpleNamespace(name="T", load=lambda px: {})
+    task = SimpleNamespace(name="T", files={}, folds=[], load=lambda px: {})
     monkeypatch.setattr(hest_bench, "read_hest_task", lambda *_: task)
     monkeypatch.setattr(hest_bench, "seen_test_samples", lambda *_, **__: [])
     monkeypatch.setattr(hest_bench, "run_hest_bench", lambda *_, **__: {})

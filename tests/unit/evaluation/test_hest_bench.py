@@ -14,6 +14,7 @@ from seal_lite.data.readers.hest import GENES_FILE
 from seal_lite.errors import InputError
 from seal_lite.evaluation.hest_bench import (
     HestTask,
+    copied_test_samples,
     pooled_scores,
     read_hest_task,
     run_hest_bench,
@@ -75,6 +76,17 @@ def test_barcodes_and_genes_are_matched_by_name(damaged_root):
     shuffled.copy().write_h5ad(path)
     after = read_hest_task(damaged_root, "TINY").load()["PB1"].adata.to_df()[GENES]
     assert before.equals(after)
+
+
+@pytest.mark.parametrize("kind", ["patches/{}.h5", "adata/{}.h5ad"])
+def test_a_copy_under_another_name_is_refused_or_named(damaged_root, kind):
+    folder = damaged_root / "TINY"
+    assert copied_test_samples(read_hest_task(damaged_root, "TINY")) == []
+    shutil.copy(folder / kind.format("PA1"), folder / kind.format("PB1"))
+    task = read_hest_task(damaged_root, "TINY")
+    with pytest.raises(InputError, match="test sample PA1 has the same file as training .* PB1"):
+        copied_test_samples(task)
+    assert copied_test_samples(task, allow=True) == ["PA1", "PB1"]
 
 
 # Scoring

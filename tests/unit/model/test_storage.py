@@ -8,8 +8,10 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+import torch
 
 from seal_lite import SEAL, Config, InputError
+from seal_lite.encoders.registry import config_for
 
 HEADS = "heads.safetensors"
 ADAPTER = "adapter/adapter_model.safetensors"
@@ -202,3 +204,35 @@ def test_a_run_that_the_hub_does_not_have_is_an_error(monkeypatch):
     monkeypatch.setattr("seal_lite.model.storage.snapshot_download", refuse)
     with pytest.raises(InputError, match="hf-hub:no/thing: cannot be fetched"):
         SEAL.from_pretrained("hf-hub:no/thing")
+
+
+@pytest.fixture
+def run_of_local_folder(trained, tmp_path):
+    """A run whose network is in a local folder."""
+    import timm
+
+    torch.manual_seed(0)
+    network = timm.create_model("test_vit", num_classes=0)
+    timm.models.save_for_hf(network, tmp_path / "network", safe_serialization=True)
+    _, model, _ = trained
+    backbone = f"local-dir:{tmp_path / 'network'}"
+    config = replace(config_for(backbone), hidden=(8,), project=8, tune_blocks=1)
+    SEAL.build(model.panel, config, device="cpu").save_pretrained(tmp_path / "run")
+    return tmp_path / "run"
+
+
+def test_a_run_may_have_its_network_in_a_local_folder(run_of_local_folder):
+    loaded = SEAL.from_pretrained(run_of_local_folder)
+    assert loaded.config.backbone.startswith("local-dir:")
+
+
+@pytest.mark.parametrize("scheme", ["local-dir", "LOCAL-DIR", " local-dir", "file"])
+def test_a_run_on_the_hub_does_not_choose_a_local_folder(run_of_local_folder, monkeypatch, scheme):
+    """timm takes its sources in any case."""
+    path = run_of_local_folder / "config.json"
+    path.write_text(path.read_text().replace("local-dir", scheme))
+    folder = str(run_of_local_folder)
+    monkeypatch.setattr("seal_lite.model.storage.snapshot_download", lambda *_, **__: folder)
+    monkeypatch.setattr("timm.create_model", lambda *_, **__: pytest.fail("the folder is read"))
+    with pytest.raises(InputError, match="hf-hub:me/run: its config.json names backbone="):
+        SEAL.from_pretrained("hf-hub:me/run")

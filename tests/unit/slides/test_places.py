@@ -34,6 +34,7 @@ def find(folder, slide, patch_um=64.0):
 
 
 TRIDENTS = {"patch_size": 64, "level0_magnification": 20, "target_magnification": 10, "overlap": 16}
+LEVEL_0 = {"patch_size_level0": 128}
 
 
 @pytest.mark.parametrize(
@@ -73,6 +74,13 @@ def test_the_edge_fits_within_two_per_cent(tmp_path, slide, edge, fits):
         (CORNERS, {"patch_size_level0": np.nan}, "s.h5: states patches nan px wide"),
         (CORNERS, {"patch_size_level0": "wide"}, "s.h5: has an edge that is no number"),
         (CORNERS, {**TRIDENTS, "target_magnification": 0}, "s.h5: "),
+        (CORNERS, {**TRIDENTS, "overlap": "much"}, "s.h5: coords.overlap='much' must be a number"),
+        (CORNERS, {**TRIDENTS, "overlap": [8, 8]}, "s.h5: coords.overlap=array"),
+        (CORNERS, {**TRIDENTS, "overlap": np.inf}, "s.h5: coords.overlap=.*inf"),
+        (CORNERS, {**TRIDENTS, "overlap": -1}, "s.h5: coords.overlap=.*at least 0"),
+        (CORNERS, {**TRIDENTS, "overlap": 64}, "s.h5: states an overlap of 64 px of patches 64"),
+        (CORNERS, {**LEVEL_0, "patch_size": 0}, "s.h5: coords.patch_size=.*above 0"),
+        (CORNERS, {**LEVEL_0, "overlap": 128}, "s.h5: states an overlap of 128 px of patches 128"),
         (CORNERS + [0, 112], {"patch_size_level0": 128}, "410, 512 lies outside of s.png, .* 512"),
         (CORNERS - [0, 128], {"patch_size_level0": 128}, "0, -128 lies outside of s.png"),
         ([[np.nan, 0]], {"patch_size_level0": 128}, "nan, 0 lies outside of s.png"),

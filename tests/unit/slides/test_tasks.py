@@ -46,12 +46,57 @@ def test_a_regression_has_values_and_no_classes(write_task):
 
 def test_survival_has_days_and_event_in_this_order(write_task):
     days = np.arange(1, CASES + 1)
-    event = np.arange(CASES) % 2
+    event = np.arange(CASES) // 2 % 2
     columns = {"OS_event": event, "OS_days": days}
     folder, _ = write_task(columns, {"extra_cols": ["OS_event", "OS_days"]})
     task = read_slide_task(folder)
     assert task.kind == "survival"
     np.testing.assert_array_equal(task.y, np.column_stack([days, event]))
+
+
+SURVIVAL = {"OS_days": np.arange(CASES), "OS_event": np.arange(CASES) // 2 % 2}
+EXTRA = {"extra_cols": list(SURVIVAL)}
+
+
+@pytest.mark.parametrize(
+    ("column", "value", "expected"),
+    [
+        ("OS_event", 7, "0 or 1"),
+        ("OS_event", 0.5, "0 or 1"),
+        ("OS_event", -1, "0 or 1"),
+        ("OS_event", "dead", "a number"),
+        ("OS_days", -5, "at least 0"),
+        ("OS_days", "1e300", "a number"),
+        ("OS_days", "inf", "a number"),
+    ],
+)
+def test_days_or_an_event_that_cannot_be_are_named(write_task, column, value, expected):
+    cells = SURVIVAL[column].astype(object)
+    cells[4] = value
+    folder, _ = write_task({**SURVIVAL, column: cells}, EXTRA)
+    message = f"k=all.tsv: the {column} of case_id c4 is '{value}', must be {expected}"
+    with pytest.raises(InputError, match=message):
+        read_slide_task(folder)
+
+
+def test_training_samples_of_whom_nothing_can_be_learnt_are_an_error(write_task):
+    folder, _ = write_task({**SURVIVAL, "OS_event": np.arange(CASES) % 2}, EXTRA)
+    with pytest.raises(InputError, match="fold 1 trains on no event"):
+        read_slide_task(folder)
+    folder, _ = write_task({"activity": np.ones(CASES)}, {})
+    with pytest.raises(InputError, match="fold 0 trains on one value only"):
+        read_slide_task(folder)
+
+
+@pytest.mark.parametrize("half", ["val", "", "NA"])
+def test_a_sample_may_be_in_no_half_of_a_fold(write_task, half):
+    folder, _ = write_task(STATUS, NAMES)
+    path = folder / "k=all.tsv"
+    path.write_text(path.read_text().replace("c1_0\twildtype\ttrain", f"c1_0\twildtype\t{half}"))
+    task = read_slide_task(folder)
+    train, test = task.folds[0]
+    assert 1 not in [*train, *test]
+    assert len(train) + len(test) == CASES - 1
 
 
 def test_without_fold_columns_no_case_is_in_both_halves_and_each_tests_once(write_task):
@@ -99,7 +144,23 @@ FAULTS = {
     "no row": ("k=all.tsv", drop_rows, "k=all.tsv: has no rows"),
     "no table": ("k=all.tsv", None, "is no task"),
     "no sample column": ("config.yaml", replace("sample_col", "x"), "sample_col is missing"),
-    "words for a value": ("config.yaml", drop_label_dict, "status is not a number"),
+    "words for a value": ("config.yaml", drop_label_dict, "c0 is 'wildtype', must be a number"),
+    "a misspelt class": (
+        "k=all.tsv",
+        replace("c2_0\tmutant", "c2_0\tmutnat"),
+        "k=all.tsv: the status of case_id c2 is 'mutnat', must be a name of label_dict",
+    ),
+    "a code among names": (
+        "k=all.tsv",
+        replace("c2_0\tmutant", "c2_0\t1"),
+        "k=all.tsv: the status of case_id c2 is '1', must be a name of label_dict",
+    ),
+    "a misspelt half": (
+        "k=all.tsv",
+        replace("c1_0\twildtype\ttrain", "c1_0\twildtype\ttrian"),
+        "k=all.tsv: the fold_0 of case_id c1 is 'trian', must be train, val, test or empty",
+    ),
+    "no half": ("k=all.tsv", replace("\ttest\t", "\tval\t"), "fold 0 tests no sample"),
 }
 
 
@@ -208,7 +269,8 @@ def test_a_class_may_be_called_na_and_an_unknown_label_is_empty(write_task):
 
 
 def test_a_class_that_one_half_of_a_fold_lacks_is_named(write_task, caplog):
-    folder, _ = write_task(STATUS, NAMES)
+    with_rare = {"label_dict": {**NAMES["label_dict"], "2": "rare"}}
+    folder, _ = write_task(STATUS, with_rare)
     path = folder / "k=all.tsv"
     rows = path.read_text().splitlines()
     rows[1] = rows[1].replace("wildtype", "rare")  # c0, which the first fold tests

@@ -7,6 +7,7 @@ import subprocess
 import sys
 import time
 from dataclasses import replace
+from types import SimpleNamespace
 
 import anndata
 import numpy as np
@@ -245,6 +246,48 @@ def test_the_final_encoder_has_its_card_with_the_scores_of_the_folds(finished, s
     record = json.loads((out / "encoder/provenance.json").read_text())
     assert record["sections"] == [section.name for section in sections]
     assert not (out / "cache").exists() and not (out / "crossval/cache").exists()
+
+
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [
+        (lambda record: record.pop("seed"), "runs: has no run of seed 0 that was trained on"),
+        (lambda record: record.update(seed="0"), "provenance.json: seed='0' must be"),
+        (lambda record: record.update(sections=["ZZ9"]), "runs: has no run of seed 0"),
+        (lambda record: record.pop("sections"), "provenance.json: sections is missing"),
+    ],
+)
+def test_a_damaged_run_of_a_fold_is_named(finished, sections, tmp_path, damage, message):
+    out, _ = finished
+    names = [section.name for section in sections]
+    folder = tmp_path / "crossval"
+    for path in (out / "crossval/runs").glob("*/tuned/provenance.json"):
+        record = json.loads(path.read_text())
+        damage(record)
+        copy = folder / path.relative_to(out / "crossval")
+        copy.parent.mkdir(parents=True)
+        copy.write_text(json.dumps(record))
+    each_group_once = SimpleNamespace(train_groups=None)
+    with pytest.raises(InputError, match=message):
+        run.fold_runs(folder, sections, names, each_group_once)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"units": 0}, "plan.json: plan.units=0 must be"),
+        ({"seeds": -1}, "plan.json: plan.seeds=-1 must be"),
+        ({"seconds": {"report": 1.0}}, "plan.json: is of other groups or steps"),
+        ({"by": "organ"}, "plan.json: is of other groups or steps"),
+    ],
+)
+def test_a_damaged_plan_is_named(finished, tmp_path, change, message):
+    out, _ = finished
+    content = json.loads((out / "plan.json").read_text())
+    content["plan"] |= change
+    (tmp_path / "plan.json").write_text(json.dumps(content))
+    with pytest.raises(InputError, match=message):
+        run.resume_plan(tmp_path, content["of"])
 
 
 def test_a_folder_of_another_study_is_refused(finished, phantom_root):
