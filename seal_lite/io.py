@@ -6,6 +6,7 @@ import errno
 import hashlib
 import json
 import os
+import warnings
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
@@ -14,9 +15,11 @@ from typing import TYPE_CHECKING, Any, BinaryIO, TypeVar
 
 from seal_lite.errors import InputError, reading, refuse_special
 from seal_lite.locks import LOCK_SUFFIXES, check_held
+from seal_lite.paths import check_store
 
 if TYPE_CHECKING:
     import h5py
+    import zarr
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
@@ -169,6 +172,32 @@ def check_h5(file: h5py.File) -> None:
     if elsewhere:
         raise InputError(f"{path}: {elsewhere[0]} lies in another file; write all into this one")
     refuse_bomb(path, sum(sizes))
+
+
+def open_zarr(path: str | Path, *, use_consolidated: bool | None = None) -> zarr.Group:
+    """Open a Zarr store for reading, of version 2 or 3.
+
+    Parameters
+    ----------
+    path
+        The store, a folder.
+    use_consolidated
+        Whether its arrays are those that it repeats at its top; by default where it does.
+
+    Raises
+    ------
+    InputError
+        As `check_store` and `refuse_bomb` do.
+    """
+    import zarr
+
+    check_store(path)
+    group = zarr.open_group(path, mode="r", use_consolidated=use_consolidated)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of files of other kinds, as SpatialData's tables
+        members = [member for _, member in group.members(max_depth=None)]
+    refuse_bomb(path, sum(member.nbytes for member in members if isinstance(member, zarr.Array)))
+    return group
 
 
 def read_ahead(read: Callable[[Item], Result], items: Iterable[Item]) -> Iterator[Result]:

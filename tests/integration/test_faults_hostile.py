@@ -80,6 +80,20 @@ def point_out_of_store(root):
     path.write_text(json.dumps(text))
 
 
+def declare_gigabytes(path):
+    """An array of a Zarr store declares 6 GB, in one piece that nobody wrote."""
+
+    def damage(root):
+        text = json.loads((root / path).read_text())
+        length = 8 * 10**8
+        text["shape"] = [length]
+        text["chunk_grid"]["configuration"]["chunk_shape"] = [length]
+        (root / path).write_text(json.dumps(text))
+        shutil.rmtree((root / path).with_name("c"))
+
+    return damage
+
+
 def feature_of_other_slide(name):
     return replace("task/k=all.tsv", "c7_0", name)
 
@@ -124,6 +138,11 @@ FAULTS = [
     *fault_table(
         "zarr",
         ("a store links to the outside", link_chunks, "X: is a link that leads out of its store"),
+        (
+            "a store's table declares gigabytes",
+            declare_gigabytes("zarr/S1.zarr/tables/table/obs/spot/zarr.json"),
+            "S1.zarr: declares",
+        ),
         ("a store's image lies outside", point_out_of_store, "S1.zarr"),
         ("an image beside the store", name_image("zarr", "../x.zarr/images/he"), OUTSIDE),
     ),
