@@ -21,7 +21,8 @@ if TYPE_CHECKING:
 MEMBERS = ("data", "indices", "indptr")
 CHUNK = 2**20  # values in memory at a time
 MAX_EDGE = 2**31 - 1  # rows or columns; no section has more
-MAX_ITEMS = 100_000  # groups and arrays of a file; a circle of links has no end
+MAX_ITEMS = 20_000  # groups and arrays of a file, counted under each of their names
+MAX_DEPTH = 32  # groups in one another
 
 
 def check_matrices(path: str | Path, root: h5py.Group | zarr.Group | h5py.Dataset) -> None:
@@ -37,7 +38,7 @@ def check_matrices(path: str | Path, root: h5py.Group | zarr.Group | h5py.Datase
     Raises
     ------
     InputError
-        As `check_matrix`, and where the group has no end.
+        As `check_matrix`, and where a group holds itself, or too much.
     """
     for group in _groups(path, root):
         with reading(path):
@@ -139,18 +140,25 @@ def _chunks(path: str | Path, array: Any) -> Iterator[np.ndarray]:
 
 
 def _groups(path: str | Path, root: Any) -> Iterator[Any]:
-    """Yield a group and all groups below it, links included."""
-    pending = [root]
-    n_items = 0
+    """Yield a group and all groups below it, links included: each as often as it is named."""
+    pending: list[tuple[Any, frozenset[Any]]] = [(root, frozenset())]  # and the groups around it
+    n_items = 1
     while pending:
-        item = pending.pop()
-        n_items += 1
+        item, around = pending.pop()
+        if not hasattr(item, "keys"):
+            continue
+        identity = item.id if hasattr(item, "id") else item.path  # HDF5, else zarr
+        if identity in around:
+            _refuse(path, f"{item.name} holds itself")
+        if len(around) > MAX_DEPTH:
+            _refuse(path, f"holds more than {MAX_DEPTH} groups in one another")
+        with reading(path):
+            n_items += len(item)
         if n_items > MAX_ITEMS:
             _refuse(path, f"holds more than {MAX_ITEMS} groups and arrays")
-        if hasattr(item, "keys"):
-            with reading(path):
-                pending += [item[name] for name in item]
-            yield item
+        with reading(path):
+            pending += [(item[name], around | {identity}) for name in item]
+        yield item
 
 
 def _attribute(group: Any, *names: str) -> Any:
