@@ -49,6 +49,15 @@ def check_matrices(path: str | Path, root: h5py.Group | zarr.Group | h5py.Datase
             check_matrix(path, group, shape=shape, by_columns=layout.startswith("csc"))
 
 
+def stored_bytes(path: str | Path, root: h5py.Group | zarr.Group | h5py.Dataset) -> int:
+    """Return the bytes that an array, or all below a group, takes in memory when it is read."""
+    arrays = [root]
+    if hasattr(root, "keys"):
+        items = [group[name] for group in _groups(path, root) for name in group]
+        arrays = [item for item in items if not hasattr(item, "keys")]
+    return sum(getattr(array, "nbytes", 0) for array in arrays)  # a stored type has none
+
+
 def check_10x(path: str | Path, file: h5py.File) -> None:
     """Check the matrices, features x barcodes, of a 10x HDF5 file; raises as `check_matrix`."""
     for group in _groups(path, file):
