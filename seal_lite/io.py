@@ -6,23 +6,29 @@ import errno
 import hashlib
 import json
 import os
+import warnings
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
+from io import BufferedReader, RawIOBase
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO, TypeVar
 
 import yaml
 
+from seal_lite.cache import free_memory
 from seal_lite.errors import InputError, reading, refuse_special
 from seal_lite.locks import LOCK_SUFFIXES, check_held
+from seal_lite.paths import check_store
 
 if TYPE_CHECKING:
     import h5py
+    import zarr
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
 DEFLATE_LIMIT = 1100  # deflate packs at most 1,032 bytes into one; more is damage, or a bomb
+PIECE = 2**20  # bytes unpacked at a time
 CANNOT_RESERVE = (errno.EINVAL, errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP)
 YAML_LIMIT = 10**5  # bytes; settings take a few thousand, and a megabyte would take minutes
 RUN_REMEDY = "give a folder that `finetune` finished"
@@ -151,8 +157,17 @@ def sha256(path: str | Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def refuse_bomb(path: str | Path, declared: int) -> None:
+def refuse_bomb(path: str | Path, declared: int, *, verb: str = "declares") -> None:
     """Check that a file, or a folder, can hold the `declared` number of bytes.
+
+    Parameters
+    ----------
+    path
+        The file or folder.
+    declared
+        Bytes, as it declares or unpacks to.
+    verb
+        Which of the two, for the message.
 
     Raises
     ------
@@ -162,8 +177,72 @@ def refuse_bomb(path: str | Path, declared: int) -> None:
     path = Path(path)
     stored = sum(file.stat().st_size for file in (path, *path.rglob("*")))
     if declared > DEFLATE_LIMIT * max(stored, 1):
-        sizes = f"declares {declared / 1e9:.3g} GB, of which it holds {stored / 1e9:.1g} GB"
+        sizes = f"{verb} {declared / 1e9:.3g} GB, of which it holds {stored / 1e9:.1g} GB"
         raise InputError(f"{path}: {sizes}; do not trust it, fetch it again")
+
+
+def refuse_oversize(path: str | Path, declared: int, *, verb: str = "declares") -> None:
+    """Check that the `declared` number of bytes, all to be read at once, fit into the free memory.
+
+    Parameters are those of `refuse_bomb`.
+
+    Raises
+    ------
+    InputError
+        Where they do not.
+    """
+    free = free_memory()
+    if declared > free:
+        sizes = f"{verb} {declared / 1e9:.3g} GB, and {free / 1e9:.3g} GB of memory are free"
+        raise InputError(f"{path}: {sizes}; do not trust it, or read it where there is more")
+
+
+class _Bounded(RawIOBase):
+    """A stream that raises an `InputError` once more has come out of it than a file can hold."""
+
+    def __init__(self, path: Path, stream: BinaryIO, *, is_kept: bool) -> None:
+        self._path = path
+        self._stream = stream
+        self._is_kept = is_kept
+        self._n_read = 0
+
+    def readable(self) -> bool:
+        """Return that it can be read."""
+        return True
+
+    def readinto(self, buffer: Any) -> int:
+        """Fill a buffer, and return the number of bytes."""
+        content = self._stream.read(len(buffer))
+        buffer[: len(content)] = content
+        self._n_read += len(content)
+        refuse_bomb(self._path, self._n_read, verb="unpacks to")
+        if self._is_kept:
+            refuse_oversize(self._path, self._n_read, verb="unpacks to")
+        return len(content)
+
+
+@contextmanager
+def open_text(path: str | Path, *, is_kept: bool = True) -> Iterator[BufferedReader]:
+    """Open a text file, which may be compressed as pandas knows it, and give its bytes.
+
+    Parameters
+    ----------
+    path
+        The file.
+    is_kept
+        Whether all of it is kept in memory. As it is read, less memory is free: so at most about
+        half of what was free is filled.
+
+    Raises
+    ------
+    InputError
+        While reading, as `refuse_bomb` and `refuse_oversize` do.
+    """
+    from pandas.io.common import get_handle
+
+    path = Path(path)
+    with get_handle(path, "rb", compression="infer", is_text=False) as opened:
+        yield BufferedReader(_Bounded(path, opened.handle, is_kept=is_kept), PIECE)
 
 
 @contextmanager
@@ -207,6 +286,32 @@ def check_h5(file: h5py.File) -> None:
     if elsewhere:
         raise InputError(f"{path}: {elsewhere[0]} lies in another file; write all into this one")
     refuse_bomb(path, sum(sizes))
+
+
+def open_zarr(path: str | Path, *, use_consolidated: bool | None = None) -> zarr.Group:
+    """Open a Zarr store for reading, of version 2 or 3.
+
+    Parameters
+    ----------
+    path
+        The store, a folder.
+    use_consolidated
+        Whether its arrays are those that it repeats at its top; by default where it does.
+
+    Raises
+    ------
+    InputError
+        As `check_store` and `refuse_bomb` do.
+    """
+    import zarr
+
+    check_store(path)
+    group = zarr.open_group(path, mode="r", use_consolidated=use_consolidated)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of files of other kinds, as SpatialData's tables
+        members = [member for _, member in group.members(max_depth=None)]
+    refuse_bomb(path, sum(member.nbytes for member in members if isinstance(member, zarr.Array)))
+    return group
 
 
 def read_ahead(read: Callable[[Item], Result], items: Iterable[Item]) -> Iterator[Result]:

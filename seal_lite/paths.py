@@ -119,19 +119,33 @@ def check_store(path: str | Path) -> None:
     Raises
     ------
     InputError
-        Where a part is a link that leads out of the store, or is no plain file.
+        Where a part is a link that leads out of the store or to a folder with links to folders, of
+        which a circle is made, or is no plain file.
     """
     path = Path(path)
     root = path.resolve()
-    for folder, folders, files in os.walk(path):
+    to_folders: dict[Path, Path] = {}  # links, and where they lead
+    for folder, folders, files in os.walk(root):
         for name in (*folders, *files):
             part = Path(folder, name)
             refuse_special(part)
-            if part.is_symlink() and not part.resolve().is_relative_to(root):
+            if not part.is_symlink():
+                continue
+            target = part.resolve()
+            if not target.is_relative_to(root):
                 raise InputError(
-                    f"{part}: is a link that leads out of its store; copy the store with what "
-                    "its links lead to (cp -rL)"
+                    f"{path / part.relative_to(root)}: is a link that leads out of its store; "
+                    "copy the store with what its links lead to (cp -rL)"
                 )
+            if target.is_dir():
+                to_folders[part] = target
+    targets = set(to_folders.values())
+    for part in to_folders:
+        if not targets.isdisjoint(part.parents):
+            raise InputError(
+                f"{path / part.relative_to(root)}: is a link in a folder that a link leads to; "
+                "put the folder itself there"
+            )
 
 
 def nearest_existing(path: Path) -> Path:

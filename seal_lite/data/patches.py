@@ -13,7 +13,7 @@ from seal_lite.config import Config
 from seal_lite.data.images import Slide, open_slide, resized
 from seal_lite.data.readers.sparse import check_finite
 from seal_lite.errors import InputError, reading
-from seal_lite.io import open_h5
+from seal_lite.io import open_h5, refuse_oversize
 from seal_lite.schema import check_array
 
 if TYPE_CHECKING:
@@ -196,8 +196,11 @@ def read_patches(path: str | Path) -> ReadyPatches:
         If the file is damaged or lacks one of the three arrays.
     """
     with reading(path, fault="has no img, barcode and coords"), open_h5(path) as file:
-        images = file["img" if "img" in file else "imgs"][:]
-        names = file["barcode" if "barcode" in file else "barcodes"][:]
+        stored = file["img" if "img" in file else "imgs"]
+        named = file["barcode" if "barcode" in file else "barcodes"]
+        refuse_oversize(path, stored.nbytes + named.nbytes + file["coords"].nbytes)
+        images = stored[:]
+        names = named[:]
         barcodes = [b.decode() if isinstance(b, bytes) else str(b) for b in names.ravel()]
         n_patches = len(barcodes)
         check_array(path, "img", images, shape=(n_patches, None, None, 3), dtype="uint8")

@@ -13,7 +13,7 @@ from PIL import Image
 
 from seal_lite.data.images import Slide, tissue_mask
 from seal_lite.errors import InputError, reading
-from seal_lite.io import open_h5
+from seal_lite.io import open_h5, refuse_oversize
 from seal_lite.paths import file_name, inside
 from seal_lite.schema import Number, check
 
@@ -162,6 +162,7 @@ def _read_coords(path: Path) -> tuple[np.ndarray, dict[str, Any]]:
     """Return the corners (n, 2) float64 of stored patches, and the attributes of "coords"."""
     remedy = "make it again, or leave --coords out"
     with reading(path, fault="holds no coords of patches", remedy=remedy), open_h5(path) as h5:
+        refuse_oversize(path, h5["coords"].nbytes)
         stored = np.asarray(h5["coords"], float)
         if stored.size and stored.shape[-1] != 2:
             raise ValueError(f"coords are {stored.shape} numbers, not (n, 2)")

@@ -23,11 +23,13 @@ from sklearn.model_selection import StratifiedGroupKFold
 from seal_lite.data.images import IMAGE_SUFFIXES, UNREAD_SUFFIXES, VENDOR_SUFFIXES
 from seal_lite.data.readers.common import UNKNOWN
 from seal_lite.errors import InputError, reading
-from seal_lite.io import open_h5, read_yaml
+from seal_lite.io import open_h5, read_yaml, refuse_oversize
 from seal_lite.paths import file_name, inside
 from seal_lite.schema import Size, check, check_array
 
 log = logging.getLogger(__name__)
+
+FEATURE_BYTES = np.dtype(np.float32).itemsize  # of a feature in memory
 
 Kind = Literal["classification", "regression", "survival"]
 Fold = tuple[np.ndarray, np.ndarray]
@@ -370,6 +372,7 @@ def _read_features(path: Path) -> np.ndarray:
         is_stacked = len(stored.shape) == 3  # (1, n, d), as TRIDENT has written it, too
         shape = (1, None, None) if is_stacked else (None, None)
         check_array(path, "features", stored, shape=shape, remedy="embed it again")
+        refuse_oversize(path, FEATURE_BYTES * stored.size)
         x = np.asarray(stored, np.float32)
         x = x.reshape(-1, x.shape[-1])
     if not np.isfinite(x).all():

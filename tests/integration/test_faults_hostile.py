@@ -1,18 +1,31 @@
 """Data that name, link or are other files than their own: an attack is one line, exit code 2."""
 
 import json
+import lzma
 import os
 import shutil
 
 import h5py
 import pytest
-from faults import all_of, check_fault, each_fault, edit, edit_h5, fault_table, replace, write
+from faults import (
+    Fault,
+    all_of,
+    check_fault,
+    each_fault,
+    edit,
+    edit_h5,
+    fault_table,
+    replace,
+    write,
+)
 
 SECRET = "secret.h5"  # beside the folder that the command is given
 OUTSIDE = "which is outside of"
 PIPE = "is a pipe, a socket or a device"
 IMAGE = "legacy/data/ST-imgs/PA/PA1/HE_PA1.jpg"
 MATRIX = "visium/S1/filtered_feature_bc_matrix.h5"
+
+POSITIONS = "visium/S1/spatial/tissue_positions.csv"
 
 
 def name_image(folder, path, section="S1"):
@@ -80,6 +93,30 @@ def point_out_of_store(root):
     path.write_text(json.dumps(text))
 
 
+def declare_gigabytes(path):
+    """An array of a Zarr store declares 6 GB, in one piece that nobody wrote."""
+
+    def damage(root):
+        text = json.loads((root / path).read_text())
+        length = 8 * 10**8
+        text["shape"] = [length]
+        text["chunk_grid"]["configuration"]["chunk_shape"] = [length]
+        (root / path).write_text(json.dumps(text))
+        shutil.rmtree((root / path).with_name("c"))
+
+    return damage
+
+
+def pack(path, text):
+    """The text file is packed, and unpacks to far more than it holds."""
+
+    def damage(root):
+        (root / path).unlink()
+        (root / f"{path}.xz").write_bytes(lzma.compress(text.encode() * 10**7))
+
+    return damage
+
+
 def feature_of_other_slide(name):
     return replace("task/k=all.tsv", "c7_0", name)
 
@@ -123,7 +160,8 @@ FAULTS = [
         "visium",
         ("10x counts lie in another file", move_out(MATRIX, "matrix/data"), "in another file"),
         ("10x counts are a pipe", make_pipe(MATRIX), PIPE),
-        ("positions are a pipe", make_pipe("visium/S1/spatial/tissue_positions.csv"), PIPE),
+        ("positions are a bomb", pack(POSITIONS, "0,0\n"), "tissue_positions.csv.xz: unpacks to"),
+        ("positions are a pipe", make_pipe(POSITIONS), PIPE),
     ),
     *fault_table(
         "xenium",
@@ -133,6 +171,11 @@ FAULTS = [
     *fault_table(
         "zarr",
         ("a store links to the outside", link_chunks, "X: is a link that leads out of its store"),
+        (
+            "a store's table declares gigabytes",
+            declare_gigabytes("zarr/S1.zarr/tables/table/obs/spot/zarr.json"),
+            "S1.zarr: declares",
+        ),
         ("a store's image lies outside", point_out_of_store, "S1.zarr"),
         ("an image beside the store", name_image("zarr", "../x.zarr/images/he"), OUTSIDE),
     ),
@@ -221,3 +264,21 @@ def test_nothing_is_written_into_a_device_or_pipe(cli, good, tmp_path, option):
     code, _, error = cli(*commands[option], option, tmp_path / "pipe")
     assert (code, "pipe: cannot be written" in error) == (2, True)
     assert (tmp_path / "pipe").is_fifo()
+
+
+@pytest.mark.parametrize(
+    ("command", "file"),
+    [
+        ("finetune", "PA1.tsv.gz: unpacks to"),
+        ("h5ad", "S1.h5ad: declares"),
+        ("visium", "filtered_feature_bc_matrix.h5: declares"),
+        ("zarr", "S1.zarr: declares"),
+        ("ready", "S1.h5: declares"),
+        ("slides", "c0_0.h5: declares"),
+    ],
+)
+def test_what_exceeds_the_memory_is_not_read(cli, good, tmp_path, monkeypatch, command, file):
+    small = 10**5 if command == "ready" else 100
+    monkeypatch.setattr("seal_lite.io.free_memory", lambda: small)
+    fault = Fault("little memory", command, None, "", file)
+    check_fault(cli, good, tmp_path, monkeypatch, fault)

@@ -2,18 +2,22 @@
 
 import errno
 import json
+import lzma
 import os
 
 import h5py
 import numpy as np
+import pandas as pd
 import pytest
 
 from seal_lite.errors import InputError, reading
 from seal_lite.io import (
     atomic_file,
     open_h5,
+    open_text,
     read_json,
     refuse_bomb,
+    refuse_oversize,
     reserve,
     sha256,
     write_atomic,
@@ -75,6 +79,40 @@ def test_a_file_that_declares_more_than_it_can_hold_is_refused(tmp_path):
     refuse_bomb(tmp_path / "file", 1_000_000)
     with pytest.raises(InputError, match="declares 2 GB"):
         refuse_bomb(tmp_path / "file", 2 * 10**9)
+
+
+def test_what_does_not_fit_into_the_memory_is_refused(tmp_path, monkeypatch):
+    monkeypatch.setattr("seal_lite.io.free_memory", lambda: 10**9)
+    refuse_oversize(tmp_path, 10**9)
+    with pytest.raises(InputError, match="declares 2 GB, and 1 GB of memory are free"):
+        refuse_oversize(tmp_path, 2 * 10**9)
+
+
+@pytest.mark.parametrize("suffix", ["", ".gz", ".bz2", ".xz", ".zip"])
+def test_text_is_unpacked(tmp_path, suffix):
+    table = pd.DataFrame({"x": np.arange(1000), "y": 0})
+    table.to_csv(tmp_path / f"t.csv{suffix}", index=False)
+    with open_text(tmp_path / f"t.csv{suffix}") as text:
+        pd.testing.assert_frame_equal(pd.read_csv(text), table)
+
+
+def test_text_that_unpacks_to_more_than_it_can_hold_is_refused(tmp_path):
+    path = tmp_path / "t.csv.xz"
+    path.write_bytes(lzma.compress(b"0,0\n" * 10**7))
+    too_much = pytest.raises(InputError, match=r"t.csv.xz: unpacks to .* GB, of which it holds")
+    with too_much, open_text(path, is_kept=False) as text:
+        pd.read_csv(text)
+
+
+def test_text_that_unpacks_to_more_than_the_memory_is_refused(tmp_path, monkeypatch):
+    path = tmp_path / "t.csv.gz"
+    pd.DataFrame({"x": np.arange(10**6)}).to_csv(path, index=False)
+    monkeypatch.setattr("seal_lite.io.free_memory", lambda: 3 * 10**6)
+    with open_text(path, is_kept=False) as text:
+        assert sum(len(part) for part in pd.read_csv(text, chunksize=10**5)) == 10**6
+    too_much = pytest.raises(InputError, match=r"t.csv.gz: unpacks to 0.003\d* GB, and 0.003 GB")
+    with too_much, open_text(path) as text:
+        pd.read_csv(text)
 
 
 def test_an_hdf5_file_with_a_hole_is_refused(tmp_path):

@@ -169,6 +169,24 @@ def test_a_store_that_links_to_the_outside_is_refused(tmp_path, part):
         check_store(tmp_path / "s.zarr")
 
 
+@pytest.mark.parametrize(
+    "links",
+    [
+        {"a/self": "a"},
+        {"a/self": "."},
+        {"a/b": "b", "b/a": "a"},
+        {"a/1": "b", "a/2": "b", "b/1": "c", "b/2": "c"},
+    ],
+)
+def test_a_store_whose_links_multiply_is_refused(tmp_path, links):
+    for name in "abc":
+        (tmp_path / name).mkdir()
+    for part, target in links.items():
+        (tmp_path / part).symlink_to(tmp_path / target)
+    with pytest.raises(InputError, match="is a link in a folder that a link leads to; put"):
+        check_store(tmp_path)
+
+
 def test_a_store_with_a_pipe_is_refused(tmp_path):
     (tmp_path / "a").mkdir()
     os.mkfifo(tmp_path / "a/0")

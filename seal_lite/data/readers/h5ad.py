@@ -23,8 +23,7 @@ from seal_lite.data.readers.common import (
     text_of,
 )
 from seal_lite.errors import InputError
-from seal_lite.io import refuse_bomb
-from seal_lite.paths import check_store
+from seal_lite.io import open_zarr
 
 if TYPE_CHECKING:
     from anndata import AnnData
@@ -54,9 +53,10 @@ def read_anndata(path: Path, labels: dict[str, str]) -> AnnData:
     Raises
     ------
     InputError
-        If it holds several sections and the label library names none of them.
+        If it holds several sections and the label library names none of them, and as `read_h5ad`
+        and `open_zarr` do.
     """
-    adata = _read_store(path) if path.is_dir() else read_h5ad(path)
+    adata = read_parts(path, open_zarr(path)) if path.is_dir() else read_h5ad(path)
     adata.uns = kept_metadata(adata.uns)
     if "spatial" not in adata.obsm:
         _find_coordinates(path, adata)
@@ -74,17 +74,6 @@ def _find_coordinates(path: Path, adata: AnnData) -> None:
         adata.obsm["spatial"] = adata.obs[PIXELS]
     else:
         raise InputError(f'{path}: has no obsm["spatial"]; give px of the full image there')
-
-
-def _read_store(path: Path) -> AnnData:
-    """Read an AnnData store of zarr's version 2 or 3."""
-    import zarr
-
-    check_store(path)
-    group = zarr.open_group(path, mode="r")
-    arrays = [item for _, item in group.members(max_depth=None) if isinstance(item, zarr.Array)]
-    refuse_bomb(path, sum(array.nbytes for array in arrays))
-    return read_parts(path, group)
 
 
 def one_library(

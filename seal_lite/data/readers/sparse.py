@@ -22,7 +22,8 @@ if TYPE_CHECKING:
 MEMBERS = ("data", "indices", "indptr")
 CHUNK = 2**20  # values in memory at a time
 MAX_EDGE = 2**31 - 1  # rows or columns; no section has more
-MAX_ITEMS = 100_000  # groups and arrays of a file; a circle of links has no end
+MAX_ITEMS = 20_000  # groups and arrays of a file, counted under each of their names
+MAX_DEPTH = 32  # groups in one another
 
 
 def check_matrices(path: str | Path, root: h5py.Group | zarr.Group | h5py.Dataset) -> None:
@@ -38,7 +39,7 @@ def check_matrices(path: str | Path, root: h5py.Group | zarr.Group | h5py.Datase
     Raises
     ------
     InputError
-        As `check_matrix`, and where the group has no end.
+        As `check_matrix`, and where a group holds itself, or too much.
     """
     for group in _groups(path, root):
         with reading(path):
@@ -47,6 +48,15 @@ def check_matrices(path: str | Path, root: h5py.Group | zarr.Group | h5py.Datase
         is_matrix = layout.startswith(("csr", "csc")) and set(MEMBERS) <= set(group.keys())
         if is_matrix:
             check_matrix(path, group, shape=shape, by_columns=layout.startswith("csc"))
+
+
+def stored_bytes(path: str | Path, root: h5py.Group | zarr.Group | h5py.Dataset) -> int:
+    """Return the bytes that an array, or all below a group, takes in memory when it is read."""
+    arrays = [root]
+    if hasattr(root, "keys"):
+        items = [group[name] for group in _groups(path, root) for name in group]
+        arrays = [item for item in items if not hasattr(item, "keys")]
+    return sum(getattr(array, "nbytes", 0) for array in arrays)  # a stored type has none
 
 
 def check_10x(path: str | Path, file: h5py.File) -> None:
@@ -142,18 +152,25 @@ def _chunks(path: str | Path, array: Any) -> Iterator[np.ndarray]:
 
 
 def _groups(path: str | Path, root: Any) -> Iterator[Any]:
-    """Yield a group and all groups below it, links included."""
-    pending = [root]
-    n_items = 0
+    """Yield a group and all groups below it, links included: each as often as it is named."""
+    pending: list[tuple[Any, frozenset[Any]]] = [(root, frozenset())]  # and the groups around it
+    n_items = 1
     while pending:
-        item = pending.pop()
-        n_items += 1
+        item, around = pending.pop()
+        if not hasattr(item, "keys"):
+            continue
+        identity = item.id if hasattr(item, "id") else item.path  # HDF5, else zarr
+        if identity in around:
+            _refuse(path, f"{item.name} holds itself")
+        if len(around) > MAX_DEPTH:
+            _refuse(path, f"holds more than {MAX_DEPTH} groups in one another")
+        with reading(path):
+            n_items += len(item)
         if n_items > MAX_ITEMS:
             _refuse(path, f"holds more than {MAX_ITEMS} groups and arrays")
-        if hasattr(item, "keys"):
-            with reading(path):
-                pending += [item[name] for name in item]
-            yield item
+        with reading(path):
+            pending += [(item[name], around | {identity}) for name in item]
+        yield item
 
 
 def _attribute(group: Any, *names: str) -> Any:

@@ -13,9 +13,9 @@ import numpy as np
 import pandas as pd
 
 from seal_lite.data.readers.common import ARRAY, PIXELS, as_flags, as_numbers, read_table
-from seal_lite.data.readers.sparse import check_10x
+from seal_lite.data.readers.sparse import check_10x, stored_bytes
 from seal_lite.errors import InputError, reading
-from seal_lite.io import open_h5, read_json, refuse_bomb
+from seal_lite.io import open_h5, open_text, read_json, refuse_bomb, refuse_oversize
 
 if TYPE_CHECKING:
     from anndata import AnnData
@@ -60,6 +60,8 @@ GENE_TYPE = "Gene Expression"
 # What names a spot or a bin. The rest of its barcode, as "-1", names the library.
 BARCODE = r"([ACGT]{10,}|s_\d+um_\d+_\d+)"
 SHORTEST_ENTRY = len("1 1\n")  # bytes of a value in a Matrix Market file
+ENTRY_BYTES = 16  # of a value in memory, with its row and column
+CELL_BYTES = 8  # of a number of a table in memory; text takes more
 MIN_PLACED = 0.1  # share of the barcodes with counts that must have a position
 
 
@@ -261,6 +263,7 @@ def _read_h5(path: Path) -> AnnData:
 
     with open_h5(path) as file:
         check_10x(path, file)
+        refuse_oversize(path, stored_bytes(path, file))
         return sc.read_10x_h5(path, gex_only=False)
 
 
@@ -273,14 +276,18 @@ def _read_mtx(path: Path) -> AnnData:
     features = _read_names(path, f"{sample}features.tsv", f"{sample}genes.tsv")
     barcodes = _read_names(path, f"{sample}barcodes.tsv")
     shape = (len(barcodes), len(features))
-    rows, columns, n_entries, *_ = mminfo(path)
+    with open_text(path, is_kept=False) as text:
+        rows, columns, n_entries, *_ = mminfo(text)
     if (rows, columns) not in (shape, shape[::-1]):
         raise InputError(
             f"{path}: is {rows} x {columns}, but beside it are {shape[1]} "
             f"features and {shape[0]} barcodes; take the three files of one matrix"
         )
     refuse_bomb(path, SHORTEST_ENTRY * n_entries)
-    matrix = mmread(path).tocsr().astype(np.float32)
+    refuse_oversize(path, ENTRY_BYTES * n_entries)
+    with open_text(path, is_kept=False) as text:
+        entries = mmread(text)
+    matrix = entries.tocsr().astype(np.float32)
     if matrix.shape == shape[::-1]:  # as 10x writes it
         matrix = matrix.T.tocsr()
     var = pd.DataFrame({"gene_ids": features[0].to_numpy()}, index=features.iloc[:, :2].iloc[:, -1])
@@ -315,7 +322,7 @@ def _read_positions(path: Path) -> pd.DataFrame:
     """
     with reading(path):
         if path.suffix == ".parquet":
-            table = pd.read_parquet(path)
+            table = _read_positions_parquet(path)
         else:
             table = _read_positions_text(path)
     if "barcode" not in table:
@@ -339,14 +346,25 @@ def _read_positions(path: Path) -> pd.DataFrame:
     return positions
 
 
+def _read_positions_parquet(path: Path) -> pd.DataFrame:
+    """Read positions of Parquet, whose repeated values take next to nothing on disk."""
+    import pyarrow.parquet as pq
+
+    with pq.ParquetFile(path) as file:
+        stored = file.metadata
+        refuse_oversize(path, CELL_BYTES * stored.num_rows * stored.num_columns)
+    return pd.read_parquet(path)
+
+
 def _read_positions_text(path: Path) -> pd.DataFrame:
     """Read positions that are separated by commas, tabs or semicolons."""
     no_separator = "\x01"
-    first = pd.read_csv(path, sep=no_separator, header=None, nrows=1, quoting=3).iloc[0, 0]
-    separator = max(",\t;", key=str(first).count)
-    if "pxl_" in str(first):
-        return pd.read_csv(path, sep=separator)
-    return pd.read_csv(path, sep=separator, header=None, names=list(POSITIONS_COLUMNS))
+    with open_text(path) as text:
+        header = pd.read_csv(text, sep=no_separator, header=None, nrows=1, quoting=3)
+    first = str(header.iloc[0, 0])
+    separator = max(",\t;", key=first.count)
+    columns = {} if "pxl_" in first else {"header": None, "names": list(POSITIONS_COLUMNS)}
+    return read_table(path, sep=separator, **columns)
 
 
 def _match_barcodes(

@@ -13,6 +13,7 @@ import scipy.sparse as sp
 from seal_lite.data.readers.common import POOL_UM, array_table, make_spots
 from seal_lite.data.readers.gene_names import are_genes
 from seal_lite.errors import InputError, reading
+from seal_lite.io import open_text
 from seal_lite.schema import Number, read
 
 if TYPE_CHECKING:
@@ -135,7 +136,8 @@ def _read_transcripts(path: Path) -> Iterator[pd.DataFrame]:
     Names may be stored as text, bytes or a dictionary.
     """
     if path.suffix == ".gz":
-        yield from pd.read_csv(path, usecols=_is_read, chunksize=BATCH_ROWS)
+        with open_text(path, is_kept=False) as text:
+            yield from pd.read_csv(text, usecols=_is_read, chunksize=BATCH_ROWS)
         return
     import pyarrow as pa
     import pyarrow.parquet as pq

@@ -1,6 +1,7 @@
 """A sparse matrix that would be read outside its arrays is refused before it is built."""
 
 import gzip
+import itertools
 import shutil
 import tracemalloc
 
@@ -267,6 +268,61 @@ def test_a_link_is_no_way_around_the_check(edited):
     root, _ = edited("h5ad by rows", link)
     with pytest.raises(InputError, match="indices has one outside 0 to 3"):
         read(root)
+
+
+def hold_itself(file):
+    file["obs/self"] = file["obs"]
+
+
+def hold_itself_many_times(file):
+    for i in range(300):
+        file[f"X/{i}"] = file["X"]
+
+
+def hold_itself_through_another(file):
+    file["obs/a/b"] = file["obs"]
+
+
+def double_and_double(file):
+    """Each of 30 groups holds the next one twice."""
+    groups = [file["obs"], *(file.create_group(f"uns/{i}") for i in range(30))]
+    for group, following in itertools.pairwise(groups):
+        group["left"] = group["right"] = following
+
+
+def nest(file):
+    file.create_group("obs" + "/inner" * 1000)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (hold_itself, "/obs.* holds itself"),
+        (hold_itself_many_times, "/X.* holds itself"),
+        (hold_itself_through_another, "/obs.* holds itself"),
+        (double_and_double, "holds more than 20000 groups and arrays"),
+        (nest, "holds more than 32 groups in one another"),
+    ],
+)
+def test_groups_without_end_are_refused_in_little_memory(tmp_path, change, message):
+    h5ad(tmp_path)
+    with h5py.File(tmp_path / "S1.h5ad", "a") as file:
+        change(file)
+    tracemalloc.start()
+    with pytest.raises(InputError, match=f"S1.h5ad: {message}; do not trust it"):
+        read(tmp_path)
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert peak < 10**8
+
+
+def test_an_array_may_have_two_names(originals, tmp_path):
+    root, path, _ = originals["h5ad by rows"]
+    copy = shutil.copytree(root, tmp_path / "data")
+    with h5py.File(copy / path, "a") as file:
+        file["layers/counts"] = file["X"]
+        file["obs/again"] = file["obs/_index"]
+    assert read(copy).n_obs == N_SPOTS
 
 
 def test_a_large_matrix_is_checked_in_little_memory(tmp_path):
