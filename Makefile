@@ -118,7 +118,7 @@ record: record-her2st record-phantom record-her2st_transformer record-phantom_tr
 record-her2st record-phantom record-her2st_transformer record-phantom_transformer \
   record-shifts record-mob tasks: export OMP_NUM_THREADS = 1
 record-her2st: $(STAMP)
-	$(CLI) crossval --data $(HER2ST) --sections C2,C3,C4,C5 --groups section --seeds 5 \
+	$(CLI) crossval --data $(HER2ST) --sections C2,C3,C4,C5 --groups section --seeds 3 \
 	  --allow-leakage --out $(RUNS)/her2st
 	@mkdir -p results
 	cp $(RUNS)/her2st/metrics.json results/her2st.json

@@ -363,7 +363,8 @@ def _read_positions_text(path: Path) -> pd.DataFrame:
         header = pd.read_csv(text, sep=no_separator, header=None, nrows=1, quoting=3)
     first = str(header.iloc[0, 0])
     separator = max(",\t;", key=first.count)
-    columns = {} if "pxl_" in first else {"header": None, "names": list(POSITIONS_COLUMNS)}
+    unnamed: dict[str, Any] = {"header": None, "names": list(POSITIONS_COLUMNS)}
+    columns = {} if "pxl_" in first else unnamed
     return read_table(path, sep=separator, **columns)
 
 
