@@ -19,7 +19,6 @@ import yaml
 from seal_lite.cache import free_memory
 from seal_lite.errors import InputError, reading, refuse_special
 from seal_lite.locks import LOCK_SUFFIXES, check_held
-from seal_lite.paths import check_store
 
 if TYPE_CHECKING:
     import h5py
@@ -289,7 +288,7 @@ def check_h5(file: h5py.File) -> None:
 
 
 def open_zarr(path: str | Path, *, use_consolidated: bool | None = None) -> zarr.Group:
-    """Open a Zarr store for reading, of version 2 or 3.
+    """Open a Zarr store for reading, of version 2 or 3, which `check_store` has passed.
 
     Parameters
     ----------
@@ -301,11 +300,10 @@ def open_zarr(path: str | Path, *, use_consolidated: bool | None = None) -> zarr
     Raises
     ------
     InputError
-        As `check_store` and `refuse_bomb` do.
+        As `refuse_bomb` does.
     """
     import zarr
 
-    check_store(path)
     group = zarr.open_group(path, mode="r", use_consolidated=use_consolidated)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of files of other kinds, as SpatialData's tables

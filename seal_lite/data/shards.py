@@ -177,13 +177,7 @@ def read_shards(
     missing = sorted(set(stems) - set(available))
     if missing:
         raise InputError(f"{folder}: has no shard of section '{missing[0]}'; it has {available}")
-    shards = [Shard(folder / f"{stem}.h5") for stem in stems]
-    for shard in shards:
-        shape = (len(shard.rows), config.patch_px, config.patch_px, 3)
-        check_array(
-            shard.path, "img", shard.patches, shape=shape, dtype="uint8", remedy=SHARD_REMEDY
-        )
-    return shards, panel
+    return [Shard(folder / f"{stem}.h5", px=config.patch_px) for stem in stems], panel
 
 
 def holds_shards(folder: str | Path) -> bool:
@@ -223,6 +217,8 @@ class Shard:
     ----------
     path
         A file of `write_shards`, which stays open.
+    px
+        Edge of its patches, which is checked; None takes any.
 
     Attributes
     ----------
@@ -243,7 +239,7 @@ class Shard:
         Where the file is no shard.
     """
 
-    def __init__(self, path: str | Path) -> None:
+    def __init__(self, path: str | Path, *, px: int | None = None) -> None:
         self.path = Path(path)
         access = h5py.h5p.create(h5py.h5p.FILE_ACCESS)
         # HDF5 would keep the 64 KB around each row that was read in memory.
@@ -262,8 +258,8 @@ class Shard:
             if self.path.stem != file_name(self.name):
                 message = f"{path}: holds section {printable(self.name)}"
                 raise InputError(f"{message}, of which it has not the name; {SHARD_REMEDY}")
-        image_shape = (len(self._keys), None, None, 3)
-        check_array(path, "img", self.patches, shape=image_shape, dtype="uint8")
+        shape = (len(self._keys), px, px, 3)
+        check_array(path, "img", self.patches, shape=shape, dtype="uint8", remedy=SHARD_REMEDY)
         self.rows = range(len(self._keys))
 
     def key(self, i: int) -> str:

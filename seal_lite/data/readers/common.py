@@ -12,9 +12,9 @@ import numpy as np
 import pandas as pd
 import scipy.sparse as sp
 
-from seal_lite.data.readers.sparse import check_matrices, stored_bytes
+from seal_lite.data.readers.sparse import check_matrices
 from seal_lite.errors import InputError, reading
-from seal_lite.io import open_h5, open_text, refuse_oversize
+from seal_lite.io import open_h5, open_text
 
 if TYPE_CHECKING:
     import h5py
@@ -134,7 +134,7 @@ def read_h5ad(path: str | Path) -> AnnData:
     Raises
     ------
     InputError
-        As `open_h5`, `refuse_oversize` and `check_matrices` do.
+        As `open_h5` and `check_matrices` do.
     """
     import anndata as ad
 
@@ -142,7 +142,6 @@ def read_h5ad(path: str | Path) -> AnnData:
         if file.attrs.get("encoding-type") == "anndata":
             return read_parts(path, file)
         check_matrices(path, file)
-        refuse_oversize(path, stored_bytes(path, file))
         return ad.read_h5ad(path)  # anndata 0.7 and before had another layout
 
 
@@ -152,7 +151,7 @@ def read_parts(path: str | Path, group: h5py.Group | zarr.Group) -> AnnData:
     Raises
     ------
     InputError
-        As `refuse_oversize` and `check_matrices` do; the message names `path`.
+        As `check_matrices` does; the message names `path`.
     """
     import anndata as ad
 
@@ -161,7 +160,6 @@ def read_parts(path: str | Path, group: h5py.Group | zarr.Group) -> AnnData:
         for name in names:
             if name in folder:
                 check_matrices(path, folder[name])
-                refuse_oversize(path, stored_bytes(path, folder[name]))
                 parts[name] = ad.io.read_elem(folder[name])
         return parts
 

@@ -24,6 +24,7 @@ from seal_lite.data.readers.common import (
 )
 from seal_lite.errors import InputError
 from seal_lite.io import open_zarr
+from seal_lite.paths import check_store
 
 if TYPE_CHECKING:
     from anndata import AnnData
@@ -53,10 +54,14 @@ def read_anndata(path: Path, labels: dict[str, str]) -> AnnData:
     Raises
     ------
     InputError
-        If it holds several sections and the label library names none of them, and as `read_h5ad`
-        and `open_zarr` do.
+        If it holds several sections and the label library names none of them, and as `read_h5ad`,
+        `check_store` and `open_zarr` do.
     """
-    adata = read_parts(path, open_zarr(path)) if path.is_dir() else read_h5ad(path)
+    if path.is_dir():
+        check_store(path)
+        adata = read_parts(path, open_zarr(path))
+    else:
+        adata = read_h5ad(path)
     adata.uns = kept_metadata(adata.uns)
     if "spatial" not in adata.obsm:
         _find_coordinates(path, adata)

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 import numpy as np
 
 from seal_lite.errors import InputError, reading
+from seal_lite.io import refuse_oversize
 
 if TYPE_CHECKING:
     import h5py
@@ -27,7 +28,7 @@ MAX_DEPTH = 32  # groups in one another
 
 
 def check_matrices(path: str | Path, root: h5py.Group | zarr.Group | h5py.Dataset) -> None:
-    """Check every matrix below a group that AnnData would build, by rows or by columns.
+    """Check what AnnData would build of a group: every matrix, and that memory has room for all.
 
     Parameters
     ----------
@@ -39,7 +40,7 @@ def check_matrices(path: str | Path, root: h5py.Group | zarr.Group | h5py.Datase
     Raises
     ------
     InputError
-        As `check_matrix`, and where a group holds itself, or too much.
+        As `check_matrix` and `refuse_oversize`, and where a group holds itself, or too much.
     """
     for group in _groups(path, root):
         with reading(path):
@@ -48,9 +49,10 @@ def check_matrices(path: str | Path, root: h5py.Group | zarr.Group | h5py.Datase
         is_matrix = layout.startswith(("csr", "csc")) and set(MEMBERS) <= set(group.keys())
         if is_matrix:
             check_matrix(path, group, shape=shape, by_columns=layout.startswith("csc"))
+    refuse_oversize(path, _stored_bytes(path, root))
 
 
-def stored_bytes(path: str | Path, root: h5py.Group | zarr.Group | h5py.Dataset) -> int:
+def _stored_bytes(path: str | Path, root: h5py.Group | zarr.Group | h5py.Dataset) -> int:
     """Return the bytes that an array, or all below a group, takes in memory when it is read."""
     arrays = [root]
     if hasattr(root, "keys"):
@@ -60,7 +62,7 @@ def stored_bytes(path: str | Path, root: h5py.Group | zarr.Group | h5py.Dataset)
 
 
 def check_10x(path: str | Path, file: h5py.File) -> None:
-    """Check the matrices, features x barcodes, of a 10x HDF5 file; raises as `check_matrix`."""
+    """Check the matrices, features x barcodes, of a 10x HDF5 file, as `check_matrices` does."""
     for group in _groups(path, file):
         if not {*MEMBERS, "shape"} <= set(group.keys()):
             continue
@@ -72,6 +74,7 @@ def check_10x(path: str | Path, file: h5py.File) -> None:
         with reading(path):
             shape = group["shape"][()]
         check_matrix(path, group, shape=shape, by_columns=True)
+    refuse_oversize(path, _stored_bytes(path, file))
 
 
 def check_matrix(

@@ -10,9 +10,10 @@ import numpy as np
 
 from seal_lite.data.readers.common import add_note, kept_metadata, text_of
 from seal_lite.data.readers.h5ad import one_library
-from seal_lite.data.readers.sparse import check_matrices, stored_bytes
+from seal_lite.data.readers.sparse import check_matrices
 from seal_lite.errors import InputError
-from seal_lite.io import open_zarr, refuse_oversize
+from seal_lite.io import open_zarr
+from seal_lite.paths import check_store
 
 if TYPE_CHECKING:
     from anndata import AnnData
@@ -33,17 +34,17 @@ def read_spatialdata(path: Path, labels: dict[str, str]) -> AnnData:
     ------
     InputError
         If table or image are missing, the choice of the table is open, several regions lie on one
-        another, spots and image share no coordinate system, or as
-        `open_zarr`, `refuse_oversize` and `check_matrices` do.
+        another, spots and image share no coordinate system, or as `check_store`, `open_zarr` and
+        `check_matrices` do.
     """
     import spatialdata
 
+    check_store(path)
     for consolidated in (None, False):  # what a store repeats about its arrays may differ
         store = open_zarr(path, use_consolidated=consolidated)
         for tables in TABLES:
             if tables in store:
                 check_matrices(path, store[tables])
-                refuse_oversize(path, stored_bytes(path, store[tables]))
     data = spatialdata.read_zarr(path)
     adata = data.tables[_table_name(path, data, labels)]
     if "spatialdata_attrs" not in adata.uns:

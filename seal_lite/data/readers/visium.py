@@ -13,7 +13,7 @@ import numpy as np
 import pandas as pd
 
 from seal_lite.data.readers.common import ARRAY, PIXELS, as_flags, as_numbers, read_table
-from seal_lite.data.readers.sparse import check_10x, stored_bytes
+from seal_lite.data.readers.sparse import check_10x
 from seal_lite.errors import InputError, reading
 from seal_lite.io import open_h5, open_text, read_json, refuse_bomb, refuse_oversize
 
@@ -263,7 +263,6 @@ def _read_h5(path: Path) -> AnnData:
 
     with open_h5(path) as file:
         check_10x(path, file)
-        refuse_oversize(path, stored_bytes(path, file))
         return sc.read_10x_h5(path, gex_only=False)
 
 
