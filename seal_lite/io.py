@@ -30,6 +30,7 @@ DEFLATE_LIMIT = 1100  # deflate packs at most 1,032 bytes into one; more is dama
 PIECE = 2**20  # bytes unpacked at a time
 CANNOT_RESERVE = (errno.EINVAL, errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP)
 YAML_LIMIT = 10**5  # bytes; settings take a few thousand, and a megabyte would take minutes
+JSON_GROWTH = 16  # bytes of memory that a byte of JSON may take: a list of small numbers does
 RUN_REMEDY = "give a folder that `finetune` finished"
 # Of files that exist only while something is written.
 TEMPORARY_SUFFIXES = (*LOCK_SUFFIXES, ".part")
@@ -80,6 +81,19 @@ def reserve(file: BinaryIO, size: int) -> None:
             raise
 
 
+def read_json_text(path: str | Path) -> str:
+    """Return the text of a JSON file, or of one of JSON lines, whose content fits into the memory.
+
+    Raises
+    ------
+    InputError
+        Where it does not.
+    """
+    path = Path(path)
+    refuse_oversize(path, JSON_GROWTH * path.stat().st_size, verb="takes up to")
+    return path.read_text("utf-8")
+
+
 def read_json(path: str | Path, *required: str, remedy: str = RUN_REMEDY) -> Any:
     """Return what a JSON file holds.
 
@@ -98,7 +112,7 @@ def read_json(path: str | Path, *required: str, remedy: str = RUN_REMEDY) -> Any
         Where the file is absent, is no JSON, or lacks a required key.
     """
     with reading(path, remedy=remedy):
-        content = json.loads(Path(path).read_text("utf-8"), object_pairs_hook=_each_key_once)
+        content = json.loads(read_json_text(path), object_pairs_hook=_each_key_once)
         if required and not isinstance(content, dict):
             raise TypeError("it is no JSON object")
         missing = [key for key in required if key not in content]
@@ -216,7 +230,7 @@ class _Bounded(RawIOBase):
         self._n_read += len(content)
         refuse_bomb(self._path, self._n_read, verb="unpacks to")
         if self._is_kept:
-            refuse_oversize(self._path, self._n_read, verb="unpacks to")
+            refuse_oversize(self._path, self._n_read, verb="holds")
         return len(content)
 
 

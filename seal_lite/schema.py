@@ -31,7 +31,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, Union
 
 from seal_lite.errors import InputError, reading
-from seal_lite.io import RUN_REMEDY, read_json
+from seal_lite.io import RUN_REMEDY, read_json, read_json_text
 
 WORDS = {bool: "true or false", int: "a whole number", float: "a number", str: "text"}
 NUMBERS = r"(float|int|uint)\d+"  # names of the types of real numbers, as `check_array` takes them
@@ -130,7 +130,7 @@ def read(path: str | Path, kind: Any, *, remedy: str = RUN_REMEDY) -> Any:
 def read_lines(path: str | Path, kind: Any, *, remedy: str = RUN_REMEDY) -> list[Any]:
     """Return what a file of JSON lines holds, each line checked against a schema."""
     with reading(path, remedy=remedy):
-        lines = Path(path).read_text(encoding="utf-8").splitlines()
+        lines = read_json_text(path).splitlines()
         values = [json.loads(line) for line in lines]
     return check({"line": values}, dict[str, list[kind]], path=path, remedy=remedy)["line"]
 

@@ -28,12 +28,12 @@ from seal_lite.data.readers.common import (
     POOL_UM,
     as_flags,
     as_length,
+    as_name,
     as_numbers,
     coordinates,
     counted_genes,
     known,
     make_spots,
-    text_of,
 )
 from seal_lite.data.readers.gene_names import (
     SPECIES,
@@ -56,6 +56,7 @@ log = logging.getLogger(__name__)
 MIN_COUNTS = 100  # a spot with fewer transcripts has no profile worth the name
 FINE_UM = 0.5 * POOL_UM  # spots with a smaller pitch are bins or cells, and are pooled
 MIN_FITTED = 3  # spots that determine an array
+NAME_FIELDS = ("patient", "species")  # metadata that are text
 
 
 @dataclass
@@ -178,7 +179,7 @@ def read_counts(root: str | Path, name: str) -> AnnData:
         if image and raw.uns.get("px_of_full_image"):
             _shrink_to(Path(image), raw)
         adata = _select_spots(raw, file.path)
-    metadata = _with_numbers(file.path, known({**raw.uns, **labels}))
+    metadata = _check_metadata(file.path, known({**raw.uns, **labels}))
     if image and "unaligned" in metadata:
         raise InputError(f"{file.path}: {metadata['unaligned']}")
     labels = {**raw.uns.get("labels", {}), **labels}
@@ -192,7 +193,7 @@ def read_counts(root: str | Path, name: str) -> AnnData:
         n_dropped = n_features - adata.n_vars
         notes.append(f"{n_dropped} of its features are no genes, or there twice: dropped")
     adata, n_shallow = _drop_shallow_spots(adata, name=name, path=file.path)
-    patient = text_of(metadata.get("patient", name))
+    patient = metadata.get("patient", name)
     adata.obs = adata.obs.assign(section_id=name, patient_id=patient)
     adata.uns |= {
         "section_id": name,
@@ -209,14 +210,15 @@ def read_counts(root: str | Path, name: str) -> AnnData:
     return adata
 
 
-def _with_numbers(path: Path, metadata: dict[str, Any]) -> dict[str, Any]:
-    """Return metadata in which lengths are numbers, which may be stored as text or bytes."""
-    lengths = {}
-    for name in NUMBER_COLUMNS:
+def _check_metadata(path: Path, metadata: dict[str, Any]) -> dict[str, Any]:
+    """Return metadata in which lengths are numbers and names are text, however they are stored."""
+    checked: dict[str, Any] = {}
+    for name in (*NUMBER_COLUMNS, *NAME_FIELDS):
         if name in metadata:
+            convert = as_length if name in NUMBER_COLUMNS else as_name
             remedy = f"give {name} in sections.tsv"
-            lengths[name] = as_length(path, name, metadata[name], remedy=remedy)
-    return metadata | lengths
+            checked[name] = convert(path, name, metadata[name], remedy=remedy)
+    return metadata | checked
 
 
 def _locate(root: str | Path, name: str) -> SectionFile:
@@ -270,8 +272,7 @@ def _species_name(metadata: dict[str, Any], adata: AnnData) -> str:
     species = metadata.get("species")
     if not species:
         return guess_species(adata.var_names)
-    name = text_of(species)
-    return SPECIES.get(name.lower(), name)
+    return SPECIES.get(species.lower(), species)
 
 
 def _place_on_slide(

@@ -1,5 +1,6 @@
 """What can be wrong with sections: counts, spots, images, and their formats."""
 
+import json
 import shutil
 import struct
 import zlib
@@ -66,6 +67,26 @@ def edit_counts(change):
 
 def edit_spots(change):
     return edit_table(SPOTS, change)
+
+
+def edit_transcripts(change):
+    """Transcripts of the Xenium folder are changed."""
+
+    def damage(root):
+        path = root / "xenium/S1/transcripts.parquet"
+        change(pd.read_parquet(path)).to_parquet(path)
+
+    return damage
+
+
+def edit_metadata(**fields):
+    """Some of the HEST sample's metadata are others."""
+
+    def damage(root):
+        path = root / "hest/metadata/S1.json"
+        path.write_text(json.dumps(json.loads(path.read_text()) | fields))
+
+    return damage
 
 
 def double_gene(table):
@@ -377,12 +398,27 @@ FAULTS = [
         (
             "the file's um per px is infinite",
             edit_adata(lambda adata: adata.uns.update(um_per_px=np.inf)),
-            "um_per_px is inf, must be 0 to 1e+06; give um_per_px in sections.tsv",
+            "um_per_px is inf, must be 0.001 to 1e+06, or 0 where it is unknown; give um_per_px",
         ),
         (
             "a spot of negative width",
             edit_adata(lambda adata: adata.uns.update(spot_um=-1.0)),
             "spot_um is -1, must be",
+        ),
+        (
+            "a pixel shorter than any",
+            edit_adata(lambda adata: adata.uns.update(um_per_px=1e-300)),
+            "um_per_px is 1e-300, must be 0.001 to",
+        ),
+        (
+            "the patient is several",
+            edit_adata(lambda adata: adata.uns.update(patient=np.array(["P1", "P2"]))),
+            "must be one name; give patient in sections.tsv",
+        ),
+        (
+            "the species is a book",
+            edit_adata(lambda adata: adata.uns.update(species="human" * 1000)),
+            "species is 5000 characters long, must be at most 1000; give species in",
         ),
         ("normalised everywhere", edit_adata(normalise_all), "give raw counts, not normalised"),
         (
@@ -471,6 +507,16 @@ FAULTS = [
             "transcripts.parquet: cannot be read",
         ),
         ("no size of pixels", write("xenium/S1/experiment.xenium", "{}"), "pixel_size"),
+        (
+            "a transcript far away",
+            edit_transcripts(lambda table: table.assign(x_location=1e9)),
+            "transcripts.parquet: a transcript lies 1e+09 um from the origin, must be at most",
+        ),
+        (
+            "squares of no width",
+            write("xenium/sections.tsv", "section\tpool_um\nS1\t1e-300\n"),
+            "sections.tsv: pool_um is 1e-300, must be 0.001 to",
+        ),
     ),
     *fault_table(
         "zarr",
@@ -480,6 +526,31 @@ FAULTS = [
     *fault_table(
         "hest",
         ("metadata end early", truncate("hest/metadata/S1.json"), "S1.json: cannot be read"),
+        (
+            "metadata are a list",
+            write("hest/metadata/S1.json", "[]"),
+            "S1.json: it is [], but must be an object",
+        ),
+        (
+            "a sample of several patients",
+            edit_metadata(patient=["P1", "P2"]),
+            "S1.json: patient=['P1', 'P2'] must be text; correct it, or fetch it again",
+        ),
+        (
+            "an organ is an object",
+            edit_metadata(organ={"name": "breast"}),
+            "S1.json: organ={'name': 'breast'} must be text",
+        ),
+        (
+            "a spot wider than a slide",
+            edit_metadata(spot_diameter=1e9),
+            "S1.json: spot_diameter=1000000000.0 must be a number at least 0 and at most 1000000",
+        ),
+        (
+            "a spot of a word",
+            edit_metadata(spot_diameter="wide"),
+            "spot_um 'wide' is no number",
+        ),
     ),
     *fault_table(
         "ready",

@@ -6,6 +6,7 @@ import os
 import shutil
 
 import h5py
+import numpy as np
 import pytest
 from faults import (
     Fault,
@@ -267,18 +268,35 @@ def test_nothing_is_written_into_a_device_or_pipe(cli, good, tmp_path, option):
 
 
 @pytest.mark.parametrize(
-    ("command", "file"),
+    ("command", "small", "file"),  # small: bytes of memory that are free
     [
-        ("finetune", "PA1.tsv.gz: unpacks to"),
-        ("h5ad", "S1.h5ad: declares"),
-        ("visium", "filtered_feature_bc_matrix.h5: declares"),
-        ("zarr", "S1.zarr: declares"),
-        ("ready", "S1.h5: declares"),
-        ("slides", "c0_0.h5: declares"),
+        ("finetune", 100, "PA1.tsv.gz: holds"),
+        ("h5ad", 100, "S1.h5ad: declares"),
+        ("visium", 100, "filtered_feature_bc_matrix.h5: declares"),
+        ("xenium", 10, "experiment.xenium: takes up to"),
+        ("xenium", 1000, "transcripts.parquet: declares"),
+        ("zarr", 100, "S1.zarr: declares"),
+        ("ready", 10**5, "S1.h5: declares"),
+        ("slides", 100, "k=all.tsv: holds"),
+        ("probe", 100, "config.json: takes up to"),
     ],
 )
-def test_what_exceeds_the_memory_is_not_read(cli, good, tmp_path, monkeypatch, command, file):
-    small = 10**5 if command == "ready" else 100
+def test_what_exceeds_the_memory_is_not_read(
+    cli, good, tmp_path, monkeypatch, command, small, file
+):
     monkeypatch.setattr("seal_lite.io.free_memory", lambda: small)
     fault = Fault("little memory", command, None, "", file)
+    check_fault(cli, good, tmp_path, monkeypatch, fault)
+
+
+def test_features_that_exceed_the_memory_are_not_read(cli, good, tmp_path, monkeypatch):
+    def enlarge(file):
+        features = file["features"]
+        file["large"] = np.zeros((10_000, features.shape[-1]), np.float32)
+        file.move("features", "small")
+        file.move("large", "features")
+
+    monkeypatch.setattr("seal_lite.io.free_memory", lambda: 10**5)
+    damage = edit_h5("features/c0_0.h5", enlarge)
+    fault = Fault("little memory", "slides", damage, "", "c0_0.h5: declares")
     check_fault(cli, good, tmp_path, monkeypatch, fault)

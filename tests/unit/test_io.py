@@ -12,6 +12,7 @@ import pytest
 
 from seal_lite.errors import InputError, reading
 from seal_lite.io import (
+    JSON_GROWTH,
     atomic_file,
     open_h5,
     open_text,
@@ -110,9 +111,19 @@ def test_text_that_unpacks_to_more_than_the_memory_is_refused(tmp_path, monkeypa
     monkeypatch.setattr("seal_lite.io.free_memory", lambda: 3 * 10**6)
     with open_text(path, is_kept=False) as text:
         assert sum(len(part) for part in pd.read_csv(text, chunksize=10**5)) == 10**6
-    too_much = pytest.raises(InputError, match=r"t.csv.gz: unpacks to 0.003\d* GB, and 0.003 GB")
+    too_much = pytest.raises(InputError, match=r"t.csv.gz: holds 0.003\d* GB, and 0.003 GB")
     with too_much, open_text(path) as text:
         pd.read_csv(text)
+
+
+def test_json_that_takes_more_than_the_memory_is_refused(tmp_path, monkeypatch):
+    path = tmp_path / "run.json"
+    path.write_text("[1,2]")
+    monkeypatch.setattr("seal_lite.io.free_memory", lambda: 5 * JSON_GROWTH)
+    assert read_json(path) == [1, 2]
+    monkeypatch.setattr("seal_lite.io.free_memory", lambda: 5 * JSON_GROWTH - 1)
+    with pytest.raises(InputError, match=r"run.json: takes up to 8e-08 GB, and .* are free"):
+        read_json(path)
 
 
 def test_an_hdf5_file_with_a_hole_is_refused(tmp_path):

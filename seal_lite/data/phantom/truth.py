@@ -11,6 +11,7 @@ import pandas as pd
 
 from seal_lite.data.genes import columns
 from seal_lite.errors import InputError, reading
+from seal_lite.io import open_text
 from seal_lite.paths import inside
 from seal_lite.schema import Names, check, check_array
 from seal_lite.terminal import printable
@@ -57,8 +58,8 @@ class GroundTruth:
         path = folder / "genes.tsv"
         if not path.exists():
             return None
-        with reading(path, remedy=REMEDY):
-            table = pd.read_csv(path, sep="\t", dtype=str, keep_default_na=False)
+        with reading(path, remedy=REMEDY), open_text(path) as text:
+            table = pd.read_csv(text, sep="\t", dtype=str, keep_default_na=False)
         listed = {name: list(table[name]) for name in table}
         genes: GeneClasses = check(listed, GeneClasses, path=path, remedy=REMEDY)
         classes = dict(zip(genes["gene"], genes["class"], strict=True))

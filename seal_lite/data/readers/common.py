@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import io
 import logging
-from collections.abc import Mapping, Sequence
+import reprlib
+from collections.abc import Mapping, Sequence, Set
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -26,6 +27,8 @@ log = logging.getLogger(__name__)
 ARRAY = ("array_col", "array_row")  # columns of `obs`: where a spot lies on the array
 PIXELS = ["pxl_col_in_fullres", "pxl_row_in_fullres"]  # columns of x, y in px of the full image
 LONGEST_UM = 1e6  # a metre: no length of a section is longer
+SHORTEST_UM = 1e-3  # a nanometre: none is shorter
+LONGEST_NAME = 1000  # characters of a patient, a species, a gene
 POOL_UM = 100.0  # edge of pseudo-spots; HEST pools to the same
 UNKNOWN = ("", "nan", "none", "null", "na", "n/a", "<na>")  # what stands for a missing value
 FLAGS = {"1": True, "true": True, "yes": True} | dict.fromkeys(("0", "false", "no", "nan"), False)
@@ -222,7 +225,12 @@ def is_unknown(value: object) -> bool:
 
 
 def text_of(value: object) -> str:
-    """Return a value as text, which may be stored as bytes, without blanks around it."""
+    """Return a value as text, without blanks around it.
+
+    It may be stored as bytes, and be the only entry of an array: R knows no other values.
+    """
+    if isinstance(value, np.ndarray) and value.size == 1:
+        value = value.item()
     text = value.decode() if isinstance(value, bytes) else str(value)
     return text.strip()
 
@@ -238,14 +246,33 @@ def as_length(path: str | Path, name: str, value: object, *, remedy: str) -> flo
     Raises
     ------
     InputError
-        If it is no number, negative, or longer than any section.
+        If it is no number, or no length of a section is so short or so long.
     """
     text = text_of(value)
     with reading(path, fault=f"{name} '{text}' is no number", remedy=remedy):
         length = float(text)
-    if not 0 <= length <= LONGEST_UM:
-        raise InputError(f"{path}: {name} is {length:g}, must be 0 to {LONGEST_UM:g}; {remedy}")
+    if length != 0 and not SHORTEST_UM <= length <= LONGEST_UM:
+        limits = f"{SHORTEST_UM:g} to {LONGEST_UM:g}, or 0 where it is unknown"
+        raise InputError(f"{path}: {name} is {length:g}, must be {limits}; {remedy}")
     return length
+
+
+def as_name(path: str | Path, name: str, value: object, *, remedy: str) -> str:
+    """Return the name of a patient or the like, which may be stored as a number or as bytes.
+
+    Raises
+    ------
+    InputError
+        If it is a list or another collection, or longer than any name. `path` and `name` say of
+        what.
+    """
+    if isinstance(value, Mapping | Set) or np.size(np.asarray(value)) != 1:
+        raise InputError(f"{path}: {name} is {reprlib.repr(value)}, must be one name; {remedy}")
+    text = text_of(value)
+    if len(text) > LONGEST_NAME:
+        length = f"{len(text)} characters long, must be at most {LONGEST_NAME}"
+        raise InputError(f"{path}: {name} is {length}; {remedy}")
+    return text
 
 
 def as_numbers(path: str | Path, name: str, values: pd.Series) -> np.ndarray:
@@ -307,7 +334,8 @@ def read_labels(path: Path, *, needs: Sequence[str]) -> pd.DataFrame:
         As `read_table` does.
     """
     with reading(path):
-        text = _decode_text(path.read_bytes())
+        with open_text(path) as file:
+            text = _decode_text(file.read())
         header = text.partition("\n")[0]
         separator = max("\t,;", key=header.count)
         table = pd.read_csv(io.StringIO(text), sep=separator, dtype=str, keep_default_na=False)

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Annotated, TypedDict
 
-from seal_lite.data.readers.common import ARRAY, known
+from seal_lite.data.readers.common import ARRAY, LONGEST_NAME, LONGEST_UM, known
 from seal_lite.data.readers.h5ad import read_anndata
-from seal_lite.io import read_json
+from seal_lite.schema import Number, Size, read
 
 if TYPE_CHECKING:
     from anndata import AnnData
@@ -30,6 +30,26 @@ HEST_LABELS = ("organ", "st_technology", "disease_state", "subseries")
 POOLED = ("Visium HD", "Xenium")
 BIN_FIELDS = ("pitch_um", "spot_um")
 
+# A patient's name is that of HEST and the title of the study together.
+Name = Annotated[str, Size(at_most=LONGEST_NAME // 3)]
+Stated = Annotated[float, Number(undefined=True)] | Name | None
+LengthUm = str | Annotated[float, Number(at_least=0, at_most=LONGEST_UM, undefined=True)] | None
+
+
+class HestMetadata(TypedDict, total=False):
+    """What of a sample's metadata is used; a value may be absent, null, NaN or "NA"."""
+
+    pixel_size_um_estimated: LengthUm
+    inter_spot_dist: LengthUm
+    spot_diameter: LengthUm
+    patient: Stated
+    species: Stated
+    dataset_title: Stated
+    organ: Stated
+    st_technology: Stated
+    disease_state: Stated
+    subseries: Stated
+
 
 def read_hest(path: Path, labels: dict[str, str]) -> AnnData:
     """Read a sample of HEST-1k with its metadata, where they are there.
@@ -42,7 +62,10 @@ def read_hest(path: Path, labels: dict[str, str]) -> AnnData:
     metadata_path = path.parents[1] / f"metadata/{path.stem}.json"
     if not metadata_path.exists():
         return adata
-    stated = known(read_json(metadata_path, remedy="fetch it again"))
+    metadata: HestMetadata = read(
+        metadata_path, HestMetadata, remedy="correct it, or fetch it again"
+    )
+    stated = known(metadata)
     fields = {field: stated[name] for field, name in HEST_FIELDS.items() if name in stated}
     if "patient" in fields and "dataset_title" in stated:
         fields["patient"] = f"{fields['patient']} of: {stated['dataset_title']}"

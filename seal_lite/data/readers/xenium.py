@@ -10,13 +10,14 @@ import numpy as np
 import pandas as pd
 import scipy.sparse as sp
 
-from seal_lite.data.readers.common import POOL_UM, array_table, make_spots
+from seal_lite.data.readers.common import LONGEST_UM, POOL_UM, array_table, make_spots
 from seal_lite.data.readers.gene_names import are_genes
 from seal_lite.errors import InputError, reading
-from seal_lite.io import open_text
+from seal_lite.io import open_text, refuse_oversize
 from seal_lite.schema import Number, read
 
 if TYPE_CHECKING:
+    import pyarrow.parquet as pq
     from anndata import AnnData
 
 # What Xenium Ranger and Xenium Explorer call the alignment of an image, in a folder or beside it.
@@ -24,6 +25,7 @@ ALIGNMENTS = ("*imagealignment*.csv", "*matrix.csv", "*alignment*/*matrix.csv")
 REMEDY = "copy it again from Xenium's output"
 MIN_QV = 20.0  # Xenium's own threshold for a transcript to be counted
 BATCH_ROWS = 2**20  # transcripts in memory at a time
+MAX_FEATURES = 10**6  # distinct names; a panel has at most some ten thousand
 
 
 def read_xenium(path: Path, labels: dict[str, str]) -> AnnData:
@@ -102,14 +104,21 @@ def _pool_transcripts(path: Path, size_um: float) -> PooledTranscripts:
     """Count transcripts by square and gene, batch by batch: there may be hundreds of millions.
 
     Each batch is added to one sum, which has a place for each gene that a square holds.
+
+    Raises
+    ------
+    InputError
+        If there are more names than any panel has, and as `_locate_transcripts` does.
     """
     squares = pd.MultiIndex.from_arrays(np.empty((2, 0), int))
     genes = pd.Index([], dtype=object)
     counts = sp.csr_matrix((0, 0), dtype=np.int32)
     for batch in _read_transcripts(path):
-        located = _locate_transcripts(batch, size_um)
+        located = _locate_transcripts(path, batch, size_um)
         squares, rows = _number(squares, pd.MultiIndex.from_frame(located[["col", "row"]]))
         genes, cols = _number(genes, pd.Index(located.gene, dtype=object))
+        if len(genes) > MAX_FEATURES:
+            raise InputError(f"{path}: feature_name has over {MAX_FEATURES:,} names; {REMEDY}")
         shape = (len(squares), len(genes))
         ones = np.ones(len(located), np.int32)
         counts.resize(shape)
@@ -142,11 +151,24 @@ def _read_transcripts(path: Path) -> Iterator[pd.DataFrame]:
     import pyarrow as pa
     import pyarrow.parquet as pq
 
-    file = pq.ParquetFile(path)
-    columns = [name for name in file.schema_arrow.names if _is_read(name)]
-    for batch in file.iter_batches(BATCH_ROWS, columns=columns):
-        names = batch.column("feature_name").cast(pa.string())
-        yield batch.drop_columns("feature_name").to_pandas().assign(feature_name=names.to_pandas())
+    with pq.ParquetFile(path) as file:
+        refuse_oversize(path, _largest_row_group(file.metadata))
+        columns = [name for name in file.schema_arrow.names if _is_read(name)]
+        for batch in file.iter_batches(BATCH_ROWS, columns=columns):
+            names = batch.column("feature_name").cast(pa.string()).to_pandas()
+            table = batch.drop_columns("feature_name").to_pandas()
+            yield table.assign(feature_name=names)
+
+
+def _largest_row_group(stored: pq.FileMetaData) -> int:
+    """Return the bytes that the used columns of a Parquet file's largest part unpack to."""
+    largest = 0
+    for i in range(stored.num_row_groups):
+        group = stored.row_group(i)
+        chunks = [group.column(j) for j in range(group.num_columns)]
+        used = [chunk for chunk in chunks if _is_read(chunk.path_in_schema)]
+        largest = max(largest, sum(chunk.total_uncompressed_size for chunk in used))
+    return largest
 
 
 def _is_read(column: str) -> bool:
@@ -154,15 +176,26 @@ def _is_read(column: str) -> bool:
     return column in ("x_location", "y_location", "feature_name", "qv")
 
 
-def _locate_transcripts(transcripts: pd.DataFrame, size_um: float) -> pd.DataFrame:
+def _locate_transcripts(path: Path, transcripts: pd.DataFrame, size_um: float) -> pd.DataFrame:
     """Return col and row of the square, and gene, of each transcript that counts.
 
     Transcripts of unknown quality count, those without a name or a place do not.
+
+    Raises
+    ------
+    InputError
+        If one lies farther away than any section is long.
     """
     transcripts = transcripts.dropna(subset=["x_location", "y_location", "feature_name"])
     is_counted = are_genes(pd.Index(transcripts.feature_name, dtype=object))
     if "qv" in transcripts:
         is_counted &= ~(transcripts.qv < MIN_QV).to_numpy()
     transcripts = transcripts[is_counted]
-    squares = (transcripts[["x_location", "y_location"]] // size_um).astype(int)
+    places = transcripts[["x_location", "y_location"]]  # um
+    is_outside = (places.abs() > LONGEST_UM).any(axis=None)
+    if is_outside:
+        farthest = places.abs().max(axis=None)
+        limit = f"{farthest:g} um from the origin, must be at most {LONGEST_UM:g}"
+        raise InputError(f"{path}: a transcript lies {limit}; {REMEDY}")
+    squares = (places // size_um).astype(int)
     return squares.set_axis(["col", "row"], axis=1).assign(gene=transcripts.feature_name)

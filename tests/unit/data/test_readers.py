@@ -7,6 +7,7 @@ from dataclasses import replace
 
 import numpy as np
 import pandas as pd
+import pyarrow.parquet as pq
 import pytest
 from made import (
     ARRAY,
@@ -175,6 +176,29 @@ def test_transcripts_are_counted_alike_in_batches_of_any_size(tmp_path, truth, m
     np.testing.assert_array_equal(counts, whole.layers["counts"].toarray())
 
 
+def test_more_names_than_any_panel_has_are_no_features(tmp_path, truth, monkeypatch):
+    write_xenium(tmp_path / "S1", truth)
+    monkeypatch.setattr(xenium, "MAX_FEATURES", len(GENES) - 1)
+    with pytest.raises(InputError, match="transcripts.parquet: feature_name has over 3 names"):
+        read_xenium(tmp_path / "S1/transcripts.parquet", {})
+
+
+def test_transcripts_unpack_to_no_more_than_the_free_memory(tmp_path, truth, monkeypatch):
+    """Repeated values take next to nothing on disk: what counts is the largest row group."""
+    write_xenium(tmp_path / "S1", truth)
+    path = tmp_path / "S1/transcripts.parquet"
+    with pq.ParquetFile(path) as file:
+        n_groups = file.metadata.num_row_groups
+        largest = xenium._largest_row_group(file.metadata)
+    assert n_groups > 1
+    assert 0 < largest < path.stat().st_size
+    monkeypatch.setattr("seal_lite.io.free_memory", lambda: largest)
+    read_xenium(path, {})
+    monkeypatch.setattr("seal_lite.io.free_memory", lambda: largest - 1)
+    with pytest.raises(InputError, match="transcripts.parquet: declares .* of memory are free"):
+        read_xenium(path, {})
+
+
 def test_batches_of_transcripts_do_not_pile_up_in_memory(monkeypatch):
     """Ten times as many transcripts in the same squares take little more memory."""
     rng = np.random.default_rng(0)
@@ -193,6 +217,17 @@ def test_batches_of_transcripts_do_not_pile_up_in_memory(monkeypatch):
 
     peak_of(1)  # imports
     assert peak_of(60) < 4 * peak_of(6)
+
+
+@pytest.mark.parametrize(
+    ("patient", "name"), [(np.array(["P1"]), "P1"), (np.array([7]), "7"), (7, "7")]
+)
+def test_metadata_may_be_numbers_or_as_in_r_arrays_of_one_entry(tmp_path, truth, patient, name):
+    adata = make_h5ad(truth)
+    adata.uns = {"um_per_px": np.array([UM]), "patient": patient}
+    adata.write_h5ad(tmp_path / "S1.h5ad")
+    section = read_counts(tmp_path, "S1")
+    assert (section.uns["um_per_px"], section.uns["patient_id"]) == (UM, name)
 
 
 @pytest.mark.parametrize("image", ["wsis", "patches"])

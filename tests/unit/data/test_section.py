@@ -416,6 +416,7 @@ def test_sections_are_labelled_by_their_table(phantom_root, tmp_path):
     [
         ("section\tstain\nPA1\told\n", "0 rows for section PB1"),
         ("name\tstain\nPA1\told\n", "column section is missing"),
+        ("section\tpatient\nPB1\t" + "x" * 1001, "patient is 1001 characters long"),
     ],
 )
 def test_a_wrong_table_of_sections_is_refused(phantom_root, tmp_path, text, message):
