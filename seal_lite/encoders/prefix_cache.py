@@ -139,15 +139,28 @@ class PrefixCache:
         self.is_full = True
         return None
 
-    def activations_of_all(self, sections: Sequence[Section | Shard]) -> list[np.ndarray] | None:
-        """Return the `activations` of each section, or None where those of one are not stored."""
-        arrays = []
-        for section in sections:
-            array = self.activations(section)
+    def activations_of_all(
+        self, sections: Sequence[Section | Shard], *, share: tuple[int, int] = (0, 1)
+    ) -> list[np.ndarray] | None:
+        """Return the `activations` of each section, or None where those of one are not stored.
+
+        Parameters
+        ----------
+        sections
+            The sections, or shards of them.
+        share
+            (index, number) of the processes that fill the folder. Each computes its own sections
+            first, every `number`-th, and then finds those of the others in the folder.
+        """
+        index, n_processes = share
+        places = sorted(range(len(sections)), key=lambda i: (i - index) % n_processes)
+        arrays = {}
+        for i in places:
+            array = self.activations(sections[i])
             if array is None:
                 return None
-            arrays.append(array)
-        return arrays
+            arrays[i] = array
+        return [arrays[i] for i in range(len(sections))]
 
     def _stored(self, section: Section | Shard, folder: Path) -> np.ndarray | None:
         """Return activations from the section's file, which is written where the disk is not full.

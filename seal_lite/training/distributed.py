@@ -11,7 +11,7 @@ from torch import nn
 
 from seal_lite.encoders.devices import resolve_device
 
-PATIENCE = datetime.timedelta(days=1)  # the other processes wait while the first fills the cache
+PATIENCE = datetime.timedelta(days=1)  # all processes wait until the last has filled its cache
 
 
 def join_processes(device: str | torch.device = "auto") -> tuple[PartialState, torch.device]:

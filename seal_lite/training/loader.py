@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -95,8 +94,8 @@ class Activations:
     config
         Its `n_views` and `stain_jitter` decide the views.
     state
-        accelerate's state of all processes, which all read from the cache or all do not, and of
-        which the first fills the cache's folder; None is one process.
+        accelerate's state of all processes, which all read from the cache or all do not, and which
+        fill the cache's folder together; None is one process.
     cached
         Whether to use the cache at all.
     cache_dir
@@ -133,8 +132,8 @@ class Activations:
                 progress=progress,
             )
             if all_agree(state, cache.fits(sections)):
-                with nullcontext() if state is None else state.main_process_first():
-                    self.stored = cache.activations_of_all(sections)
+                share = (0, 1) if state is None else (state.process_index, state.num_processes)
+                self.stored = cache.activations_of_all(sections, share=share)
                 if not all_agree(state, self.stored is not None):  # a disk was full
                     self.stored = None
 

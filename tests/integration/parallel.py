@@ -1,6 +1,6 @@
-"""What several processes run in a test: a step's gradients, a whole run, a cache without room.
+"""What several processes run in a test: a step's gradients, a whole run, a cache and its room.
 
-torchrun --nproc_per_node 2 tests/integration/parallel.py PHANTOM OUT step|run|room
+torchrun --nproc_per_node 2 tests/integration/parallel.py PHANTOM OUT step|run|room|cache
 """
 
 import json
@@ -61,6 +61,31 @@ def write_room(sections, out: Path) -> None:
     (out / f"{state.process_index}.json").write_text(json.dumps(stores))
 
 
+def write_cache(sections, out: Path) -> None:
+    """Write the sections whose activations each process computes, and a sum of all that it has."""
+    from seal_lite.data.genes import GenePanel
+    from seal_lite.encoders.prefix_cache import PrefixCache
+    from seal_lite.model.seal import SEAL
+    from seal_lite.training.distributed import join_processes
+    from seal_lite.training.loader import Activations
+
+    state, _ = join_processes()
+    model = SEAL.build(GenePanel.from_config(sections, CONFIG), CONFIG)
+    computed = []
+    compute = PrefixCache._write
+
+    def note_and_compute(cache, section, folder):
+        computed.append(section.name)
+        return compute(cache, section, folder)
+
+    PrefixCache._write = note_and_compute
+    options = {"state": state, "cache_dir": out / "cache", "progress": False}
+    activations = Activations(model.encoder, sections, CONFIG, **options)
+    sums = [float(stored.sum()) for stored in activations.stored]
+    result = {"computed": computed, "sums": sums}
+    (out / f"{state.process_index}.json").write_text(json.dumps(result))
+
+
 def write_run(sections, out: Path) -> None:
     """Finetune, into OUT/run."""
     from seal_lite.training.loop import finetune
@@ -76,7 +101,8 @@ def main(root: Path, out: Path, what: str) -> None:
     out.mkdir(parents=True, exist_ok=True)
     (out / "processes").write_text(str(state.num_processes))
     sections = load_sections(root, patch_px=CONFIG.patch_px)
-    {"step": write_step, "run": write_run, "room": write_room}[what](sections, out)
+    jobs = {"step": write_step, "run": write_run, "room": write_room, "cache": write_cache}
+    jobs[what](sections, out)
 
 
 if __name__ == "__main__":

@@ -57,6 +57,18 @@ def test_processes_cache_together_or_not_at_all(run_two):
         assert stores == {"first": False, "all": True}
 
 
+def test_processes_fill_the_cache_together(run_two, phantom_root, tmp_path):
+    """Each computes its own sections, and reads those of the other."""
+    parallel.main(phantom_root, tmp_path / "one", "cache")
+    one = json.loads((tmp_path / "one/0.json").read_text())
+    assert len(one["computed"]) == 2
+    folder = run_two("cache")
+    for process in (0, 1):
+        result = json.loads((folder / f"{process}.json").read_text())
+        assert result["computed"] == [one["computed"][process]]
+        assert result["sums"] == pytest.approx(one["sums"], rel=1e-6)
+
+
 def read_losses(folder):
     lines = (folder / "run/metrics.jsonl").read_text().splitlines()
     return [json.loads(line)["loss"] for line in lines]

@@ -97,6 +97,20 @@ def test_an_interrupted_computation_leaves_no_file(encoder, section, tmp_path, m
     assert not list(tmp_path.glob(".*.part"))
 
 
+def test_a_process_computes_its_own_sections_first(encoder, section, monkeypatch):
+    cache = encoders.PrefixCache(encoder, **OPTIONS)
+    sections = [replace(section, digest=f"{i}" * 64) for i in range(5)]
+    order = []
+
+    def activations(section):
+        order.append(int(section.digest[0]))
+        return order[-1]
+
+    monkeypatch.setattr(cache, "activations", activations)
+    assert cache.activations_of_all(sections, share=(1, 2)) == [0, 1, 2, 3, 4]
+    assert order == [1, 3, 0, 2, 4]
+
+
 @pytest.fixture
 def full(monkeypatch):
     """A disk that has no room, as the system says it."""
