@@ -199,7 +199,7 @@ bench: $(STAMP) ## time what the book says is fast, beside what it is compared w
 bench-gpu: $(STAMP) ## time training on this machine's card, beside its own limit: 8 minutes
 	$(PY) benchmarks/gpu.py
 
-promises: $(STAMP) ## kill, damage and crowd the package, and count what happens: half an hour
+promises: $(STAMP) ## kill, damage and crowd the package, and count what happens: a quarter of an hour
 	$(PY) tests/integration/under_load.py results/promises.json --kills 60 --mutants 30 --cycles 500
 
 hero: $(STAMP) ## draw the README's figure again: minutes on 2 cores

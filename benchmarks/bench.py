@@ -45,7 +45,7 @@ Result = dict[str, Any]
 def python(script: str, *arguments: Any) -> Any:
     """Run a script of this folder in its own process; return the JSON of its last line, if any."""
     path = os.pathsep.join([str(FOLDER.parent), str(FOLDER)])
-    command = [sys.executable, FOLDER / script, *map(str, arguments)]
+    command = [sys.executable, str(FOLDER / script), *map(str, arguments)]
     environment = {**os.environ, "PYTHONPATH": path}
     finished = subprocess.run(
         command, check=True, text=True, stdout=subprocess.PIPE, env=environment

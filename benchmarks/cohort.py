@@ -254,7 +254,13 @@ def patients_needed(gain: float, ci95: list[float], patients: int) -> int | None
     standard_error = (high - low) / (2 * stats.norm.ppf(0.975))
     sd = standard_error * math.sqrt(patients)
     sizes = range(2, MAX_PATIENTS + 1)
-    fewer = bisect_left(sizes, -gain, key=lambda n: -smallest_gain(n, sd=sd))
+
+    def negative_gain(n: int) -> float:
+        smallest = smallest_gain(n, sd=sd)
+        assert smallest is not None, "two patients have a spread"
+        return -smallest
+
+    fewer = bisect_left(sizes, -gain, key=negative_gain)
     return sizes[fewer] if fewer < len(sizes) else None
 
 

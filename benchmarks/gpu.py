@@ -114,8 +114,9 @@ def measure(name: str, section: Noise, config: Config, *, cached: bool, peak: fl
     encoder = build_encoder(name, pretrained=False, tune_blocks=config.tune_blocks, **options)
     panel = noise_panel()
     model = SEAL(encoder, panel, config).to(device)
-    activations = Activations(encoder, [section], config, cached=cached, progress=False)
-    pairs = Pairs([section], panel, config, activations)
+    sections: Any = [section]  # no sections of tissue, but they have what a training reads
+    activations = Activations(encoder, sections, config, cached=cached, progress=False)
+    pairs = Pairs(sections, panel, config, activations)
     forget_peak(device)  # filling the cache searches for a batch size, up to what the card holds
     history = train(model, pairs, state, progress=False)
     rate = max(epoch["pairs_per_s"] for epoch in history[1:])

@@ -58,7 +58,7 @@ def trainer(
         )
         pairs = batches(sections, panel, config, activations)
         if profiles is not None:
-            pairs.expression = profiles(sections, panel, config)
+            pairs.expression = list(profiles(sections, panel, config))
         history = train(model, pairs, state, loss=loss, progress=False)
         return model.eval(), history
 

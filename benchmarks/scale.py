@@ -35,7 +35,8 @@ def peak_bytes() -> int:
     The maximum of `getrusage` outlives `exec`, so that it may be the parent's.
     """
     status = Path("/proc/self/status").read_text()
-    return 1024 * int(re.search(r"VmHWM:\s+(\d+) kB", status)[1])
+    (kilobytes,) = re.findall(r"VmHWM:\s+(\d+) kB", status)
+    return 1024 * int(kilobytes)
 
 
 def drawn_sections(sections: list[Section], panel: GenePanel, pairs: int) -> Iterator[Any]:

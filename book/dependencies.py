@@ -30,10 +30,13 @@ def imported_modules(script: Path, graph: grimp.ImportGraph) -> set[str]:
 
 def direct_modules(script: Path, graph: grimp.ImportGraph) -> set[str]:
     """Return the modules of the package that define what a script imports."""
-    direct = set()
+    direct: set[str] = set()
     for node in ast.walk(ast.parse(script.read_text())):
-        if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("seal_lite"):
-            direct.update(home_of(node.module, alias.name, graph) for alias in node.names)
+        if not isinstance(node, ast.ImportFrom) or node.module is None:
+            continue
+        module = node.module
+        if module.startswith("seal_lite"):
+            direct.update(home_of(module, alias.name, graph) for alias in node.names)
     return direct & graph.modules
 
 

@@ -72,7 +72,7 @@ def sheet(patches: np.ndarray, edge: int) -> np.ndarray:
         y = i // COLUMNS * edge
         x = i % COLUMNS * edge
         small = Image.fromarray(patch).resize((edge, edge), Image.Resampling.LANCZOS)
-        image[y : y + edge, x : x + edge] = small
+        image[y : y + edge, x : x + edge] = np.asarray(small)
     return image
 
 

@@ -84,8 +84,10 @@ def draw_encoders(ax: Axes) -> None:
         ax.text(2.8, y + 1.3, name, ha="center", va="center", fontsize=10)
         ax.text(2.8, y + 0.5, note, ha="center", va="center", fontsize=7.5, color=GREY)
         tip = (6.5, 6.4 if y > 5 else 3.6)
-        style = {"arrowstyle": "-|>", "mutation_scale": 11, "lw": 1.2, "color": GREY}
-        ax.add_patch(FancyArrowPatch((5.6, y + 0.95), tip, **style))
+        arrow = FancyArrowPatch(
+            (5.6, y + 0.95), tip, arrowstyle="-|>", mutation_scale=11, lw=1.2, color=GREY
+        )
+        ax.add_patch(arrow)
     ax.add_patch(Circle((7.9, 5), 1.75, fc="white", ec=GREY))
     for (x, y), colour in zip(((7.3, 5.9), (8.7, 5.2), (7.6, 4.0)), COLOURS, strict=False):
         ax.plot(x - 0.16, y, "s", color=colour, ms=6)

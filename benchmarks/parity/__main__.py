@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import json
 import tempfile
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
@@ -17,7 +18,7 @@ from parity import seams
 from seal_lite.training.provenance import provenance
 
 RESULT = Path(__file__).parents[2] / "results/parity.json"
-SEAMS = {
+SEAMS: dict[str, Callable[[seams.Run], float | None]] = {
     "`load_encoder`'s transform": seams.transform,
     "HEST-bench's patches": seams.hest_transform,
     "smoothing of `--preset paper`": seams.released_smoothing,

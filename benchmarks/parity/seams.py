@@ -55,9 +55,15 @@ class Run:
         texture = pink + np.random.default_rng(0).integers(0, 50, (56, 56, 3), np.uint8)
         pixels = np.full((1024, 1024, 3), 245, np.uint8)
         pixels[TISSUE, TISSUE] = texture.repeat(12, 0).repeat(12, 1)
-        scale = {"resolution": (1e4, 1e4), "resolutionunit": "CENTIMETER"}
         slide = folder / "slide.tif"
-        tifffile.imwrite(slide, pixels, tile=(256, 256), compression="deflate", **scale)
+        tifffile.imwrite(
+            slide,
+            pixels,
+            tile=(256, 256),
+            compression="deflate",
+            resolution=(1e4, 1e4),
+            resolutionunit="CENTIMETER",
+        )
         edges = range(TISSUE.start, TISSUE.stop, PX)
         corners = [(x, y) for y in edges for x in edges]
         images = np.stack([pixels[y : y + PX, x : x + PX] for x, y in corners])

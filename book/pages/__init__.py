@@ -94,10 +94,9 @@ def render(
 def bibtex(key: str) -> str:
     """Return the BibTeX entry of a paper in references.bib, or of the "software" itself."""
     if key != "software":
-        entry = re.search(
-            rf"^@\w+\{{{key},.*?^\}}", (BOOK / "references.bib").read_text(), re.M | re.S
-        )
-        return entry[0]
+        references = (BOOK / "references.bib").read_text()
+        (entry,) = re.findall(rf"^@\w+\{{{key},.*?^\}}", references, re.M | re.S)
+        return entry
     citation = yaml.safe_load((ROOT / "CITATION.cff").read_text())
     fields = {
         "author": f"{{{citation['authors'][0]['name']}}}",

@@ -16,7 +16,7 @@ def executed_rows(folder: Path = CHAPTERS) -> list[tuple[str, str, float, str]]:
     for path in sorted(folder.glob("*.ipynb")):
         notebook = nbformat.read(path, as_version=4)
         run = notebook.metadata.papermill
-        title = re.search(r"^# (.+)$", notebook.cells[0].source, re.M)[1]
+        title, *_ = re.findall(r"^# (.+)$", notebook.cells[0].source, re.M)
         end = run.end_time[:16].replace("T", " ")
         rows.append((f"notebooks/{path.name}", title, run.duration, end))
     return rows

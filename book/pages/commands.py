@@ -125,7 +125,9 @@ COMMANDS = {
     "make pitfalls": Command(("pitfalls",), time="a minute", source="documented", needs=HER2ST),
     "make subtlety": Command(("subtlety",), time="minutes", source="documented"),
     "make parity": Command(("parity",), time="minutes", source="documented"),
-    "make promises": Command(("promises",), time="half an hour", source="documented", timed="work"),
+    "make promises": Command(
+        ("promises",), time="a quarter of an hour", source="documented", timed="work"
+    ),
 }
 
 

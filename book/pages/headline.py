@@ -98,7 +98,8 @@ def headline_counts(load: Load) -> str:
 
 def blind_sentence(result: Result) -> str:
     """Return in words how often the finetuned encoder is above its references on blind sections."""
-    gaps = [cell["mean"] for test in result["test"] for cell in blind_cells(result, test)]
+    cells = [cell for test in result["test"] for cell in blind_cells(result, test)]
+    gaps = [cell["mean"] for cell in cells if cell is not None]
     higher = sum(gap > 0 for gap in gaps)
     sections = " and ".join(f"{name} ({text})" for name, text in result["test"].items())
     return (

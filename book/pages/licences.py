@@ -28,7 +28,8 @@ def licence(package: str) -> str:
     """Return the licence that an installed package states in its metadata, or in its own file."""
     fields = metadata(package)
     classifiers = "; ".join(_licence_classifiers(fields))
-    texts = [fields.get("License-Expression"), classifiers, fields.get("License")]
+    stated = {name: fields[name] for name in ("License-Expression", "License") if name in fields}
+    texts = [stated.get("License-Expression"), classifiers, stated.get("License")]
     texts += [path.read_text() for path in files(package) or [] if "LICENSE" in path.name]
     first_lines = [text.strip().partition("\n")[0] for text in texts if text]
     return next((line for line in first_lines if line not in NOT_STATED), "not stated")
