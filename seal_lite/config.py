@@ -167,7 +167,6 @@ class Config:
 RECIPES: dict[str, dict[str, Any]] = {
     "convolution": {},
     "transformer": {
-        "patch_um": 112.0,
         "patch_px": 224,
         "depth": 0.75,
         "pooling": "class+mean",
