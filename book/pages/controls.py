@@ -41,9 +41,10 @@ class Network(NamedTuple):
 def networks(load: Callable[[str], Result]) -> list[Network]:
     """Return the trials of the CNN and of the transformer."""
     trials = load("transformer_trials")
+    of_spot = "patches of 112 um"  # those of the transformer's controls
     lists = (
         ("CNN", "convolutional network", "convolutional network, shuffled pairs", "control_trials"),
-        ("transformer", "recipe", "shuffled pairs", "transformer_control_trials"),
+        ("transformer", of_spot, f"{of_spot}, shuffled pairs", "transformer_control_trials"),
     )
     rows = []
     for name, recipe, shuffled, file in lists:

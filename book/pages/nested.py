@@ -10,8 +10,7 @@ import numpy as np
 from seal_lite.evaluation.statistics import leave_one_out_ratio, mean_and_interval
 
 TARGET = "pearson_residuals"
-SEES = {"backbone", "patch_um", "patch_px"}  # settings that decide what the frozen encoder sees
-NO_SETTINGS = (  # arms with another frozen baseline, and those with fewer counts
+NO_SETTINGS = (  # arms that read patches otherwise, and those with fewer counts
     "two scales",
     "centre-weighted pooling",
     "a quarter of the counts",
@@ -34,7 +33,8 @@ class NestedFold(NamedTuple):
 
     test: str
     arm: str  # the chosen settings
-    layer: str  # the chosen layer of the frozen encoder
+    frozen_arm: str  # whose patches the frozen encoder reads, chosen with its layer
+    layer: str
     chosen: float
     fixed: float  # of the arm that the defaults are
     frozen: float
@@ -53,8 +53,8 @@ def inner_folds(trials: dict[str, Any], test: str) -> Iterator[InnerFold]:
 def nested_folds(trials: dict[str, Any], *, fixed: str, probe: str) -> list[NestedFold]:
     """Return an outer fold for each section.
 
-    The arm with the best mean inner score is chosen, and so is the frozen encoder's layer. The
-    candidates are `complete_arms`.
+    The arm with the best mean inner score is chosen. So is the frozen encoder's layer, among those
+    of all patches that an arm reads. The candidates are `complete_arms`.
 
     Parameters
     ----------
@@ -66,7 +66,6 @@ def nested_folds(trials: dict[str, Any], *, fixed: str, probe: str) -> list[Nest
         "tuned_ridge" or "hest".
     """
     candidates = complete_arms(trials)
-    first = next(iter(trials["arms"]))
     tuned = f"tuned/{probe}/{TARGET}"
     folds = []
     for test in SECTIONS:
@@ -74,26 +73,24 @@ def nested_folds(trials: dict[str, Any], *, fixed: str, probe: str) -> list[Nest
         inner = mean_by_arm(runs, tuned, "inner")
         outer = mean_by_arm(runs, tuned, "outer")
         arm = max(inner, key=lambda name: inner[name])
-        references = [run for run in runs if run.arm == first]
-        layer = inner_best_layer(references, probe)
-        key = f"{layer}/{probe}/{TARGET}"
-        frozen = float(np.mean([run.outer[key] for run in references]))
-        folds.append(NestedFold(test, arm, layer, outer[arm], outer[fixed], frozen))
+        frozen_arm, layer = inner_best_layer(runs, probe)
+        frozen = mean_by_arm(runs, f"{layer}/{probe}/{TARGET}", "outer")[frozen_arm]
+        folds.append(NestedFold(test, arm, frozen_arm, layer, outer[arm], outer[fixed], frozen))
     return folds
 
 
 def complete_arms(trials: dict[str, Any]) -> set[str]:
-    """Return the arms that ran on every pair of sections, on the first arm's encoder and patches.
+    """Return the arms that ran on every pair of sections, on the first arm's encoder.
 
-    Controls and arms with fewer counts are no settings. Arms that read other or further patches
-    have another baseline.
+    Controls and arms with fewer counts are no settings. Arms with another encoder, or that read
+    further patches, have another baseline.
     """
     first, *others = trials["arms"]
     settings = {first}
     for name in others:
         arm = trials["arms"][name]
         is_control = arm.get("variant", "").startswith("shuffled")
-        sees_other = bool(SEES & arm["changes"].keys()) or arm.get("second_um") is not None
+        sees_other = "backbone" in arm["changes"] or arm.get("second_um") is not None
         if not is_control and not sees_other and name not in NO_SETTINGS:
             settings.add(name)
     n_runs = dict.fromkeys(settings, 0)
@@ -105,23 +102,35 @@ def complete_arms(trials: dict[str, Any]) -> set[str]:
 
 
 def mean_by_arm(runs: list[InnerFold], key: str, side: str) -> dict[str, float]:
-    """Return by arm the mean over its trainings of a score on the inner or the outer section."""
+    """Return by arm the mean over its trainings of a score on the inner or the outer section.
+
+    Arms without that score are left out.
+    """
     values: dict[str, list[float]] = {}
     for run in runs:
-        values.setdefault(run.arm, []).append(getattr(run, side)[key])
+        scores = getattr(run, side)
+        if key in scores:
+            values.setdefault(run.arm, []).append(scores[key])
     return {arm: float(np.mean(scores)) for arm, scores in values.items()}
 
 
-def inner_best_layer(references: list[InnerFold], probe: str) -> str:
-    """Return the frozen layer with the best mean inner score, as it is named in the scores."""
+def inner_best_layer(runs: list[InnerFold], probe: str) -> tuple[str, str]:
+    """Return the arm and the frozen layer with the best mean inner score.
+
+    The layer has the name that it has in the scores. Arms on the same patches share the scores of
+    one of them.
+    """
     ending = f"/{probe}/{TARGET}"
-    layers = [key.removesuffix(ending) for key in references[0].inner if key.endswith(ending)]
-    frozen = [layer for layer in layers if layer.startswith("frozen ")]
-
-    def inner_mean(layer: str) -> float:
-        return float(np.mean([run.inner[f"{layer}{ending}"] for run in references]))
-
-    return max(frozen, key=inner_mean)
+    keys = {key for run in runs for key in run.inner if key.endswith(ending)}
+    best = ("", "")
+    highest = -np.inf
+    for key in sorted(keys):
+        if not key.startswith("frozen "):
+            continue
+        for arm, score in mean_by_arm(runs, key, "inner").items():
+            if score > highest:
+                best, highest = (arm, key.removesuffix(ending)), score
+    return best
 
 
 def nested_difference(folds: list[NestedFold], of: str, minus: str) -> dict[str, Any]:

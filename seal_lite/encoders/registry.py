@@ -26,6 +26,7 @@ HALF = (0.5, 0.5, 0.5)
 ON_HUB = re.compile(r"(?:hf[-_]hub:|https://huggingface\.co/)([^/]+/[^/]+)$")
 TIMM_LOADER = "timm.create_model"
 TIMM = {"pretrained": True, "num_classes": 0}
+PATHOLOGY_UM_PER_PX = 0.5  # 20 x, at which most encoders of pathology were trained
 
 
 @dataclass(frozen=True)
@@ -221,7 +222,8 @@ def backbone_row(name: str) -> Backbone:
     """Return the row of an encoder.
 
     A `timm` model without a row gets one from its own configuration; its embedding is then timm's
-    pooled features.
+    pooled features. A transformer from elsewhere than `timm` is taken for one of pathology, which
+    mostly see 0.5 um per px.
 
     Parameters
     ----------
@@ -248,13 +250,16 @@ def _row_of_timm(name: str) -> Backbone:
     with _loading_errors(row), torch.device("meta"):
         net: Any = timm.create_model(name, num_classes=0)
     config = net.pretrained_cfg
+    is_transformer = _is_transformer(net)
+    is_from_elsewhere = name.startswith(("hf-hub:", "local-dir:"))
     return replace(
         row,
         dim=getattr(net, "head_hidden_size", net.num_features),
         px=config["input_size"][-1],
         prefix_tokens=getattr(net, "num_prefix_tokens", 0),
         fixed=hasattr(net, "patch_embed"),
-        recipe="transformer" if _is_transformer(net) else "convolution",
+        recipe="transformer" if is_transformer else "convolution",
+        um_per_px=PATHOLOGY_UM_PER_PX if is_transformer and is_from_elsewhere else None,
         mean=tuple(config["mean"]),
         std=tuple(config["std"]),
         licence=config.get("license") or "unknown",

@@ -51,9 +51,23 @@ def test_the_test_section_has_no_say(test):
     assert {chosen[section] for section in others} == {"good"}
 
 
-def test_arms_with_other_patches_and_controls_take_no_part():
+def test_the_frozen_encoder_chooses_among_the_patches_of_all_arms():
+    """Where an arm's patches suit the frozen encoder best, they are what finetuning is held to."""
+    trials = make_trials(lambda arm, train, section: 0.5)
+    trials["arms"]["good"]["changes"] = {"patch_um": 224.0}
+    key = f"frozen a/tuned_ridge/{nested.TARGET}"
+    for run in trials["runs"]:
+        for section in set(nested.SECTIONS) - set(run["train"]):
+            if run["arm"] == "good":
+                run["scores"][section][key] = 0.45
+    chosen = folds(trials)
+    assert [(fold.frozen_arm, fold.layer) for fold in chosen] == [("good", "frozen a")] * 4
+    assert nested.nested_difference(chosen, "chosen", "frozen")["mean"] == 0.05
+
+
+def test_arms_with_another_encoder_and_controls_take_no_part():
     trials = make_trials(lambda arm, train, section: 0.5 if arm == "good" else 0.4)
-    for changes in ({"changes": {"patch_px": 224}}, {"changes": {}, "variant": "shuffled"}):
+    for changes in ({"changes": {"backbone": "x"}}, {"changes": {}, "variant": "shuffled"}):
         trials["arms"]["good"] = changes
         assert nested.complete_arms(trials) == {"first"}
     trials["arms"]["good"] = {"changes": {}}

@@ -187,7 +187,10 @@ def test_a_timm_transformer_without_a_row_gets_one_from_its_configuration():
 def test_settings_for_an_encoder_are_those_of_its_family_at_its_scale():
     assert encoders.config_for("tf_efficientnet_lite0") == Config()
     config = encoders.config_for("dinov2_s14")
-    assert (config.patch_um, config.patch_px) == (112, 224)
+    assert (config.patch_um, config.patch_px) == (224, 224)
+    assert encoders.config_for("dinov2_s14", "paper").patch_um == 112
+    pathology = encoders.config_for("uni")
+    assert (pathology.patch_um, pathology.patch_px) == (112, 224)
     for name, value in RECIPES["transformer"].items():
         assert getattr(config, name) == value
     convolution = encoders.config_for("resnet50")
@@ -214,14 +217,14 @@ def test_a_size_that_the_network_does_not_read_is_an_error():
     with pytest.raises(InputError, match=message):
         dino.px_at_scale(config, 100.0)
     fixed = encoders.backbone_row("test_vit")
-    remedy = "give patches of 112 um, or finetune with --set patch_um=40"
+    remedy = "give patches of 224 um, or finetune with --set patch_um=40"
     with pytest.raises(InputError, match=remedy):
         fixed.px_at_scale(encoders.config_for("test_vit"), 40.0)
 
 
 def test_small_settings_shrink_what_may_shrink():
     config = encoders.config_for("dinov2_s14", "small")
-    assert (config.patch_um, config.patch_px) == (112, 140)
+    assert (config.patch_um, config.patch_px) == (224, 140)
     assert config.epochs < Config.epochs
     assert encoders.config_for("uni", "small").patch_px == 224
 
@@ -414,6 +417,12 @@ def vendors_own_embedding(net, row, images):
     output = getattr(output, "last_hidden_state", output)
     output = output[0] if isinstance(output, tuple) else output
     return output if output.ndim == 2 else output[:, 0]
+
+
+def test_a_transformer_from_elsewhere_is_taken_for_one_of_pathology(tmp_path):
+    tiny_timm(tmp_path)
+    config = encoders.config_for(f"local-dir:{tmp_path}")
+    assert config.patch_um == 0.5 * config.patch_px
 
 
 def test_every_kind_of_network_is_loaded_with_its_weights(loadable, patches, images):
