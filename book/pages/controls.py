@@ -59,6 +59,6 @@ def taught_sentence(load: Callable[[str], Result]) -> str:
     gaps = [f"{row.gain_over(SELF_SUPERVISION)}, for the {row.name}" for row in networks(load)]
     return (
         "Self-supervision on the same patches uses no expression. Under probe B, finetuned minus "
-        f"self-supervised is {', and '.join(gaps)}. The units here are trainings on pairs of the "
-        "four sections."
+        f"self-supervised is {', and '.join(gaps)}, with patches of 112 µm. The units here are "
+        "trainings on pairs of the four sections."
     )
