@@ -34,7 +34,10 @@ help: ## show this list
 unit: $(STAMP) ## after each edit: the unit tests, in two minutes on two cores
 	$(ONE_THREAD) $(PY) -m pytest tests/unit $(ALONGSIDE) -m "not nightly"
 
-test: lint book ## lint, execute the notebooks, build the book, run all tests but the nightly ones
+# The check of types and the first run of the chapters have one thread each: they run side by side.
+test: $(STAMP) ## lint, execute the notebooks, build the book, run all tests but the nightly ones
+	@$(MAKE) --no-print-directory --jobs 2 --output-sync lint notebooks
+	@$(MAKE) --no-print-directory book
 	$(call say,'Running the tests')
 	$(ONE_THREAD) $(PY) -m pytest $(ALONGSIDE) -m "not nightly"
 
