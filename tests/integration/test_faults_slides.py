@@ -251,7 +251,7 @@ FAULTS = [
         (
             "a patch that the transformer does not read",
             "--backbone test_vit --patch-um 256",
-            "test_vit: 256 um are 366 px at 0.7 um per px, which it does not read",
+            "test_vit: 256 um are 183 px at 1.4 um per px, which it does not read",
         ),
         ("no coords of a slide", "--coords task", "task: has no s.h5; give the folder of its"),
         (
