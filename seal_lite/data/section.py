@@ -212,10 +212,10 @@ def read_counts(root: str | Path, name: str) -> AnnData:
 
 def _check_metadata(path: Path, metadata: dict[str, Any]) -> dict[str, Any]:
     """Return metadata in which lengths are numbers and names are text, however they are stored."""
+    converters = dict.fromkeys(NUMBER_COLUMNS, as_length) | dict.fromkeys(NAME_FIELDS, as_name)
     checked: dict[str, Any] = {}
-    for name in (*NUMBER_COLUMNS, *NAME_FIELDS):
+    for name, convert in converters.items():
         if name in metadata:
-            convert = as_length if name in NUMBER_COLUMNS else as_name
             remedy = f"give {name} in sections.tsv"
             checked[name] = convert(path, name, metadata[name], remedy=remedy)
     return metadata | checked

@@ -266,7 +266,7 @@ def as_name(path: str | Path, name: str, value: object, *, remedy: str) -> str:
         If it is a list or another collection, or longer than any name. `path` and `name` say of
         what.
     """
-    if isinstance(value, Mapping | Set) or np.size(np.asarray(value)) != 1:
+    if isinstance(value, Mapping | Set) or np.asarray(value).size != 1:
         raise InputError(f"{path}: {name} is {reprlib.repr(value)}, must be one name; {remedy}")
     text = text_of(value)
     if len(text) > LONGEST_NAME:
