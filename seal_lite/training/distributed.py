@@ -27,6 +27,16 @@ def join_processes(device: str | torch.device = "auto") -> tuple[PartialState, t
     return state, resolve_device(device)
 
 
+def share_of(state: PartialState | None) -> tuple[int, int]:
+    """Return (index, number) of the equal parts of the work that this process does.
+
+    None is a single process.
+    """
+    if state is None:
+        return 0, 1
+    return state.process_index, state.num_processes
+
+
 def all_agree(state: PartialState | None, answer: bool) -> bool:
     """Return whether the answer is yes in every process; None is a single one."""
     if state is None or state.num_processes == 1:

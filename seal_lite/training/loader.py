@@ -21,7 +21,7 @@ from seal_lite.encoders.views import Views, augment
 from seal_lite.encoders.vision import VisionEncoder
 from seal_lite.errors import InputError
 from seal_lite.io import read_ahead
-from seal_lite.training.distributed import all_agree
+from seal_lite.training.distributed import all_agree, share_of
 from seal_lite.training.provenance import Shuffle
 
 Sections = Sequence[Section] | Sequence[Shard]
@@ -132,8 +132,7 @@ class Activations:
                 progress=progress,
             )
             if all_agree(state, cache.fits(sections)):
-                share = (0, 1) if state is None else (state.process_index, state.num_processes)
-                self.stored = cache.activations_of_all(sections, share=share)
+                self.stored = cache.activations_of_all(sections, share=share_of(state))
                 if not all_agree(state, self.stored is not None):  # a disk was full
                     self.stored = None
 

@@ -25,7 +25,7 @@ from seal_lite.errors import InputError
 from seal_lite.model.losses import PairOutputs, seal_loss, warmup_loss
 from seal_lite.model.seal import SEAL
 from seal_lite.training.callbacks import Callback
-from seal_lite.training.distributed import average_gradients, join_processes
+from seal_lite.training.distributed import average_gradients, join_processes, share_of
 from seal_lite.training.loader import (
     Activations,
     Pairs,
@@ -163,7 +163,7 @@ def finetune(  # noqa: PLR0913
             activations,
             shuffle_pairs=shuffle_pairs,
             extra_expression=extra_expression,
-            share=(state.process_index, state.num_processes),
+            share=share_of(state),
         )
         history = train(
             model,
