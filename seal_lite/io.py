@@ -326,6 +326,13 @@ def open_zarr(path: str | Path, *, use_consolidated: bool | None = None) -> zarr
     return group
 
 
+def usable_cores() -> int:
+    """Return the number of processor cores that this process may use."""
+    if hasattr(os, "sched_getaffinity"):  # not on macOS and Windows
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
 def read_ahead(read: Callable[[Item], Result], items: Iterable[Item]) -> Iterator[Result]:
     """Yield read(item) of every item, in order, while a thread reads the next one."""
     with ThreadPoolExecutor(1) as reader:

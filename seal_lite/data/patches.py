@@ -84,12 +84,7 @@ def extract_patches(
     if not is_inside.all():
         log.info("%s: %d patches leave the image: dropped", name, (~is_inside).sum())
     rows = np.flatnonzero(is_inside)
-    patches = np.empty((len(rows), patch_px, patch_px, 3), np.uint8)
-    top_down = np.argsort(corners[rows, 1], kind="stable")  # an image in strips is decoded once
-    for i in top_down:
-        x, y = corners[rows[i]]
-        patches[i] = slide.read(x, y, edge=edge, px=patch_px)
-    return rows, patches
+    return rows, slide.read_all(corners[rows], edge=edge, px=patch_px)
 
 
 def _check_on_image(

@@ -255,7 +255,7 @@ def write_features(
 
     def read(start: int) -> np.ndarray:
         batch = corners[start : start + PATCHES_IN_MEMORY]
-        return np.stack([slide.read(x, y, edge=place.edge, px=patch_px) for x, y in batch])
+        return slide.read_all(batch, edge=place.edge, px=patch_px)
 
     parts = [np.zeros((0, encoder.row.dim), np.float32)]
     for patches in read_ahead(read, range(0, len(corners), PATCHES_IN_MEMORY)):

@@ -7,6 +7,7 @@ no wrong value. `pytest -m gpu` runs the same tests, and a training, on a real c
 
 from contextlib import nullcontext
 from dataclasses import replace
+from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
@@ -227,12 +228,16 @@ def test_sections_get_their_embedding(model, sections):
 
 
 def test_slides_are_embedded(model, tmp_path):
+    from seal_lite.data.images import Slide
     from seal_lite.slides import embed, places
 
-    slide = SimpleNamespace(
-        read=lambda x, y, *, edge, px: np.zeros((px, px, 3), np.uint8),
-        um_per_px=1.0,
+    pixels = np.zeros((640, 640, 3), np.uint8)
+    slide = Slide(
+        path=Path("slide.tif"),
         size=(640, 640),
+        um_per_px=1.0,
+        levels=(1.0,),
+        region=lambda level, box: pixels[box[1] : box[3], box[0] : box[2]],
     )
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(places, "grid", lambda slide, **_: np.zeros((3, 2), int))

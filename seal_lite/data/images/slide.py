@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -11,6 +12,7 @@ import numpy as np
 from PIL import Image
 
 from seal_lite.data.images.colour import AnyImage, resized, to_rgb
+from seal_lite.io import usable_cores
 
 STRIP_PX = 2**24  # px that a thumbnail reads at a time: about 50 MB of RGB
 # Um per px between those of an oil objective and of a flatbed scanner. Others are of programs that
@@ -95,6 +97,40 @@ class Slide:
         left, top = start - low
         right, bottom = stop - low
         return resized(image, px, box=(left, top, right, bottom))
+
+    def read_all(self, corners: np.ndarray, edge: float, px: int) -> np.ndarray:
+        """Read squares as `read` does, several at once: a thread for each core.
+
+        Parameters
+        ----------
+        corners
+            (n, 2) x, y of the squares' upper left corners in px of full resolution.
+        edge
+            The squares' width in px of full resolution.
+        px
+            Width of the results in px.
+
+        Returns
+        -------
+        numpy.ndarray
+            (n, px, px, 3) uint8 RGB, in the order of the corners.
+
+        Raises
+        ------
+        InputError
+            As `read` does.
+        """
+        patches = np.empty((len(corners), px, px, 3), np.uint8)
+
+        def read_into(i: int) -> None:
+            x, y = corners[i]
+            patches[i] = self.read(x, y, edge=edge, px=px)
+
+        top_down = np.argsort(corners[:, 1], kind="stable")  # neighbours share what is decoded
+        with ThreadPoolExecutor(usable_cores()) as threads:
+            for _ in threads.map(read_into, top_down):
+                pass  # raises what a thread has raised
+        return patches
 
     def thumbnail(self, factor: float) -> np.ndarray:
         """Return the whole image with 1 px for `factor` px of full resolution.

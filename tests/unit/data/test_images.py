@@ -250,6 +250,110 @@ def test_what_is_said_of_a_scale_is_noted(tmp_path):
     assert open_slide(tmp_path / "b.tif", um_per_px=0.5).notes == ()
 
 
+# ------------------------------------------------------------------------------ tiles, threads
+
+TILE_PX = 64
+COMPRESSIONS = {
+    "none": {},
+    "zlib with differences": {"compression": "zlib", "predictor": True},
+    "JPEG": {"compression": "jpeg"},
+}
+
+
+def write_tiled(path, image, **options):
+    tifffile.imwrite(
+        path, image, photometric="rgb", tile=(TILE_PX, TILE_PX), metadata=None, **options
+    )
+
+
+@pytest.mark.parametrize("kind", COMPRESSIONS)
+def test_a_box_across_tiles_is_that_of_the_whole_image(tmp_path, scene, kind):
+    path = tmp_path / "slide.tif"
+    write_tiled(path, scene[:500, :450], **COMPRESSIONS[kind])  # no multiple of the tiles
+    whole = tifffile.imread(path)
+    slide = open_slide(path)
+    for left, top, right, bottom in [(0, 0, 450, 500), (63, 64, 129, 128), (400, 470, 450, 500)]:
+        box = slide.region(0, (left, top, right, bottom))
+        np.testing.assert_array_equal(box, whole[top:bottom, left:right])
+
+
+def test_each_tile_is_decoded_once_for_all_patches_that_share_it(tmp_path, scene, monkeypatch):
+    path = tmp_path / "slide.tif"
+    write_tiled(path, scene, compression="zlib")
+    slide = open_slide(path)
+    read_bytes = tifffile.FileHandle.read
+    decoded = []
+
+    def count(self, size=-1, /):
+        decoded.append(self.tell())
+        return read_bytes(self, size)
+
+    monkeypatch.setattr(tifffile.FileHandle, "read", count)
+    for x in range(0, SIDE - 96, 32):
+        slide.read(x, 40, edge=96, px=48)
+    assert len(decoded) == 3 * (SIDE // TILE_PX)  # y from 40 to 136: three rows of tiles
+
+
+@pytest.mark.parametrize("missing", ["offset", "count"])
+def test_a_tile_that_is_left_out_is_white(tmp_path, scene, missing):
+    path = tmp_path / "slide.tif"
+    write_tiled(path, scene)
+    tag = {"offset": "TileOffsets", "count": "TileByteCounts"}[missing]
+    with tifffile.TiffFile(path, mode="r+b") as file:
+        tags = file.pages[0].tags
+        values = list(tags[tag].value)
+        values[1] = 0
+        tags[tag].overwrite(values)
+    slide = open_slide(path)
+    assert (slide.read(TILE_PX, 0, edge=TILE_PX, px=TILE_PX) == 255).all()
+    np.testing.assert_array_equal(slide.region(0, (0, 0, 64, 64)), scene[:64, :64])
+
+
+@pytest.mark.parametrize("kept", [0.2, 0.6, 0.999])
+def test_a_slide_that_was_cut_off_is_an_error_and_not_white(tmp_path, scene, kept):
+    path = tmp_path / "slide.tif"
+    write_tiled(path, scene, compression="zlib")
+    content = path.read_bytes()
+    with tifffile.TiffFile(path) as file:
+        last = file.pages[0].dataoffsets[-1]
+    path.write_bytes(content[: int(last * kept)])
+    with pytest.raises(InputError, match=r"slide.tif: cannot be read"):
+        open_slide(path).read(SIDE - 64, SIDE - 64, edge=64, px=64)
+
+
+@pytest.mark.parametrize(
+    "options", [{"tile": (64, 64)}, {"rowsperstrip": 7}, {"rowsperstrip": SIDE}]
+)
+def test_threads_read_what_one_reads(tmp_path, scene, options, monkeypatch):
+    path = tmp_path / "slide.tif"
+    tifffile.imwrite(path, scene, photometric="rgb", compression="zlib", metadata=None, **options)
+    monkeypatch.setattr("seal_lite.data.images.slide.usable_cores", lambda: 8)
+    corners = np.random.default_rng(0).uniform(-20, SIDE - 40, (200, 2))
+    one_by_one = [open_slide(path).read(x, y, edge=60.5, px=32) for x, y in corners[:20]]
+    together = open_slide(path).read_all(corners, edge=60.5, px=32)
+    np.testing.assert_array_equal(together[:20], one_by_one)
+
+
+def test_what_one_of_the_threads_cannot_read_is_an_error(tmp_path, scene):
+    path = tmp_path / "slide.tif"
+    write_tiled(path, scene, compression="zlib")
+    content = bytearray(path.read_bytes())
+    with tifffile.TiffFile(path) as file:
+        damaged = file.pages[0].dataoffsets[20]
+    content[damaged : damaged + 8] = b"damaged!"
+    path.write_bytes(content)
+    corners = np.argwhere(np.ones((8, 8))) * TILE_PX
+    with pytest.raises(InputError, match=r"slide.tif: cannot be read"):
+        open_slide(path).read_all(corners, edge=TILE_PX, px=TILE_PX)
+
+
+def test_no_square_is_an_empty_array(tmp_path, scene):
+    path = tmp_path / "slide.tif"
+    write_tiled(path, scene)
+    patches = open_slide(path).read_all(np.zeros((0, 2)), edge=TILE_PX, px=32)
+    assert patches.shape == (0, 32, 32, 3)
+
+
 # ---------------------------------------------------------------------------- strips and edges
 
 
