@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from concurrent.futures import ThreadPoolExecutor
 from functools import lru_cache
+from itertools import product
 from threading import Lock
 from typing import TYPE_CHECKING, Any
 
@@ -11,6 +13,7 @@ from PIL import Image
 
 from seal_lite.data.images.colour import on_white
 from seal_lite.data.images.slide import Box
+from seal_lite.io import usable_cores
 
 if TYPE_CHECKING:
     from tifffile import TiffPage, TiffPageSeries
@@ -18,6 +21,7 @@ if TYPE_CHECKING:
 JPEG_COMPRESSIONS = (6, 7, 34892, 33007)  # whose decoder gives RGB for YCbCr
 ASSOCIATED_ALPHA, UNASSOCIATED_ALPHA = 1, 2  # of the tag ExtraSamples
 BAND_ROWS = 256  # rows that are decoded together where an image has no tiles
+MANY_TILES = 64  # that are decoded by several threads: those of a box that is no patch
 KEPT_BYTES = 2**28  # of decoded tiles or rows of a level
 
 
@@ -108,15 +112,26 @@ class _Tiles:
         left, top, right, bottom = box
         shape = (bottom - top, right - left, self._n_channels)
         pixels = np.empty(shape, self._keyframe.dtype)
-        for row in range(top // self._rows, -(-bottom // self._rows)):
-            y = row * self._rows
+
+        def paste(place: tuple[int, int]) -> None:
+            row, column = place
+            y, x = row * self._rows, column * self._columns
             first_y, last_y = max(top, y), min(bottom, y + self._rows)
-            for column in range(left // self._columns, -(-right // self._columns)):
-                x = column * self._columns
-                first_x, last_x = max(left, x), min(right, x + self._columns)
-                tile = self._tile(row * self._n_across + column)
-                part = tile[first_y - y : last_y - y, first_x - x : last_x - x]
-                pixels[first_y - top : last_y - top, first_x - left : last_x - left] = part
+            first_x, last_x = max(left, x), min(right, x + self._columns)
+            tile = self._tile(row * self._n_across + column)
+            part = tile[first_y - y : last_y - y, first_x - x : last_x - x]
+            pixels[first_y - top : last_y - top, first_x - left : last_x - left] = part
+
+        rows = range(top // self._rows, -(-bottom // self._rows))
+        columns = range(left // self._columns, -(-right // self._columns))
+        places = list(product(rows, columns))
+        if len(places) < MANY_TILES:
+            for place in places:
+                paste(place)
+            return pixels
+        with ThreadPoolExecutor(usable_cores()) as threads:
+            for _ in threads.map(paste, places):
+                pass  # raises what a thread has raised
         return pixels
 
     def _decode(self, number: int) -> np.ndarray:
