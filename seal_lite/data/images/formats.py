@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from PIL import Image
 
+from seal_lite.data.images.blocks import Blocks
 from seal_lite.data.images.colour import to_rgb
 from seal_lite.data.images.slide import Box, Slide
 from seal_lite.data.images.tiff import open_tiff
@@ -123,9 +124,29 @@ def _open_zarr(path: Path, um_per_px: float | None) -> Slide:
         axes = "".join(axis["name"] for axis in scales.get("axes", ())) or "cyx"
         width, height = (arrays[0].shape[axes.index(axis)] for axis in "xy")
         _check_planes(path, axes, arrays[0].shape)
-    levels = tuple(width / array.shape[axes.index("x")] for array in arrays)
-    region = partial(_zarr_region, path, arrays, axes)
-    return Slide(path, (width, height), um_per_px, levels, region)
+    steps = tuple(width / array.shape[axes.index("x")] for array in arrays)
+    levels = [_blocks_of(array, axes) for array in arrays]
+    region = partial(_zarr_region, path, levels)
+    blocks = tuple(level.block for level in levels)
+    return Slide(path, (width, height), um_per_px, steps, region, blocks=blocks)
+
+
+def _blocks_of(array: zarr.Array, axes: str) -> Blocks:
+    """Return an array's blocks, channels last: its chunks, which may be the whole image."""
+
+    def decode(box: Box) -> np.ndarray:
+        left, top, right, bottom = box
+        place = {"x": slice(left, right), "y": slice(top, bottom), "c": slice(None)}
+        pixels = np.asarray(array[tuple(place.get(axis, 0) for axis in axes)])
+        kept = [axis for axis in axes if axis in place]
+        rows_first = pixels.transpose([kept.index(axis) for axis in "yxc" if axis in kept])
+        return rows_first if "c" in kept else rows_first[..., None]
+
+    width, height = (array.shape[axes.index(axis)] for axis in "xy")
+    chunk_width, chunk_height = (array.chunks[axes.index(axis)] for axis in "xy")
+    px_bytes = max(1, array.nbytes // (width * height))
+    block = (min(chunk_height, height), min(chunk_width, width))
+    return Blocks(decode, (width, height), block, px_bytes=px_bytes, one_at_a_time=True)
 
 
 def _check_planes(path: Path, axes: str, shape: tuple[int, ...]) -> None:
@@ -135,17 +156,10 @@ def _check_planes(path: Path, axes: str, shape: tuple[int, ...]) -> None:
             raise InputError(f"{path}: has {length} planes along {axis}; write the one to read")
 
 
-def _zarr_region(
-    path: Path, arrays: list[zarr.Array], axes: str, level: int, box: Box
-) -> np.ndarray:
+def _zarr_region(path: Path, levels: list[Blocks], level: int, box: Box) -> np.ndarray:
     """Read a box of a level, channels last."""
-    left, top, right, bottom = box
-    place = {"x": slice(left, right), "y": slice(top, bottom), "c": slice(None)}
     with reading(path):
-        pixels = np.asarray(arrays[level][tuple(place.get(axis, 0) for axis in axes)])
-    kept = [axis for axis in axes if axis in place]
-    rows_first = pixels.transpose([kept.index(axis) for axis in "yxc" if axis in kept])
-    return rows_first if "c" in kept else rows_first[..., None]
+        return levels[level].read(box)
 
 
 def open_image(path: str | Path) -> Image.Image:

@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from seal_lite.data.images.colour import AnyImage, resized, to_rgb
+from seal_lite.data.images.colour import WHITE, AnyImage, resized, to_rgb
 from seal_lite.io import usable_cores
 
 STRIP_PX = 2**24  # px that a thumbnail reads at a time: about 50 MB of RGB
@@ -42,6 +42,9 @@ class Slide:
         or an array (h, w, channels).
     notes
         What of the file is not used, or implausible, in clauses that follow its name.
+    blocks
+        (n,) height and width in px of what is decoded together at each level; empty where there is
+        no such thing, or it is unknown.
     """
 
     path: Path
@@ -50,6 +53,7 @@ class Slide:
     levels: tuple[float, ...]
     region: Callable[[int, Box], AnyImage]
     notes: tuple[str, ...] = ()
+    blocks: tuple[tuple[int, int], ...] = ()
 
     @property
     def scale_fault(self) -> str:
@@ -88,6 +92,8 @@ class Slide:
         level_size = np.ceil(np.array(self.size) / step - 0.01)
         low = np.clip(np.floor(start), 0, level_size).astype(int)
         high = np.clip(np.ceil(stop), 0, level_size).astype(int)
+        if (low == high).any():  # it lies outside
+            return np.full((px, px, 3), WHITE, np.uint8)
         image = to_rgb(self.region(level, (low[0], low[1], high[0], high[1])), self.path)
         if max(*-start, *(stop - level_size)) >= 1:
             whole_low, whole_high = np.floor(start).astype(int), np.ceil(stop).astype(int)
@@ -126,11 +132,21 @@ class Slide:
             x, y = corners[i]
             patches[i] = self.read(x, y, edge=edge, px=px)
 
-        top_down = np.argsort(corners[:, 1], kind="stable")  # neighbours share what is decoded
         with ThreadPoolExecutor(usable_cores()) as threads:
-            for _ in threads.map(read_into, top_down):
+            for _ in threads.map(read_into, self._block_by_block(corners, edge / px)):
                 pass  # raises what a thread has raised
         return patches
+
+    def _block_by_block(self, corners: np.ndarray, factor: float) -> np.ndarray:
+        """Return the order (n,) of squares in which those that share a block follow one another."""
+        x, y = np.transpose(corners)
+        if not self.blocks:
+            return np.argsort(y, kind="stable")
+        level = self._coarsest_level(factor)
+        height, width = self.blocks[level]
+        step = self.levels[level]
+        rows, columns = y // (height * step), x // (width * step)
+        return np.lexsort((x, y, columns, rows))  # by rows first
 
     def thumbnail(self, factor: float) -> np.ndarray:
         """Return the whole image with 1 px for `factor` px of full resolution.

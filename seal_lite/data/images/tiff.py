@@ -68,7 +68,8 @@ def open_tiff(path: Path, um_per_px: float | None) -> Slide:
     notes += _set_aside(file, series)
     steps = tuple((width / w + height / h) / 2 for w, h in (level.size for level in levels))
     region = partial(_region, path, levels)
-    return Slide(path, (width, height), scale, steps, region, notes=notes)
+    blocks = tuple(level.block for level in levels)
+    return Slide(path, (width, height), scale, steps, region, notes=notes, blocks=blocks)
 
 
 def _open_scn(path: Path, slide: TiffSlide, um_per_px: float | None) -> Slide:

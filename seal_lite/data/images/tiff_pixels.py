@@ -2,18 +2,14 @@
 
 from __future__ import annotations
 
-from concurrent.futures import ThreadPoolExecutor
-from functools import lru_cache
-from itertools import product
-from threading import Lock
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from PIL import Image
 
+from seal_lite.data.images.blocks import Blocks
 from seal_lite.data.images.colour import on_white
 from seal_lite.data.images.slide import Box
-from seal_lite.io import usable_cores
 
 if TYPE_CHECKING:
     from tifffile import TiffPage, TiffPageSeries
@@ -21,8 +17,6 @@ if TYPE_CHECKING:
 JPEG_COMPRESSIONS = (6, 7, 34892, 33007)  # whose decoder gives RGB for YCbCr
 ASSOCIATED_ALPHA, UNASSOCIATED_ALPHA = 1, 2  # of the tag ExtraSamples
 BAND_ROWS = 256  # rows that are decoded together where an image has no tiles
-MANY_TILES = 64  # that are decoded by several threads: those of a box that is no patch
-KEPT_BYTES = 2**28  # of decoded tiles or rows of a level
 
 
 def kind_of(page: TiffPage) -> str:
@@ -43,6 +37,8 @@ class Level:
     ----------
     size
         Width and height in px.
+    block
+        Height and width in px of what is decoded together: a tile, or rows.
     """
 
     def __init__(self, series: TiffPageSeries, number: int) -> None:
@@ -56,29 +52,22 @@ class Level:
         length = dict(zip(series.axes, array.shape, strict=True))
         chunk = dict(zip(series.axes, array.chunks, strict=True))
         self.size = (length["X"], length["Y"])
-        planes = _Planes(array, series.axes)
         is_tiled = chunk["X"] < length["X"]
-        self._pixels: _Tiles | _Planes | _Bands
-        if not is_tiled:
-            self._pixels = _Bands(planes, self.size, chunk_rows=chunk["Y"])
-        elif _has_one_page(series, number):
-            self._pixels = _Tiles(series.levels[number], fill)
-        else:
-            self._pixels = planes
+        self.block = (chunk["Y"], chunk["X"])
+        if not is_tiled:  # a patch is a small part of its rows
+            self.block = (max(BAND_ROWS, chunk["Y"]), length["X"])
+        decode = _Planes(array, series.axes).read
+        has_tiles = is_tiled and _has_one_page(series, number)
+        if has_tiles:
+            decode = _Tiles(series.levels[number], fill).decode
+        px_bytes = array.nbytes // (length["X"] * length["Y"])
+        self._blocks = Blocks(
+            decode, self.size, self.block, px_bytes=px_bytes, one_at_a_time=not has_tiles
+        )
 
     def read(self, box: Box) -> np.ndarray:
-        """Return a box, which may end beyond the level, as grey (h, w, 1) or RGB (h, w, 3) uint8.
-
-        What lies beyond repeats the edge, for a level's size may be rounded down.
-        """
-        left, top, right, bottom = box
-        width, height = self.size
-        stored = self._pixels.read((left, top, min(right, width), min(bottom, height)))
-        colours = _colours(stored, self._page)
-        beyond = [(0, bottom - top - len(colours)), (0, right - left - colours.shape[1]), (0, 0)]
-        if not np.any(beyond):
-            return colours
-        return np.pad(colours, beyond, mode="edge")
+        """Return a box as `Blocks.read` does, as grey (h, w, 1) or RGB (h, w, 3) uint8."""
+        return _colours(self._blocks.read(box), self._page)
 
 
 def _has_one_page(series: TiffPageSeries, number: int) -> bool:
@@ -90,10 +79,7 @@ def _has_one_page(series: TiffPageSeries, number: int) -> bool:
 
 
 class _Tiles:
-    """The tiles of one page, of which the last are kept: patches side by side share them.
-
-    zarr would decode a tile anew for each patch, and read for one thread at a time.
-    """
+    """The tiles of one page. zarr would read them for one thread at a time."""
 
     def __init__(self, level: TiffPageSeries, fill: int) -> None:
         page = level[0]
@@ -101,49 +87,24 @@ class _Tiles:
         self._page = page
         self._keyframe: TiffPage = level.keyframe
         self._fill = fill
-        self._n_channels = self._keyframe.samplesperpixel
-        self._rows, self._columns = self._keyframe.chunks[:2]
-        self._n_across = self._keyframe.chunked[1]
-        tile_bytes = self._rows * self._columns * self._n_channels
-        self._tile = lru_cache(max(2, KEPT_BYTES // tile_bytes))(self._decode)
 
-    def read(self, box: Box) -> np.ndarray:
-        """Return a box inside the page as it is stored, (h, w, channels)."""
+    def decode(self, box: Box) -> np.ndarray:
+        """Decode the tile that a box lies in, and begins with, (h, w, channels).
+
+        One that is left out has the fill's value.
+        """
         left, top, right, bottom = box
-        shape = (bottom - top, right - left, self._n_channels)
-        pixels = np.empty(shape, self._keyframe.dtype)
-
-        def paste(place: tuple[int, int]) -> None:
-            row, column = place
-            y, x = row * self._rows, column * self._columns
-            first_y, last_y = max(top, y), min(bottom, y + self._rows)
-            first_x, last_x = max(left, x), min(right, x + self._columns)
-            tile = self._tile(row * self._n_across + column)
-            part = tile[first_y - y : last_y - y, first_x - x : last_x - x]
-            pixels[first_y - top : last_y - top, first_x - left : last_x - left] = part
-
-        rows = range(top // self._rows, -(-bottom // self._rows))
-        columns = range(left // self._columns, -(-right // self._columns))
-        places = list(product(rows, columns))
-        if len(places) < MANY_TILES:
-            for place in places:
-                paste(place)
-            return pixels
-        with ThreadPoolExecutor(usable_cores()) as threads:
-            for _ in threads.map(paste, places):
-                pass  # raises what a thread has raised
-        return pixels
-
-    def _decode(self, number: int) -> np.ndarray:
-        """Decode a tile, (rows, columns, channels); one that is left out has the fill's value."""
-        shape = (self._rows, self._columns, self._n_channels)
+        page, keyframe = self._page, self._keyframe
+        rows, columns = keyframe.chunks[:2]
+        shape = (rows, columns, keyframe.samplesperpixel)
+        number = top // rows * keyframe.chunked[1] + left // columns
         content = self._stored(number)
         if content is None:
-            return np.full(shape, self._fill, self._keyframe.dtype)
-        headers = {"jpegtables": self._page.jpegtables, "jpegheader": self._keyframe.jpegheader}
+            return np.full(shape, self._fill, keyframe.dtype)
+        headers = {"jpegtables": page.jpegtables, "jpegheader": keyframe.jpegheader}
         given = {name: header for name, header in headers.items() if header is not None}
-        tile, _, _ = self._keyframe.decode(content, number, _fullsize=True, **given)
-        return np.asarray(tile).reshape(shape)
+        tile, _, _ = keyframe.decode(content, number, _fullsize=True, **given)
+        return np.asarray(tile).reshape(shape)[: bottom - top, : right - left]
 
     def _stored(self, number: int) -> bytes | None:
         """Return the bytes of a tile; None where it is left out, as the last of a list may be."""
@@ -163,7 +124,6 @@ class _Planes:
     def __init__(self, array: Any, axes: str) -> None:
         self._array = array
         self._axes = axes
-        self.nbytes: int = array.nbytes
 
     def read(self, box: Box) -> np.ndarray:
         """Return a box inside the level as it is stored, (h, w, channels)."""
@@ -180,36 +140,6 @@ class _Planes:
         channels = kept.replace("Y", "").replace("X", "")
         rows_first = pixels.transpose([kept.index(axis) for axis in f"YX{channels}"])
         return rows_first if channels else rows_first[..., None]
-
-
-class _Bands:
-    """Whole rows of a level without tiles, of which the last are kept.
-
-    A box is a small part of its rows, or of the one strip that holds the image.
-    """
-
-    def __init__(self, planes: _Planes, size: tuple[int, int], *, chunk_rows: int) -> None:
-        self._planes = planes
-        self._width, self._height = size
-        self._rows = max(BAND_ROWS, chunk_rows)
-        band_bytes = self._rows * planes.nbytes // self._height
-        self._band = lru_cache(max(2, KEPT_BYTES // band_bytes))(self._decode)
-        self._one_thread = Lock()  # a band may be the whole image, and is decoded once
-
-    def read(self, box: Box) -> np.ndarray:
-        """Return a box inside the level as it is stored, (h, w, channels)."""
-        left, top, right, bottom = box
-        first = top // self._rows
-        last = (bottom - 1) // self._rows
-        with self._one_thread:
-            bands = [self._band(number)[:, left:right] for number in range(first, last + 1)]
-        above = first * self._rows
-        return np.concatenate(bands)[top - above : bottom - above]
-
-    def _decode(self, number: int) -> np.ndarray:
-        """Decode whole rows, (rows, w, channels); fewer at the lower edge."""
-        top = number * self._rows
-        return self._planes.read((0, top, self._width, min(top + self._rows, self._height)))
 
 
 def _colours(pixels: np.ndarray, page: TiffPage) -> np.ndarray:

@@ -1,8 +1,11 @@
 """Images of every kind of colours and planes are read as RGB on white, or named; their scale."""
 
+import itertools
+
 import numpy as np
 import pytest
 import tifffile
+import zarr
 from PIL import Image
 
 from seal_lite.data.images import open_slide, tissue_mask
@@ -352,6 +355,97 @@ def test_no_square_is_an_empty_array(tmp_path, scene):
     write_tiled(path, scene)
     patches = open_slide(path).read_all(np.zeros((0, 2)), edge=TILE_PX, px=32)
     assert patches.shape == (0, 32, 32, 3)
+
+
+# ------------------------------------------------------------------------------ chunks of zarr
+
+
+def write_ome_zarr(path, image, *, chunks, levels=1):
+    group = zarr.open_group(path, mode="w", zarr_format=2)
+    for level in range(levels):
+        pixels = planes(image[:: 2**level, :: 2**level])
+        chunk = [min(length, size) for length, size in zip(chunks, pixels.shape, strict=True)]
+        array = group.create_array(f"{level}", shape=pixels.shape, chunks=chunk, dtype="u1")
+        array[...] = pixels
+    group.attrs["multiscales"] = [
+        {
+            "datasets": [{"path": f"{level}"} for level in range(levels)],
+            "axes": [{"name": axis} for axis in "cyx"],
+        }
+    ]
+
+
+CHUNKS = {"small": (3, 64, 64), "a plane each": (1, 200, 200), "the whole image": (3, SIDE, SIDE)}
+
+
+@pytest.mark.parametrize("kind", CHUNKS)
+def test_a_chunk_is_read_once_for_all_patches(tmp_path, scene, kind, monkeypatch):
+    """A SpatialData store may hold an image of 25,000 px in one chunk: seconds for each patch."""
+    path = tmp_path / "image"
+    write_ome_zarr(path, scene, chunks=CHUNKS[kind])
+    slide = open_slide(path)
+    n_chunks = zarr.open_group(path, mode="r")["0"].nchunks
+    read_chunk = zarr.storage.LocalStore.get
+    got = []
+
+    async def count(self, key, *arguments, **options):
+        got.append(key)
+        return await read_chunk(self, key, *arguments, **options)
+
+    monkeypatch.setattr(zarr.storage.LocalStore, "get", count)
+    monkeypatch.setattr("seal_lite.data.images.slide.usable_cores", lambda: 4)
+    corners = np.random.default_rng(0).integers(0, SIDE - 64, (60, 2))
+    patches = slide.read_all(corners, edge=64, px=64)
+    for (x, y), patch in zip(corners, patches, strict=True):
+        np.testing.assert_array_equal(patch, scene[y : y + 64, x : x + 64])
+    assert len(got) == len(set(got)) <= n_chunks
+
+
+def test_a_patch_at_the_edge_of_a_coarse_level_whose_size_was_rounded_down(tmp_path):
+    image = np.full((101, 101, 3), (200, 90, 120), np.uint8)
+    write_ome_zarr(tmp_path / "image", image, chunks=(3, 40, 40))
+    group = zarr.open_group(tmp_path / "image", mode="a")
+    coarse = group.create_array("1", shape=(3, 50, 50), chunks=(3, 40, 40), dtype="u1")
+    coarse[...] = planes(image[:100:2, :100:2])
+    axes = [{"name": axis} for axis in "cyx"]
+    datasets = [{"path": "0"}, {"path": "1"}]
+    group.attrs["multiscales"] = [{"datasets": datasets, "axes": axes}]
+    shown = open_slide(tmp_path / "image").read(61, 61, edge=40, px=19)
+    assert (shown == [200, 90, 120]).all()
+
+
+def visits(order, blocks):
+    """How often the blocks change along an order."""
+    return 1 + sum(blocks[a] != blocks[b] for a, b in itertools.pairwise(order))
+
+
+@pytest.mark.parametrize("level", [0, 1])
+def test_squares_of_one_block_follow_one_another(tmp_path, scene, level):
+    write_ome_zarr(tmp_path / "image", scene, chunks=(3, 128, 128), levels=2)
+    slide = open_slide(tmp_path / "image")
+    corners = np.random.default_rng(0).uniform(0, SIDE - 40, (300, 2))
+    px = 40 // 2**level
+    order = slide._block_by_block(corners, factor=40 / px)
+    blocks = [tuple(corner // (128 * 2**level)) for corner in corners]
+    assert sorted(order) == list(range(300))
+    assert visits(order, blocks) == len(set(blocks))
+
+
+@pytest.mark.parametrize("kind", ["TIFF in tiles", "TIFF in strips", "OME-Zarr", "PNG"])
+def test_a_square_outside_of_the_image_is_white(tmp_path, scene, kind):
+    path = tmp_path / "image.tif"
+    if kind == "OME-Zarr":
+        path = tmp_path / "image"
+        write_ome_zarr(path, scene, chunks=(3, 128, 128))
+    elif kind == "PNG":
+        path = tmp_path / "image.png"
+        Image.fromarray(scene).save(path)
+    else:
+        tile = {"tile": (64, 64)} if kind == "TIFF in tiles" else {}
+        tifffile.imwrite(path, scene, photometric="rgb", metadata=None, **tile)
+    slide = open_slide(path)
+    for x, y in [(SIDE, 0), (SIDE + 70, 5), (-40, 5), (3, -90), (3, SIDE + 0.0)]:
+        assert (slide.read(x, y, edge=40, px=20) == 255).all()
 
 
 # ---------------------------------------------------------------------------- strips and edges
