@@ -12,7 +12,8 @@ HTML   := book/_build/html/index.html
 ONE_THREAD := OMP_NUM_THREADS=1 NUMBA_NUM_THREADS=1
 CORES  ?= $(shell getconf _NPROCESSORS_ONLN)
 # A test that takes ten minutes ends its process and with it the run: it is named, and not tried again.
-ALONGSIDE := -n $(CORES) --dist loadfile --max-worker-restart 0
+# Files come in their order: xdist would keep those of few tests, which are the long ones, for the end.
+ALONGSIDE := -n $(CORES) --dist loadfile --no-loadscope-reorder --max-worker-restart 0
 
 PACKAGE   := $(shell find seal_lite -type f -not -path '*/__pycache__/*')
 SOURCES   := $(sort $(wildcard notebooks/*.py))
@@ -141,7 +142,7 @@ record-her2st_transformer: $(STAMP)
 	cp $(RUNS)/her2st_transformer/metrics.json results/her2st_transformer.json
 
 record-phantom_transformer: $(STAMP)
-	$(CLI) phantom --out data/phantom-transformer --patients 30 --sections-per-patient 1 --spots 100
+	$(CLI) phantom --out data/phantom-transformer --patients 30 --sections-per-patient 1 --spots 300
 	$(CLI) crossval --data data/phantom-transformer --groups patient --train-groups 18 --seeds 1 \
 	  $(SMALL) --out $(RUNS)/phantom_transformer
 	cp $(RUNS)/phantom_transformer/metrics.json results/phantom_transformer.json
