@@ -16,6 +16,7 @@ from seal_lite.io import usable_cores
 
 KEPT_BYTES = 2**28  # of decoded blocks of a level
 FEWEST_KEPT = 4  # blocks: those that meet in a corner
+LARGE_BYTES = 2**23  # of a block
 MANY_BLOCKS = 64  # that several threads decode: those of a box that is no patch
 
 
@@ -37,8 +38,8 @@ class Blocks:
     px_bytes
         Size of a decoded px.
     one_at_a_time
-        Whether one thread decodes while the others wait: where blocks are large, or the reader has
-        threads of its own.
+        Whether one thread decodes while the others wait, where the reader has threads of its own.
+        A large block is always decoded by one: each thread would hold it.
     """
 
     def __init__(
@@ -53,9 +54,10 @@ class Blocks:
         self.size = size
         self.block = block
         self._decode = decode
-        n_kept = KEPT_BYTES // (block[0] * block[1] * px_bytes)
-        self._block = lru_cache(max(FEWEST_KEPT, n_kept))(self._decode_block)
-        self._turn = Lock() if one_at_a_time else nullcontext()
+        block_bytes = block[0] * block[1] * px_bytes
+        self._block = lru_cache(max(FEWEST_KEPT, KEPT_BYTES // block_bytes))(self._decode_block)
+        is_large = block_bytes > LARGE_BYTES
+        self._turn = Lock() if one_at_a_time or is_large else nullcontext()
 
     def read(self, box: Box) -> np.ndarray:
         """Return a box that shares a px with the level, (h, w, channels).

@@ -1,6 +1,9 @@
 """Images of every kind of colours and planes are read as RGB on white, or named; their scale."""
 
 import itertools
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
@@ -9,6 +12,7 @@ import zarr
 from PIL import Image
 
 from seal_lite.data.images import open_slide, tissue_mask
+from seal_lite.data.images.blocks import Blocks
 from seal_lite.errors import InputError
 
 SIDE = 512
@@ -412,6 +416,30 @@ def test_a_patch_at_the_edge_of_a_coarse_level_whose_size_was_rounded_down(tmp_p
     group.attrs["multiscales"] = [{"datasets": datasets, "axes": axes}]
     shown = open_slide(tmp_path / "image").read(61, 61, edge=40, px=19)
     assert (shown == [200, 90, 120]).all()
+
+
+@pytest.mark.parametrize("px_bytes", [1, 2000])  # a block of 10 kB, and of 20 MB
+def test_threads_wait_for_a_large_block_and_decode_small_ones_side_by_side(px_bytes):
+    decoding = threading.Semaphore(0)
+    most = 0
+
+    def decode(box):
+        nonlocal most
+        decoding.release()
+        time.sleep(0.05)
+        most = max(most, decoding._value)
+        decoding.acquire()
+        left, top, right, bottom = box
+        return np.full((bottom - top, right - left, 1), left % 256, np.uint8)
+
+    size, block = (400, 100), (100, 100)
+    blocks = Blocks(decode, size, block, px_bytes=px_bytes, one_at_a_time=False)
+    boxes = [(left, 0, left + 10, 10) for left in (0, 100, 200, 300)]
+    with ThreadPoolExecutor(4) as threads:
+        read_boxes = list(threads.map(blocks.read, boxes))
+    for (left, *_), pixels in zip(boxes, read_boxes, strict=True):
+        assert (pixels == left % 256).all()
+    assert (most > 1) == (px_bytes == 1)
 
 
 def visits(order, blocks):
