@@ -52,6 +52,9 @@ def reading(
         yield
     except (InputError, ModuleNotFoundError):
         raise
+    except MemoryError as error:
+        shortage = "needs more memory than is free; read it where there is more"
+        raise InputError(f"{path}: {shortage}") from error
     except Exception as error:
         raise InputError(f"{path}: {fault} ({_summary(error)}); {remedy}") from error
 

@@ -25,6 +25,7 @@ MAX_UPSAMPLING = 2.0  # more would ask for detail the scanner never recorded
 # Share of spots off the image, and where the image states the same scale as the spots.
 MAX_OFF_IMAGE, MAX_OFF_PART = 0.5, 0.9
 IMAGE_SCALE_TOLERANCE = 0.1  # relative difference between the um per px of image and spots
+READY_SUFFIX = ".h5"  # of HEST's files of patches
 HEST_UM = 112.0  # edge of HEST's ready patches: 224 px at 0.5 um per px
 
 
@@ -64,7 +65,7 @@ def extract_patches(
             "genes; add its full-resolution H&E image, or leave it out"
         )
     path = Path(adata.uns["image_path"])
-    if path.suffix == ".h5":
+    if path.suffix == READY_SUFFIX:
         return _cut_ready_patches(adata, path, patch_um, patch_px)
     slide = open_slide(path)
     edge = patch_um / adata.uns["um_per_px"]
@@ -227,6 +228,27 @@ def thumbnail(adata: AnnData, *, um_per_px: float = 8.0) -> Thumbnail:
     InputError
         If the image cannot be read.
     """
-    slide = open_slide(adata.uns["image_path"])
-    image = slide.thumbnail(um_per_px / adata.uns["um_per_px"])
+    path = Path(adata.uns["image_path"])
+    step = um_per_px / adata.uns["um_per_px"]
+    if path.suffix == READY_SUFFIX:
+        return Thumbnail(_lay_out(path, HEST_UM / adata.uns["um_per_px"], step), step)
+    slide = open_slide(path)
+    image = slide.thumbnail(step)
     return Thumbnail(image, slide.size[0] / image.shape[1])
+
+
+def _lay_out(path: Path, edge: float, step: float) -> np.ndarray:
+    """Return HEST's ready patches at their places on white, (h, w, 3) uint8.
+
+    `edge` is a patch's in px of the full image, and `step` counts those in a px of the result.
+    """
+    ready = read_patches(path)
+    px = max(1, round(edge / step))
+    corners = np.rint((ready.coords - edge / 2) / step).astype(int)  # (n, 2) x, y
+    corners = corners.clip(0)
+    width, height = (int(length) for length in corners.max(axis=0) + px)
+    refuse_oversize(path, 3 * width * height)
+    canvas = np.full((height, width, 3), 255, np.uint8)
+    for (x, y), patch in zip(corners, ready.images, strict=True):
+        canvas[y : y + px, x : x + px] = resized(Image.fromarray(patch), px)
+    return canvas

@@ -21,7 +21,7 @@ from seal_lite.config import Config
 from seal_lite.data.genes import GenePanel, depth
 from seal_lite.data.images import PLAIN_SUFFIXES, open_slide, slides_kept_open, tissue_mask
 from seal_lite.data.leakage import Fingerprint, correlation, describe_overlaps
-from seal_lite.data.patches import extract_patches, states_scale
+from seal_lite.data.patches import READY_SUFFIX, extract_patches, states_scale
 from seal_lite.data.readers.catalogue import find_sections, list_sections
 from seal_lite.data.readers.gene_names import spelled
 from seal_lite.data.readers.visium import is_small_image
@@ -195,7 +195,7 @@ def _check_section(root: str | Path, name: str, config: Config) -> SectionCheck:
 
 def _has_whole_image(section: Section) -> bool:
     """Return whether there is more of the section's image than HEST's ready patches."""
-    return not section.adata.uns["image_path"].endswith(".h5")
+    return not section.adata.uns["image_path"].endswith(READY_SUFFIX)
 
 
 def _measure_patches(section: Section) -> np.ndarray:

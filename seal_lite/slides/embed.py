@@ -96,12 +96,17 @@ def list_slides(folder: str | Path) -> list[Path]:
         raise InputError(f"{folder}: holds no slide; {skipped or expected}")
     if skipped:
         log.warning("%s: %s", folder, skipped)
-    names = set()
-    for path in slides:
-        if path.stem in names:
-            raise InputError(f"{folder}: two slides are called {path.stem}; rename one")
-        names.add(path.stem)
+    _check_names(slides)
     return slides
+
+
+def _check_names(slides: Sequence[Path]) -> None:
+    """Raise an `InputError` where two slides would have one file of features, on any system."""
+    slide_of: dict[str, Path] = {}
+    for path in slides:
+        other = slide_of.setdefault(path.stem.casefold(), path)
+        if other != path:
+            raise InputError(f"{path}: is called as {other} is, but for its suffix; rename one")
 
 
 def _one_of_each_series(files: list[Path]) -> list[Path]:
@@ -162,6 +167,7 @@ def embed_slides(
         exists has another origin, or states none, as those of other programs. At the end: where a
         file has been removed.
     """
+    _check_names(slides)
     files = [Path(out) / f"{file_name(path.stem)}.h5" for path in slides]
     encoder_digest = digest_of(encoder)
     jobs = []

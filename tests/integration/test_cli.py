@@ -43,6 +43,14 @@ def test_finetune_reads_every_format(work, tmp_path, data):
     assert read(tmp_path / "out/provenance.json")["sections"] == ["S1"]
 
 
+@pytest.mark.parametrize("data", ["h5ad", "visium", "xenium", "zarr", "hest", "ready"])
+def test_check_reads_every_format(work, tmp_path, data):
+    output = work("check", f"--data {data} --set patch_um=112 --set patch_px=64")
+    assert " pairs in 1 sections; wrote out" in output
+    assert "cannot be read" not in output
+    assert (tmp_path / "out").stat().st_size > 50_000  # with its figures
+
+
 def test_finetune_a_vision_transformer_with_a_gene_of_the_users(work, tmp_path):
     output = work(
         "finetune", "--backbone test_vit --set tune_blocks=2 --set patch_px=160 --include ACTB"

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext
 from functools import lru_cache
 from itertools import product
@@ -12,19 +11,17 @@ from threading import Lock
 import numpy as np
 
 from seal_lite.data.images.slide import Box
-from seal_lite.io import usable_cores
 
 KEPT_BYTES = 2**28  # of decoded blocks of a level
 FEWEST_KEPT = 4  # blocks: those that meet in a corner
 LARGE_BYTES = 2**23  # of a block
-MANY_BLOCKS = 64  # that several threads decode: those of a box that is no patch
 
 
 class Blocks:
     """A level of an image, read by boxes, also by several threads at once.
 
     The blocks decoded last are kept, for patches side by side share them: a block may be the whole
-    image.
+    image. A thread that needs a block waits for the one that is decoding it.
 
     Parameters
     ----------
@@ -38,8 +35,8 @@ class Blocks:
     px_bytes
         Size of a decoded px.
     one_at_a_time
-        Whether one thread decodes while the others wait, where the reader has threads of its own.
-        A large block is always decoded by one: each thread would hold it.
+        Whether one block is decoded while others wait, where the reader has threads of its own.
+        Large blocks always are: every thread would hold one.
     """
 
     def __init__(
@@ -55,22 +52,26 @@ class Blocks:
         self.block = block
         self._decode = decode
         block_bytes = block[0] * block[1] * px_bytes
-        self._block = lru_cache(max(FEWEST_KEPT, KEPT_BYTES // block_bytes))(self._decode_block)
         is_large = block_bytes > LARGE_BYTES
         self._turn = Lock() if one_at_a_time or is_large else nullcontext()
+        # Not of a method: the cache would hold what holds it, and memory would not be freed.
+        self._kept = lru_cache(max(FEWEST_KEPT, KEPT_BYTES // block_bytes))(_Block)
+        self._looking_up = Lock()
 
     def read(self, box: Box) -> np.ndarray:
-        """Return a box that shares a px with the level, (h, w, channels).
+        """Return a box, (h, w, channels). Beyond the level the edge is repeated.
 
-        Where it ends beyond, the edge is repeated: a level's size may have been rounded.
+        A level's size may have been rounded down, so that boxes end, or begin, a px beyond.
         """
         left, top, right, bottom = box
-        level_width, level_height = self.size
-        pixels = self._read_inside((left, top, min(right, level_width), min(bottom, level_height)))
-        beyond = [(0, max(0, bottom - level_height)), (0, max(0, right - level_width)), (0, 0)]
+        width, height = self.size
+        first_x, first_y = min(left, width - 1), min(top, height - 1)
+        last_x, last_y = min(right, width), min(bottom, height)
+        pixels = self._read_inside((first_x, first_y, last_x, last_y))
+        beyond = [(0, max(0, bottom - height)), (0, max(0, right - width)), (0, 0)]
         if not np.any(beyond):
             return pixels
-        return np.pad(pixels, beyond, mode="edge")
+        return np.pad(pixels, beyond, mode="edge")[top - first_y :, left - first_x :]
 
     def _read_inside(self, box: Box) -> np.ndarray:
         """Put together a box inside the level."""
@@ -78,35 +79,36 @@ class Blocks:
         height, width = self.block
         rows = range(top // height, -(-bottom // height))
         columns = range(left // width, -(-right // width))
-        first = self._kept(rows[0], columns[0])
+        first = self._block(rows[0], columns[0])
         pixels = np.empty((bottom - top, right - left, first.shape[2]), first.dtype)
-
-        def paste(place: tuple[int, int]) -> None:
-            row, column = place
+        for row, column in product(rows, columns):
             y, x = row * height, column * width
             first_y, last_y = max(top, y), min(bottom, y + height)
             first_x, last_x = max(left, x), min(right, x + width)
-            part = self._kept(row, column)[first_y - y : last_y - y, first_x - x : last_x - x]
+            part = self._block(row, column)[first_y - y : last_y - y, first_x - x : last_x - x]
             pixels[first_y - top : last_y - top, first_x - left : last_x - left] = part
-
-        places = list(product(rows, columns))
-        if len(places) < MANY_BLOCKS:
-            for place in places:
-                paste(place)
-            return pixels
-        with ThreadPoolExecutor(usable_cores()) as threads:
-            for _ in threads.map(paste, places):
-                pass  # raises what a thread has raised
         return pixels
 
-    def _kept(self, row: int, column: int) -> np.ndarray:
+    def _block(self, row: int, column: int) -> np.ndarray:
         """Return a block, decoded now or earlier."""
-        with self._turn:
-            return self._block(row, column)
+        with self._looking_up:
+            block = self._kept(row, column)
+        with block.turn:
+            if block.pixels is None:
+                with self._turn:
+                    block.pixels = self._decode(self._box(row, column))
+            return block.pixels
 
-    def _decode_block(self, row: int, column: int) -> np.ndarray:
-        """Decode a block."""
+    def _box(self, row: int, column: int) -> Box:
+        """Return the box of a block inside the level."""
         height, width = self.block
         left, top = column * width, row * height
-        right, bottom = min(left + width, self.size[0]), min(top + height, self.size[1])
-        return self._decode((left, top, right, bottom))
+        return left, top, min(left + width, self.size[0]), min(top + height, self.size[1])
+
+
+class _Block:
+    """A block of a row and column that is decoded, or will be."""
+
+    def __init__(self, row: int, column: int) -> None:
+        self.pixels: np.ndarray | None = None
+        self.turn = Lock()

@@ -62,10 +62,12 @@ def on_white(colour: np.ndarray, alpha: np.ndarray, *, is_associated: bool) -> n
 
     `is_associated` tells whether the colours have been multiplied by it.
     """
-    opacity = alpha[..., None] / WHITE
-    seen = colour if is_associated else colour * opacity
-    mixed = seen + WHITE * (1 - opacity)
-    return np.clip(np.rint(mixed), 0, WHITE).astype(np.uint8)
+    opacity = alpha[..., None].astype(np.uint16)
+    paper = WHITE - opacity
+    if is_associated:
+        return np.minimum(colour + paper, WHITE).astype(np.uint8)
+    mixed = colour * opacity + paper * WHITE  # at most 255 * 255
+    return ((mixed + WHITE // 2) // WHITE).astype(np.uint8)
 
 
 def resized(

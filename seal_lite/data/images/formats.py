@@ -124,8 +124,8 @@ def _open_zarr(path: Path, um_per_px: float | None) -> Slide:
         axes = "".join(axis["name"] for axis in scales.get("axes", ())) or "cyx"
         width, height = (arrays[0].shape[axes.index(axis)] for axis in "xy")
         _check_planes(path, axes, arrays[0].shape)
-    steps = tuple(width / array.shape[axes.index("x")] for array in arrays)
-    levels = [_blocks_of(array, axes) for array in arrays]
+        steps = tuple(width / array.shape[axes.index("x")] for array in arrays)
+        levels = [_blocks_of(array, axes) for array in arrays]
     region = partial(_zarr_region, path, levels)
     blocks = tuple(level.block for level in levels)
     return Slide(path, (width, height), um_per_px, steps, region, blocks=blocks)

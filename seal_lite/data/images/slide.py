@@ -14,7 +14,7 @@ from PIL import Image
 from seal_lite.data.images.colour import WHITE, AnyImage, resized, to_rgb
 from seal_lite.io import usable_cores
 
-STRIP_PX = 2**24  # px that a thumbnail reads at a time: about 50 MB of RGB
+STRIP_PX = 2**22  # px that a thread reads at a time for a thumbnail: about 12 MB of RGB
 # Um per px between those of an oil objective and of a flatbed scanner. Others are of programs that
 # wrote a screen's 72 or 96 dots per inch, or 1 per unit.
 MIN_UM_PER_PX, MAX_UM_PER_PX = 0.02, 20.0
@@ -126,6 +126,7 @@ class Slide:
         InputError
             As `read` does.
         """
+        corners = np.reshape(corners, (-1, 2))
         patches = np.empty((len(corners), px, px, 3), np.uint8)
 
         def read_into(i: int) -> None:
@@ -151,7 +152,8 @@ class Slide:
     def thumbnail(self, factor: float) -> np.ndarray:
         """Return the whole image with 1 px for `factor` px of full resolution.
 
-        The image is read in strips, so that it is never in memory as a whole.
+        The image is read in strips, a thread for each core, so that one that is larger than what is
+        kept of it is never in memory as a whole.
 
         Returns
         -------
@@ -169,16 +171,17 @@ class Slide:
         level_width, level_height = (max(1, int(s / step + 0.01)) for s in self.size)
         scale = level_height / height  # rows of the level for one row of the thumbnail
         strip_height = max(1, int(STRIP_PX / level_width / scale))
-        strips = []
-        for first in range(0, height, strip_height):
+
+        def read_strip(first: int) -> np.ndarray:
             last = min(first + strip_height, height)
             low = int(first * scale)
             high = min(level_height, int(np.ceil(last * scale)))
             image = to_rgb(self.region(level, (0, low, level_width, high)), self.path)
             box = (0, first * scale - low, level_width, min(last * scale, level_height) - low)
-            strip = image.resize((width, last - first), Image.Resampling.BOX, box=box)
-            strips.append(np.asarray(strip))
-        return np.concatenate(strips)
+            return np.asarray(image.resize((width, last - first), Image.Resampling.BOX, box=box))
+
+        with ThreadPoolExecutor(usable_cores()) as threads:
+            return np.concatenate(list(threads.map(read_strip, range(0, height, strip_height))))
 
     def _coarsest_level(self, factor: float) -> int:
         """Return the coarsest level with at most `factor` full px per px; 0 where none has."""

@@ -10,6 +10,7 @@ from xml.etree import ElementTree
 
 import numpy as np
 
+from seal_lite.data.images.colour import WHITE
 from seal_lite.data.images.slide import Box, Slide, choose_scale
 from seal_lite.data.images.tiff_pixels import Level, is_raw_ycbcr, kind_of
 from seal_lite.errors import InputError, reading
@@ -84,12 +85,17 @@ def _open_scn(path: Path, slide: TiffSlide, um_per_px: float | None) -> Slide:
 
 
 def _scn_region(path: Path, slide: TiffSlide, level: int, box: Box) -> np.ndarray:
-    """Read a box of a level; tiffslide takes its corner in px of full resolution."""
+    """Read a box of a level; tiffslide takes its corner in px of full resolution.
+
+    It leaves black, to the bit, what was not scanned; no tissue is.
+    """
     left, top, right, bottom = box
     step = slide.level_downsamples[level]
     corner = (int(np.ceil(left * step)), int(np.ceil(top * step)))
     with reading(path):
-        return slide.read_region(corner, level, (right - left, bottom - top), as_array=True)
+        pixels = slide.read_region(corner, level, (right - left, bottom - top), as_array=True)
+        was_scanned = pixels.any(axis=-1, keepdims=True)
+        return np.where(was_scanned, pixels, np.uint8(WHITE))
 
 
 def _region(path: Path, levels: list[Level], level: int, box: Box) -> np.ndarray:
@@ -139,6 +145,8 @@ def _fault(series: TiffPageSeries) -> str | None:
     is_channels = colours == "MINISBLACK" and list(planes.values()) == [3]
     if page.dtype not in (np.dtype(np.uint8), np.dtype(bool)):
         return "has more than 8 bits a channel"
+    if not isinstance(page.bitspersample, int):
+        return f"has channels of {page.bitspersample} bits"
     if colours not in CHANNELS or not {"Y", "X"} <= set(series.axes):
         return f"has colours of the kind {colours}"
     if _is_subsampled(page):

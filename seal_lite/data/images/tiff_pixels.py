@@ -8,7 +8,7 @@ import numpy as np
 from PIL import Image
 
 from seal_lite.data.images.blocks import Blocks
-from seal_lite.data.images.colour import on_white
+from seal_lite.data.images.colour import WHITE, on_white
 from seal_lite.data.images.slide import Box
 
 if TYPE_CHECKING:
@@ -44,10 +44,8 @@ class Level:
     def __init__(self, series: TiffPageSeries, number: int) -> None:
         import zarr
 
-        self._page: TiffPage = series.keyframe
-        is_light_white = kind_of(self._page) in ("RGB", "MINISBLACK")
-        fill = 255 if is_light_white else 0  # of tiles that are left out
-        store = series.aszarr(level=number, fillvalue=fill)
+        page: TiffPage = series.keyframe
+        store = series.aszarr(level=number, fillvalue=_stored_white(page))
         array: Any = zarr.open(store, mode="r")
         length = dict(zip(series.axes, array.shape, strict=True))
         chunk = dict(zip(series.axes, array.chunks, strict=True))
@@ -56,18 +54,25 @@ class Level:
         self.block = (chunk["Y"], chunk["X"])
         if not is_tiled:  # a patch is a small part of its rows
             self.block = (max(BAND_ROWS, chunk["Y"]), length["X"])
-        decode = _Planes(array, series.axes).read
+        reader: _Tiles | _Planes = _Planes(array, series.axes, page)
         has_tiles = is_tiled and _has_one_page(series, number)
         if has_tiles:
-            decode = _Tiles(series.levels[number], fill).decode
-        px_bytes = array.nbytes // (length["X"] * length["Y"])
+            reader = _Tiles(series.levels[number])
+        px_bytes = max(3, array.nbytes // (length["X"] * length["Y"]))
         self._blocks = Blocks(
-            decode, self.size, self.block, px_bytes=px_bytes, one_at_a_time=not has_tiles
+            reader.decode, self.size, self.block, px_bytes=px_bytes, one_at_a_time=not has_tiles
         )
 
     def read(self, box: Box) -> np.ndarray:
         """Return a box as `Blocks.read` does, as grey (h, w, 1) or RGB (h, w, 3) uint8."""
-        return _colours(self._blocks.read(box), self._page)
+        return self._blocks.read(box)
+
+
+def _stored_white(page: TiffPage) -> int:
+    """Return what zarr reads of a tile that is left out: white, as most kinds store it."""
+    if kind_of(page) not in ("RGB", "MINISBLACK"):
+        return 0
+    return 2 ** min(8, page.bitspersample) - 1
 
 
 def _has_one_page(series: TiffPageSeries, number: int) -> bool:
@@ -81,30 +86,29 @@ def _has_one_page(series: TiffPageSeries, number: int) -> bool:
 class _Tiles:
     """The tiles of one page. zarr would read them for one thread at a time."""
 
-    def __init__(self, level: TiffPageSeries, fill: int) -> None:
+    def __init__(self, level: TiffPageSeries) -> None:
         page = level[0]
         assert page is not None, "the level of a slide has a page"
         self._page = page
         self._keyframe: TiffPage = level.keyframe
-        self._fill = fill
+        self._shape = (*self._keyframe.chunks[:2], self._keyframe.samplesperpixel)
+        self._decode = self._keyframe.decode  # which is set up on first access
+        one_px = np.zeros((1, 1, self._shape[2]), self._keyframe.dtype)
+        self._n_colours = _colours(one_px, self._keyframe).shape[2]
 
     def decode(self, box: Box) -> np.ndarray:
-        """Decode the tile that a box lies in, and begins with, (h, w, channels).
-
-        One that is left out has the fill's value.
-        """
+        """Decode the tile that is a box, to grey or RGB; one that is left out is white."""
         left, top, right, bottom = box
-        page, keyframe = self._page, self._keyframe
-        rows, columns = keyframe.chunks[:2]
-        shape = (rows, columns, keyframe.samplesperpixel)
-        number = top // rows * keyframe.chunked[1] + left // columns
+        rows, columns, _ = self._shape
+        number = top // rows * self._keyframe.chunked[1] + left // columns
         content = self._stored(number)
         if content is None:
-            return np.full(shape, self._fill, keyframe.dtype)
-        headers = {"jpegtables": page.jpegtables, "jpegheader": keyframe.jpegheader}
+            return np.full((bottom - top, right - left, self._n_colours), WHITE, np.uint8)
+        headers = {"jpegtables": self._page.jpegtables, "jpegheader": self._keyframe.jpegheader}
         given = {name: header for name, header in headers.items() if header is not None}
-        tile, _, _ = keyframe.decode(content, number, _fullsize=True, **given)
-        return np.asarray(tile).reshape(shape)[: bottom - top, : right - left]
+        tile, _, _ = self._decode(content, number, _fullsize=True, **given)
+        stored = np.asarray(tile).reshape(self._shape)
+        return _colours(stored[: bottom - top, : right - left], self._keyframe)
 
     def _stored(self, number: int) -> bytes | None:
         """Return the bytes of a tile; None where it is left out, as the last of a list may be."""
@@ -121,12 +125,13 @@ class _Tiles:
 class _Planes:
     """The array of a level of any axes, as zarr reads it."""
 
-    def __init__(self, array: Any, axes: str) -> None:
+    def __init__(self, array: Any, axes: str, page: TiffPage) -> None:
         self._array = array
         self._axes = axes
+        self._page = page
 
-    def read(self, box: Box) -> np.ndarray:
-        """Return a box inside the level as it is stored, (h, w, channels)."""
+    def decode(self, box: Box) -> np.ndarray:
+        """Decode a box inside the level, to grey or RGB."""
         left, top, right, bottom = box
         place: dict[str, int | slice] = {"X": slice(left, right), "Y": slice(top, bottom)}
         chosen: list[int | slice] = []
@@ -139,7 +144,7 @@ class _Planes:
         pixels = np.asarray(self._array[tuple(chosen)])
         channels = kept.replace("Y", "").replace("X", "")
         rows_first = pixels.transpose([kept.index(axis) for axis in f"YX{channels}"])
-        return rows_first if channels else rows_first[..., None]
+        return _colours(rows_first if channels else rows_first[..., None], self._page)
 
 
 def _colours(pixels: np.ndarray, page: TiffPage) -> np.ndarray:
@@ -152,7 +157,7 @@ def _colours(pixels: np.ndarray, page: TiffPage) -> np.ndarray:
         table = np.asarray(page.colormap)  # (3, colours)
         is_deep = table.max() > 255
         table = (table >> 8 if is_deep else table).astype(np.uint8)
-        colours = np.moveaxis(table[:, colours[..., 0]], 0, -1)
+        colours = np.moveaxis(table[:, colours[..., 0].astype(int)], 0, -1)
     elif page.bitspersample < 8:
         colours = colours.astype(np.uint8) * np.uint8(255 // (2**page.bitspersample - 1))
     if kind == "MINISWHITE":

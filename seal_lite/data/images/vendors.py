@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import importlib.util
+import importlib
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -21,8 +21,12 @@ OPENSLIDE_REMEDY = "pip install 'seal_lite[openslide]'"
 
 
 def has_openslide() -> bool:
-    """Return whether openslide is installed."""
-    return importlib.util.find_spec("openslide") is not None
+    """Return whether openslide is installed, its library included."""
+    try:
+        importlib.import_module("openslide")
+    except (ImportError, OSError):
+        return False
+    return True
 
 
 def is_vendors(path: Path) -> bool:

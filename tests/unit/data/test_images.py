@@ -1,9 +1,12 @@
 """Images of every kind of colours and planes are read as RGB on white, or named; their scale."""
 
+import gc
 import itertools
 import threading
 import time
+import weakref
 from concurrent.futures import ThreadPoolExecutor
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -11,7 +14,7 @@ import tifffile
 import zarr
 from PIL import Image
 
-from seal_lite.data.images import open_slide, tissue_mask
+from seal_lite.data.images import open_slide, tiff, tissue_mask
 from seal_lite.data.images.blocks import Blocks
 from seal_lite.errors import InputError
 
@@ -301,11 +304,25 @@ def test_each_tile_is_decoded_once_for_all_patches_that_share_it(tmp_path, scene
     assert len(decoded) == 3 * (SIDE // TILE_PX)  # y from 40 to 136: three rows of tiles
 
 
-@pytest.mark.parametrize("missing", ["offset", "count"])
-def test_a_tile_that_is_left_out_is_white(tmp_path, scene, missing):
+KINDS = {
+    "RGB": {"photometric": "rgb"},
+    "YCbCr in JPEG": {"photometric": "ycbcr", "compression": "jpeg"},  # as Philips' scanners
+    "YCbCr": {"photometric": "ycbcr"},
+    "CMYK": {"photometric": "separated"},
+    "grey": {"photometric": "minisblack"},
+    "dark is light": {"photometric": "miniswhite"},
+    "palette": {"photometric": "palette", "colormap": np.zeros((3, 256), np.uint16)},
+}
+CHANNELS = {"CMYK": 4, "grey": 0, "dark is light": 0, "palette": 0}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("tag", ["TileOffsets", "TileByteCounts"])
+def test_a_tile_that_is_left_out_is_white(tmp_path, kind, tag):
     path = tmp_path / "slide.tif"
-    write_tiled(path, scene)
-    tag = {"offset": "TileOffsets", "count": "TileByteCounts"}[missing]
+    n_channels = CHANNELS.get(kind, 3)
+    pixels = np.full((SIDE, SIDE, n_channels) if n_channels else (SIDE, SIDE), 120, np.uint8)
+    tifffile.imwrite(path, pixels, tile=(TILE_PX, TILE_PX), metadata=None, **KINDS[kind])
     with tifffile.TiffFile(path, mode="r+b") as file:
         tags = file.pages[0].tags
         values = list(tags[tag].value)
@@ -313,7 +330,38 @@ def test_a_tile_that_is_left_out_is_white(tmp_path, scene, missing):
         tags[tag].overwrite(values)
     slide = open_slide(path)
     assert (slide.read(TILE_PX, 0, edge=TILE_PX, px=TILE_PX) == 255).all()
-    np.testing.assert_array_equal(slide.region(0, (0, 0, 64, 64)), scene[:64, :64])
+    beside = slide.read(2 * TILE_PX, 0, edge=TILE_PX, px=TILE_PX)
+    assert (beside < 230).any(axis=-1).all()
+
+
+def test_a_palette_of_two_colours_is_looked_up(tmp_path, scene):
+    """Its px are bits, which are no numbers of rows."""
+    path = tmp_path / "bits.tif"
+    colours = [200, 250, 90, 248, 120, 251]  # red of both, green, blue
+    colour_map = (320, "H", 6, [257 * colour for colour in colours], True)
+    bits = {"photometric": "minisblack", "metadata": None, "extratags": [colour_map]}
+    tifffile.imwrite(path, scene[..., 0] > 128, **bits)
+    with tifffile.TiffFile(path, mode="r+b") as file:
+        file.pages[0].tags["PhotometricInterpretation"].overwrite(tifffile.PHOTOMETRIC.PALETTE)
+    shown = open_slide(path).read(0, 0, edge=SIDE, px=SIDE)
+    np.testing.assert_array_equal(shown[5, 5], [200, 90, 120])
+    np.testing.assert_array_equal(shown[5, -5], [250, 248, 251])
+
+
+def test_what_a_leica_scanner_has_not_scanned_is_white(tmp_path):
+    """tiffslide fills the gaps between the scanned areas with zeros."""
+    area = np.full((40, 40, 3), 180, np.uint8)
+    glass = np.zeros((100, 100, 3), np.uint8)
+    glass[30:70, 30:70] = area
+
+    def read_region(corner, level, size, *, as_array):
+        (x, y), (width, height) = corner, size
+        return glass[y : y + height, x : x + width]
+
+    slide = SimpleNamespace(level_downsamples=(1.0,), read_region=read_region)
+    shown = tiff._scn_region(tmp_path, slide, 0, (20, 20, 80, 80))
+    assert (shown[:10] == 255).all() and (shown[:, -10:] == 255).all()
+    np.testing.assert_array_equal(shown[10:50, 10:50], area)
 
 
 @pytest.mark.parametrize("kept", [0.2, 0.6, 0.999])
@@ -440,6 +488,55 @@ def test_threads_wait_for_a_large_block_and_decode_small_ones_side_by_side(px_by
     for (left, *_), pixels in zip(boxes, read_boxes, strict=True):
         assert (pixels == left % 256).all()
     assert (most > 1) == (px_bytes == 1)
+
+
+def test_threads_that_need_one_block_decode_it_once():
+    decoded = []
+
+    def decode(box):
+        decoded.append(box)
+        time.sleep(0.02)
+        left, top, right, bottom = box
+        return np.zeros((bottom - top, right - left, 1), np.uint8)
+
+    blocks = Blocks(decode, (400, 100), (100, 100), px_bytes=1, one_at_a_time=False)
+    with ThreadPoolExecutor(8) as threads:
+        list(threads.map(blocks.read, [(left, 0, left + 60, 60) for left in range(0, 340, 4)]))
+    assert len(decoded) == 4
+
+
+def test_decoded_blocks_are_freed_with_their_image():
+    """A cycle would keep them until Python looks for cycles, which it does not for gigabytes."""
+
+    def decode(box):
+        left, top, right, bottom = box
+        return np.zeros((bottom - top, right - left, 1), np.uint8)
+
+    blocks = Blocks(decode, (400, 100), (100, 100), px_bytes=1, one_at_a_time=False)
+    blocks.read((0, 0, 400, 100))
+    gone = weakref.ref(blocks)
+    gc.disable()
+    try:
+        del blocks
+        assert gone() is None
+    finally:
+        gc.enable()
+
+
+@pytest.mark.parametrize(("corner", "size"), [((0, 100), (100, 101)), ((100, 0), (101, 100))])
+def test_a_square_that_begins_in_the_last_pixel_of_a_rounded_level(tmp_path, corner, size):
+    width, height = size
+    path = tmp_path / "image"
+    image = np.full((height, width, 3), (200, 90, 120), np.uint8)
+    write_ome_zarr(path, image, chunks=(3, 40, 40))
+    group = zarr.open_group(path, mode="a")
+    coarse = group.create_array("1", shape=(3, 50, 50), chunks=(3, 40, 40), dtype="u1")
+    coarse[...] = planes(image[:100:2, :100:2])
+    axes = [{"name": axis} for axis in "cyx"]
+    group.attrs["multiscales"] = [{"datasets": [{"path": "0"}, {"path": "1"}], "axes": axes}]
+    shown = open_slide(path).read(*corner, edge=40, px=20)
+    assert shown.shape == (20, 20, 3)
+    assert (shown[10:, 10:] == 255).all()  # outside
 
 
 def visits(order, blocks):

@@ -23,14 +23,17 @@ def path(tmp_path_factory):
     return path
 
 
-@pytest.fixture
-def without_openslide(monkeypatch):
-    find_spec = vendors.importlib.util.find_spec
-    monkeypatch.setattr(
-        vendors.importlib.util,
-        "find_spec",
-        lambda name: None if name == "openslide" else find_spec(name),
-    )
+@pytest.fixture(params=[ModuleNotFoundError, OSError], ids=["package", "library"])
+def without_openslide(request, monkeypatch):
+    """The package is missing, or the library in C that it loads."""
+    import_module = vendors.importlib.import_module
+
+    def refuse(name):
+        if name == "openslide":
+            raise request.param(name)
+        return import_module(name)
+
+    monkeypatch.setattr(vendors.importlib, "import_module", refuse)
 
 
 def test_openslide_and_tifffile_read_the_same_pixels_at_the_same_scale(path):

@@ -313,6 +313,21 @@ def test_slides_of_the_wrong_scale_are_named_before_any_is_embedded(folder, enco
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.parametrize("name", ["slide.tif", "SLIDE.tif"])
+def test_two_slides_of_one_name_are_an_error_and_not_one_file(encoder, folder, tmp_path, name):
+    from seal_lite.slides.embed import embed_slides
+
+    other = tmp_path / "other" / name
+    other.parent.mkdir()
+    first = tmp_path / "slide.tif"
+    for path in (first, other):
+        path.write_bytes((folder / "pyramid.tif").read_bytes())
+    size = {"patch_um": 64.0, "patch_px": 16}
+    with pytest.raises(InputError, match=f"other/{name}: is called as .*slide.tif is"):
+        embed_slides(encoder, [first, other], tmp_path / "out", **size)
+    assert not (tmp_path / "out").exists()
+
+
 def test_slides_are_listed_by_name_and_two_of_one_name_are_an_error(folder, tmp_path):
     from seal_lite.slides.embed import list_slides
 
@@ -322,7 +337,7 @@ def test_slides_are_listed_by_name_and_two_of_one_name_are_an_error(folder, tmp_
     (tmp_path / "below").mkdir()
     assert [path.name for path in list_slides(tmp_path)] == ["a.png"]
     (tmp_path / "below/a.jpg").touch()
-    with pytest.raises(InputError, match="two slides are called a;"):
+    with pytest.raises(InputError, match="a.jpg: is called as .*a.png is"):
         list_slides(tmp_path)
     with pytest.raises(InputError, match="holds no slide"):
         list_slides(tmp_path / "nowhere")
