@@ -35,7 +35,7 @@ from seal_lite.locks import exclusive_folder
 from seal_lite.model.seal import SEAL
 from seal_lite.paths import file_names
 from seal_lite.schema import Number, Size, read
-from seal_lite.training.loader import check_batch_size
+from seal_lite.training.loader import check_pairs
 from seal_lite.training.loop import finetune
 from seal_lite.training.provenance import provenance
 from seal_lite.training.run import claim_folder
@@ -344,7 +344,7 @@ def crossval(  # noqa: PLR0913 (an entry point)
 def _check_folds(folds: Sequence[Fold], config: Config, *, device: str | torch.device) -> None:
     """Raise `InputError` where a fold cannot be run, before any work is done."""
     for fold in folds:
-        check_batch_size(fold.train, config)
+        check_pairs(fold.train, config)
         check_genes_present(fold.held_out, fold.genes)
     first = folds[0]
     panel = GenePanel.from_config(first.train, config, include=first.genes)

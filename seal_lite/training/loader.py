@@ -46,14 +46,19 @@ class ViewedPatches:
 Read = Tensor | ViewedPatches
 
 
-def check_batch_size(sections: Sections, config: Config, *, processes: int = 1) -> None:
-    """Check that the sections' pairs fill a batch, and that the processes can share it equally.
+def check_pairs(sections: Sections, config: Config, *, processes: int = 1) -> None:
+    """Check that the sections' patches are of the config's size, and that they fill a batch.
 
     Raises
     ------
     InputError
-        Where they do not, or cannot.
+        Where they are not or do not, or the processes cannot share a batch equally.
     """
+    for section in sections:
+        px = section.patches.shape[1]
+        if px != config.patch_px:
+            size = f"patch_um={config.patch_um:g}, patch_px={config.patch_px}"
+            raise InputError(f"{section.name}: has patches of {px} px; load it with {size}")
     n_pairs = sum(len(section.rows) for section in sections)
     size = config.batch_size
     if n_pairs < size:
@@ -199,7 +204,7 @@ class Pairs:
     Raises
     ------
     InputError
-        As `check_batch_size` and `check_extra_expression`.
+        As `check_pairs` and `check_extra_expression`.
     """
 
     def __init__(
@@ -213,7 +218,7 @@ class Pairs:
         extra_expression: np.ndarray | None = None,
         share: tuple[int, int] = (0, 1),
     ) -> None:
-        check_batch_size(sections, config, processes=share[1])
+        check_pairs(sections, config, processes=share[1])
         check_extra_expression(extra_expression, panel)
         sizes = [len(section.rows) for section in sections]
         self.config = config

@@ -30,8 +30,8 @@ from seal_lite.training.loader import (
     Activations,
     Pairs,
     Sections,
-    check_batch_size,
     check_extra_expression,
+    check_pairs,
 )
 from seal_lite.training.provenance import Shuffle, provenance
 from seal_lite.training.run import (
@@ -138,7 +138,7 @@ def finetune(  # noqa: PLR0913
             return load_finished(out, device=place)
 
     # Model.
-    check_batch_size(sections, config, processes=state.num_processes)
+    check_pairs(sections, config, processes=state.num_processes)
     check_extra_expression(extra_expression, panel)
     model = SEAL.build(panel, config, device=place)
 

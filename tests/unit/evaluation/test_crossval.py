@@ -12,7 +12,7 @@ import numpy as np
 import pandas as pd
 import pytest
 from helpers import TINY
-from tiny_sections import TINY_BACKBONE, make_section
+from tiny_sections import PX, TINY_BACKBONE, make_section
 
 from seal_lite.data.section import Section
 from seal_lite.encoders import prefix_cache
@@ -32,7 +32,7 @@ from seal_lite.evaluation.crossval import (
 from seal_lite.evaluation.scores import summary, tidy
 from seal_lite.evaluation.targets import PARTIAL, TARGETS
 
-CONFIG = replace(TINY, backbone="tiny", epochs=1, n_views=2, gene_warmup_epochs=0)
+CONFIG = replace(TINY, backbone="tiny", patch_px=PX, epochs=1, n_views=2, gene_warmup_epochs=0)
 FEATURES = {"tuned", "shuffled", "frozen", "frozen_best", "random_init", "colour", "log_depth"}
 ALL_TARGETS = (*TARGETS, PARTIAL)
 FITTED = ("panel.json", "heads.safetensors", "adapter/adapter_model.safetensors")

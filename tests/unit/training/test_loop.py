@@ -315,6 +315,14 @@ def test_only_weights_decay(fresh):
     assert any(name.endswith("bias") for name in spared)
 
 
+def test_patches_of_another_size_than_the_settings_are_refused(sections, tmp_path):
+    """The run would state a size that it has not seen, and embed patches of that size."""
+    larger = replace(SHORT, patch_px=96)
+    with pytest.raises(InputError, match="PA1: has patches of 64 px; load it with .*patch_px=96"):
+        finetune(sections, larger, out=tmp_path / "run", progress=False)
+    assert not (tmp_path / "run").exists()
+
+
 @pytest.mark.filterwarnings("ignore")
 def test_a_diverging_loss_is_an_error_not_a_result(sections, tmp_path):
     wild = replace(SHORT, lr_lora=1e9, lr_heads=1e9)
