@@ -25,7 +25,7 @@ PARAMETERS := -p DATASET phantom -p BACKBONE tf_efficientnet_lite0
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
 .PHONY: help install unit test nightly floors lint notebooks executed book record record-her2st \
-  record-phantom record-her2st_transformer record-phantom_transformer record-shifts record-mob record-figures tasks to-share trials blind pitfalls subtlety bench bench-gpu parity promises hero \
+  record-phantom record-her2st_transformer record-phantom_transformer record-shifts record-mob record-figures tasks to-share trials blind pitfalls subtlety bench scale bench-gpu parity promises hero \
   sync lock clean
 say = @printf '\n== %s\n' $(1)
 
@@ -115,7 +115,7 @@ HER2ST ?= ../shared/her2st
 CLI    := $(VENV)/bin/seal-lite
 RUNS   := runs/record
 record: record-her2st record-phantom record-her2st_transformer record-phantom_transformer \
-  record-shifts record-figures tasks bench ## measure results/ again: longer than a night in one shell, needs her2st (HER2ST=DIR)
+  record-shifts record-figures tasks bench scale ## measure results/ again: longer than a night in one shell, needs her2st (HER2ST=DIR)
 
 # One thread, so that a record does not depend on the number of cores. Run two of the first three in
 # two shells: a training has little use for a second core.
@@ -134,7 +134,7 @@ record-phantom: $(STAMP)
 	@mkdir -p results
 	cp $(RUNS)/phantom/metrics.json results/phantom.json
 
-# The same for a transformer, with the settings for a CPU: 45 minutes each on one core.
+# The same for a transformer, with the settings for a CPU: on one core 45 minutes and 3 hours.
 SMALL := --backbone dinov2_s14 --preset small
 record-her2st_transformer: $(STAMP)
 	$(CLI) crossval --data $(HER2ST) --sections C2,C3,C4,C5 --groups section --seeds 1 $(SMALL) \
@@ -199,6 +199,9 @@ parity: $(STAMP) ## compare with other people's software, seam by seam: minutes
 
 bench: $(STAMP) ## time what the book says is fast, beside what it is compared with: minutes
 	$(PY) benchmarks/bench.py $(HER2ST)
+
+scale: $(STAMP) ## time and memory of training, from thousands to hundreds of thousands of pairs
+	$(PY) benchmarks/scale.py
 
 bench-gpu: $(STAMP) ## time training on this machine's card, beside its own limit: 8 minutes
 	$(PY) benchmarks/gpu.py

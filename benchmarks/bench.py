@@ -1,17 +1,13 @@
-"""Every speed that the book states, beside what it is compared with: results/bench.json.
+"""Speeds that the book states, beside what they are compared with: results/bench.json.
 
     python benchmarks/bench.py HER2ST        # minutes on 2 cores
 
-What depends on the process (its threads, its peak memory) runs in one of its own: `throughput.py`,
-`slide_throughput.py`, `scale.py`.
+What depends on the process runs in one of its own: `throughput.py`, `slide_throughput.py`.
 """
 
 from __future__ import annotations
 
 import json
-import os
-import shutil
-import subprocess
 import sys
 from pathlib import Path
 from typing import Any
@@ -23,6 +19,7 @@ from sklearn.decomposition import PCA
 from sklearn.linear_model import Ridge
 from sklearn.preprocessing import StandardScaler
 
+from processes import python
 from seal_lite import Config, load_sections
 from seal_lite.data.phantom import phantom
 from seal_lite.evaluation.ridge import Sums, hest_bench_ridge
@@ -30,28 +27,16 @@ from seal_lite.evaluation.targets import pearson
 from seal_lite.training.provenance import provenance
 from throughput import seconds_of
 
-FOLDER = Path(__file__).parent
-RESULT = FOLDER.parent / "results/bench.json"
+RESULT = Path(__file__).parents[1] / "results/bench.json"
 SECTIONS = ["C2", "C3"]
+TRANSFORMER = "dinov2_s14"
 SETTINGS: dict[str, dict[str, Any]] = {
-    "the default: 160 px, 3 stages": {},
-    "224 px, 1 stage": {"patch_px": 224, "tune_blocks": 1},
+    "CNN, the default: 160 px, 3 stages": {},
+    "CNN, 224 px, 1 stage": {"patch_px": 224, "tune_blocks": 1},
+    "transformer, small: 140 px, 5 blocks": {"backbone": TRANSFORMER, "preset": "small"},
 }
-SIZES = (7_000, 70_000, 700_000)  # pairs
 
 Result = dict[str, Any]
-
-
-def python(script: str, *arguments: Any) -> Any:
-    """Run a script of this folder in its own process; return the JSON of its last line, if any."""
-    path = os.pathsep.join([str(FOLDER.parent), str(FOLDER)])
-    command = [sys.executable, str(FOLDER / script), *map(str, arguments)]
-    environment = {**os.environ, "PYTHONPATH": path}
-    finished = subprocess.run(
-        command, check=True, text=True, stdout=subprocess.PIPE, env=environment
-    )
-    lines = finished.stdout.splitlines()
-    return json.loads(lines[-1]) if lines else None
 
 
 def spread(values: list[Any]) -> float:
@@ -74,24 +59,14 @@ def chapters_phantom() -> Path:
     return phantom("data/phantom", patients=3, sections_per_patient=1, spots=160, seed=0)
 
 
-def slides() -> Result:
+def slides() -> list[Result]:
     """Return what `slide_throughput.py` measures on a slide of the chapters' phantom."""
-    result = python("slide_throughput.py", chapters_phantom())
-    print("slides", result, flush=True)
-    return result
-
-
-def scaling() -> list[Result]:
-    """Return what `scale.py` measures of every size, on patches of the chapters' phantom."""
     root = chapters_phantom()
-    epochs = []
-    for pairs in SIZES:
-        folder = Path("runs/scale") / str(pairs)
-        python("scale.py", "write", folder, pairs, root)
-        epochs.append(python("scale.py", "train", folder))
-        print(epochs[-1], flush=True)
-        shutil.rmtree(folder)
-    return epochs
+    results = []
+    for backbone in (Config.backbone, TRANSFORMER):
+        results.append(python("slide_throughput.py", root, backbone))
+        print("slides", results[-1], flush=True)
+    return results
 
 
 def probing(*, samples: int = 8, n: int = 2500, d: int = 1024, genes: int = 50) -> Result:
@@ -140,7 +115,6 @@ def main(data: str) -> None:
     result = {
         "throughput": throughput(data),
         "slides": slides(),
-        "scale": scaling(),
         "probing": probing(),
         "provenance": provenance(load_sections(data, SECTIONS), Config()),
     }

@@ -1,11 +1,12 @@
 """Memory and time of training against the number of pairs, streamed from shards on disk.
 
+    python benchmarks/scale.py                            # all sizes: results/scale.json
     python benchmarks/scale.py write FOLDER PAIRS DATA    # pairs of 32 px, drawn from DATA's
     python benchmarks/scale.py train FOLDER               # an epoch on them, as one line of JSON
 
-`bench.py` runs both for results/bench.json, each in a process of its own, whose peak memory counts.
-Patches are small and repeat. The loop does not know: it reads, augments, encodes and learns as from
-700,000 different spots.
+The first runs the other two, each in a process of its own, whose peak memory counts. Patches are
+small and repeat. The loop does not know: it reads, augments, encodes and learns as from 700,000
+different spots.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ from __future__ import annotations
 import hashlib
 import json
 import re
+import shutil
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -21,12 +23,17 @@ from typing import Any
 
 import numpy as np
 
+from processes import python
 from seal_lite import Config, Section, finetune, load_sections
 from seal_lite.data.genes import GenePanel
+from seal_lite.data.phantom import phantom
 from seal_lite.data.shards import read_shards, write_shards
+from seal_lite.training.provenance import provenance
 
 CONFIG = Config(patch_px=32, n_views=4, tune_blocks=1, batch_size=256, epochs=1)
 SHARD_PAIRS = 5000
+SIZES = (7_000, 70_000, 700_000)  # pairs
+RESULT = Path(__file__).parents[1] / "results/scale.json"
 
 
 def peak_bytes() -> int:
@@ -73,9 +80,26 @@ def train(folder: str) -> dict[str, Any]:
     return {"pairs": pairs, "seconds": epoch["seconds"], **about}
 
 
+def main() -> None:
+    """Measure every size on patches of the chapters' phantom, and write the results file."""
+    root = phantom("data/phantom", patients=3, sections_per_patient=1, spots=160, seed=0)
+    epochs = []
+    for pairs in SIZES:
+        folder = Path("runs/scale") / str(pairs)
+        python("scale.py", "write", folder, pairs, root)
+        epochs.append(python("scale.py", "train", folder))
+        print(epochs[-1], flush=True)
+        shutil.rmtree(folder)
+    sections = load_sections(root, patch_px=CONFIG.patch_px)
+    result = {"epochs": epochs, "provenance": provenance(sections, CONFIG)}
+    RESULT.write_text(json.dumps(result, indent=1) + "\n")
+
+
 if __name__ == "__main__":
-    command, folder, *rest = sys.argv[1:]
-    if command == "write":
-        write(folder, int(rest[0]), rest[1])
-    else:
-        print(json.dumps(train(folder)))
+    match sys.argv[1:]:
+        case ["write", folder, pairs, root]:
+            write(folder, int(pairs), root)
+        case ["train", folder]:
+            print(json.dumps(train(folder)))
+        case _:
+            main()

@@ -1,6 +1,6 @@
 """Patches per second from a slide to its features: `embed_slides` beside a loop as TRIDENT's.
 
-    python benchmarks/slide_throughput.py PHANTOM
+    python benchmarks/slide_throughput.py PHANTOM BACKBONE
 
 prints one line of JSON; `bench.py` runs it in a process of its own. The slide is a pyramid of one
 phantom section, repeated side by side. The loop is that of TRIDENT's extraction: a data set that
@@ -13,7 +13,6 @@ place, in batches of `embed_slides`. All three take turns.
 from __future__ import annotations
 
 import json
-import os
 import sys
 import tempfile
 from functools import partial
@@ -31,11 +30,11 @@ from seal_lite.data.images import open_slide
 from seal_lite.data.phantom.pyramid import write_pyramid
 from seal_lite.encoders.registry import config_for
 from seal_lite.encoders.vision import VisionEncoder, build_encoder
+from seal_lite.io import usable_cores
 from seal_lite.slides.embed import embed_slides
 from seal_lite.slides.places import grid
 from throughput import ROUNDS, seconds_of, share
 
-BACKBONE = "tf_efficientnet_lite0"
 UM_PER_PX = 0.5
 REPEATS = (2, 3)  # of the section's image, down and across
 LOOP_BATCH = 512
@@ -75,7 +74,7 @@ def embed_by_loop(encoder: VisionEncoder, patches: SlidePatches, file: Path, wor
 
 
 def compare(
-    image: np.ndarray, folder: Path, *, backbone: str = BACKBONE, workers: int, rounds: int = ROUNDS
+    image: np.ndarray, folder: Path, *, backbone: str, workers: int, rounds: int = ROUNDS
 ) -> dict[str, Any]:
     """Return patches per second of `embed_slides`, of the loop and of the limit.
 
@@ -155,5 +154,5 @@ if __name__ == "__main__":
     Image.MAX_IMAGE_PIXELS = None
     tiled = section_image(Path(sys.argv[1]))
     with tempfile.TemporaryDirectory() as scratch:
-        result = compare(tiled, Path(scratch), workers=len(os.sched_getaffinity(0)))
+        result = compare(tiled, Path(scratch), backbone=sys.argv[2], workers=usable_cores())
     print(json.dumps(result))

@@ -24,6 +24,7 @@ from seal_lite import SEAL, Config, load_sections
 from seal_lite.data.genes import GenePanel
 from seal_lite.encoders.devices import clock
 from seal_lite.encoders.embedding import embed_patches, image_batches
+from seal_lite.encoders.registry import config_for
 from seal_lite.training.callbacks import Callback
 from seal_lite.training.distributed import join_processes
 from seal_lite.training.loader import Activations, Pairs
@@ -115,7 +116,8 @@ def seconds_of(function: Callable[[], Any], device: torch.device) -> float:
 def run(job: dict[str, Any]) -> dict[str, Any]:
     """Measure training, cached and streamed, and embedding, with the job's settings."""
     data, names = job.pop("data"), job.pop("sections")
-    config = replace(Config(n_views=2, epochs=EPOCHS), **job)
+    recipe = config_for(job.pop("backbone", Config.backbone), job.pop("preset", "default"))
+    config = replace(recipe, **{"n_views": 2, "epochs": EPOCHS, **job})
     size = {"patch_um": config.patch_um, "patch_px": config.patch_px}
     sections = load_sections(data, names, **size)
     return {

@@ -74,7 +74,10 @@ COMMANDS = {
         ("her2st_transformer",), time="45 min on one core", source="measured", needs=HER2ST
     ),
     "make record-phantom_transformer": Command(
-        ("phantom_transformer",), time="42 min on one core", source="measured"
+        ("phantom_transformer",), time="3 h on one core", source="measured beside other work"
+    ),
+    "make record-phantom_transformer  # at commit df80fb1": Command(
+        ("phantom_transformer_fewer",), time="42 min on one core", source="measured"
     ),
     "make record-mob": Command(
         ("mob",),
@@ -118,9 +121,12 @@ COMMANDS = {
     "python benchmarks/cohort.py  # at commit 704739c": replace(COHORT, files=("cohort_short",)),
     "make bench": Command(
         ("bench",),
-        time="minutes",
-        source="documented; the streamed epochs are most of it",
+        time="a quarter of an hour",
+        source="measured",
         needs=HER2ST,
+    ),
+    "make scale": Command(
+        ("scale",), time="a quarter of an hour", source="estimated: its epochs take 9 minutes"
     ),
     "make pitfalls": Command(("pitfalls",), time="a minute", source="documented", needs=HER2ST),
     "make subtlety": Command(("subtlety",), time="minutes", source="documented"),

@@ -57,8 +57,8 @@ def check_pairs(sections: Sections, config: Config, *, processes: int = 1) -> No
     for section in sections:
         px = section.patches.shape[1]
         if px != config.patch_px:
-            size = f"patch_um={config.patch_um:g}, patch_px={config.patch_px}"
-            raise InputError(f"{section.name}: has patches of {px} px; load it with {size}")
+            asked = f"patch_um={config.patch_um:g}, patch_px={config.patch_px}"
+            raise InputError(f"{section.name}: has patches of {px} px; load it with {asked}")
     n_pairs = sum(len(section.rows) for section in sections)
     size = config.batch_size
     if n_pairs < size:

@@ -37,7 +37,7 @@ def test_a_slide_is_embedded_as_by_a_loop_as_tridents_and_both_are_timed(tmp_pat
 @pytest.mark.skipif(sys.platform != "linux", reason="peak memory is read from /proc")
 def test_an_epoch_streams_shards_in_bounded_memory(phantom_root, tmp_path):
     """Of what more shards hold, a process that read them whole would hold all, too."""
-    from bench import python
+    from processes import python
 
     epochs = {}
     for pairs, n_shards in ((6000, 2), (16_000, 4)):
