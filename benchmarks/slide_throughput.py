@@ -1,6 +1,6 @@
 """Patches per second from a slide to its features: `embed_slides` beside a loop as TRIDENT's.
 
-    python benchmarks/slide_throughput.py PHANTOM BACKBONE
+    python benchmarks/slide_throughput.py PHANTOM BACKBONE TURNS
 
 prints one line of JSON; `bench.py` runs it in a process of its own. The slide is a pyramid of one
 phantom section, repeated side by side. The loop is that of TRIDENT's extraction: a data set that
@@ -33,7 +33,7 @@ from seal_lite.encoders.vision import VisionEncoder, build_encoder
 from seal_lite.io import usable_cores
 from seal_lite.slides.embed import embed_slides
 from seal_lite.slides.places import grid
-from throughput import ROUNDS, seconds_of, share
+from throughput import seconds_of, share
 
 UM_PER_PX = 0.5
 REPEATS = (2, 3)  # of the section's image, down and across
@@ -74,7 +74,7 @@ def embed_by_loop(encoder: VisionEncoder, patches: SlidePatches, file: Path, wor
 
 
 def compare(
-    image: np.ndarray, folder: Path, *, backbone: str, workers: int, rounds: int = ROUNDS
+    image: np.ndarray, folder: Path, *, backbone: str, workers: int, turns: int
 ) -> dict[str, Any]:
     """Return patches per second of `embed_slides`, of the loop and of the limit.
 
@@ -88,8 +88,8 @@ def compare(
         The frozen encoder.
     workers
         Processes that read patches for the loop.
-    rounds
-        Turns.
+    turns
+        How often each is timed.
 
     Returns
     -------
@@ -127,7 +127,7 @@ def compare(
         "loop": (run_loop, len(patches)),
     }
     rates: dict[str, list[float]] = {name: [] for name in works}
-    for turn in range(rounds):
+    for turn in range(turns):
         for name, (work, n_patches) in works.items():
             seconds = seconds_of(partial(work, turn), encoder.device)
             rates[name].append(n_patches / seconds)
@@ -137,6 +137,7 @@ def compare(
         "ratio": share(rates["ours"], rates["loop"])["share"],
         "backbone": backbone,
         "patches": len(patches),
+        "turns": turns,
         "workers": workers,
         "threads": torch.get_num_threads(),
     }
@@ -154,5 +155,11 @@ if __name__ == "__main__":
     Image.MAX_IMAGE_PIXELS = None
     tiled = section_image(Path(sys.argv[1]))
     with tempfile.TemporaryDirectory() as scratch:
-        result = compare(tiled, Path(scratch), backbone=sys.argv[2], workers=usable_cores())
+        result = compare(
+            tiled,
+            Path(scratch),
+            backbone=sys.argv[2],
+            workers=usable_cores(),
+            turns=int(sys.argv[3]),
+        )
     print(json.dumps(result))

@@ -13,6 +13,7 @@ from seal_lite.cli.options import (
     Preset,
     Sections,
     Set,
+    TunedBackbone,
     build_config,
     check_output_file,
     check_output_folder,
@@ -78,6 +79,7 @@ def check(
     run: Annotated[
         Path | None, typer.Option(help="Run folder: look for its genes, cut patches of its size.")
     ] = None,
+    backbone: TunedBackbone = None,
     set_: Set = None,
 ) -> None:
     """Report on data before training: pairs, scale, depth, images, and what seems wrong."""
@@ -86,7 +88,9 @@ def check(
 
     panel: GenePanel | None = None
     if run is None:
-        config = build_config(overrides=set_)
+        config = build_config(overrides=set_, backbone=backbone)
+    elif backbone is not None:
+        raise InputError("--backbone: a run has its own; leave it out, or --run")
     else:
         config, panel = read_settings(run)
         config = config.override(set_ or [])
@@ -125,6 +129,7 @@ def shard(
         ),
     ],
     include: Include = None,
+    backbone: TunedBackbone = None,
     preset: Preset = "default",
     set_: Set = None,
 ) -> None:
@@ -132,7 +137,7 @@ def shard(
     from seal_lite.data.section import load_counts
     from seal_lite.data.shards import shard_sections
 
-    config = build_config(preset, set_)
+    config = build_config(preset, set_, backbone=backbone)
     adatas = load_counts(data, split_names(train))
     genes = required_genes(adatas, data, include)
     shards = shard_sections(adatas, config, out, include=genes)

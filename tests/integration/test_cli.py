@@ -6,10 +6,12 @@ These are the commands of `faults.COMMANDS`: a row of a table of faults fails fo
 import json
 from functools import partial
 
+import h5py
 import pytest
 from faults import COMMANDS, copy_pa1_to_pb1, prepare
 from PIL import Image
 
+from seal_lite.data import report
 from seal_lite.io import TEMPORARY_SUFFIXES
 
 
@@ -71,6 +73,27 @@ def test_shard(work, tmp_path):
     assert work("shard", "--include ACTB") == "1 shards are in out\n"
     assert (tmp_path / "out/PA1.h5").is_file()
     assert "ACTB" in read(tmp_path / "out/panel.json")["genes"]
+
+
+def test_shards_for_an_encoder_have_its_size(cli, good, tmp_path):
+    data = ("--data", str(good / "legacy"), "--train", "PA1")
+    code, _, error = cli("shard", *data, "--out", str(tmp_path), "--backbone", "dinov2_s14")
+    assert code == 0, error
+    with h5py.File(tmp_path / "PA1.h5") as shard:
+        assert shard["patches"].shape[1:] == (224, 224, 3)
+
+
+def test_check_cuts_the_patches_of_an_encoder(work, monkeypatch):
+    extract_patches = report.extract_patches
+    sizes = set()
+
+    def spy(adata, **size):
+        sizes.add((size["patch_um"], size["patch_px"]))
+        return extract_patches(adata, **size)
+
+    monkeypatch.setattr(report, "extract_patches", spy)
+    work("check", "--backbone phikon")
+    assert sizes == {(112.0, 224)}
 
 
 def test_check_writes_a_page_and_reports_genes_that_a_run_needs(work, tmp_path):

@@ -191,6 +191,7 @@ FAULTS = [
         "check",
         ("the page is a folder", make_folder("out"), "out: cannot be written"),
         ("no data to check", "--data nowhere", "nowhere: holds no section"),
+        ("two encoders", "--run run --backbone phikon", "--backbone: a run has its own"),
     ),
 ]
 
