@@ -80,7 +80,7 @@ def test_shards_for_an_encoder_have_its_size(cli, good, tmp_path):
     code, _, error = cli("shard", *data, "--out", str(tmp_path), "--backbone", "dinov2_s14")
     assert code == 0, error
     with h5py.File(tmp_path / "PA1.h5") as shard:
-        assert shard["patches"].shape[1:] == (224, 224, 3)
+        assert shard["img"].shape[1:] == (224, 224, 3)
 
 
 def test_check_cuts_the_patches_of_an_encoder(work, monkeypatch):
