@@ -457,7 +457,7 @@ result_box(
 )
 
 # %% [markdown]
-# {% set scale = load("bench").scale %}
+# {% set scale = load("scale").epochs %}
 # On the machine of the tables above, an epoch of {{ number(scale[-1].pairs, ",") }} pairs took
 # {{ number(scale[-1].seconds, ".0f") }} s from disk, with small patches of 32 px and one tuned
 # block; larger patches take longer. From {{ number(scale[0].pairs, ",") }} pairs
