@@ -12,8 +12,7 @@ HTML   := book/_build/html/index.html
 ONE_THREAD := OMP_NUM_THREADS=1 NUMBA_NUM_THREADS=1
 CORES  ?= $(shell getconf _NPROCESSORS_ONLN)
 # A test that takes ten minutes ends its process and with it the run: it is named, and not tried again.
-# Files come in their order: xdist would keep those of few tests, which are the long ones, for the end.
-ALONGSIDE := -n $(CORES) --dist loadfile --no-loadscope-reorder --max-worker-restart 0
+ALONGSIDE := -n $(CORES) --dist loadfile --max-worker-restart 0
 
 PACKAGE   := $(shell find seal_lite -type f -not -path '*/__pycache__/*')
 SOURCES   := $(sort $(wildcard notebooks/*.py))

@@ -197,6 +197,7 @@ def finished(sections, ground_truth, tmp_path_factory):
 
 
 def run_crossval(sections, truth, out, *, config=CONFIG, by="patient", seeds=1):
+    config = replace(config, patch_px=sections[0].patches.shape[1])
     return crossval(
         sections, config, data="phantom", truth=truth, by=by, seeds=seeds, out=out, progress=False
     )
