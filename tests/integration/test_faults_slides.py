@@ -229,7 +229,7 @@ FAULTS = [
     *fault_table(
         "embed",
         ("no slide", all_of(remove("slides"), make_folder("slides")), "slides: holds no slide"),
-        ("two slides of one name", copy("slides/s.tif", "slides/s.svs"), "slides are called s"),
+        ("two slides of one name", copy("slides/s.tif", "slides/s.svs"), "is called as"),
         (
             "a slide without scale",
             lambda root: Image.new("RGB", (99, 99)).save(root / "slides/z.png"),
