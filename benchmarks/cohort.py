@@ -31,7 +31,7 @@ from threadpoolctl import threadpool_limits
 from seal_lite import SEAL, Config, Section, finetune, load_sections
 from seal_lite.data.phantom import UM_PER_PX, cohort, oracle_features, phantom
 from seal_lite.encoders.vision import VisionEncoder, build_encoder
-from seal_lite.io import write_atomic
+from seal_lite.io import usable_cores, write_atomic
 from seal_lite.slides.bench import score_bags
 from seal_lite.slides.embed import embed_slides, list_slides
 from seal_lite.slides.places import TissueGrid
@@ -300,7 +300,7 @@ def main() -> None:
     use_one_thread()
     design = Design()
     benchmark = Benchmark(ROOT / "runs/cohort" / design.digest(), design)
-    cores = len(os.sched_getaffinity(0))
+    cores = usable_cores()
     spawn = multiprocessing.get_context("spawn")  # a fork would inherit the threads of torch
     with ProcessPoolExecutor(cores, spawn, initializer=use_one_thread) as pool:
         save_result("cohort", benchmark.measure(pool.map))

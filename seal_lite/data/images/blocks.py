@@ -6,11 +6,13 @@ from collections.abc import Callable
 from contextlib import nullcontext
 from functools import lru_cache
 from itertools import product
+from pathlib import Path
 from threading import Lock
 
 import numpy as np
 
 from seal_lite.data.images.slide import Box
+from seal_lite.errors import reading
 
 KEPT_BYTES = 2**28  # of decoded blocks of a level
 FEWEST_KEPT = 4  # blocks: those that meet in a corner
@@ -104,6 +106,12 @@ class Blocks:
         height, width = self.block
         left, top = column * width, row * height
         return left, top, min(left + width, self.size[0]), min(top + height, self.size[1])
+
+
+def read_level(path: Path, levels: list[Blocks], level: int, box: Box) -> np.ndarray:
+    """Read a box of a level, as `Slide.region` does; a fault names the file."""
+    with reading(path):
+        return levels[level].read(box)
 
 
 class _Block:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from PIL import Image
 
-from seal_lite.data.images.blocks import Blocks
+from seal_lite.data.images.blocks import Blocks, read_level
 from seal_lite.data.images.colour import to_rgb
 from seal_lite.data.images.slide import Box, Slide
 from seal_lite.data.images.tiff import open_tiff
@@ -126,7 +126,7 @@ def _open_zarr(path: Path, um_per_px: float | None) -> Slide:
         _check_planes(path, axes, arrays[0].shape)
         steps = tuple(width / array.shape[axes.index("x")] for array in arrays)
         levels = [_blocks_of(array, axes) for array in arrays]
-    region = partial(_zarr_region, path, levels)
+    region = partial(read_level, path, levels)
     blocks = tuple(level.block for level in levels)
     return Slide(path, (width, height), um_per_px, steps, region, blocks=blocks)
 
@@ -154,12 +154,6 @@ def _check_planes(path: Path, axes: str, shape: tuple[int, ...]) -> None:
     for axis, length in zip(axes, shape, strict=True):
         if axis not in "cyx" and length > 1:
             raise InputError(f"{path}: has {length} planes along {axis}; write the one to read")
-
-
-def _zarr_region(path: Path, levels: list[Blocks], level: int, box: Box) -> np.ndarray:
-    """Read a box of a level, channels last."""
-    with reading(path):
-        return levels[level].read(box)
 
 
 def open_image(path: str | Path) -> Image.Image:

@@ -10,9 +10,10 @@ from xml.etree import ElementTree
 
 import numpy as np
 
+from seal_lite.data.images.blocks import read_level
 from seal_lite.data.images.colour import WHITE
 from seal_lite.data.images.slide import Box, Slide, choose_scale
-from seal_lite.data.images.tiff_pixels import Level, is_raw_ycbcr, kind_of
+from seal_lite.data.images.tiff_pixels import is_raw_ycbcr, kind_of, open_level
 from seal_lite.errors import InputError, reading
 from seal_lite.io import refuse_bomb
 
@@ -61,14 +62,14 @@ def open_tiff(path: Path, um_per_px: float | None) -> Slide:
         if file.is_scn:
             return _open_scn(path, slide, um_per_px)
         series = _choose_series(path, file)
-        levels = [Level(series, number) for number in range(len(series.levels))]
+        levels = [open_level(series, number) for number in range(len(series.levels))]
         width, height = levels[0].size
         refuse_bomb(path, width * height)
         stated = list(_stated_scales(slide, series))
     scale, notes = choose_scale(stated, um_per_px)
     notes += _set_aside(file, series)
     steps = tuple((width / w + height / h) / 2 for w, h in (level.size for level in levels))
-    region = partial(_region, path, levels)
+    region = partial(read_level, path, levels)
     blocks = tuple(level.block for level in levels)
     return Slide(path, (width, height), scale, steps, region, notes=notes, blocks=blocks)
 
@@ -96,12 +97,6 @@ def _scn_region(path: Path, slide: TiffSlide, level: int, box: Box) -> np.ndarra
         pixels = slide.read_region(corner, level, (right - left, bottom - top), as_array=True)
         was_scanned = pixels.any(axis=-1, keepdims=True)
         return np.where(was_scanned, pixels, np.uint8(WHITE))
-
-
-def _region(path: Path, levels: list[Level], level: int, box: Box) -> np.ndarray:
-    """Read a box of a level as grey (h, w, 1) or RGB (h, w, 3) uint8."""
-    with reading(path):
-        return levels[level].read(box)
 
 
 # ------------------------------------------------------------------------------ which image

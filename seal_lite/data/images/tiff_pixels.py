@@ -30,42 +30,26 @@ def is_raw_ycbcr(page: TiffPage) -> bool:
     return kind_of(page) == "YCBCR" and not is_jpeg
 
 
-class Level:
-    """A level of a series, read by boxes, also by several threads at once.
+def open_level(series: TiffPageSeries, number: int) -> Blocks:
+    """Return a level of a series as grey (h, w, 1) or RGB (h, w, 3) uint8: its tiles, or rows."""
+    import zarr
 
-    Attributes
-    ----------
-    size
-        Width and height in px.
-    block
-        Height and width in px of what is decoded together: a tile, or rows.
-    """
-
-    def __init__(self, series: TiffPageSeries, number: int) -> None:
-        import zarr
-
-        page: TiffPage = series.keyframe
-        store = series.aszarr(level=number, fillvalue=_stored_white(page))
-        array: Any = zarr.open(store, mode="r")
-        length = dict(zip(series.axes, array.shape, strict=True))
-        chunk = dict(zip(series.axes, array.chunks, strict=True))
-        self.size = (length["X"], length["Y"])
-        is_tiled = chunk["X"] < length["X"]
-        self.block = (chunk["Y"], chunk["X"])
-        if not is_tiled:  # a patch is a small part of its rows
-            self.block = (max(BAND_ROWS, chunk["Y"]), length["X"])
-        reader: _Tiles | _Planes = _Planes(array, series.axes, page)
-        has_tiles = is_tiled and _has_one_page(series, number)
-        if has_tiles:
-            reader = _Tiles(series.levels[number])
-        px_bytes = max(3, array.nbytes // (length["X"] * length["Y"]))
-        self._blocks = Blocks(
-            reader.decode, self.size, self.block, px_bytes=px_bytes, one_at_a_time=not has_tiles
-        )
-
-    def read(self, box: Box) -> np.ndarray:
-        """Return a box as `Blocks.read` does, as grey (h, w, 1) or RGB (h, w, 3) uint8."""
-        return self._blocks.read(box)
+    page: TiffPage = series.keyframe
+    store = series.aszarr(level=number, fillvalue=_stored_white(page))
+    array: Any = zarr.open(store, mode="r")
+    length = dict(zip(series.axes, array.shape, strict=True))
+    chunk = dict(zip(series.axes, array.chunks, strict=True))
+    size = (length["X"], length["Y"])
+    is_tiled = chunk["X"] < length["X"]
+    block = (chunk["Y"], chunk["X"])
+    if not is_tiled:  # a patch is a small part of its rows
+        block = (max(BAND_ROWS, chunk["Y"]), length["X"])
+    reader: _Tiles | _Planes = _Planes(array, series.axes, page)
+    has_tiles = is_tiled and _has_one_page(series, number)
+    if has_tiles:
+        reader = _Tiles(series.levels[number])
+    px_bytes = max(3, array.nbytes // (length["X"] * length["Y"]))
+    return Blocks(reader.decode, size, block, px_bytes=px_bytes, one_at_a_time=not has_tiles)
 
 
 def _stored_white(page: TiffPage) -> int:
