@@ -1,12 +1,16 @@
 """What several processes run in a test: a step's gradients, a whole run, a cache and its room.
 
-torchrun --nproc_per_node 2 tests/integration/parallel.py PHANTOM OUT step|run|room|cache
+torchrun --nproc_per_node 2 tests/integration/parallel.py PHANTOM OUT [step] [run] [room] [cache]
+
+Each job writes into a folder of its name. To start processes takes longer than most jobs do, so
+one start can do several.
 """
 
 import json
 import sys
 from dataclasses import replace
 from pathlib import Path
+from unittest.mock import patch
 
 from helpers import TINY
 
@@ -14,7 +18,7 @@ CONFIG = replace(TINY, batch_size=128, w_kl=0.01, w_corr=0.5)
 
 
 def write_step(sections, out: Path) -> None:
-    """Write the loss of a step, and every gradient, to OUT/step.safetensors."""
+    """Write the loss of a step, and every gradient, to step.safetensors."""
     import torch
     from safetensors.torch import save_file
 
@@ -55,8 +59,9 @@ def write_room(sections, out: Path) -> None:
     model = SEAL.build(GenePanel.from_config(sections, CONFIG), CONFIG)
     stores = {}
     for room in ("first", "all"):
-        PrefixCache.fits = lambda *_, room=room: room == "all" or state.is_main_process
-        activations = Activations(model.encoder, sections, CONFIG, state=state, progress=False)
+        fits = room == "all" or state.is_main_process
+        with patch.object(PrefixCache, "fits", return_value=fits):
+            activations = Activations(model.encoder, sections, CONFIG, state=state, progress=False)
         stores[room] = activations.stored is not None
     (out / f"{state.process_index}.json").write_text(json.dumps(stores))
 
@@ -78,22 +83,25 @@ def write_cache(sections, out: Path) -> None:
         computed.append(section.name)
         return compute(cache, section, folder)
 
-    PrefixCache._write = note_and_compute
     options = {"state": state, "cache_dir": out / "cache", "progress": False}
-    activations = Activations(model.encoder, sections, CONFIG, **options)
+    with patch.object(PrefixCache, "_write", note_and_compute):
+        activations = Activations(model.encoder, sections, CONFIG, **options)
     sums = [float(stored.sum()) for stored in activations.stored]
     result = {"computed": computed, "sums": sums}
     (out / f"{state.process_index}.json").write_text(json.dumps(result))
 
 
 def write_run(sections, out: Path) -> None:
-    """Finetune, into OUT/run."""
+    """Finetune, into the folder."""
     from seal_lite.training.loop import finetune
 
-    finetune(sections, CONFIG, out=out / "run", progress=False)
+    finetune(sections, CONFIG, out=out, progress=False)
 
 
-def main(root: Path, out: Path, what: str) -> None:
+JOBS = {"step": write_step, "run": write_run, "room": write_room, "cache": write_cache}
+
+
+def main(root: Path, out: Path, names: list[str]) -> None:
     from seal_lite.data.section import load_sections
     from seal_lite.training.distributed import join_processes
 
@@ -101,9 +109,11 @@ def main(root: Path, out: Path, what: str) -> None:
     out.mkdir(parents=True, exist_ok=True)
     (out / "processes").write_text(str(state.num_processes))
     sections = load_sections(root, patch_px=CONFIG.patch_px)
-    jobs = {"step": write_step, "run": write_run, "room": write_room, "cache": write_cache}
-    jobs[what](sections, out)
+    for name in names:
+        folder = out / name
+        folder.mkdir(exist_ok=True)
+        JOBS[name](sections, folder)
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]), Path(sys.argv[2]), sys.argv[3])
+    main(Path(sys.argv[1]), Path(sys.argv[2]), sys.argv[3:])
