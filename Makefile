@@ -23,7 +23,7 @@ PARAMETERS := -p DATASET phantom -p BACKBONE tf_efficientnet_lite0
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help install unit test nightly floors lint notebooks executed book record record-her2st \
+.PHONY: help install unit test code nightly floors lint notebooks executed book record record-her2st \
   record-phantom record-her2st_transformer record-phantom_transformer record-shifts record-mob record-figures tasks to-share trials blind pitfalls subtlety bench scale bench-gpu parity promises hero \
   sync lock clean
 say = @printf '\n== %s\n' $(1)
@@ -34,12 +34,16 @@ help: ## show this list
 unit: $(STAMP) ## after each edit: the unit tests, in two minutes on two cores
 	$(ONE_THREAD) $(PY) -m pytest tests/unit $(ALONGSIDE) -m "not nightly"
 
-# The check of types and the first run of the chapters have one thread each: they run side by side.
+# The check of types and the build of the book have one thread each: something runs beside them.
 test: $(STAMP) ## lint, execute the notebooks, build the book, run all tests but the nightly ones
 	@$(MAKE) --no-print-directory --jobs 2 --output-sync lint notebooks
-	@$(MAKE) --no-print-directory book
-	$(call say,'Running the tests')
-	$(ONE_THREAD) $(PY) -m pytest $(ALONGSIDE) -m "not nightly"
+	@$(MAKE) --no-print-directory --jobs 2 --output-sync book code
+	$(call say,'Testing the book')
+	$(ONE_THREAD) $(PY) -m pytest tests/book $(ALONGSIDE) --dist worksteal -m "not nightly"
+
+code: $(STAMP) ## all tests of the package but the nightly ones
+	$(call say,'Testing the package')
+	$(ONE_THREAD) $(PY) -m pytest tests/unit tests/integration $(ALONGSIDE) -m "not nightly"
 
 nightly: $(STAMP) ## the long forms: kills, damaged files, a crowd, 500 cycles
 	$(ONE_THREAD) $(PY) -m pytest tests $(ALONGSIDE) -m nightly --timeout 7200
@@ -73,8 +77,13 @@ book/_build/notebooks.mk: book/dependencies.py $(SOURCES) $(PACKAGE) $(STAMP)
 ifdef CHAPTERS
 include book/_build/notebooks.mk
 executed: $(EXECUTED) book/extra/explorer/data.js
-$(EXECUTED) book/extra/explorer/data.js: | runs/chapters/.made
+$(EXECUTED) runs/chapters/.made: | data/phantom/phantom.json
 endif
+
+# Chapters start side by side, so the phantom that they share is there before.
+data/phantom/phantom.json: | $(STAMP)
+	$(call say,'Drawing the phantom')
+	$(VENV)/bin/seal-lite phantom --out data/phantom --patients 3 --sections-per-patient 1 --spots 160
 
 # The two runs that chapters share: they would wait for one another. One thread, as in the chapters:
 # chapter 8 trains the first of them again by hand and compares the losses.

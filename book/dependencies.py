@@ -3,7 +3,7 @@
     python book/dependencies.py > book/_build/notebooks.mk
 
 A chapter is executed again only where a module that it imports, directly or through others, has
-changed.
+changed. One that asks for a shared run waits for it.
 """
 
 from __future__ import annotations
@@ -63,7 +63,10 @@ def main() -> None:
     tables = [str(file.relative_to(ROOT)) for file in DATA_FILES]
     for script in sorted((ROOT / "notebooks").glob("*.py")):
         files = sorted(file_of(module) for module in imported_modules(script, graph))
-        print(f"book/notebooks/{script.stem}.ipynb:", *files, *tables)
+        chapter = f"book/notebooks/{script.stem}.ipynb"
+        print(f"{chapter}:", *files, *tables)
+        if SHARED_RUNS in direct_modules(script, graph):
+            print(f"{chapter}: | runs/chapters/.made")
     shared = {SHARED_RUNS, *graph.find_upstream_modules(SHARED_RUNS)}
     print("runs/chapters/.made:", *sorted(file_of(module) for module in shared), *tables)
 

@@ -117,7 +117,7 @@ if not has_gpu:
     config = replace(config, patch_px=112, tune_blocks=1)
 size = f"{config.epochs}x{config.n_views}-{config.patch_px}px"
 folder = f"quick-{here.root.name}-{config.backbone}-{size}-{__version__}"
-OUT = Path("runs/chapters") / file_name(folder)
+OUT = Path("runs/quick_path") / file_name(folder)
 
 # %% [markdown]
 # ## Check
