@@ -89,6 +89,7 @@ def check_sections(
     *,
     names: Sequence[str] | None = None,
     panel: GenePanel | None = None,
+    progress: bool = True,
 ) -> tuple[list[str], list[SectionCheck]]:
     """Read sections and describe what a user should look at; nothing is fitted.
 
@@ -102,6 +103,8 @@ def check_sections(
         Names of sections; None for all under ``root``.
     panel
         A panel whose genes the sections should have.
+    progress
+        Show a progress bar.
 
     Returns
     -------
@@ -115,12 +118,16 @@ def check_sections(
     InputError
         Where there is no section at all.
     """
-    messages, _, checks = _check_each(root, config, names=names, panel=panel)
+    messages, _, checks = _check_each(root, config, names=names, panel=panel, progress=progress)
     return messages, checks
 
 
 def check_usable(
-    root: str | Path, config: Config, *, names: Sequence[str] | None = None
+    root: str | Path,
+    config: Config,
+    *,
+    names: Sequence[str] | None = None,
+    progress: bool = True,
 ) -> tuple[list[str], list[SectionCheck]]:
     """Return what `check_sections` does, of sections that can all be trained on together.
 
@@ -130,6 +137,8 @@ def check_usable(
         As in `check_sections`.
     names
         Names of sections; None for all under ``root`` that have an image.
+    progress
+        Show a progress bar.
 
     Raises
     ------
@@ -141,7 +150,7 @@ def check_usable(
     wanted = with_image if names is None else list(names)
     if len(set(wanted)) < len(wanted):
         raise InputError(f"sections {','.join(wanted)}: one is named twice; name each once")
-    messages, faults, checks = _check_each(root, config, names=names)
+    messages, faults, checks = _check_each(root, config, names=names, progress=progress)
     to_mend = [faults[name] for name in wanted if name in faults]
     to_mend += mixtures(root, [check.section.adata for check in checks])
     if not checks and not to_mend:
@@ -158,6 +167,7 @@ def _check_each(
     *,
     names: Sequence[str] | None,
     panel: GenePanel | None = None,
+    progress: bool,
 ) -> tuple[list[str], dict[str, str], list[SectionCheck]]:
     """Return all messages, those of unreadable sections by name, and the checks of the others."""
     messages = []
@@ -165,7 +175,7 @@ def _check_each(
     checks = []
     if names is None:
         names = sorted(find_sections(root))
-    for name in tqdm(names, "check"):
+    for name in tqdm(names, "check", disable=not progress):
         try:
             with slides_kept_open():
                 check = _check_section(root, name, config)

@@ -76,7 +76,11 @@ def embed_patches(
 
 @torch.inference_mode()
 def embed_feature_layers(
-    encoder: VisionEncoder, sections: Sequence[Section], *, cache_dir: str | Path | None = None
+    encoder: VisionEncoder,
+    sections: Sequence[Section],
+    *,
+    cache_dir: str | Path | None = None,
+    progress: bool = True,
 ) -> dict[str, list[np.ndarray]]:
     """Return the embeddings of patches at every stage from the end of the prefix on.
 
@@ -88,6 +92,8 @@ def embed_feature_layers(
         Their patches are embedded as they are, without augmentation.
     cache_dir
         Folder of the prefix cache; None computes the prefix.
+    progress
+        Show a progress bar while the cache fills.
 
     Returns
     -------
@@ -97,7 +103,7 @@ def embed_feature_layers(
     encoder.eval()
     cache = None
     if cache_dir is not None:
-        cache = PrefixCache(encoder, n_views=1, jitter=0.0, folder=cache_dir)
+        cache = PrefixCache(encoder, n_views=1, jitter=0.0, folder=cache_dir, progress=progress)
 
     def layers_of(section: Section) -> Iterator[dict[str, torch.Tensor]]:
         for hidden in _run_prefix_on(section, encoder, cache):

@@ -476,6 +476,7 @@ def run_fold(
         config=config,
         cache_dir=cache_dir,
         device=device,
+        progress=progress,
     )
     scores = score_models(
         train, held_out, genes, models=models, features=features, truth=truth, seed=config.seed

@@ -63,6 +63,7 @@ def embed_all(
     *,
     cache_dir: str | Path | None = None,
     device: str | torch.device = "auto",
+    progress: bool = True,
 ) -> tuple[Features, Features]:
     """Return all embeddings that an evaluation compares.
 
@@ -79,6 +80,8 @@ def embed_all(
     device
         Where the frozen encoder and the one with random weights run (`resolve_device`). The models
         run where they are.
+    progress
+        Show progress bars while the prefix cache fills.
 
     Returns
     -------
@@ -92,9 +95,13 @@ def embed_all(
     sections = list(sections)
     features: Features = {}
     for name, model in models.items():
-        tuned_layers = embed_feature_layers(model.encoder, sections, cache_dir=cache_dir)
+        tuned_layers = embed_feature_layers(
+            model.encoder, sections, cache_dir=cache_dir, progress=progress
+        )
         features[name] = tuned_layers[model.encoder.feature_layer]
-    own, layers = frozen_layers(sections, config, cache_dir=cache_dir, device=device)
+    own, layers = frozen_layers(
+        sections, config, cache_dir=cache_dir, device=device, progress=progress
+    )
     features["frozen"] = layers[own]
     random = encoder_for(config, pretrained=False, device=device)
     random_digest = "" if cache_dir is None else f"embedding {digest_of(random)}"
@@ -132,12 +139,13 @@ def frozen_layers(
     *,
     cache_dir: str | Path | None = None,
     device: str | torch.device = "auto",
+    progress: bool = True,
 ) -> tuple[str, Features]:
     """Return the frozen embeddings among which the strongest baseline is.
 
     Parameters
     ----------
-    sections, config, cache_dir, device
+    sections, config, cache_dir, device, progress
         As in `embed_all`.
 
     Returns
@@ -154,12 +162,12 @@ def frozen_layers(
     if config.depth == 1 and config.pooling in ("own", frozen.row.embedding):
         return frozen.feature_layer, layers
     start = encoder_for(replace(config, seed=0), device=device)  # LoRA has no effect yet
-    start_layers = embed_feature_layers(start, sections, cache_dir=cache_dir)
+    start_layers = embed_feature_layers(start, sections, cache_dir=cache_dir, progress=progress)
     as_tuned = {f"{layer} as tuned": embeddings for layer, embeddings in start_layers.items()}
     return frozen.feature_layer, layers | as_tuned
 
 
-def fold_features(
+def fold_features(  # noqa: PLR0913
     train: Sequence[Section],
     test: Sequence[Section],
     genes: Sequence[str],
@@ -168,6 +176,7 @@ def fold_features(
     config: Config,
     cache_dir: str | Path | None = None,
     device: str | torch.device = "auto",
+    progress: bool = True,
 ) -> Features:
     """Return the features of a fold: those of `embed_all`, and "frozen_best".
 
@@ -177,7 +186,7 @@ def fold_features(
         The sections that train and those held out.
     genes
         The genes to score; "frozen_best" is the `best_feature_layer` for them.
-    models, config, cache_dir, device
+    models, config, cache_dir, device, progress
         As in `embed_all`.
 
     Returns
@@ -186,7 +195,7 @@ def fold_features(
         By name, (n_i, d) of each section, training sections first.
     """
     features, layers = embed_all(
-        [*train, *test], models, config, cache_dir=cache_dir, device=device
+        [*train, *test], models, config, cache_dir=cache_dir, device=device, progress=progress
     )
     features["frozen_best"] = layers[best_feature_layer(layers, train, genes)]
     return features

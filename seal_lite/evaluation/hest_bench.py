@@ -78,13 +78,15 @@ class HestTask:
     folds: list[tuple[list[str], list[str]]]
     files: dict[str, tuple[Path, Path]]
 
-    def load(self, *, px: int = 224) -> dict[str, Section]:
+    def load(self, *, px: int = 224, progress: bool = True) -> dict[str, Section]:
         """Read all samples.
 
         Parameters
         ----------
         px
             Width to which the patches are resampled: (n, px, px, 3).
+        progress
+            Show a progress bar.
 
         Raises
         ------
@@ -92,7 +94,8 @@ class HestTask:
             For a file that is damaged or does not fit the others.
         """
         samples = {}
-        for name in tqdm(self.files, printable(f"read {self.name}"), leave=False):
+        title = printable(f"read {self.name}")
+        for name in tqdm(self.files, title, disable=not progress, leave=False):
             patches, expression = self.files[name]
             samples[name] = read_sample(name, patches, expression, genes=self.genes, px=px)
         return samples

@@ -118,7 +118,7 @@ def _one_of_each_series(files: list[Path]) -> list[Path]:
     return list(slides.values())
 
 
-def embed_slides(
+def embed_slides(  # noqa: PLR0913 (an entry point)
     encoder: VisionEncoder,
     slides: Sequence[Path],
     out: str | Path,
@@ -127,6 +127,7 @@ def embed_slides(
     patch_px: int,
     um_per_px: float | None = None,
     places: FindPlaces = ON_TISSUE,
+    progress: bool = True,
 ) -> list[Path]:
     """Write the features of every slide in TRIDENT's layout.
 
@@ -153,6 +154,8 @@ def embed_slides(
         Scale of full resolution, for slides that do not state it.
     places
         Where the patches lie: a `TissueGrid`, or `StoredCoords`.
+    progress
+        Show a progress bar.
 
     Returns
     -------
@@ -186,7 +189,7 @@ def embed_slides(
             missing.append((path, file, origin))
     log.info("%d slides, patches of %g um, %d px", len(slides), patch_um, patch_px)
     for wait in (False, True):  # first the slides that no other process is embedding
-        for path, file, origin in tqdm(missing, "embed", disable=wait):
+        for path, file, origin in tqdm(missing, "embed", disable=wait or not progress):
             with suppress(Timeout), lock(file, wait=wait):
                 if not file.exists():
                     slide = open_slide(path, um_per_px=um_per_px)

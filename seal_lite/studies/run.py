@@ -107,7 +107,7 @@ def study(  # noqa: PLR0913 (an entry point)
     data, out = Path(data), Path(out)
     config = config or config_for("tf_efficientnet_lite0", "default")
     encoder_for(config, device=device)  # weights behind a licence stop a study before the data
-    doubts, checks = check_usable(data, config, names=sections)
+    doubts, checks = check_usable(data, config, names=sections, progress=progress)
     for doubt in doubts:
         log.warning("%s", doubt)
     loaded = [check.section for check in checks]

@@ -124,6 +124,12 @@ def test_every_held_out_group_is_scored_by_itself(fold_run):
     assert results[0]["scores"] != results[1]["scores"]
 
 
+def test_a_fold_without_progress_draws_no_bar(fold_run, tmp_path, capfd):
+    fold, runs, _ = fold_run
+    run_fold(fold, CONFIG, runs=runs, cache_dir=tmp_path, progress=False)
+    assert capfd.readouterr().err == ""
+
+
 # What a cross-validation computes, and how often
 
 

@@ -43,7 +43,7 @@ def test_the_best_layer_is_chosen_inside_training(sections, layers):
 
 
 def test_a_fold_takes_the_layer_that_is_best_in_its_training(sections, layers, monkeypatch):
-    def embed(embedded_sections, models, config, *, cache_dir, device):
+    def embed(embedded_sections, models, config, **_):
         assert embedded_sections == sections
         return {"frozen": layers["good on test"]}, layers
 

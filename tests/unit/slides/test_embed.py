@@ -92,6 +92,15 @@ def test_features_are_those_of_the_patches_at_their_coords(folder, encoder, tmp_
     np.testing.assert_allclose(features, embed_patches(encoder, patches), atol=1e-5)
 
 
+@pytest.mark.parametrize("progress", [True, False])
+def test_a_bar_is_drawn_where_it_is_wanted(folder, encoder, tmp_path, capfd, progress):
+    from seal_lite.slides.embed import embed_slides
+
+    slides = [folder / "pyramid.tif"]
+    embed_slides(encoder, slides, tmp_path, patch_um=128.0, patch_px=160, progress=progress)
+    assert ("embed" in capfd.readouterr().err) == progress
+
+
 @pytest.mark.parametrize(
     "um_per_px, patch_um, patch_px",
     [(0.5, 128.0, 160), (0.25, 112.0, 160), (0.2527, 100.0, 160), (0.4961, 64.0, 128)],

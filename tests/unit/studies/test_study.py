@@ -330,6 +330,15 @@ def test_each_section_is_read_once(phantom_root, tmp_path, monkeypatch):
     assert names == ["PA1", "PB1"]
 
 
+def test_a_study_without_progress_draws_no_bar_of_its_check(
+    phantom_root, tmp_path, monkeypatch, capfd
+):
+    monkeypatch.setattr(run, "measure_speed", interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        study(phantom_root, out=tmp_path / "out", config=CONFIG, progress=False)
+    assert capfd.readouterr().err == ""
+
+
 def test_data_that_cannot_be_used_stop_a_study_with_what_to_mend(tmp_path):
     (tmp_path / "data").mkdir()
     with pytest.raises(InputError, match="data"):
