@@ -152,7 +152,7 @@ truth = GroundTruth.find(here.root)
 result = crossval(
     sections,
     config,
-    data=here.root.name,
+    data_name=here.root.name,
     out=OUT / "crossval",
     truth=truth,
     by=by,

@@ -143,7 +143,7 @@ out = f"runs/{ROOT.name}-by-{SHIFT}-{size}-{__version__}"
 result = crossval(
     sections,
     config,
-    data=ROOT.name,
+    data_name=ROOT.name,
     truth=here.truth,
     by=SHIFT,
     seeds=SEEDS,

@@ -174,7 +174,7 @@ def crossval(  # noqa: PLR0913 (a command has as many options as it needs)
     result = evaluation.crossval(
         loaded,
         config,
-        data=data.name,
+        data_name=data.name,
         out=out,
         truth=GroundTruth.find(data),
         by=groups,

@@ -221,7 +221,7 @@ def crossval(  # noqa: PLR0913 (an entry point)
     sections: Sequence[Section],
     config: Config,
     *,
-    data: str,
+    data_name: str,
     out: str | Path,
     truth: GroundTruth | None = None,
     by: str = "section",
@@ -244,8 +244,8 @@ def crossval(  # noqa: PLR0913 (an entry point)
         All sections.
     config
         Settings of the finetuning. Its seed is replaced by 0, 1, ... ``seeds`` - 1.
-    data
-        Name of the data, for the result.
+    data_name
+        Name of the data, which the result quotes.
     out
         Folder of the results.
     truth
@@ -327,7 +327,7 @@ def crossval(  # noqa: PLR0913 (an entry point)
             shutil.rmtree(out / "cache", ignore_errors=True)  # gigabytes that no result needs
         classes = None if truth is None else truth.classes
         result: dict = {
-            "data": data,
+            "data": data_name,
             "backbone": config.backbone,
             "provenance": origin,
             "classes": classes,

@@ -136,7 +136,7 @@ def study(  # noqa: PLR0913 (an entry point)
             result = crossval(
                 loaded,
                 config,
-                data=data.resolve().name,
+                data_name=data.resolve().name,
                 out=out / "crossval",
                 truth=truth,
                 by=by,

@@ -83,7 +83,7 @@ def make_jobs(root: Path, sections: list, url: str) -> dict[str, Job]:
 
     def run_crossval(out: Path):
         config = replace(CONFIG, epochs=1)
-        crossval(sections, config, data="phantom", out=out, seeds=1, progress=False)
+        crossval(sections, config, data_name="phantom", out=out, seeds=1, progress=False)
 
     def run_embed(out: Path):
         embed.embed_slides(encoder, scans, out, patch_um=64.0, patch_px=32)

@@ -78,7 +78,7 @@ def test_a_second_run_in_a_folder_is_refused(sections, tiny, tmp_path):
         with pytest.raises(InputError, match="run: another run .* wait"):
             finetune(sections[:1], tiny, out=run, progress=False)
         with pytest.raises(InputError, match="folds: another run .* wait"):
-            crossval(sections, tiny, data="phantom", out=folds, seeds=1, progress=False)
+            crossval(sections, tiny, data_name="phantom", out=folds, seeds=1, progress=False)
     assert list(run.iterdir()) == []
     assert list(folds.iterdir()) == []
     with exclusive_folder(run):  # and again, after the first has ended

@@ -38,6 +38,8 @@ STAGES = (
     "studies",
     "cli",
 )
+# What the type of an argument of this name says, in every public function.
+MEANINGS = {"data": "Path"}
 
 
 def stage_of(module: str) -> str:
@@ -90,6 +92,31 @@ def test_sibling_modules_define_no_function_of_one_name():
                 homes[file.parent, node.name].add(file.stem)
     twice = {name: sorted(files) for (_, name), files in homes.items() if len(files) > 1}
     assert twice == {}
+
+
+def public_arguments(name):
+    """Yield (module.function, annotation) of each public function's argument of this name.
+
+    Commands are left out: the shell gives them text.
+    """
+    for file in PACKAGE.rglob("*.py"):
+        for node in ast.parse(file.read_text()).body:
+            is_public = isinstance(node, ast.FunctionDef) and not node.name.startswith("_")
+            if not is_public or file.parent.name == "cli":
+                continue
+            for argument in (*node.args.args, *node.args.kwonlyargs):
+                if argument.arg == name:
+                    yield f"{file.stem}.{node.name}", ast.unparse(argument.annotation)
+
+
+@pytest.mark.parametrize(("name", "kind"), MEANINGS.items())
+def test_an_argument_of_one_name_means_one_thing(name, kind):
+    others = {
+        function: annotation
+        for function, annotation in public_arguments(name)
+        if kind not in annotation
+    }
+    assert others == {}
 
 
 def test_only_seal_lite_is_installed():

@@ -73,7 +73,13 @@ def test_nothing_is_fitted_on_the_held_out_section(tmp_path):
         out = tmp_path / str(seed)
         held_out = make_section("B1", seed=seed)
         result = crossval(
-            [train, held_out], CONFIG, data="made", train_groups=1, seeds=1, out=out, progress=False
+            [train, held_out],
+            CONFIG,
+            data_name="made",
+            train_groups=1,
+            seeds=1,
+            out=out,
+            progress=False,
         )
         (fold,) = result["folds"]
         outcomes.append(
@@ -167,7 +173,7 @@ def counted(tmp_path_factory):
         spy(patch, features, "colour_statistics", note_colour)
         spy(patch, prefix_cache, "sha256", counts["hashed"].append)
         out = tmp_path_factory.mktemp("counted") / "out"
-        crossval(sections, CONFIG, data="made", seeds=2, out=out, progress=False)
+        crossval(sections, CONFIG, data_name="made", seeds=2, out=out, progress=False)
     return counts, sum(len(section.rows) for section in sections)
 
 
@@ -205,7 +211,14 @@ def finished(sections, ground_truth, tmp_path_factory):
 def run_crossval(sections, truth, out, *, config=CONFIG, by="patient", seeds=1):
     config = replace(config, patch_px=sections[0].patches.shape[1])
     return crossval(
-        sections, config, data="phantom", truth=truth, by=by, seeds=seeds, out=out, progress=False
+        sections,
+        config,
+        data_name="phantom",
+        truth=truth,
+        by=by,
+        seeds=seeds,
+        out=out,
+        progress=False,
     )
 
 
@@ -471,7 +484,7 @@ def test_a_shift_is_scored_in_and_out_of_distribution(tmp_path):
     for seed, patient in enumerate("ABCD"):
         site = "first" if patient < "C" else "second"
         sections.append(make_section(f"{patient}1", seed=seed, labels={"site": site}))
-    options = {"data": "made", "by": "site", "seeds": 1, "progress": False}
+    options = {"data_name": "made", "by": "site", "seeds": 1, "progress": False}
     result = crossval(sections, CONFIG, out=tmp_path / "cv", **options)
     tests = ["first", "not first", "second", "not second"]
     assert [fold["test"] for fold in result["folds"]] == tests
@@ -508,7 +521,7 @@ def test_patients_that_differ_in_case_alone_have_folds_of_their_own(tmp_path, mo
     sections = [make_section(f"{patient}1", seed=i) for i, patient in enumerate(("a", "A", "B"))]
     for section, patient in zip(sections, ("a", "A", "B"), strict=True):
         section.adata.uns["patient_id"] = patient
-    options = {"data": "made", "by": "patient", "seeds": 1, "out": tmp_path, "progress": False}
+    options = {"data_name": "made", "by": "patient", "seeds": 1, "out": tmp_path, "progress": False}
     result = crossval(sections, CONFIG, **options)
     assert [fold["test"] for fold in result["folds"]] == ["a", "A", "B"]
     files = [path.stem for path in (tmp_path / "folds").iterdir()]
@@ -534,7 +547,7 @@ def test_each_fold_that_runs_is_reported_and_a_given_cache_stays(tmp_path, monke
         crossval(
             sections,
             CONFIG,
-            data="made",
+            data_name="made",
             seeds=2,
             out=tmp_path / "out",
             cache_dir=cache,
