@@ -105,7 +105,7 @@ from seal_lite.tutorial import begin, charts, result_box
 VISIUM = [f"V1_Breast_Cancer_Block_A_Section_{i}" for i in (1, 2)]
 has_gpu = torch.cuda.is_available()
 if DATASET == "auto" and has_gpu and not SMOKE:
-    fetch_visium("data/visium", sections=VISIUM)
+    fetch_visium("data/visium", names=VISIUM)
     # Both are of one block of tissue, which their files do not state
     rows = [f"{name}\tblock A\n" for name in VISIUM]
     table = "".join(["section\tpatient\n", *rows])

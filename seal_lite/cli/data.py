@@ -62,11 +62,11 @@ def fetch(
 
     names = split_optional(sections)
     if name == "her2st":
-        download.fetch_her2st(out, sections=names)
+        download.fetch_her2st(out, names=names)
     elif name == "visium":
-        download.fetch_visium(out, sections=names)
+        download.fetch_visium(out, names=names)
     else:
-        download.fetch_hest(out, sections=names)
+        download.fetch_hest(out, names=names)
     say(f"{name} is in {out}")
 
 

@@ -50,7 +50,7 @@ def study(  # noqa: PLR0913 (a command has as many options as it needs)
         config=config,
         by=groups,
         hours=hours,
-        sections=split_optional(sections),
+        names=split_optional(sections),
         allow_leakage=allow_leakage,
         device=device,
     )

@@ -45,7 +45,7 @@ REPEAT = "run the same command again, what has arrived is kept"
 def fetch_her2st(
     out: str | Path,
     *,
-    sections: Iterable[str] | None = None,
+    names: Iterable[str] | None = None,
     progress: bool = True,
     base_url: str = HER2ST_URL,
 ) -> Path:
@@ -58,8 +58,8 @@ def fetch_her2st(
     ----------
     out
         Folder to download into.
-    sections
-        Names such as ``["C2", "C3"]``; None for all of them and every label table.
+    names
+        Names of sections such as ``["C2", "C3"]``; None for all of them and every label table.
     progress
         Show a progress bar.
     base_url
@@ -77,7 +77,7 @@ def fetch_her2st(
         manifest lists.
     """
     out = Path(out)
-    sha1_of = list_her2st_files(sections)
+    sha1_of = list_her2st_files(names)
     print(HER2ST_CITATION)
     with exclusive_folder(out):
         for path, sha1 in tqdm(sha1_of.items(), unit="file", disable=not progress):
@@ -87,7 +87,7 @@ def fetch_her2st(
     return out
 
 
-def fetch_visium(out: str | Path, *, sections: Iterable[str] | None = None) -> None:
+def fetch_visium(out: str | Path, *, names: Iterable[str] | None = None) -> None:
     """Download 10x Genomics' example sections with their full images; resumes.
 
     Source: 10xgenomics.com/datasets, CC BY 4.0.
@@ -96,8 +96,8 @@ def fetch_visium(out: str | Path, *, sections: Iterable[str] | None = None) -> N
     ----------
     out
         Folder to download into; each section gets a folder of its name.
-    sections
-        Names in squidpy's registry; by default one human breast cancer.
+    names
+        Names of sections in squidpy's registry; by default one human breast cancer.
 
     Raises
     ------
@@ -107,7 +107,7 @@ def fetch_visium(out: str | Path, *, sections: Iterable[str] | None = None) -> N
     import squidpy as sq
 
     print("10x Genomics' example data, CC BY 4.0; 10xgenomics.com/datasets")
-    for name in sections or [VISIUM_DEFAULT]:
+    for name in names or [VISIUM_DEFAULT]:
         with reading(name, fault="cannot be fetched", remedy=REPEAT):
             sq.datasets.visium(name, include_hires_tiff=True, base_dir=out)
         has_image = any((Path(out) / name).glob("image.*"))
@@ -115,7 +115,7 @@ def fetch_visium(out: str | Path, *, sections: Iterable[str] | None = None) -> N
             raise InputError(f"{name}: its full image cannot be fetched; {REPEAT}")
 
 
-def fetch_hest(out: str | Path, *, sections: Iterable[str] | None = None) -> None:
+def fetch_hest(out: str | Path, *, names: Iterable[str] | None = None) -> None:
     """Download samples of HEST-1k (Jaume et al., 2024): counts, slide, metadata; resumes.
 
     The data set is gated: ask for access on its page, then run ``hf auth login``.
@@ -124,7 +124,7 @@ def fetch_hest(out: str | Path, *, sections: Iterable[str] | None = None) -> Non
     ----------
     out
         Folder to download into: ``out/st``, ``out/wsis`` and ``out/metadata``, as on the hub.
-    sections
+    names
         Ids of samples.
 
     Raises
@@ -134,14 +134,14 @@ def fetch_hest(out: str | Path, *, sections: Iterable[str] | None = None) -> Non
     """
     from huggingface_hub import HfApi
 
-    if not sections:
+    if not names:
         raise InputError("fetch hest: holds over a thousand samples; name some, --sections TENX95")
-    sections = set(sections)
+    ids = set(names)
     out = Path(out)
     hub = HfApi()
     remedy = f"ask for access on its page, `hf auth login`, go online; {REPEAT}"
     with reading(HEST_REPOSITORY, fault="cannot be fetched", remedy=remedy):
-        listing = _list_hest_files(hub, sections)
+        listing = _list_hest_files(hub, ids)
         with exclusive_folder(out):
             # The hub's client keeps a file that is there; a wrong one is fetched again by force.
             for path, force in product(listing, (False, True)):
@@ -158,7 +158,7 @@ def fetch_hest(out: str | Path, *, sections: Iterable[str] | None = None) -> Non
                 raise InputError(f"{out / path}: is not what the hub lists; {REPEAT}")
 
 
-def _list_hest_files(hub: HfApi, sections: set[str]) -> dict[Path, RepoSibling]:
+def _list_hest_files(hub: HfApi, ids: set[str]) -> dict[Path, RepoSibling]:
     """Return path and listing of the files of HEST samples; `InputError` for an unknown id."""
     info = hub.dataset_info(HEST_REPOSITORY, files_metadata=True)
     licence = info.card_data.get("license") if info.card_data else None
@@ -167,9 +167,9 @@ def _list_hest_files(hub: HfApi, sections: set[str]) -> dict[Path, RepoSibling]:
     selected = {
         path: listed
         for path, listed in files.items()
-        if path.stem in sections and str(path.parent) in HEST_FOLDERS
+        if path.stem in ids and str(path.parent) in HEST_FOLDERS
     }
-    unknown = sorted(sections - {path.stem for path in selected})
+    unknown = sorted(ids - {path.stem for path in selected})
     if unknown:
         raise InputError(
             f"{HEST_REPOSITORY}: has no sample {unknown[0]}; its metadata list the ids"
@@ -193,7 +193,7 @@ def git_blob_sha1(path: Path) -> str:
     return hashlib.sha1(header + content, usedforsecurity=False).hexdigest()
 
 
-def list_her2st_files(sections: Iterable[str] | None = None) -> dict[str, str]:
+def list_her2st_files(names: Iterable[str] | None = None) -> dict[str, str]:
     """Return the git blob SHA-1 of each file of some, or all, sections of her2st by upstream path.
 
     Raises
@@ -203,10 +203,10 @@ def list_her2st_files(sections: Iterable[str] | None = None) -> dict[str, str]:
     """
     manifest = pd.read_csv(MANIFEST, sep="\t", index_col="path")
     sha1_of = manifest["git_blob_sha1"].to_dict()
-    if sections is None:
+    if names is None:
         return sha1_of
     available = sorted({_section_of(path) for path in sha1_of if path.startswith("data/ST-cnts/")})
-    selected = set(sections)
+    selected = set(names)
     unknown = sorted(selected - set(available))
     if unknown:
         raise InputError(f"no section {', '.join(unknown)}; choose among {', '.join(available)}")

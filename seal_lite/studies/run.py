@@ -64,7 +64,7 @@ def study(  # noqa: PLR0913 (an entry point)
     config: Config | None = None,
     by: str | None = None,
     hours: float | None = None,
-    sections: Sequence[str] | None = None,
+    names: Sequence[str] | None = None,
     allow_leakage: bool = False,
     device: str | torch.device = "auto",
     progress: bool = True,
@@ -83,7 +83,7 @@ def study(  # noqa: PLR0913 (an entry point)
         What is held out together: "patient" or "section". None chooses.
     hours
         How long the study may take; None for as long as its first plan needs.
-    sections
+    names
         Names of the sections; None for all that can be used.
     allow_leakage
         Go on where a split separates sections that share a sample or a patient; marks the report.
@@ -107,7 +107,7 @@ def study(  # noqa: PLR0913 (an entry point)
     data, out = Path(data), Path(out)
     config = config or config_for("tf_efficientnet_lite0", "default")
     encoder_for(config, device=device)  # weights behind a licence stop a study before the data
-    doubts, checks = check_usable(data, config, names=sections, progress=progress)
+    doubts, checks = check_usable(data, config, names=names, progress=progress)
     for doubt in doubts:
         log.warning("%s", doubt)
     loaded = [check.section for check in checks]

@@ -208,5 +208,5 @@ def _find_sections(dataset: str, *, smoke: bool) -> Path:
     if dataset == "phantom":
         return phantom("data/phantom", **PHANTOM)
     if dataset == "her2st":
-        return fetch_her2st("data/her2st", sections=HER2ST)
+        return fetch_her2st("data/her2st", names=HER2ST)
     return Path(dataset)

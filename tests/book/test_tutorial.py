@@ -47,7 +47,7 @@ def test_on_a_gpu_the_defaults_grow_by_themselves(start, written, monkeypatch):
     monkeypatch.setattr("torch.cuda.is_available", lambda: True)
     config = start.begin().config
     ((folder, options),) = written
-    assert folder == "data/her2st" and len(options["sections"]) == 8
+    assert folder == "data/her2st" and len(options["names"]) == 8
     assert (config.backbone, config.epochs, config.n_views) == ("phikon", 20, 8)
     assert (config.patch_px, config.patch_um) == (224, 112.0)  # as that encoder was trained
     assert not backbone_row("phikon").gated

@@ -39,7 +39,7 @@ STAGES = (
     "cli",
 )
 # What the type of an argument of this name says, in every public function.
-MEANINGS = {"data": "Path"}
+MEANINGS = {"data": "Path", "sections": "Section"}
 
 
 def stage_of(module: str) -> str:

@@ -26,9 +26,7 @@ def test_encoders_are_listed_with_licence_and_what_they_need(cli):
 @pytest.mark.parametrize("name", ["her2st", "visium", "hest"])
 def test_fetch_passes_the_folder_and_the_sections_on(cli, tmp_path, monkeypatch, name):
     calls = []
-    monkeypatch.setattr(
-        download, f"fetch_{name}", lambda out, *, sections: calls.append((out, sections))
-    )
+    monkeypatch.setattr(download, f"fetch_{name}", lambda out, *, names: calls.append((out, names)))
     code, output, _ = cli("fetch", name, "--out", tmp_path / "new", "--sections", "C2,C3")
     assert code == 0
     assert output == f"{name} is in {tmp_path / 'new'}\n"

@@ -126,7 +126,7 @@ def test_a_run_to_share_is_made_from_public_data_by_one_command(
 
 
 def test_only_the_named_sections_are_fetched(upstream, tmp_path):
-    fetch(tmp_path / "out", upstream.url, sections=["A1"])
+    fetch(tmp_path / "out", upstream.url, names=["A1"])
     assert set(files_under(tmp_path / "out")) == {path for path in CONTENT if "A1" in path}
 
 
@@ -144,7 +144,7 @@ def test_a_corrupt_payload_is_an_error_and_never_gets_its_name(upstream, tmp_pat
     path = "data/ST-spotfiles/A1_selection.tsv"
     (upstream.root / path).write_bytes(b"x\tz\n")  # the same size, another content
     with pytest.raises(InputError, match="A1_selection.tsv did not arrive as the manifest"):
-        fetch(tmp_path / "out", upstream.url, sections=["A1"])
+        fetch(tmp_path / "out", upstream.url, names=["A1"])
     assert path not in files_under(tmp_path / "out")
     assert not list((tmp_path / "out").rglob("*.part"))
 
@@ -195,7 +195,7 @@ def test_a_connection_cut_in_the_middle_is_an_error_not_a_short_file(tmp_path, u
 
 def test_an_unknown_section_lists_those_that_exist(upstream, tmp_path):
     with pytest.raises(InputError, match="no section C7, Z1; choose among A1, B2"):
-        fetch(tmp_path / "out", upstream.url, sections=["Z1", "A1", "C7"])
+        fetch(tmp_path / "out", upstream.url, names=["Z1", "A1", "C7"])
     assert not upstream.requests
     assert not (tmp_path / "out").exists()
 
@@ -263,19 +263,19 @@ def test_visium_is_fetched_verified_and_read(upstream, tmp_path, monkeypatch, tr
     downloader = DatasetDownloader(registry, cache_dir=tmp_path / "cache")
     monkeypatch.setattr(datasets, "get_downloader", lambda: downloader)
 
-    download.fetch_visium(tmp_path / "out", sections=["S1"])
+    download.fetch_visium(tmp_path / "out", names=["S1"])
     (section,) = load_sections(tmp_path / "out", patch_um=64.0, patch_px=16)
     assert section.name == "S1"
     assert len(section.rows) == len(truth.xy)
 
     upstream.requests.clear()
-    download.fetch_visium(tmp_path / "out", sections=["S1"])
+    download.fetch_visium(tmp_path / "out", names=["S1"])
     assert not upstream.requests  # what is there stays
     with pytest.raises(InputError, match="Z9: cannot be fetched"):
-        download.fetch_visium(tmp_path / "out", sections=["Z9"])
+        download.fetch_visium(tmp_path / "out", names=["Z9"])
     image.write_bytes(b"another file")
     with pytest.raises(InputError, match="S1: cannot be fetched .*image.tif"):
-        download.fetch_visium(tmp_path / "other", sections=["S1"])
+        download.fetch_visium(tmp_path / "other", names=["S1"])
 
 
 class Hub:
@@ -322,7 +322,7 @@ def hub(monkeypatch):
 
 
 def test_hest_samples_are_fetched_with_their_licence_line(hub, tmp_path, capsys):
-    download.fetch_hest(tmp_path, sections=["TENX1"])
+    download.fetch_hest(tmp_path, names=["TENX1"])
     expected = {"st/TENX1.h5ad", "wsis/TENX1.tif", "metadata/TENX1.json"}
     assert set(hub.requests) == expected
     assert files_under(tmp_path) == {path: hub.content[path] for path in expected}
@@ -330,10 +330,10 @@ def test_hest_samples_are_fetched_with_their_licence_line(hub, tmp_path, capsys)
 
 
 def test_a_damaged_hest_file_is_fetched_again(hub, tmp_path):
-    download.fetch_hest(tmp_path, sections=["TENX1"])
+    download.fetch_hest(tmp_path, names=["TENX1"])
     (tmp_path / "wsis/TENX1.tif").write_bytes(b"damaged")
     hub.requests.clear()
-    download.fetch_hest(tmp_path, sections=["TENX1"])
+    download.fetch_hest(tmp_path, names=["TENX1"])
     assert set(hub.requests) == {"wsis/TENX1.tif"}  # the others are what the hub lists
     assert (tmp_path / "wsis/TENX1.tif").read_bytes() == b"slide"
 
@@ -341,13 +341,13 @@ def test_a_damaged_hest_file_is_fetched_again(hub, tmp_path):
 def test_a_hest_file_that_stays_wrong_is_an_error(hub, tmp_path):
     hub.damaged = "st/NCBI2.h5ad"
     with pytest.raises(InputError, match="NCBI2.h5ad: is not what the hub lists"):
-        download.fetch_hest(tmp_path, sections=["NCBI2"])
+        download.fetch_hest(tmp_path, names=["NCBI2"])
 
 
-@pytest.mark.parametrize("sections, message", [(None, "name some"), (["TENX7"], "no sample TENX7")])
-def test_hest_needs_ids_that_exist(hub, tmp_path, sections, message):
+@pytest.mark.parametrize("names, message", [(None, "name some"), (["TENX7"], "no sample TENX7")])
+def test_hest_needs_ids_that_exist(hub, tmp_path, names, message):
     with pytest.raises(InputError, match=message):
-        download.fetch_hest(tmp_path, sections=sections)
+        download.fetch_hest(tmp_path, names=names)
     assert not hub.requests
 
 
@@ -357,4 +357,4 @@ def test_without_access_to_hest_the_error_names_the_remedy(hub, tmp_path, monkey
 
     monkeypatch.setattr(hub, "dataset_info", refuse)
     with pytest.raises(InputError, match="ask for access on its page, `hf auth login`"):
-        download.fetch_hest(tmp_path, sections=["TENX1"])
+        download.fetch_hest(tmp_path, names=["TENX1"])
