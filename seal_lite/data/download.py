@@ -87,7 +87,7 @@ def fetch_her2st(
     return out
 
 
-def fetch_visium(out: str | Path, *, names: Iterable[str] | None = None) -> None:
+def fetch_visium(out: str | Path, *, names: Iterable[str] | None = None) -> Path:
     """Download 10x Genomics' example sections with their full images; resumes.
 
     Source: 10xgenomics.com/datasets, CC BY 4.0.
@@ -99,6 +99,11 @@ def fetch_visium(out: str | Path, *, names: Iterable[str] | None = None) -> None
     names
         Names of sections in squidpy's registry; by default one human breast cancer.
 
+    Returns
+    -------
+    Path
+        The folder.
+
     Raises
     ------
     InputError
@@ -106,16 +111,18 @@ def fetch_visium(out: str | Path, *, names: Iterable[str] | None = None) -> None
     """
     import squidpy as sq
 
+    out = Path(out)
     print("10x Genomics' example data, CC BY 4.0; 10xgenomics.com/datasets")
     for name in names or [VISIUM_DEFAULT]:
         with reading(name, fault="cannot be fetched", remedy=REPEAT):
             sq.datasets.visium(name, include_hires_tiff=True, base_dir=out)
-        has_image = any((Path(out) / name).glob("image.*"))
+        has_image = any((out / name).glob("image.*"))
         if not has_image:
             raise InputError(f"{name}: its full image cannot be fetched; {REPEAT}")
+    return out
 
 
-def fetch_hest(out: str | Path, *, names: Iterable[str] | None = None) -> None:
+def fetch_hest(out: str | Path, *, names: Iterable[str] | None = None) -> Path:
     """Download samples of HEST-1k (Jaume et al., 2024): counts, slide, metadata; resumes.
 
     The data set is gated: ask for access on its page, then run ``hf auth login``.
@@ -126,6 +133,11 @@ def fetch_hest(out: str | Path, *, names: Iterable[str] | None = None) -> None:
         Folder to download into: ``out/st``, ``out/wsis`` and ``out/metadata``, as on the hub.
     names
         Ids of samples.
+
+    Returns
+    -------
+    Path
+        The folder.
 
     Raises
     ------
@@ -156,6 +168,7 @@ def fetch_hest(out: str | Path, *, names: Iterable[str] | None = None) -> None:
         for path, listed in listing.items():
             if not _matches_listing(out / path, listed):
                 raise InputError(f"{out / path}: is not what the hub lists; {REPEAT}")
+    return out
 
 
 def _list_hest_files(hub: HfApi, ids: set[str]) -> dict[Path, RepoSibling]:

@@ -263,16 +263,17 @@ def test_visium_is_fetched_verified_and_read(upstream, tmp_path, monkeypatch, tr
     downloader = DatasetDownloader(registry, cache_dir=tmp_path / "cache")
     monkeypatch.setattr(datasets, "get_downloader", lambda: downloader)
 
-    download.fetch_visium(tmp_path / "out", names=["S1"])
-    (section,) = load_sections(tmp_path / "out", patch_um=64.0, patch_px=16)
+    out = tmp_path / "out"
+    assert download.fetch_visium(out, names=["S1"]) == out
+    (section,) = load_sections(out, patch_um=64.0, patch_px=16)
     assert section.name == "S1"
     assert len(section.rows) == len(truth.xy)
 
     upstream.requests.clear()
-    download.fetch_visium(tmp_path / "out", names=["S1"])
+    download.fetch_visium(out, names=["S1"])
     assert not upstream.requests  # what is there stays
     with pytest.raises(InputError, match="Z9: cannot be fetched"):
-        download.fetch_visium(tmp_path / "out", names=["Z9"])
+        download.fetch_visium(out, names=["Z9"])
     image.write_bytes(b"another file")
     with pytest.raises(InputError, match="S1: cannot be fetched .*image.tif"):
         download.fetch_visium(tmp_path / "other", names=["S1"])
@@ -322,7 +323,7 @@ def hub(monkeypatch):
 
 
 def test_hest_samples_are_fetched_with_their_licence_line(hub, tmp_path, capsys):
-    download.fetch_hest(tmp_path, names=["TENX1"])
+    assert download.fetch_hest(tmp_path, names=["TENX1"]) == tmp_path
     expected = {"st/TENX1.h5ad", "wsis/TENX1.tif", "metadata/TENX1.json"}
     assert set(hub.requests) == expected
     assert files_under(tmp_path) == {path: hub.content[path] for path in expected}
