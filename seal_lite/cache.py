@@ -20,6 +20,7 @@ from seal_lite.errors import InputError
 from seal_lite.locks import lock
 
 GB = 10**9
+AUTO = "auto"  # the name of the common folder
 LIMIT_GB = 100.0  # of the common folder
 CGROUPS = Path("/sys/fs/cgroup")  # where Linux shows the limits of jobs and containers
 OF_PROCESS = Path("/proc/self/cgroup")
@@ -28,8 +29,14 @@ STORED = re.compile(
 )
 
 
-def cache_folder() -> Path:
-    """Return the common folder, of `--cache auto`: SEAL_LITE_CACHE, or in the user's cache."""
+def cache_folder(named: str | Path = AUTO) -> Path:
+    """Return the folder of a cache by its path.
+
+    "auto" is the common folder: SEAL_LITE_CACHE, or in the user's cache. The command line and all
+    functions that take a ``cache_dir`` mean it so.
+    """
+    if str(named) != AUTO:
+        return Path(named)
     stated = os.environ.get("SEAL_LITE_CACHE")
     if stated:
         return Path(stated)

@@ -64,12 +64,9 @@ def finetune(  # noqa: PLR0913 (a command has as many options as it needs)
     device: Device = "auto",
 ) -> None:
     """Finetune the encoder on pairs of expression and tissue, or on shards of them."""
-    from seal_lite.cache import cache_folder
     from seal_lite.data.shards import holds_shards, read_shards
     from seal_lite.training import loop
 
-    if str(cache) == "auto":
-        cache = cache_folder()
     config = build_config(preset, set_, backbone=backbone, epochs=epochs, seed=seed)
     sections: Sequence[Section] | Sequence[Shard]
     panel: GenePanel | None = None

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from safetensors.numpy import load_file, save
 
-from seal_lite.cache import make_room, mark_used
+from seal_lite.cache import cache_folder, make_room, mark_used
 from seal_lite.encoders.devices import pinned
 from seal_lite.encoders.prefix_cache import CHECKSUM_DIGITS, PrefixCache, as_tensor, intact_file
 from seal_lite.encoders.views import as_images, make_views
@@ -91,7 +91,7 @@ def embed_feature_layers(
     sections
         Their patches are embedded as they are, without augmentation.
     cache_dir
-        Folder of the prefix cache; None computes the prefix.
+        Folder of the prefix cache, as `cache_folder` takes it; None computes the prefix.
     progress
         Show a progress bar while the cache fills.
 
@@ -126,7 +126,8 @@ def embed_every_layer(
     sections
         Their patches are embedded as they are, without augmentation.
     cache_dir
-        Folder that keeps the embeddings for other folds and seeds (`remember`); None keeps none.
+        Folder that keeps the embeddings for other folds and seeds (`remember`), as `cache_folder`
+        takes it; None keeps none.
 
     Returns
     -------
@@ -182,15 +183,16 @@ def remember(
     compute
         Returns arrays (n, width) by name.
     folder
-        Where the file is; None computes.
+        Where the file is, as `cache_folder` takes it; None computes.
     name
         Names all else on which the arrays depend.
     """
     if folder is None:
         return compute()
+    folder = cache_folder(folder)
     key = new_sha256(f"{name} {section.digest}".encode()).hexdigest()[:32]
-    with lock(Path(folder) / key):  # one of several processes computes, the others wait
-        stored = intact_file(Path(folder), key)
+    with lock(folder / key):  # one of several processes computes, the others wait
+        stored = intact_file(folder, key)
         if stored is not None:
             mark_used(stored)
             return load_file(stored)
@@ -199,7 +201,7 @@ def remember(
         checksum = new_sha256(content).hexdigest()[:CHECKSUM_DIGITS]
         try:
             make_room(folder, len(content))
-            with atomic_file(Path(folder) / f"{key}-{checksum}.safetensors") as part:
+            with atomic_file(folder / f"{key}-{checksum}.safetensors") as part:
                 part.write_bytes(content)
         except OSError as error:  # a full disk costs time, not the result
             log.warning("%s: %s; embeddings are not kept", folder, error.strerror)

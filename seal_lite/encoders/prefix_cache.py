@@ -22,7 +22,7 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from seal_lite.cache import cache_limit, free_memory, make_room, mark_used
+from seal_lite.cache import cache_folder, cache_limit, free_memory, make_room, mark_used
 from seal_lite.encoders.views import make_views
 from seal_lite.encoders.vision import VisionEncoder, hash_tensors
 from seal_lite.io import reserve, sha256
@@ -53,8 +53,8 @@ class PrefixCache:
         Standard deviation of each stain's log-scale, as in `make_views`.
     folder
         Arrays are memory-mapped from files ``<key>-<checksum>.npy`` there, and written first where
-        they are absent. A file appears only when it is complete. The common folder
-        (`seal_lite.cache`) stays below its limit. None keeps arrays in memory.
+        they are absent. A file appears only when it is complete. "auto" is the common folder
+        (`cache_folder`), which stays below its limit. None keeps arrays in memory.
     batch_size
         Number of images whose prefix is computed at once; None leaves it to the encoder.
     progress
@@ -74,7 +74,7 @@ class PrefixCache:
         self.encoder = encoder
         self.n_views = n_views
         self.jitter = jitter
-        self.folder = None if folder is None else Path(folder)
+        self.folder = None if folder is None else cache_folder(folder)
         self.batch_size = batch_size
         self.progress = progress
         self.is_full = False

@@ -260,7 +260,8 @@ def crossval(  # noqa: PLR0913 (an entry point)
     leakage
         Findings of `leakage.check_leakage` that were allowed; they mark the result.
     cache_dir
-        Folder of the prefix cache, which stays; None takes one in ``out`` and removes it.
+        Folder of the prefix cache, which stays, as `cache_folder` takes it; None takes one in
+        ``out`` and removes it.
     after_fold
         Called after every fold and seed that was run, not read, as ``after_fold(finished, all,
         seconds)``. Each seed counts as a fold.
@@ -438,7 +439,7 @@ def run_fold(
     config
         Settings of the finetuning.
     cache_dir
-        Folder of the prefix cache; None runs without one on disk.
+        Folder of the prefix cache, as `cache_folder` takes it; None runs without one on disk.
     runs
         Folder that keeps both encoders, in "tuned" and "shuffled"; finished ones are not finetuned
         again. None keeps none.

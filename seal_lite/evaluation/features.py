@@ -76,7 +76,8 @@ def embed_all(
     config
         Its backbone is the frozen encoder, its seed draws the random weights.
     cache_dir
-        Folder of the prefix cache, and of the embeddings that no fold changes; None runs without.
+        Folder of the prefix cache, and of the embeddings that no fold changes, as `cache_folder`
+        takes it; None runs without.
     device
         Where the frozen encoder and the one with random weights run (`resolve_device`). The models
         run where they are.

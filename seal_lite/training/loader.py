@@ -104,7 +104,7 @@ class Activations:
     cached
         Whether to use the cache at all.
     cache_dir
-        Folder of the cache; None keeps it in memory.
+        Folder of the cache, as `cache_folder` takes it; None keeps it in memory.
     chunk
         Number of images to compute at once; 0 means the batch size.
     progress

@@ -92,7 +92,8 @@ def finetune(  # noqa: PLR0913
     extra_expression : array (m, genes) float32, optional
         z-scored profiles without an image, for the gene encoder's warm-up epochs; needs `panel`.
     cached, cache_dir
-        Whether, and in which folder, the frozen blocks' activations are cached; None: in memory.
+        Whether, and in which folder, the frozen blocks' activations are cached. "auto" is the
+        common folder (`cache_folder`), None the memory.
     chunk
         Number of images whose activations a step holds. The backward pass computes them again, so
         that memory does not limit the batch (Gao et al., 2021, GradCache). 0 holds all.

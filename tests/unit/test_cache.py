@@ -44,6 +44,11 @@ def test_the_common_folder_can_be_stated(monkeypatch, tmp_path):
     assert cache_folder() == tmp_path / "mine"
 
 
+def test_auto_names_the_common_folder_and_a_path_itself(common):
+    assert cache_folder("auto") == cache_folder(Path("auto")) == common
+    assert cache_folder("mine/auto") == Path("mine/auto")
+
+
 @pytest.fixture
 def common(monkeypatch, tmp_path):
     """The common folder, with a limit of 40 bytes."""
@@ -130,7 +135,7 @@ def test_the_command_shows_and_clears(cli, common, tmp_path):
 
 
 @pytest.mark.parametrize("named", ["auto", "mine"])
-def test_finetune_takes_the_common_folder_or_a_named_one(cli, common, monkeypatch, named):
+def test_the_command_passes_the_name_of_the_cache_on(cli, common, monkeypatch, named):
     folders = []
 
     def finetune(*_, cache_dir, **__):
@@ -141,7 +146,7 @@ def test_finetune_takes_the_common_folder_or_a_named_one(cli, common, monkeypatc
     monkeypatch.setattr("seal_lite.data.shards.read_shards", lambda *_, **__: ([], None))
     monkeypatch.setattr("seal_lite.training.loop.finetune", finetune)
     cli("finetune", "--data", "x", "--out", common / "run", "--cache", named)
-    assert folders == [common if named == "auto" else Path("mine")]
+    assert folders == [Path(named)]
 
 
 @pytest.fixture

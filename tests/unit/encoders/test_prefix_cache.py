@@ -74,6 +74,17 @@ def test_the_cache_in_memory_is_the_cache_on_disk(encoder, section, stored):
     np.testing.assert_array_equal(in_memory, stored)
 
 
+def test_auto_is_the_common_folder(encoder, section, tmp_path, monkeypatch):
+    """Of activations and of embeddings."""
+    monkeypatch.setenv("SEAL_LITE_CACHE", str(tmp_path / "common"))
+    monkeypatch.chdir(tmp_path)
+    for embed in (encoders.embed_feature_layers, encoders.embed_every_layer):
+        embed(encoder, [section], cache_dir="auto")
+    stored = [path.suffix for path in (tmp_path / "common").glob("[!.]*-*")]
+    assert sorted(stored) == [".npy", ".safetensors"]
+    assert not (tmp_path / "auto").exists()
+
+
 def test_a_damaged_file_is_computed_again(encoder, section, stored, tmp_path, caplog):
     expected = np.array(stored)
     (path,) = tmp_path.glob("*.npy")
