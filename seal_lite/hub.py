@@ -17,6 +17,7 @@ from torchvision.transforms import v2
 
 from seal_lite.config import Config
 from seal_lite.data.images import AnyImage, resized, to_rgb
+from seal_lite.encoders.devices import resolve_precision
 from seal_lite.encoders.embedding import embed_patches
 from seal_lite.encoders.registry import Backbone, backbone_row
 from seal_lite.encoders.views import as_images
@@ -61,7 +62,7 @@ class Scores(TypedDict):
 def load_encoder(
     run: str | Path,
     *,
-    precision: torch.dtype = torch.float32,
+    precision: str = "no",
     device: str | torch.device = "auto",
     patch_um: float | None = None,
 ) -> tuple[nn.Module, v2.Compose, torch.dtype]:
@@ -76,7 +77,8 @@ def load_encoder(
     run
         A run folder, or "hf-hub:OWNER/NAME".
     precision
-        The type of the module's weights.
+        The type of the module's weights: "no" (float32), "bf16", "fp16" or "auto", as in
+        `resolve_precision`.
     device
         Where the module is put; "auto" is the fastest of this machine (`resolve_device`).
     patch_um
@@ -92,22 +94,23 @@ def load_encoder(
         Makes such an image, (3, px, px), of a PIL image or an array (h, w, 3) uint8, with the same
         bits as `seal-lite embed` and training.
     precision : dtype
-        As given.
+        The type of the module's weights.
 
     Raises
     ------
     InputError
-        The run cannot be loaded, as for `SEAL.from_pretrained`, or its network does not read as
-        many pixels as ``patch_um`` has at the run's scale.
+        The precision is unknown, the run cannot be loaded, as for `SEAL.from_pretrained`, or its
+        network does not read as many pixels as ``patch_um`` has at the run's scale.
     """
     model = SEAL.from_pretrained(run, device=device)
+    dtype = resolve_precision(precision, model.encoder.device)
     row = model.encoder.row
     px = model.config.patch_px
     if patch_um is not None:
         px = row.px_at_scale(model.config, patch_um)
     transform = v2.Compose([Resample(px), v2.Normalize(row.mean, row.std)])
-    module = merge_adapter(model.encoder).to(precision)
-    return module, transform, precision
+    module = merge_adapter(model.encoder).to(dtype)
+    return module, transform, dtype
 
 
 @dataclass(frozen=True)

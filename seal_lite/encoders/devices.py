@@ -68,9 +68,17 @@ def resolve_precision(precision: str, device: torch.device) -> torch.dtype:
         card, such as a T4, and float32 elsewhere.
     device
         Where the network runs.
+
+    Raises
+    ------
+    InputError
+        For any other word.
     """
-    if precision != "auto":
+    if precision in DTYPES:
         return DTYPES[precision]
+    if precision != "auto":
+        known = ", ".join(DTYPES)
+        raise InputError(f"precision {precision}: is unknown; use auto, {known}")
     if device.type != "cuda":
         return torch.float32
     # An emulated bf16 would be slower than float32.

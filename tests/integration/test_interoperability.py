@@ -66,7 +66,7 @@ def test_trident_takes_module_transform_and_precision(torch, trained, sections):
             return self.model(x)
 
     run, model, _ = trained
-    encoder = CustomInferenceEncoder("seal", *load_encoder(run, precision=torch.bfloat16))
+    encoder = CustomInferenceEncoder("seal", *load_encoder(run, precision="bf16"))
     patches = sections[1].patches[:9]
     images = torch.stack([encoder.eval_transforms(Image.fromarray(patch)) for patch in patches])
     with torch.inference_mode(), torch.autocast("cpu", encoder.precision):

@@ -39,7 +39,7 @@ STAGES = (
     "cli",
 )
 # What the type of an argument of this name says, in every public function.
-MEANINGS = {"data": "Path", "sections": "Section"}
+MEANINGS = {"data": "Path", "sections": "Section", "precision": "str"}
 
 
 def stage_of(module: str) -> str:

@@ -168,7 +168,7 @@ def test_what_other_tools_get_is_on_one_device(panel, card, monkeypatch, backbon
     model = SEAL.build(panel, NETWORKS[backbone])
     monkeypatch.setattr(SEAL, "from_pretrained", lambda run, device: model)
     monkeypatch.setattr(hub, "copy", SimpleNamespace(deepcopy=lambda net: net))  # of no fake
-    module, _, _ = load_encoder("a run", precision=torch.float32)
+    module, _, _ = load_encoder("a run", precision="no")
     assert module.device == CARD
     assert {tensor.device for tensor in module.state_dict().values()} == {CARD}
     px = module.row.px

@@ -249,10 +249,11 @@ def test_hest_bench_takes_module_transform_and_precision_as_they_are(torch, hub,
     from seal_lite.encoders.embedding import embed_patches
 
     run, model, _ = trained
-    module, transform, precision = hub.load_encoder(run, precision=torch.bfloat16)
+    module, transform, precision = hub.load_encoder(run, precision="bf16")
     patches = sections[1].patches[:9]
     samples = [transform(Image.fromarray(patch)) for patch in patches]
     loader = torch.utils.data.DataLoader(samples, batch_size=4)
+    assert precision is torch.bfloat16
     with torch.inference_mode(), torch.autocast("cpu", precision):
         embeddings = torch.cat([module(batch.to(precision)) for batch in loader]).float()
     assert embeddings.shape == (9, model.encoder.row.dim)

@@ -81,6 +81,8 @@ def test_auto_is_the_half_precision_that_the_card_has(card, bf16, expected):
     assert resolve_precision("auto", CARD) is expected
     assert resolve_precision("no", CARD) is torch.float32
     assert resolve_precision("auto", torch.device("cpu")) is torch.float32
+    with pytest.raises(InputError, match="precision float16: is unknown; use auto, no, bf16, fp16"):
+        resolve_precision("float16", CARD)
 
 
 @pytest.mark.parametrize("precision", HALF)
