@@ -21,9 +21,9 @@ import pandas as pd
 from sklearn.model_selection import StratifiedGroupKFold
 
 from seal_lite.data.images import IMAGE_SUFFIXES, UNREAD_SUFFIXES, VENDOR_SUFFIXES
-from seal_lite.data.readers.common import UNKNOWN
+from seal_lite.data.readers.common import UNKNOWN, read_table
 from seal_lite.errors import InputError, reading
-from seal_lite.io import open_h5, open_text, read_yaml, refuse_oversize
+from seal_lite.io import open_h5, read_yaml, refuse_oversize
 from seal_lite.paths import file_name, inside
 from seal_lite.schema import Size, check, check_array
 
@@ -153,8 +153,7 @@ def _read_text(path: Path, config: TaskFields) -> pd.DataFrame:
 
     A class of the label_dict may have any name, also NA.
     """
-    with open_text(path) as text:
-        table = pd.read_csv(text, sep="\t", dtype=str, keep_default_na=False)
+    table = read_table(path, remedy="correct it", dtype=str, keep_default_na=False)
     table = table.apply(lambda column: column.str.strip())
     is_unknown = table.apply(lambda column: column.str.lower().isin(UNKNOWN))
     classes = config.get("label_dict") or {}

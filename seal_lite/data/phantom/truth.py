@@ -7,11 +7,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal, TypedDict
 
 import numpy as np
-import pandas as pd
 
 from seal_lite.data.genes import columns
+from seal_lite.data.readers.common import read_table
 from seal_lite.errors import InputError, reading
-from seal_lite.io import open_text
 from seal_lite.paths import inside
 from seal_lite.schema import Names, check, check_array
 from seal_lite.terminal import printable
@@ -58,8 +57,7 @@ class GroundTruth:
         path = folder / "genes.tsv"
         if not path.exists():
             return None
-        with reading(path, remedy=REMEDY), open_text(path) as text:
-            table = pd.read_csv(text, sep="\t", dtype=str, keep_default_na=False)
+        table = read_table(path, remedy=REMEDY, dtype=str, keep_default_na=False)
         listed = {name: list(table[name]) for name in table}
         genes: GeneClasses = check(listed, GeneClasses, path=path, remedy=REMEDY)
         classes = dict(zip(genes["gene"], genes["class"], strict=True))

@@ -101,7 +101,9 @@ def add_note(path: Path, adata: AnnData, note: str) -> None:
     adata.uns["notes"] = [*adata.uns.get("notes", []), note]
 
 
-def read_table(path: Path, *, needs: Sequence[str] = (), **options: Any) -> pd.DataFrame:
+def read_table(
+    path: Path, *, needs: Sequence[str] = (), remedy: str = "fetch it again", **options: Any
+) -> pd.DataFrame:
     """Read a table whose columns are separated by tabs, or by `sep`.
 
     Parameters
@@ -110,6 +112,8 @@ def read_table(path: Path, *, needs: Sequence[str] = (), **options: Any) -> pd.D
         A text file, which may be compressed.
     needs
         Columns that the table must have.
+    remedy
+        What the error message advises where the file cannot be read.
     **options
         Passed to `pandas.read_csv`.
 
@@ -118,7 +122,7 @@ def read_table(path: Path, *, needs: Sequence[str] = (), **options: Any) -> pd.D
     InputError
         If the file cannot be read, lacks a column of `needs`, or as `open_text` does.
     """
-    with reading(path), open_text(path) as text:
+    with reading(path, remedy=remedy), open_text(path) as text:
         table = pd.read_csv(text, **{"sep": "\t", **options})
     _require_columns(path, table, needs)
     return table

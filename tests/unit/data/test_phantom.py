@@ -200,6 +200,14 @@ def test_classes_of_genes_are_checked(root, tmp_path, old, new, message):
         GroundTruth.find(tmp_path)
 
 
+def test_a_table_of_classes_that_cannot_be_read_is_named(tmp_path):
+    path = tmp_path / "truth/genes.tsv"
+    path.parent.mkdir()
+    path.write_bytes(b"\xff\x00")
+    with pytest.raises(InputError, match=r"genes\.tsv: cannot be read .*; write the phantom again"):
+        GroundTruth.find(tmp_path)
+
+
 def test_real_data_have_no_ground_truth(tmp_path):
     assert GroundTruth.find(tmp_path) is None
 

@@ -79,6 +79,13 @@ def test_days_or_an_event_that_cannot_be_are_named(write_task, column, value, ex
         read_slide_task(folder)
 
 
+def test_a_table_that_cannot_be_read_is_named(write_task):
+    folder, _ = write_task(STATUS, NAMES)
+    (folder / "k=all.tsv").write_bytes(b"\xff\x00")
+    with pytest.raises(InputError, match=r"k=all\.tsv: cannot be read .*; correct it"):
+        read_slide_task(folder)
+
+
 def test_training_samples_of_whom_nothing_can_be_learnt_are_an_error(write_task):
     folder, _ = write_task({**SURVIVAL, "OS_event": np.arange(CASES) % 2}, EXTRA)
     with pytest.raises(InputError, match="fold 1 trains on no event"):
