@@ -59,7 +59,7 @@ def measure(root: Path, name: str) -> dict[str, Any]:
             splits = [(fold.train, [test]) for test in fold.tests]  # each is scored by itself
             genes = genes_to_score(train, truth)
             write_task(TASKS, task_name, sections, folds=splits, genes=genes)
-        task = read_hest_task(TASKS, task_name)
+        task = read_hest_task(TASKS / task_name)
         row = models["tuned"].encoder.row
         samples = task.load(px=row.px_at_scale(config, HEST_UM))
         features, layers = embed_all(samples.values(), models, config)

@@ -135,7 +135,7 @@ for path in sorted(p for p in folder.rglob("*") if p.is_file()):
 # HEST-bench's samples are part of HEST-1k, on which encoders are finetuned.
 
 # %%
-task = read_hest_task(folder.parent, "TINY")
+task = read_hest_task(folder)
 seen_test_samples(task, train_names)  # raises an error if one of them is tested
 trained_on = ", ".join(task.folds[0][0])
 print(f"{task.name}: {len(task.genes)} genes, fold 0 trains on {trained_on}")
@@ -385,7 +385,7 @@ leaky = write_task(
 )
 for check, *arguments in (
     (seen_test_samples, task, [test_name]),
-    (read_hest_task, leaky.parent, "LEAKY"),
+    (read_hest_task, leaky),
 ):
     try:
         check(*arguments)

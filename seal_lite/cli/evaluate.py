@@ -218,7 +218,7 @@ def hest_bench(
     px = row.px if model is None else row.px_at_scale(config, HEST_UM)
     seen = [] if run is None else training_sections(run)
     run_name = None if run is None else str(run)
-    hest_tasks = [read_hest_task(root, name) for name in task_names(root, tasks)]
+    hest_tasks = [read_hest_task(root / name) for name in task_names(root, tasks)]
     leaked = []
     for task in hest_tasks:
         known = seen_test_samples(task, seen, allow=allow_leakage)
@@ -239,11 +239,16 @@ def hest_bench(
 
 def task_names(root: Path, tasks: str | None) -> list[str]:
     """Return the names that `--tasks` lists, or those of all tasks in the folder."""
-    if tasks is not None:
-        return split_names(tasks)
-    names = sorted(path.parent.name for path in root.glob("*/splits"))
-    if not names:
-        raise InputError(f"{root}: holds no task; give the folder that hest-bench was unpacked to")
+    if tasks is None:
+        names = sorted(path.parent.name for path in root.glob("*/splits"))
+        if not names:
+            remedy = "give the folder that hest-bench was unpacked to"
+            raise InputError(f"{root}: holds no task; {remedy}")
+        return names
+    names = split_names(tasks)
+    for name in names:
+        if name != Path(name).name or name == "..":
+            raise InputError(f"--tasks {name}: is a path; give the name of a folder in {root}")
     return names
 
 

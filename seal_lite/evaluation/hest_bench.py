@@ -101,30 +101,26 @@ class HestTask:
         return samples
 
 
-def read_hest_task(root: str | Path, name: str) -> HestTask:
+def read_hest_task(folder: str | Path) -> HestTask:
     """Read what a task is, and check that its files exist.
 
     Parameters
     ----------
-    root
-        Folder of the tasks.
-    name
-        Name of the task: its folder under ``root``, with splits/, patches/, adata/ and
-        var_50genes.json, as HEST-bench publishes them.
+    folder
+        Folder of the task, with splits/, patches/, adata/ and var_50genes.json, as HEST-bench
+        publishes them. Its name is that of the task.
 
     Raises
     ------
     InputError
         For anything missing or inconsistent, for a sample in both halves of a fold, for a sample
         with two pairs of files or a file of two samples, and where a split names a file outside of
-        the task's folder, or the name is a path.
+        the folder.
     """
-    if name != Path(name).name or name == "..":
-        raise InputError(f"--tasks {name}: is a path; give the name of a folder in {root}")
-    folder = Path(root) / name
+    folder = Path(folder)
     splits = folder / "splits"
     if not splits.is_dir():
-        raise InputError(f"{folder}: has no folder splits; give the folder that holds the tasks")
+        raise InputError(f"{folder}: has no folder splits; give the folder of a task")
     genes = read(folder / GENES_FILE, GeneList, remedy="restore its list 'genes'")["genes"]
     folds = []
     files: dict[str, tuple[Path, Path]] = {}
@@ -149,7 +145,7 @@ def read_hest_task(root: str | Path, name: str) -> HestTask:
         raise InputError(f"{splits}: has no train_0.csv and test_0.csv; restore them")
     _check_files(files, splits)
     _check_owners(files, splits)
-    return HestTask(name, genes, folds, files)
+    return HestTask(folder.name, genes, folds, files)
 
 
 def _check_files(files: Mapping[str, tuple[Path, Path]], splits: Path) -> None:

@@ -59,7 +59,7 @@ def read_task(root: Path):
 
 
 def read_tiny_task(root: Path):
-    return read_hest_task(root / "bench", "TINY")
+    return read_hest_task(root / "bench/TINY")
 
 
 def read_gene_sets(root: Path):

@@ -104,6 +104,9 @@ def test_tasks_are_those_named_or_all_in_the_folder(tmp_path):
     assert evaluate.task_names(tmp_path, "PRAD") == ["PRAD"]
     with pytest.raises(InputError, match="notes: holds no task"):
         evaluate.task_names(tmp_path / "notes", None)
+    for path in ("../bench/IDC", "..", "."):
+        with pytest.raises(InputError, match="is a path; give the name of a folder in"):
+            evaluate.task_names(tmp_path, f"PRAD,{path}")
 
 
 def test_gene_sets_keep_the_genes_of_the_panel(tmp_path):

@@ -53,7 +53,7 @@ def damaged_root(root, tmp_path):
 
 
 def test_a_task_is_read_as_it_is_written(root, bench_sections):
-    task = read_hest_task(root, "TINY")
+    task = read_hest_task(root / "TINY")
     assert (task.genes, task.folds, list(task.files)) == (GENES, FOLDS, ["PA1", "PB1"])
     samples = task.load(px=112)
     for section in bench_sections:
@@ -69,21 +69,21 @@ def test_barcodes_and_genes_are_matched_by_name(damaged_root):
     import anndata as ad
 
     path = damaged_root / "TINY/adata/PB1.h5ad"
-    before = read_hest_task(damaged_root, "TINY").load()["PB1"].adata.to_df()[GENES]
+    before = read_hest_task(damaged_root / "TINY").load()["PB1"].adata.to_df()[GENES]
     adata = ad.read_h5ad(path)
     rng = np.random.default_rng(0)
     shuffled = adata[rng.permutation(adata.n_obs), rng.permutation(adata.n_vars)]
     shuffled.copy().write_h5ad(path)
-    after = read_hest_task(damaged_root, "TINY").load()["PB1"].adata.to_df()[GENES]
+    after = read_hest_task(damaged_root / "TINY").load()["PB1"].adata.to_df()[GENES]
     assert before.equals(after)
 
 
 @pytest.mark.parametrize("kind", ["patches/{}.h5", "adata/{}.h5ad"])
 def test_a_copy_under_another_name_is_refused_or_named(damaged_root, kind):
     folder = damaged_root / "TINY"
-    assert copied_test_samples(read_hest_task(damaged_root, "TINY")) == []
+    assert copied_test_samples(read_hest_task(damaged_root / "TINY")) == []
     shutil.copy(folder / kind.format("PA1"), folder / kind.format("PB1"))
-    task = read_hest_task(damaged_root, "TINY")
+    task = read_hest_task(damaged_root / "TINY")
     with pytest.raises(InputError, match="test sample PA1 has the same file as training .* PB1"):
         copied_test_samples(task)
     assert copied_test_samples(task, allow=True) == ["PA1", "PB1"]
@@ -132,7 +132,7 @@ def test_a_run_and_its_controls_are_scored(root, trained):
 
     _, model, _ = trained
     config = replace(model.config, patch_um=HEST_UM)
-    task = read_hest_task(root, "TINY")
+    task = read_hest_task(root / "TINY")
     samples = task.load(px=model.encoder.row.px_at_scale(config, HEST_UM))
     features, layers = embed_all(samples.values(), {"tuned": model}, config)
     result = run_hest_bench(task, samples, config, features=features, layers=layers)
@@ -252,5 +252,5 @@ def write_negative_count(task):
 def test_a_fault_is_one_line_that_names_the_file(damaged_root, damage, message):
     damage(damaged_root / "TINY")
     with pytest.raises(InputError, match=message) as caught:
-        read_hest_task(damaged_root, "TINY").load()
+        read_hest_task(damaged_root / "TINY").load()
     assert "\n" not in str(caught.value)
