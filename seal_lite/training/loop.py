@@ -85,7 +85,9 @@ def finetune(  # noqa: PLR0913
         epoch a checkpoint from which the same call resumes to the same result. A finished run is
         loaded, not repeated. None writes nothing.
     include
-        Genes that a fitted panel must hold.
+        Genes that a fitted panel must hold beside the most variable ones. `seal-lite finetune`
+        includes those that are scored: give `genes_to_score` here, or the panel, and with it the
+        model, is another one.
     shuffle_pairs
         Break the pairing within each section: the control that every gain is measured against.
         "every epoch" draws the partners anew each time.
