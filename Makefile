@@ -142,7 +142,7 @@ record-phantom: $(STAMP)
 	@mkdir -p results
 	cp $(RUNS)/phantom/metrics.json results/phantom.json
 
-# The same for a transformer, with the settings for a CPU: 45 minutes each on one core.
+# The same for a transformer, with the settings for a CPU: 45 minutes and 2.5 hours on one core.
 SMALL := --backbone dinov2_s14 --preset small
 record-her2st_transformer: $(STAMP)
 	$(CLI) crossval --data $(HER2ST) --sections C2,C3,C4,C5 --groups section --seeds 1 $(SMALL) \
@@ -150,7 +150,7 @@ record-her2st_transformer: $(STAMP)
 	cp $(RUNS)/her2st_transformer/metrics.json results/her2st_transformer.json
 
 record-phantom_transformer: $(STAMP)
-	$(CLI) phantom --out data/phantom-transformer --patients 30 --sections-per-patient 1 --spots 100
+	$(CLI) phantom --out data/phantom-transformer --patients 30 --sections-per-patient 1 --spots 300
 	$(CLI) crossval --data data/phantom-transformer --groups patient --train-groups 18 --seeds 1 \
 	  $(SMALL) --out $(RUNS)/phantom_transformer
 	cp $(RUNS)/phantom_transformer/metrics.json results/phantom_transformer.json

@@ -74,7 +74,10 @@ COMMANDS = {
         ("her2st_transformer",), time="45 min on one core", source="measured", needs=HER2ST
     ),
     "make record-phantom_transformer": Command(
-        ("phantom_transformer",), time="42 min on one core", source="measured"
+        ("phantom_transformer",), time="2.5 h on one core", source="measured beside other work"
+    ),
+    "make record-phantom_transformer  # at commit df80fb1": Command(
+        ("phantom_transformer_fewer",), time="42 min on one core", source="measured"
     ),
     "make record-mob": Command(
         ("mob",),
