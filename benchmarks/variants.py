@@ -30,7 +30,7 @@ from pair_variants import (
 )
 from seal_lite import SEAL, Config, Section
 from seal_lite.data.genes import GenePanel
-from seal_lite.encoders.registry import BACKBONES, load_backbone
+from seal_lite.encoders import BACKBONES, load_backbone
 from seal_lite.encoders.vision import encoder_for
 from seal_lite.model.losses import PairOutputs, seal_loss, weighted_sum
 from seal_lite.training.callbacks import Callback

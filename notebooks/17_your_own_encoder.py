@@ -78,8 +78,8 @@ from seal_lite import InputError, load_encoder, plots
 from seal_lite.data.images import open_image, resized
 from seal_lite.data.patches import extract_patches
 from seal_lite.data.phantom import write_pyramid
+from seal_lite.encoders import BACKBONES, backbone_row, load_backbone
 from seal_lite.encoders.embedding import embed_patches
-from seal_lite.encoders.registry import BACKBONES, backbone_row, load_backbone
 from seal_lite.encoders.vision import VisionEncoder, build_encoder
 from seal_lite.hub import add_embedding, model_card
 from seal_lite.model.storage import SHARED_FILES

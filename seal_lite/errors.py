@@ -56,7 +56,7 @@ def reading(
         shortage = "needs more memory than is free; read it where there is more"
         raise InputError(f"{path}: {shortage}") from error
     except Exception as error:
-        raise InputError(f"{path}: {fault} ({_summary(error)}); {remedy}") from error
+        raise InputError(f"{path}: {fault} ({summary(error)}); {remedy}") from error
 
 
 def refuse_special(path: str | Path) -> None:
@@ -84,7 +84,7 @@ def blaming(path: str | Path) -> Iterator[None]:
         raise InputError(f"{path}: {error}") from error
 
 
-def _summary(error: Exception) -> str:
+def summary(error: Exception) -> str:
     """Return the error's kind and message on one line, without any access token in it."""
     text = f"{type(error).__name__}: {error}"
     without_token = re.sub(r"\bhf_\w+", "hf_...", text)

@@ -19,12 +19,13 @@ from seal_lite.config import Config
 from seal_lite.data.images import AnyImage, resized, to_rgb
 from seal_lite.encoders.devices import resolve_precision
 from seal_lite.encoders.embedding import embed_patches
-from seal_lite.encoders.registry import Backbone, backbone_row
+from seal_lite.encoders.networks.row import Backbone
+from seal_lite.encoders.registry import backbone_row
 from seal_lite.encoders.views import as_images
 from seal_lite.encoders.vision import VisionEncoder
 from seal_lite.errors import reading
 from seal_lite.model.seal import SEAL
-from seal_lite.model.storage import SHARED_FILES
+from seal_lite.model.storage import SHARED_FILES, check_source
 from seal_lite.schema import Count, Number, read
 from seal_lite.training.provenance import read_provenance
 
@@ -211,7 +212,7 @@ def model_card(run: str | Path, *, scores: str | Path | None = None) -> ModelCar
     """
     provenance = read_provenance(Path(run) / "provenance.json")
     settings = Config.from_json(Path(run) / "config.json")
-    row = backbone_row(settings.backbone)
+    row = backbone_row(settings.backbone).pooled(settings.pooling)
     metadata = ModelCardData(
         library_name="seal_lite",
         base_model=row.hub_name or None,
@@ -266,6 +267,7 @@ def prepare_upload(run: str | Path, *, scores: str | Path | None = None) -> list
 
 def _card_of_loadable(run: str | Path, scores: str | Path | None) -> ModelCard:
     """Return a run's card; a run that cannot be loaded is not uploaded."""
+    check_source(run, run)
     SEAL.from_pretrained(run, device="cpu")
     return model_card(run, scores=scores)
 

@@ -45,6 +45,7 @@ for command in COMMANDS:
 
 # click's UsageError. Some versions of typer have their own copy of click, which is private.
 UsageError: Any = typer.BadParameter.__base__
+INTERRUPTED = 130  # the exit code of Ctrl-C
 
 
 def main() -> None:
@@ -67,6 +68,8 @@ def run_command(arguments: list[str]) -> int:
     """
     try:
         exit_code = app(arguments or ["--help"], standalone_mode=False)
+        if exit_code == INTERRUPTED:
+            typer.secho("seal-lite: interrupted; the same command goes on from there", err=True)
         return exit_code or 0
     except InputError as error:
         message = str(error)

@@ -45,6 +45,15 @@ def check_output_file(file: Path) -> Path:
     return file
 
 
+def check_device(name: str) -> str:
+    """Return the name of a device, or raise an `InputError` where this machine has none such."""
+    if name != "auto":
+        from seal_lite.encoders.devices import resolve_device
+
+        resolve_device(name)
+    return name
+
+
 Data = Annotated[Path, typer.Option(help="Folder of sections, in any format that can be read.")]
 Run = Annotated[Path, typer.Option(help="Run folder that `finetune` wrote.")]
 OptionalRun = Annotated[Path | None, typer.Option(help="Run folder that `finetune` wrote.")]
@@ -63,7 +72,11 @@ Set = Annotated[list[str] | None, typer.Option("--set", help="Override a setting
 Seeds = Annotated[int, typer.Option(min=1, help="Number of runs of each fold.")]
 Top = Annotated[int, typer.Option(min=1, help="Number of patches to retrieve.")]
 Device = Annotated[
-    str, typer.Option(help="Where networks run: auto (cuda, then mps, then cpu), or a name.")
+    str,
+    typer.Option(
+        callback=check_device,
+        help="Where networks run: auto (cuda, then mps, then cpu), or a name.",
+    ),
 ]
 AllowLeakage = Annotated[
     bool, typer.Option(help="Test on data seen in training; marks the result.")
@@ -96,15 +109,19 @@ def build_config(
 
     The preset is that of the backbone which these name.
     """
+    from dataclasses import replace
+
     from seal_lite.config import Config
-    from seal_lite.encoders.registry import config_for
+    from seal_lite.encoders.registry import absolute_name, backbone_row, config_for
 
     assignments = list(overrides or [])
     for name, value in settings.items():
         if value is not None:
             assignments.append(f"{name}={value}")
     backbone = Config().override(assignments).backbone
-    return config_for(backbone, preset_name).override(assignments)
+    config = config_for(backbone, preset_name).override(assignments)
+    backbone_row(config.backbone).check_px(config.patch_px)  # before all sections are read
+    return replace(config, backbone=absolute_name(config.backbone))
 
 
 def read_sections(data: Path, names: Sequence[str] | None, config: Config) -> list[Section]:

@@ -28,6 +28,12 @@ def embed(  # noqa: PLR0913 (a command has as many options as it needs)
     ],
     run: OptionalRun = None,
     backbone: Backbone = None,
+    frozen: Annotated[
+        bool,
+        typer.Option(
+            help="The run's encoder before finetuning, read in the same way: the control."
+        ),
+    ] = False,
     um_per_px: Annotated[
         float | None, typer.Option(min=1e-3, help="Scale of images that do not state it.")
     ] = None,
@@ -44,12 +50,19 @@ def embed(  # noqa: PLR0913 (a command has as many options as it needs)
     device: Device = "auto",
 ) -> None:
     """Write every slide's features as TRIDENT does: tissue, a grid of patches, H5."""
-    from seal_lite.encoders.vision import build_encoder
+    from seal_lite.encoders.vision import build_encoder, encoder_for
     from seal_lite.slides.embed import embed_slides, list_slides
     from seal_lite.slides.places import FindPlaces, StoredCoords, TissueGrid
 
+    if frozen and run is None:
+        raise InputError("--frozen: is of a run; give --run, or --backbone alone")
     model, config = read_run_or_backbone(run, backbone, device=device)
-    encoder = build_encoder(config.backbone, device=device) if model is None else model.encoder
+    if model is None:
+        encoder = build_encoder(config.backbone, device=device)
+    elif frozen:
+        encoder = encoder_for(config, device=device)
+    else:
+        encoder = model.encoder
     if patch_um is None:
         patch_um = config.patch_um
     patch_px = encoder.row.px_at_scale(config, patch_um)

@@ -14,7 +14,7 @@ from peft.tuners.lora import LoraLayer
 from peft.tuners.lora import layer as lora_layer
 from torch import nn
 
-from seal_lite.encoders.registry import Backbone
+from seal_lite.encoders.networks.row import Backbone
 from seal_lite.errors import InputError
 
 ADAPTER = "default"  # peft's name for the one that `get_peft_model` adds

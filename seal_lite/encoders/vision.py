@@ -26,7 +26,9 @@ from seal_lite.encoders.devices import (
     resolve_device,
     resolve_precision,
 )
-from seal_lite.encoders.registry import BACKBONES, Backbone, backbone_row, load_backbone
+from seal_lite.encoders.networks.loading import load_backbone
+from seal_lite.encoders.networks.row import Backbone
+from seal_lite.encoders.registry import PACKAGED, backbone_row
 from seal_lite.errors import InputError
 
 OUTPUT = "output"  # the stage behind all blocks: what the network returns
@@ -382,8 +384,8 @@ def _split_stages(net: nn.Module, row: Backbone, tune_blocks: int) -> tuple[list
     n_blocks = len(stages) - stages.count(OUTPUT)
     if tune_blocks > n_blocks:
         raise InputError(
-            f"tune_blocks={tune_blocks}: {row.name} has {n_blocks} blocks up to its feature layer; "
-            "tune fewer"
+            f"tune_blocks={tune_blocks}: {row.name} has {n_blocks} blocks up to its feature layer, "
+            "at the depth that the settings keep; tune fewer"
         )
     n_frozen = n_blocks - tune_blocks if tune_blocks else len(stages)
     return stages[:n_frozen], stages[n_frozen:]
@@ -418,7 +420,7 @@ def build_encoder(
     Parameters
     ----------
     name
-        A row of ``backbones.toml``, or a name that `timm.create_model` takes.
+        As in `backbone_row`.
     pretrained
         False draws random weights: the control without pretraining.
     seed
@@ -440,9 +442,9 @@ def build_encoder(
     ------
     InputError
         The weights cannot be loaded, or the loaded network embeds a fixed image otherwise than its
-        row states. Also where a network without a row has blocks that do not follow one another, or
-        layers on which LoRA has no effect, where it has no such depth or pooling, and as
-        `VisionEncoder` does.
+        row states. Also where a network without a row, or with a row of your own, has blocks that
+        do not follow one another, or layers on which LoRA has no effect, where it has no such depth
+        or pooling, and as `VisionEncoder` does.
     """
     place = resolve_device(device)
     row = backbone_row(name)
@@ -457,7 +459,7 @@ def build_encoder(
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)  # LoRA's A matrices
         encoder = VisionEncoder(net, row, **tuning).eval()
-    if name not in BACKBONES:
+    if name not in PACKAGED:
         check_cut(encoder)
         check_gradients(encoder)
     encoder.precision = precision

@@ -82,13 +82,28 @@ def local_folder(run: str | Path, *, files: Sequence[str] = SHARED_FILES) -> Pat
     with reading(name, fault="cannot be fetched", remedy=remedy):
         repository = name.removeprefix(HUB_PREFIX)
         folder = Path(snapshot_download(repository, allow_patterns=list(files)))
-    _check_shared(folder, name)
+    check_source(folder, name)
     return folder
 
 
-def _check_shared(folder: Path, name: str) -> None:
-    """Raise an `InputError` where a run of the hub decides which local folder is read."""
-    path = folder / "config.json"
+def check_source(folder: str | Path, name: str | Path) -> None:
+    """Check that a run's network is one that others can get, not a folder of somebody's machine.
+
+    A run of the hub must not decide which local folder is read.
+
+    Parameters
+    ----------
+    folder
+        The run, or a copy of it.
+    name
+        The run's name in the message.
+
+    Raises
+    ------
+    InputError
+        The run was finetuned from a local folder.
+    """
+    path = Path(folder, "config.json")
     if not path.exists():
         return
     backbone = Config.from_json(path).backbone
@@ -96,7 +111,8 @@ def _check_shared(folder: Path, name: str) -> None:
     if colon and source not in SHARED_SOURCES:
         raise InputError(
             f"{name}: its config.json names backbone={backbone!r}, a folder that a run of the hub "
-            "does not choose; if you trust it, download the run and give its folder"
+            "does not choose; if you trust it, download the run and give its folder. To share a "
+            "run, finetune hf-hub:OWNER/NAME"
         )
 
 

@@ -18,7 +18,8 @@ import torch
 from seal_lite import __version__
 from seal_lite.config import Config, Seed
 from seal_lite.encoders.devices import resolve_device
-from seal_lite.encoders.registry import Backbone, backbone_row
+from seal_lite.encoders.networks.row import Backbone
+from seal_lite.encoders.registry import backbone_row
 from seal_lite.io import RUN_REMEDY
 from seal_lite.schema import Count, Names, Sha256, Size, read
 

@@ -601,11 +601,11 @@ def test_the_row_of_a_timm_network_is_built_once(monkeypatch):
 
 def test_a_checkpoint_in_half_precision_becomes_float32(monkeypatch):
     """transformers 5 keeps a checkpoint's type, and autocast expects float32."""
-    from seal_lite.encoders import registry
+    from seal_lite.encoders.networks import loading
 
     net = torch.nn.Linear(2, 2).to(torch.bfloat16)
-    monkeypatch.setattr(registry, "_call_loader", lambda _: net)
-    loaded = registry.load_backbone(
+    monkeypatch.setattr(loading, "_call_loader", lambda _: net)
+    loaded = loading.load_backbone(
         replace(encoders.BACKBONES["test_vit"], arch="", state="", fill="")
     )
     assert {parameter.dtype for parameter in loaded.parameters()} == {torch.float32}

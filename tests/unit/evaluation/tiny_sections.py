@@ -8,7 +8,7 @@ from helpers import make_adata, square
 from torch import nn
 
 from seal_lite.data.section import Section
-from seal_lite.encoders.registry import Backbone
+from seal_lite.encoders.networks.row import Backbone
 
 PX = 32
 SIDE = 4  # spots along the edge of the array of a random section

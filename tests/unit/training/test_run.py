@@ -212,7 +212,7 @@ def test_the_backbones_hash_is_that_of_what_its_row_sets():
     """A field that a later version adds, and leaves at its default, changes nothing."""
     from dataclasses import dataclass
 
-    from seal_lite.encoders.registry import Backbone
+    from seal_lite.encoders.networks.row import Backbone
     from seal_lite.training import provenance
 
     @dataclass(frozen=True)

@@ -1,0 +1,219 @@
+"""The rows of networks that have none: what their own configuration states.
+
+A network of `timm`, or of Hugging Face's `transformers`, is built without weights to see the rest.
+"""
+
+from __future__ import annotations
+
+import functools
+import inspect
+import json
+import re
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from huggingface_hub import hf_hub_download
+from torch import nn
+
+from seal_lite.encoders.blocks import find_blocks
+from seal_lite.encoders.networks.loading import LOADING_ERRORS, loading_errors
+from seal_lite.encoders.networks.row import TIMM, TIMM_LOADER, TRANSFORMERS_LOADER, Backbone
+from seal_lite.errors import InputError, reading
+
+PATHOLOGY_UM_PER_PX = 0.5  # 20 x, at which most encoders of pathology were trained
+FROM_ELSEWHERE = re.compile(r"(hf[-_]hub|local-dir):(.+)")
+CONFIGURATION = "config.json"
+NORMALISATION = "preprocessor_config.json"
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where a network that is not timm's own comes from: a folder, or a repository of the hub."""
+
+    source: str
+    is_folder: bool
+    revision: str | None = None
+
+    @classmethod
+    def of(cls, name: str) -> Place | None:
+        """Return the place that ``local-dir:FOLDER`` or ``hf-hub:OWNER/NAME`` names."""
+        parts = FROM_ELSEWHERE.fullmatch(name)
+        if parts is None:
+            return None
+        scheme, source = parts.groups()
+        if scheme == "local-dir":
+            return cls(source, is_folder=True)
+        repository, _, revision = source.partition("@")
+        return cls(repository, is_folder=False, revision=revision or None)
+
+    def read(self, file: str) -> dict[str, Any]:
+        """Return one of its JSON files.
+
+        Raises
+        ------
+        InputError
+            The folder or the file is absent, or holds no JSON object.
+        """
+        if not self.is_folder:
+            path = Path(hf_hub_download(self.source, file, revision=self.revision))
+        else:
+            path = Path(self.source, file)
+            if not path.parent.is_dir():
+                raise InputError(f"{self.source}: no such folder; give the encoder's")
+            if not path.is_file():
+                raise InputError(f"{self.source}: has no {file}; {_how_to_save(file)}")
+        with reading(path, remedy="save the network again"):
+            content = json.loads(path.read_text())
+            return dict(content)
+
+
+def _how_to_save(file: str) -> str:
+    """Return how a folder gets one of its JSON files."""
+    if file == NORMALISATION:
+        return "it states the normalisation of images: save the model's AutoImageProcessor there"
+    return "write it by timm.models.save_for_hf, or by save_pretrained of transformers"
+
+
+@functools.cache
+def described_row(name: str) -> Backbone:
+    """Return the row that a network states itself.
+
+    A transformer from elsewhere than `timm` is taken for one of pathology, which mostly see 0.5 um
+    per px.
+
+    Parameters
+    ----------
+    name
+        A name that `timm.create_model` takes; or ``hf-hub:OWNER/NAME`` or ``local-dir:FOLDER``,
+        where timm or transformers has saved it.
+
+    Raises
+    ------
+    InputError
+        There is no such network, it cannot be built, or it is of a kind that needs a row.
+    """
+    place = Place.of(name)
+    if place is None:
+        return _row_of_timm(name, is_from_elsewhere=False)
+    with loading_errors(Backbone(name=name, loader=TIMM_LOADER, source=name, dim=0)):
+        stated = place.read(CONFIGURATION)
+    if "model_type" in stated and "architecture" not in stated:
+        return _row_of_transformers(name, place)
+    return _row_of_timm(name, is_from_elsewhere=True)
+
+
+def _row_of_timm(name: str, *, is_from_elsewhere: bool) -> Backbone:
+    """Return the row of a network of `timm`; building it may ask the hub."""
+    import timm  # here: it takes seconds, and a row needs no network
+
+    row = Backbone(name=name, loader=TIMM_LOADER, source=name, dim=0, args=TIMM, arch=name)
+    with loading_errors(row), torch.device("meta"):
+        net: Any = timm.create_model(name, num_classes=0)
+    config = net.pretrained_cfg
+    is_transformer = hasattr(net, "patch_embed") and hasattr(net, "blocks")
+    reads_any_size = getattr(net, "dynamic_img_size", False)
+    return replace(
+        row,
+        dim=getattr(net, "head_hidden_size", net.num_features),
+        px=config["input_size"][-1],
+        prefix_tokens=getattr(net, "num_prefix_tokens", 0),
+        fixed=hasattr(net, "patch_embed") and not reads_any_size,
+        px_step=net.patch_embed.patch_size[0] if reads_any_size else 1,
+        recipe="transformer" if is_transformer else "convolution",
+        um_per_px=PATHOLOGY_UM_PER_PX if is_transformer and is_from_elsewhere else None,
+        mean=tuple(config["mean"]),
+        std=tuple(config["std"]),
+        licence=config.get("license") or "unknown",
+    )
+
+
+def _row_of_transformers(name: str, place: Place) -> Backbone:
+    """Return the row of a vision transformer that `transformers` has saved."""
+    row = Backbone(
+        name=name,
+        loader=TRANSFORMERS_LOADER,
+        source=place.source,
+        dim=0,
+        args={"revision": place.revision} if place.revision else {},
+        um_per_px=PATHOLOGY_UM_PER_PX,
+        extra="transformers",
+        card="" if place.is_folder else f"https://huggingface.co/{place.source}",
+    )
+    with loading_errors(row):
+        import transformers
+
+        config = transformers.AutoConfig.from_pretrained(place.source, **row.args)
+        with torch.device("meta"):
+            whole: Any = transformers.AutoModel.from_config(config)
+        normalisation = place.read(NORMALISATION)
+    is_pair = hasattr(whole, "vision_model")  # of an image tower and a text tower, as CLIP's
+    net = whole.vision_model if is_pair else whole
+    shape = _see_shape(net, name)
+    takes_pooler = "add_pooling_layer" in inspect.signature(type(whole)).parameters
+    return replace(
+        row,
+        args={**row.args, "add_pooling_layer": False} if takes_pooler else row.args,
+        part="vision_model" if is_pair else "",
+        dim=shape.width,
+        px=shape.px,
+        fixed=not shape.reads_any_size,
+        px_step=shape.patch_px if shape.reads_any_size else 1,
+        prefix_tokens=shape.prefix_tokens,
+        embedding="class" if shape.prefix_tokens else "mean",
+        tuple_blocks=shape.blocks_return_tuples,
+        mean=tuple(normalisation["image_mean"]),
+        std=tuple(normalisation["image_std"]),
+    )
+
+
+@dataclass(frozen=True)
+class _Shape:
+    """What a forward pass without data shows of a vision transformer."""
+
+    width: int
+    px: int
+    patch_px: int
+    prefix_tokens: int
+    reads_any_size: bool
+    blocks_return_tuples: bool
+
+
+def _see_shape(net: nn.Module, name: str) -> _Shape:
+    """Run a network without data; tokens that are no grid of patches are an `InputError`."""
+    config: Any = net.config
+    px, patch_px = (_edge(getattr(config, key, 0)) for key in ("image_size", "patch_size"))
+    names = find_blocks(net)
+    returned: list[Any] = []
+    tokens = None
+    if px and patch_px and names:
+        first_block = net.get_submodule(names[0])
+        with first_block.register_forward_hook(lambda *args: returned.append(args[-1])):
+            tokens = _token_shape(net, px)
+    if tokens is None or tokens[1] < (px // patch_px) ** 2:
+        raise InputError(f"backbone {name}: is no plain vision transformer; give it a row")
+    larger = _token_shape(net, px + patch_px)
+    return _Shape(
+        width=tokens[2],
+        px=px,
+        patch_px=patch_px,
+        prefix_tokens=tokens[1] - (px // patch_px) ** 2,
+        reads_any_size=larger is not None and larger[1] > tokens[1],
+        blocks_return_tuples=isinstance(returned[0], tuple),
+    )
+
+
+def _edge(size: int | list[int] | tuple[int, ...]) -> int:
+    """Return the edge in px that a configuration states, as a number or as height and width."""
+    return size if isinstance(size, int) else size[0]
+
+
+def _token_shape(net: nn.Module, px: int) -> torch.Size | None:
+    """Return (1, tokens, width) of an image without data; None where a network has no tokens."""
+    try:
+        with torch.device("meta"), torch.inference_mode():
+            output = net(torch.empty(1, 3, px, px)).last_hidden_state
+    except LOADING_ERRORS:
+        return None
+    return output.shape if output.ndim == 3 else None
