@@ -300,6 +300,44 @@ def test_the_model_card_states_data_scale_scores_encoder_and_licence(hub, traine
     assert card.data.library_name == "seal_lite"
 
 
+def test_the_model_card_states_the_width_of_what_is_loaded(hub, trained, tmp_path):
+    """A transformer's recipe reads two vectors side by side, twice the width of its row."""
+    from dataclasses import replace
+
+    from seal_lite import SEAL, load_encoder
+    from seal_lite.encoders import config_for
+
+    _, model, _ = trained
+    config = replace(config_for("test_vit"), hidden=(8,), project=8, tune_blocks=1, lora_rank=2)
+    run = tmp_path / "run"
+    SEAL.build(model.panel, config, device="cpu").save_pretrained(run)
+    (run / "provenance.json").write_text((trained[0] / "provenance.json").read_text())
+    module, *_ = load_encoder(run, device="cpu")
+    card = hub.model_card(run).text
+    assert f"# {module.row.dim} dimensions" in card and module.row.dim == 128
+    assert "read after 75% of the encoder's blocks" in card
+    assert "class token beside the mean of the patch tokens" in card
+    assert "with LoRA" in card and "[test_vit]()" not in card
+
+
+def test_the_card_of_blocks_tuned_as_a_whole_asks_to_check_the_licence(hub, trained, tmp_path):
+    run, _, _ = trained
+    settings = json.loads((run / "config.json").read_text())
+    (tmp_path / "config.json").write_text(json.dumps({**settings, "lora_rank": 0}))
+    (tmp_path / "provenance.json").write_text((run / "provenance.json").read_text())
+    card = hub.model_card(tmp_path).text
+    assert "as a whole, without LoRA" in card and "check that the licence allows it" in card
+
+
+def test_a_run_of_a_local_folder_is_not_shared(hub, trained, tmp_path):
+    """Nobody else could load it."""
+    run, _, _ = trained
+    settings = json.loads((run / "config.json").read_text())
+    (tmp_path / "config.json").write_text(json.dumps({**settings, "backbone": "local-dir:/a"}))
+    with pytest.raises(InputError, match="To share a run, finetune hf-hub:OWNER/NAME"):
+        hub.prepare_upload(tmp_path)
+
+
 def test_the_model_card_states_the_provenance(hub, trained):
     run, _, _ = trained
     card = hub.model_card(run)

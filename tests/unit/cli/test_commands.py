@@ -169,6 +169,62 @@ def test_embed_gives_a_frozen_encoder_the_scale_of_its_row(cli, tmp_path, monkey
     assert len(embedded) == 1
 
 
+def test_embed_writes_the_frozen_encoder_of_a_run_read_in_the_same_way(
+    cli, tmp_path, monkeypatch, trained
+):
+    """A frozen encoder by name is read at its own depth and pooling, which is another baseline."""
+    import torch
+
+    from seal_lite.encoders import build_encoder
+    from seal_lite.slides import embed
+
+    run, model, _ = trained
+    encoders = []
+    monkeypatch.setattr(embed, "list_slides", lambda folder: [folder / "a.png"])
+    monkeypatch.setattr(embed, "embed_slides", lambda one, *_, **__: encoders.append(one) or [])
+    for options in ((), ("--frozen",)):
+        assert cli("embed", "--run", run, "--slides", tmp_path, "--out", tmp_path, *options)[0] == 0
+    tuned, frozen = encoders
+    assert frozen.feature_layer == tuned.feature_layer and frozen.row.dim == tuned.row.dim
+    image = torch.rand(1, 3, model.config.patch_px, model.config.patch_px)
+    with torch.inference_mode():
+        expected = build_encoder(model.config.backbone, device="cpu")(image)
+        assert torch.allclose(frozen.cpu()(image), expected, atol=1e-5)
+        assert not torch.allclose(tuned.cpu()(image), expected, atol=1e-5)
+
+
+def test_frozen_needs_a_run(cli, tmp_path):
+    arguments = ["embed", "--backbone", "test_vit", "--frozen", "--slides", tmp_path]
+    code, _, error = cli(*arguments, "--out", tmp_path / "out")
+    assert code == 2 and "--frozen: is of a run; give --run, or --backbone alone" in error
+
+
+@pytest.mark.parametrize(
+    "options, message",
+    [
+        (("--device", "cuda:99"), "--device cuda:99: "),
+        (("--backbone", "test_vit", "--set", "patch_px=64"), "test_vit: reads 160 px"),
+    ],
+)
+def test_what_no_section_can_mend_is_an_error_before_any_is_read(
+    cli, tmp_path, monkeypatch, options, message
+):
+    monkeypatch.setattr("seal_lite.data.section.load_sections", lambda *_, **__: pytest.fail())
+    arguments = ["finetune", "--data", tmp_path, "--train", "A", "--out", tmp_path / "out"]
+    code, _, error = cli(*arguments, *options)
+    assert code == 2 and message in error
+
+
+def test_an_interrupted_command_says_that_it_goes_on(cli, tmp_path, monkeypatch):
+    def interrupt(*_, **__):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("seal_lite.data.section.load_sections", interrupt)
+    arguments = ["finetune", "--data", tmp_path, "--train", "A", "--out", tmp_path / "out"]
+    code, _, error = cli(*arguments)
+    assert code == 130 and "interrupted; the same command goes on from there" in error
+
+
 def test_the_help_of_embed_states_the_share_of_tissue():
     from seal_lite.cli.slides import embed
     from seal_lite.slides.places import MIN_TISSUE
