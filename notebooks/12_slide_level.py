@@ -74,7 +74,7 @@ from seal_lite import plots
 from seal_lite.data.images import open_slide, tissue_mask
 from seal_lite.data.pathways import activities, read_gmt
 from seal_lite.data.phantom import UM_PER_PX, cohort, oracle_features
-from seal_lite.encoders.vision import build_encoder
+from seal_lite.encoders.vision import encoder_for
 from seal_lite.evaluation.statistics import interval_text
 from seal_lite.slides.bench import score_bags
 from seal_lite.slides.embed import embed_slides, list_slides
@@ -134,10 +134,11 @@ figure
 # {cite:p}`zhang2025pathobench` writes the same, so its files and ours can replace each other. On
 # the command line this is `seal-lite embed --run RUN --slides DIR --out DIR`. There nearly any
 # tissue is enough for a patch, as in TRIDENT; `--min-tissue 0.5` does what this chapter does, and
-# `--coords DIR` takes the patches of TRIDENT's own files.
+# `--coords DIR` takes the patches of TRIDENT's own files. `--frozen` embeds with the run's encoder
+# before finetuning, read at the same block and in the same way, so that only the tuning differs.
 
 # %%
-encoders = {"frozen": build_encoder(config.backbone), "tuned": model.encoder}
+encoders = {"frozen": encoder_for(config), "tuned": model.encoder}
 folders = {}
 for name, encoder in encoders.items():
     folders[name] = here.run(f"features-{COHORT.name}") / name

@@ -64,7 +64,7 @@ import pandas as pd
 from seal_lite import __version__, plots
 from seal_lite.data.phantom import phantom
 from seal_lite.encoders.embedding import embed_patches
-from seal_lite.encoders.vision import build_encoder
+from seal_lite.encoders.vision import encoder_for
 from seal_lite.evaluation.crossval import crossval, groups_of, shift_folds
 from seal_lite.evaluation.morphology import robustness_index
 from seal_lite.evaluation.scores import genes_to_score, probe_scores, tidy
@@ -318,7 +318,7 @@ for patches in changed["as it is"]:
 fold_run = f"{out}/runs/{'+'.join(tests)}-0/tuned"
 encoders = {
     "finetuned": SEAL.from_pretrained(fold_run).encoder,
-    "frozen": build_encoder(config.backbone, tune_blocks=config.tune_blocks),
+    "frozen": encoder_for(config),
 }
 recoloured = {}
 for name, encoder in encoders.items():

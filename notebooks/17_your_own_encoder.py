@@ -80,7 +80,7 @@ from seal_lite.data.patches import extract_patches
 from seal_lite.data.phantom import write_pyramid
 from seal_lite.encoders import BACKBONES, backbone_row, load_backbone
 from seal_lite.encoders.embedding import embed_patches
-from seal_lite.encoders.vision import VisionEncoder, build_encoder
+from seal_lite.encoders.vision import VisionEncoder, build_encoder, encoder_for
 from seal_lite.hub import add_embedding, model_card
 from seal_lite.model.storage import SHARED_FILES
 from seal_lite.tutorial import begin, charts, finetuned, result_box
@@ -155,8 +155,10 @@ shown.rename(columns={"um_per_px": "µm per px"}).fillna("not stated")
 # %% [markdown]
 # ## How to finetune yours
 #
-# **A name of timm** needs no preparation, whether the model is one of timm's own, on the Hub, or in
-# a folder of yours with its `config.json`:
+# **A model of timm or transformers** needs no preparation, whether it is one of timm's own, on the
+# Hub, or in a folder of yours with its `config.json`, as `timm.models.save_for_hf` and
+# `save_pretrained` write it. A model of transformers also states how its images are normalised, in
+# `preprocessor_config.json`:
 #
 # ```sh
 # seal-lite finetune --data DIR --train S1,S2 --out runs/one \
@@ -175,9 +177,12 @@ shown.rename(columns={"um_per_px": "µm per px"}).fillna("not stated")
 # the stored activations into the first tuned block, while the frozen blocks pass on what they get.
 # The hooks do not depend on the kind of network.
 #
-# **A row of `seal_lite/encoders/backbones.toml`** serves the other cases: a network that timm does
-# not have, an embedding that timm does not pool, or a known resolution. It states facts and holds
-# no code. This is the row of Phikon {cite:p}`filiot2023phikon`, which comes from `transformers`:
+# **A row of your own** serves the other cases: a network that neither has, an embedding that timm
+# does not pool, a layer that {term}`LoRA` must leave out, or a known resolution. It states facts
+# and holds no code. Write it into a file, and name that file in the environment variable
+# `SEAL_LITE_BACKBONES`; `seal-lite encoders` then lists it. The rows of this package are in
+# `seal_lite/encoders/backbones.toml`. This is that of Phikon {cite:p}`filiot2023phikon`, which
+# comes from `transformers`:
 
 # %%
 package = importlib.resources.files("seal_lite.encoders")
@@ -268,7 +273,7 @@ print(f"{config.patch_um:g} µm, resampled to {config.patch_px} px a side")
 # names their colours; the colours of clusters are arbitrary.
 
 # %%
-frozen = build_encoder(config.backbone, tune_blocks=config.tune_blocks)
+frozen = encoder_for(config)
 adata = add_embedding(test, model.encoder)
 for name, encoder in (("frozen", frozen), ("tuned", model.encoder)):
     x = embed_patches(encoder, test.patches)
@@ -419,8 +424,9 @@ figure
 # uploads a run (log in once by `hf auth login`), privately unless you add `--public`.
 # `load_encoder("hf-hub:OWNER/NAME")` loads it anywhere. The upload holds settings, panel, adapter,
 # heads and the SHA-256 of the weights that it was finetuned from. It does not hold those weights,
-# so their licence is kept. Here we copy these files to another folder, with the filter of the
-# upload, and load the encoder from there.
+# so their licence is kept. (With `lora_rank=0` it holds the tuned blocks.) A run of an encoder in a
+# folder of yours is not uploaded, because nobody else could load it. Here we copy these files to
+# another folder, with the filter of the upload, and load the encoder from there.
 
 # %%
 shared = OUT / "shared"

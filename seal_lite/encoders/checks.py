@@ -53,7 +53,7 @@ def check_cut(encoder: VisionEncoder) -> None:
     """Raise an `InputError` where the network cannot be cut at its first tuned block."""
     row = encoder.row
     fault = f"its stages {encoder.prefix_stages} do not follow one another"
-    remedy = "use another, or name its blocks in a row of backbones.toml"
+    remedy = "use another, or name its blocks in a row of your own (SEAL_LITE_BACKBONES)"
     with reading(f"backbone {row.name}", fault=fault, remedy=remedy), torch.inference_mode():
         encoder(torch.zeros(1, 3, row.px, row.px))
 
@@ -83,5 +83,5 @@ def check_adapted(encoder: VisionEncoder) -> None:
         raise InputError(
             f"backbone {encoder.row.name}: no gradient reaches LoRA on {len(silent)} of "
             f"{len(encoder.adapted)} layers, the first {silent[0]}; set lora_rank=0, or leave them "
-            "out of `lora` in a row of backbones.toml"
+            "out of `lora` in a row of your own (SEAL_LITE_BACKBONES)"
         )

@@ -192,7 +192,9 @@ def _see_shape(net: nn.Module, name: str) -> _Shape:
         with first_block.register_forward_hook(lambda *args: returned.append(args[-1])):
             tokens = _token_shape(net, px)
     if tokens is None or tokens[1] < (px // patch_px) ** 2:
-        raise InputError(f"backbone {name}: is no plain vision transformer; give it a row")
+        raise InputError(
+            f"backbone {name}: is no plain vision transformer; give it a row (SEAL_LITE_BACKBONES)"
+        )
     larger = _token_shape(net, px + patch_px)
     return _Shape(
         width=tokens[2],
