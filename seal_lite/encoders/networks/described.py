@@ -1,36 +1,56 @@
-"""The rows of networks that have none: what their own configuration states.
+"""A row for a network that has none, from what its own configuration states.
 
-A network of `timm`, or of Hugging Face's `transformers`, is built without weights to see the rest.
+What the configuration does not state is read from the network itself, of `timm` or of Hugging
+Face's `transformers`, which is built without weights.
 """
 
 from __future__ import annotations
 
 import functools
 import inspect
-import json
 import re
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, TypedDict
 
 import torch
 from huggingface_hub import hf_hub_download
+from huggingface_hub.errors import RemoteEntryNotFoundError
 from torch import nn
 
 from seal_lite.encoders.blocks import find_blocks
 from seal_lite.encoders.networks.loading import LOADING_ERRORS, loading_errors
-from seal_lite.encoders.networks.row import TIMM, TIMM_LOADER, TRANSFORMERS_LOADER, Backbone
-from seal_lite.errors import InputError, reading
+from seal_lite.encoders.networks.row import TIMM_ARGS, TIMM_LOADER, TRANSFORMERS_LOADER, Backbone
+from seal_lite.errors import InputError
+from seal_lite.schema import Number, read
 
 PATHOLOGY_UM_PER_PX = 0.5  # 20 x, at which most encoders of pathology were trained
 FROM_ELSEWHERE = re.compile(r"(hf[-_]hub|local-dir):(.+)")
 CONFIGURATION = "config.json"
 NORMALISATION = "preprocessor_config.json"
+Deviation = Annotated[float, Number(above=0)]
+
+
+class Normalisation(TypedDict):
+    """What of transformers' preprocessor_config.json a row states, for images in [0, 1]."""
+
+    image_mean: tuple[float, float, float]
+    image_std: tuple[Deviation, Deviation, Deviation]
 
 
 @dataclass(frozen=True)
 class Place:
-    """Where a network that is not timm's own comes from: a folder, or a repository of the hub."""
+    """Where a network that is not timm's own comes from: a folder, or a repository of the hub.
+
+    Parameters
+    ----------
+    source
+        The folder, or OWNER/NAME.
+    is_folder
+        Whether it is a folder.
+    revision
+        The repository's branch, tag or commit; None is its main branch.
+    """
 
     source: str
     is_folder: bool
@@ -38,7 +58,10 @@ class Place:
 
     @classmethod
     def of(cls, name: str) -> Place | None:
-        """Return the place that ``local-dir:FOLDER`` or ``hf-hub:OWNER/NAME`` names."""
+        """Return the place that ``local-dir:FOLDER`` or ``hf-hub:OWNER/NAME[@REVISION]`` names.
+
+        Any other name is timm's own; it gives None.
+        """
         parts = FROM_ELSEWHERE.fullmatch(name)
         if parts is None:
             return None
@@ -48,29 +71,41 @@ class Place:
         repository, _, revision = source.partition("@")
         return cls(repository, is_folder=False, revision=revision or None)
 
-    def read(self, file: str) -> dict[str, Any]:
-        """Return one of its JSON files.
+    @property
+    def card(self) -> str:
+        """The page of the repository on the hub; "" of a folder."""
+        return "" if self.is_folder else f"https://huggingface.co/{self.source}"
+
+    def read(self, file: str, kind: Any) -> Any:
+        """Return what one of its JSON files holds, checked against a schema.
 
         Raises
         ------
         InputError
-            The folder or the file is absent, or holds no JSON object.
+            The folder or the file is absent, or the file does not fit the schema `kind`.
+        OSError
+            The hub does not give the file.
         """
+        return read(self._find(file), kind, remedy="save the network again")
+
+    def _find(self, file: str) -> Path:
+        """Return the path of one of its files, which the hub is asked for; raises as `read`."""
+        absent = InputError(f"{self.source}: has no {file}; {_how_to_save(file)}")
         if not self.is_folder:
-            path = Path(hf_hub_download(self.source, file, revision=self.revision))
-        else:
-            path = Path(self.source, file)
-            if not path.parent.is_dir():
-                raise InputError(f"{self.source}: no such folder; give the encoder's")
-            if not path.is_file():
-                raise InputError(f"{self.source}: has no {file}; {_how_to_save(file)}")
-        with reading(path, remedy="save the network again"):
-            content = json.loads(path.read_text())
-            return dict(content)
+            try:
+                return Path(hf_hub_download(self.source, file, revision=self.revision))
+            except RemoteEntryNotFoundError as error:
+                raise absent from error
+        path = Path(self.source, file)
+        if not path.parent.is_dir():
+            raise InputError(f"{self.source}: no such folder; give the encoder's")
+        if not path.is_file():
+            raise absent
+        return path
 
 
 def _how_to_save(file: str) -> str:
-    """Return how a folder gets one of its JSON files."""
+    """Return the remedy for an absent JSON file: what writes it."""
     if file == NORMALISATION:
         return "it states the normalisation of images: save the model's AutoImageProcessor there"
     return "write it by timm.models.save_for_hf, or by save_pretrained of transformers"
@@ -80,14 +115,15 @@ def _how_to_save(file: str) -> str:
 def described_row(name: str) -> Backbone:
     """Return the row that a network states itself.
 
-    A transformer from elsewhere than `timm` is taken for one of pathology, which mostly see 0.5 um
-    per px.
+    A process reads a network's configuration once, and then keeps the row. The row of a transformer
+    from a folder or from the hub states 0.5 um per px, the scale at which most encoders of
+    pathology were trained. That of a transformer of timm's own states no scale.
 
     Parameters
     ----------
     name
         A name that `timm.create_model` takes; or ``hf-hub:OWNER/NAME`` or ``local-dir:FOLDER``,
-        where timm or transformers has saved it.
+        where timm or transformers has saved the network.
 
     Raises
     ------
@@ -96,19 +132,27 @@ def described_row(name: str) -> Backbone:
     """
     place = Place.of(name)
     if place is None:
-        return _row_of_timm(name, is_from_elsewhere=False)
-    with loading_errors(Backbone(name=name, loader=TIMM_LOADER, source=name, dim=0)):
-        stated = place.read(CONFIGURATION)
+        return _row_of_timm(name, None)
+    with loading_errors(_undescribed(name, place)):
+        stated = place.read(CONFIGURATION, dict[str, Any])
     if "model_type" in stated and "architecture" not in stated:
         return _row_of_transformers(name, place)
-    return _row_of_timm(name, is_from_elsewhere=True)
+    return _row_of_timm(name, place)
 
 
-def _row_of_timm(name: str, *, is_from_elsewhere: bool) -> Backbone:
+def _undescribed(name: str, place: Place | None) -> Backbone:
+    """Return a row for timm's loader that lacks what the network states itself."""
+    card = place.card if place else ""
+    return Backbone(
+        name=name, loader=TIMM_LOADER, source=name, dim=0, args=TIMM_ARGS, arch=name, card=card
+    )
+
+
+def _row_of_timm(name: str, place: Place | None) -> Backbone:
     """Return the row of a network of `timm`; building it may ask the hub."""
     import timm  # here: it takes seconds, and a row needs no network
 
-    row = Backbone(name=name, loader=TIMM_LOADER, source=name, dim=0, args=TIMM, arch=name)
+    row = _undescribed(name, place)
     with loading_errors(row), torch.device("meta"):
         net: Any = timm.create_model(name, num_classes=0)
     config = net.pretrained_cfg
@@ -122,7 +166,7 @@ def _row_of_timm(name: str, *, is_from_elsewhere: bool) -> Backbone:
         fixed=hasattr(net, "patch_embed") and not reads_any_size,
         px_step=net.patch_embed.patch_size[0] if reads_any_size else 1,
         recipe="transformer" if is_transformer else "convolution",
-        um_per_px=PATHOLOGY_UM_PER_PX if is_transformer and is_from_elsewhere else None,
+        um_per_px=PATHOLOGY_UM_PER_PX if is_transformer and place else None,
         mean=tuple(config["mean"]),
         std=tuple(config["std"]),
         licence=config.get("license") or "unknown",
@@ -139,7 +183,7 @@ def _row_of_transformers(name: str, place: Place) -> Backbone:
         args={"revision": place.revision} if place.revision else {},
         um_per_px=PATHOLOGY_UM_PER_PX,
         extra="transformers",
-        card="" if place.is_folder else f"https://huggingface.co/{place.source}",
+        card=place.card,
     )
     with loading_errors(row):
         import transformers
@@ -147,14 +191,14 @@ def _row_of_transformers(name: str, place: Place) -> Backbone:
         config = transformers.AutoConfig.from_pretrained(place.source, **row.args)
         with torch.device("meta"):
             whole: Any = transformers.AutoModel.from_config(config)
-        normalisation = place.read(NORMALISATION)
+        normalisation: Normalisation = place.read(NORMALISATION, Normalisation)
     is_pair = hasattr(whole, "vision_model")  # of an image tower and a text tower, as CLIP's
     net = whole.vision_model if is_pair else whole
     shape = _see_shape(net, name)
-    takes_pooler = "add_pooling_layer" in inspect.signature(type(whole)).parameters
+    has_optional_pooler = "add_pooling_layer" in inspect.signature(type(whole)).parameters
     return replace(
         row,
-        args={**row.args, "add_pooling_layer": False} if takes_pooler else row.args,
+        args={**row.args, "add_pooling_layer": False} if has_optional_pooler else row.args,
         part="vision_model" if is_pair else "",
         dim=shape.width,
         px=shape.px,
@@ -163,8 +207,8 @@ def _row_of_transformers(name: str, place: Place) -> Backbone:
         prefix_tokens=shape.prefix_tokens,
         embedding="class" if shape.prefix_tokens else "mean",
         tuple_blocks=shape.blocks_return_tuples,
-        mean=tuple(normalisation["image_mean"]),
-        std=tuple(normalisation["image_std"]),
+        mean=normalisation["image_mean"],
+        std=normalisation["image_std"],
     )
 
 
@@ -172,26 +216,34 @@ def _row_of_transformers(name: str, place: Place) -> Backbone:
 class _Shape:
     """What a forward pass without data shows of a vision transformer."""
 
-    width: int
-    px: int
-    patch_px: int
+    width: int  # of a token
+    px: int  # edge of an image
+    patch_px: int  # edge of the image's part that is one token
     prefix_tokens: int
     reads_any_size: bool
     blocks_return_tuples: bool
 
 
 def _see_shape(net: nn.Module, name: str) -> _Shape:
-    """Run a network without data; tokens that are no grid of patches are an `InputError`."""
+    """Return what a forward pass without data shows of a network.
+
+    Raises
+    ------
+    InputError
+        Its tokens are no grid of patches, or it has no blocks.
+    """
     config: Any = net.config
-    px, patch_px = (_edge(getattr(config, key, 0)) for key in ("image_size", "patch_size"))
+    px = _edge(getattr(config, "image_size", 0))
+    patch_px = _edge(getattr(config, "patch_size", 0))
+    n_patches = (px // patch_px) ** 2 if patch_px else 0
     names = find_blocks(net)
     returned: list[Any] = []
     tokens = None
-    if px and patch_px and names:
+    if n_patches and names:
         first_block = net.get_submodule(names[0])
         with first_block.register_forward_hook(lambda *args: returned.append(args[-1])):
             tokens = _token_shape(net, px)
-    if tokens is None or tokens[1] < (px // patch_px) ** 2:
+    if tokens is None or tokens[1] < n_patches or not returned:
         raise InputError(
             f"backbone {name}: is no plain vision transformer; give it a row (SEAL_LITE_BACKBONES)"
         )
@@ -200,7 +252,7 @@ def _see_shape(net: nn.Module, name: str) -> _Shape:
         width=tokens[2],
         px=px,
         patch_px=patch_px,
-        prefix_tokens=tokens[1] - (px // patch_px) ** 2,
+        prefix_tokens=tokens[1] - n_patches,
         reads_any_size=larger is not None and larger[1] > tokens[1],
         blocks_return_tuples=isinstance(returned[0], tuple),
     )
@@ -212,7 +264,7 @@ def _edge(size: int | list[int] | tuple[int, ...]) -> int:
 
 
 def _token_shape(net: nn.Module, px: int) -> torch.Size | None:
-    """Return (1, tokens, width) of an image without data; None where a network has no tokens."""
+    """Return (1, tokens, width) of an image without data; None of a network without tokens."""
     try:
         with torch.device("meta"), torch.inference_mode():
             output = net(torch.empty(1, 3, px, px)).last_hidden_state

@@ -1,4 +1,4 @@
-"""Building a row's network with its weights, and what a user reads where that fails."""
+"""Build a row's network with its weights; an error names the cause and the remedy."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ import torch
 from huggingface_hub.errors import GatedRepoError, RepositoryNotFoundError
 from torch import nn
 
-from seal_lite.encoders.networks.row import TIMM, TRANSFORMERS_LOADER, Backbone
+from seal_lite.encoders.networks.row import TIMM_ARGS, TRANSFORMERS_LOADER, Backbone
 from seal_lite.errors import InputError, summary
 
 # What timm, transformers and vendors raise for a configuration or weights that do not fit.
@@ -28,6 +28,7 @@ LOADING_ERRORS = (
     TypeError,
     AttributeError,
 )
+SOURCE_ARGS = ("revision", "code_revision")  # arguments of transformers that name a version
 
 
 def load_backbone(row: Backbone, *, pretrained: bool = True, seed: int = 0) -> nn.Module:
@@ -40,7 +41,7 @@ def load_backbone(row: Backbone, *, pretrained: bool = True, seed: int = 0) -> n
     pretrained
         Load the weights, strictly; False draws them at random.
     seed
-        Of the random weights.
+        Seed of the random weights.
 
     Raises
     ------
@@ -67,7 +68,7 @@ def _build_architecture(row: Backbone) -> nn.Module:
     """Build the row's network by timm, with random weights."""
     import timm
 
-    options = {**row.arch_args, **TIMM, **_resolved(row.args), "pretrained": False}
+    options = {**row.arch_args, **TIMM_ARGS, **_resolved(row.args), "pretrained": False}
     return timm.create_model(row.arch, **options)
 
 
@@ -75,11 +76,11 @@ def _build_transformers(row: Backbone) -> nn.Module:
     """Build the row's network by transformers, with random weights."""
     import transformers
 
-    options = dict(row.args)
-    of_place = {key: options.pop(key) for key in ("revision", "code_revision") if key in options}
-    trust = {key: options[key] for key in ("trust_remote_code",) if key in options}
-    config = transformers.AutoConfig.from_pretrained(row.source, **of_place, **trust)
-    return _image_tower(transformers.AutoModel.from_config(config, **options), row)
+    of_source = {key: row.args[key] for key in SOURCE_ARGS if key in row.args}
+    of_network = {key: value for key, value in row.args.items() if key not in SOURCE_ARGS}
+    trust = {key: value for key, value in row.args.items() if key == "trust_remote_code"}
+    config = transformers.AutoConfig.from_pretrained(row.source, **of_source, **trust)
+    return _image_tower(transformers.AutoModel.from_config(config, **of_network), row)
 
 
 def _call_loader(row: Backbone) -> nn.Module:
@@ -143,7 +144,13 @@ def _find_function(name: str) -> Any:
 
 
 def _load_in_order(net: nn.Module, place: str) -> None:
-    """Load the tensors of ``PACKAGE:FILE`` into the network by their order."""
+    """Load the tensors of ``PACKAGE:FILE`` into the network in their order.
+
+    Raises
+    ------
+    InputError
+        Their order or shapes are not the network's.
+    """
     package, _, file = place.partition(":")
     path = Path(str(importlib.resources.files(package) / file))
     stored = list(torch.load(path, map_location="cpu", weights_only=True).values())
@@ -157,7 +164,7 @@ def _load_in_order(net: nn.Module, place: str) -> None:
 
 @contextlib.contextmanager
 def loading_errors(row: Backbone) -> Iterator[None]:
-    """Turn what keeps a network from being loaded into an `InputError` with the remedy."""
+    """Turn any of `LOADING_ERRORS` in the `with` block into an `InputError` with the remedy."""
     try:
         yield
     except InputError as error:
@@ -188,7 +195,7 @@ def _explain(error: Exception, row: Backbone) -> str:
 
 
 def _chain_of_causes(error: BaseException) -> list[BaseException]:
-    """Return an error, and those that led to it, the first last."""
+    """Return an error and those that led to it, from the last to the first."""
     chain = [error]
     cause = error.__cause__ or error.__context__
     while cause is not None:

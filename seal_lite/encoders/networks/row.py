@@ -10,20 +10,22 @@ from seal_lite.config import Config
 from seal_lite.errors import InputError
 
 HALF = (0.5, 0.5, 0.5)
-ON_HUB = re.compile(r"(?:hf[-_]hub:|https://huggingface\.co/)([^/]+/[^/]+)$")
+ON_HUB = re.compile(r"(?:hf[-_]hub:|https://huggingface\.co/)([^/]+/[^/@]+)(?:@.+)?$")
 TIMM_LOADER = "timm.create_model"
-TIMM = {"pretrained": True, "num_classes": 0}
+TIMM_ARGS = {"pretrained": True, "num_classes": 0}
 TRANSFORMERS_LOADER = "transformers.AutoModel.from_pretrained"
 
 
 @dataclass(frozen=True)
 class Backbone:
-    """A row of backbones.toml: where a network comes from, and how its embedding is read.
+    """A row: where a network comes from, and how its embedding is read.
+
+    Rows stand in backbones.toml and in a file of your own; `described_row` makes the others.
 
     Attributes
     ----------
     name
-        The name by which `backbone_row` has it.
+        The name by which `backbone_row` finds it.
     loader
         Dotted name of the function that builds the network with its weights. It is called with
         `source`, where that is given, and `args`.
@@ -53,7 +55,7 @@ class Backbone:
     prefix_tokens
         Number of tokens before those of the patches: class token and registers.
     px
-        Edge of the images that it reads, in pixels; the usual one where not `fixed`.
+        Edge of the images that it reads, in pixels; where not `fixed`, the usual edge.
     fixed
         The network reads images of `px` pixels only.
     px_step
@@ -76,7 +78,7 @@ class Backbone:
         Number of layers that LoRA adapts in each block, which is checked; 0 where blocks differ or
         the number is not known.
     released
-        Keys of the row that are others in released SEAL, with its values.
+        Keys of the row whose values differ in released SEAL, with its values.
     recipe
         The family whose settings suit it, one of `config.RECIPES`.
     fingerprint
@@ -144,7 +146,7 @@ class Backbone:
         Raises
         ------
         InputError
-            Where the network does not read that many.
+            The network reads no images of that many pixels.
         """
         px = round(patch_um * config.patch_px / config.patch_um)
         try:
@@ -180,7 +182,7 @@ class Backbone:
         Raises
         ------
         InputError
-            Where the network returns no tokens to pool, or has no class token.
+            The network returns no tokens to pool, or has no class token.
         """
         if pooling in ("own", self.embedding):
             return self

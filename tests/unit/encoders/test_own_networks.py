@@ -7,11 +7,16 @@ import numpy as np
 import pytest
 import timm
 import torch
+from huggingface_hub.errors import (
+    GatedRepoError,
+    RemoteEntryNotFoundError,
+    RepositoryNotFoundError,
+)
 
 from seal_lite import encoders
 from seal_lite.config import Config
 from seal_lite.encoders import registry
-from seal_lite.encoders.networks import loading
+from seal_lite.encoders.networks import described, loading
 from seal_lite.errors import InputError
 
 TINY = {
@@ -44,8 +49,8 @@ def transformers_network(kind):
     return transformers.Dinov2WithRegistersModel(config), 5
 
 
-def save_normalisation(folder):
-    settings = {"image_mean": MEAN, "image_std": STD, "image_processor_type": "BitImageProcessor"}
+def save_normalisation(folder, mean=MEAN):
+    settings = {"image_mean": mean, "image_std": STD, "image_processor_type": "BitImageProcessor"}
     (folder / "preprocessor_config.json").write_text(json.dumps(settings))
 
 
@@ -80,18 +85,17 @@ def test_its_last_blocks_are_tuned_in_all_linear_layers(saved):
     encoder = encoders.encoder_for(config)
     (block,) = [stage for stage in encoder.tail_stages if stage != "output"]
     assert len(encoder.adapted) == 6  # q, k, v, the output, two of the MLP
-    assert all(name.startswith(f"{block}.") for name in encoder.adapted)
+    assert all(layer.startswith(f"{block}.") for layer in encoder.adapted)
 
 
-def test_a_size_is_free_where_the_network_resamples_its_positions(tmp_path):
+@pytest.mark.parametrize("kind, fixed, px_step", [("dinov2", False, 16), ("vit", True, 1)])
+def test_a_size_is_free_where_the_network_resamples_its_positions(tmp_path, kind, fixed, px_step):
     """DINOv2 of transformers always does, its ViT only when asked."""
-    for kind, fixed in (("dinov2", False), ("vit", True)):
-        folder = tmp_path / kind
-        net, _ = transformers_network(kind)
-        net.save_pretrained(folder)
-        save_normalisation(folder)
-        row = encoders.backbone_row(f"local-dir:{folder}")
-        assert row.fixed == fixed and (fixed or row.px_step == 16)
+    net, _ = transformers_network(kind)
+    net.save_pretrained(tmp_path)
+    save_normalisation(tmp_path)
+    row = encoders.backbone_row(f"local-dir:{tmp_path}")
+    assert (row.fixed, row.px_step) == (fixed, px_step)
 
 
 def save_timm(folder, **options):
@@ -160,6 +164,11 @@ def test_a_damaged_folder_of_timm_is_an_input_error(tmp_path, damage, message):
     "damage, message",
     [
         (lambda folder: (folder / "preprocessor_config.json").unlink(), "states the normalisation"),
+        (
+            lambda folder: (folder / "preprocessor_config.json").write_text("{}"),
+            "image_mean is miss",
+        ),
+        (lambda folder: save_normalisation(folder, mean=[0.5]), "image_mean.*a list of 3"),
         (change_settings(model_type="convnext"), "is no plain vision transformer; give it a row"),
         (change_settings(model_type="bert"), "is no plain vision transformer; give it a row"),
         (change_settings(model_type="mine"), "cannot be built .*mine.*; save it again"),
@@ -177,6 +186,36 @@ def test_a_damaged_folder_of_transformers_is_an_input_error(tmp_path, damage, me
         loading.load_backbone(encoders.backbone_row(name))
 
 
+class Response:
+    """What the errors of huggingface_hub carry along."""
+
+    headers: dict = {}
+    status_code = 403
+    request = None
+
+
+@pytest.mark.parametrize(
+    "kind, message",
+    [
+        (GatedRepoError, "accept its terms at https://huggingface.co/owner/gated, then"),
+        (RepositoryNotFoundError, "check the name"),
+        (RemoteEntryNotFoundError, "owner/gated: has no config.json; write it by timm"),
+    ],
+)
+def test_a_repository_that_gives_no_configuration_is_an_input_error(monkeypatch, kind, message):
+    def fail(*args, **options):
+        raise kind("refused", response=Response())
+
+    monkeypatch.setattr(described, "hf_hub_download", fail)
+    with pytest.raises(InputError, match=f"^backbone hf-hub:owner/gated@v2: .*{message}"):
+        encoders.backbone_row("hf-hub:owner/gated@v2")
+
+
+def test_the_name_on_the_hub_has_no_revision():
+    row = replace(encoders.backbone_row("test_vit"), source="hf-hub:owner/name@v2")
+    assert row.hub_name == "owner/name"
+
+
 def test_an_absent_folder_is_named():
     with pytest.raises(InputError, match="backbone local-dir:none: none: no such folder; give"):
         encoders.backbone_row("local-dir:none")
@@ -188,7 +227,8 @@ def test_a_folder_is_stored_as_an_absolute_path(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     config = encoders.config_for("local-dir:network")
     assert config.backbone == f"local-dir:{tmp_path / 'network'}"
-    assert registry.absolute_name("hf-hub:owner/name") == "hf-hub:owner/name"
+    for name in ("hf-hub:owner/name", Config.backbone):
+        assert registry.absolute_name(name) == name
 
 
 ROW = """
@@ -237,7 +277,3 @@ def test_an_absent_file_of_rows_is_an_input_error(monkeypatch):
     monkeypatch.setenv(registry.OWN_ROWS, "none.toml")
     with pytest.raises(InputError, match="none.toml: cannot be read"):
         registry._read_own_rows()
-
-
-def test_the_default_encoder_is_no_folder():
-    assert registry.absolute_name(Config.backbone) == Config.backbone
