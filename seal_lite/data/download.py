@@ -12,7 +12,6 @@ from __future__ import annotations
 import hashlib
 import re
 from collections.abc import Iterable
-from itertools import product
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING
 
@@ -132,7 +131,7 @@ def fetch_hest(out: str | Path, *, names: Iterable[str] | None = None) -> Path:
     out
         Folder to download into: ``out/st``, ``out/wsis`` and ``out/metadata``, as on the hub.
     names
-        Ids of samples.
+        Ids of samples; at least one.
 
     Returns
     -------
@@ -146,25 +145,17 @@ def fetch_hest(out: str | Path, *, names: Iterable[str] | None = None) -> Path:
     """
     from huggingface_hub import HfApi
 
-    if not names:
+    ids = set(names or ())
+    if not ids:
         raise InputError("fetch hest: holds over a thousand samples; name some, --sections TENX95")
-    ids = set(names)
     out = Path(out)
     hub = HfApi()
     remedy = f"ask for access on its page, `hf auth login`, go online; {REPEAT}"
     with reading(HEST_REPOSITORY, fault="cannot be fetched", remedy=remedy):
         listing = _list_hest_files(hub, ids)
         with exclusive_folder(out):
-            # The hub's client keeps a file that is there; a wrong one is fetched again by force.
-            for path, force in product(listing, (False, True)):
-                if not _matches_listing(out / path, listing[path]):
-                    hub.hf_hub_download(
-                        HEST_REPOSITORY,
-                        str(path),
-                        repo_type="dataset",
-                        local_dir=out,
-                        force_download=force,
-                    )
+            for path, listed in listing.items():
+                _download_listed(hub, path, listed, out)
         for path, listed in listing.items():
             if not _matches_listing(out / path, listed):
                 raise InputError(f"{out / path}: is not what the hub lists; {REPEAT}")
@@ -188,6 +179,20 @@ def _list_hest_files(hub: HfApi, ids: set[str]) -> dict[Path, RepoSibling]:
             f"{HEST_REPOSITORY}: has no sample {unknown[0]}; its metadata list the ids"
         )
     return selected
+
+
+def _download_listed(hub: HfApi, path: Path, listed: RepoSibling, out: Path) -> None:
+    """Download a file of HEST into `out`, where it is absent or not what the hub lists."""
+    # The hub's client keeps a file that is there; a wrong one is fetched again by force.
+    for force in (False, True):
+        if not _matches_listing(out / path, listed):
+            hub.hf_hub_download(
+                HEST_REPOSITORY,
+                str(path),
+                repo_type="dataset",
+                local_dir=out,
+                force_download=force,
+            )
 
 
 def _matches_listing(path: Path, listed: RepoSibling) -> bool:
