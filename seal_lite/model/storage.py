@@ -34,7 +34,7 @@ from seal_lite.schema import Pattern, Sha256, read
 
 SHARED_FILES = ["*.json", "*.safetensors", "adapter/*", "README.md"]  # of a run on the hub
 HUB_PREFIX = "hf-hub:"
-# Where a shared run may say that timm finds its network: not in a folder of whoever loads it.
+# What the backbone of a shared run may begin with: not "local-dir", a folder of whoever loads it.
 SHARED_SOURCES = ("hf-hub", "hf_hub", "timm")
 MODEL_REMEDY = "take the backbone, panel.json and config.json that it was made with"
 TUNED = "tuned."  # prefix of the vision encoder's tensors in `SEAL.trainable`
@@ -73,7 +73,7 @@ def local_folder(run: str | Path, *, files: Sequence[str] = SHARED_FILES) -> Pat
     Raises
     ------
     InputError
-        Where the hub does not give it, or its network is a folder of this machine.
+        The hub does not give the run, or the run's network is a local folder.
     """
     name = str(run)
     if not name.startswith(HUB_PREFIX):
@@ -87,9 +87,9 @@ def local_folder(run: str | Path, *, files: Sequence[str] = SHARED_FILES) -> Pat
 
 
 def check_source(folder: str | Path, name: str | Path) -> None:
-    """Check that a run's network is one that others can get, not a folder of somebody's machine.
+    """Check that others can get a run's network: that it is not a local folder.
 
-    A run of the hub must not decide which local folder is read.
+    A run from the hub must not decide which local folder is read.
 
     Parameters
     ----------
@@ -110,9 +110,9 @@ def check_source(folder: str | Path, name: str | Path) -> None:
     source, colon, _ = backbone.partition(":")
     if colon and source not in SHARED_SOURCES:
         raise InputError(
-            f"{name}: its config.json names backbone={backbone!r}, a folder that a run of the hub "
-            "does not choose; if you trust it, download the run and give its folder. To share a "
-            "run, finetune hf-hub:OWNER/NAME"
+            f"{name}: its config.json names backbone={backbone!r}, a local folder, which a run on "
+            "the hub may not name; if you trust the run, download it and give its folder. To share "
+            "a run, finetune hf-hub:OWNER/NAME"
         )
 
 
@@ -155,14 +155,13 @@ def write_model(
     else:
         _save_tensors(tuned_tensors(encoder), out / BLOCKS_FILE)
     _let_others_read(out)
-    tuned_files = ADAPTER_FILES if encoder.adapted else ()
     (out / CHECKSUMS).unlink(missing_ok=True)
-    add_checksums(out, [name for name in MODEL_FILES if (out / name).exists()])
-    add_checksums(out, tuned_files)
+    written = [name for name in MODEL_FILES if (out / name).exists()]
+    add_checksums(out, [*written, *(ADAPTER_FILES if encoder.adapted else ())])
 
 
 def add_checksums(run: Path, names: Iterable[str]) -> None:
-    """Write the SHA-256 of files of a run folder into its list of them."""
+    """Add the SHA-256 of files of a run folder to its list, or replace them there."""
     path = run / CHECKSUMS
     known = read(path, dict[RunFile, Sha256]) if path.exists() else {}
     new = {name: sha256(run / name) for name in names}
@@ -170,14 +169,14 @@ def add_checksums(run: Path, names: Iterable[str]) -> None:
 
 
 def check_checksums(run: Path) -> None:
-    """Check that the files of a run folder that are there are as they were written.
+    """Check the files of a run folder against their SHA-256; absent files are left out.
 
     A run of an older version has no list of them.
 
     Raises
     ------
     InputError
-        Where a file is another.
+        A file differs from what was written.
     """
     path = run / CHECKSUMS
     if not path.exists():
@@ -215,7 +214,7 @@ def check_base(run: Path, config: Config, encoder: VisionEncoder) -> None:
     Raises
     ------
     InputError
-        Where it has others.
+        The encoder has other weights, or base.json names another network.
     """
     path = run / "base.json"
     base: Base = read(path, Base)
@@ -255,7 +254,7 @@ def check_rank(path: Path, shapes: dict[str, torch.Size], rank: int) -> None:
     Raises
     ------
     InputError
-        Where one has another.
+        A matrix has another rank.
     """
     for name, shape in shapes.items():
         if ".lora_A." in name and shape[:1] != (rank,):
@@ -276,7 +275,7 @@ def check_shapes(
     Raises
     ------
     InputError
-        Where one differs, is missing or too many; the message names it and `source`.
+        A tensor is missing, is unknown or has another shape; the message names it and `source`.
     """
     differing = [name for name in shapes | own if shapes.get(name) != own.get(name)]
     if differing:
