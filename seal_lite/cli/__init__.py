@@ -69,7 +69,7 @@ def run_command(arguments: list[str]) -> int:
     try:
         exit_code = app(arguments or ["--help"], standalone_mode=False)
         if exit_code == INTERRUPTED:
-            typer.secho("seal-lite: interrupted; the same command goes on from there", err=True)
+            typer.secho("seal-lite: interrupted; the same command resumes from there", err=True)
         return exit_code or 0
     except InputError as error:
         message = str(error)

@@ -105,9 +105,16 @@ def build_config(
     overrides: Sequence[str] | None = None,
     **settings: str | int | None,
 ) -> Config:
-    """Return a preset with `key=value` overrides, then the settings that are not None.
+    """Return a preset with `key=value` overrides, then with the settings that are not None.
 
-    The preset is that of the backbone which these name.
+    The preset is the one that suits the backbone which the overrides or settings name
+    (`config_for`).
+
+    Raises
+    ------
+    InputError
+        A setting, its value, the backbone or the preset is unknown, or the backbone does not read
+        patches of that size.
     """
     from dataclasses import replace
 
@@ -125,7 +132,7 @@ def build_config(
 
 
 def read_sections(data: Path, names: Sequence[str] | None, config: Config) -> list[Section]:
-    """Return sections whose patches have the size of a config; None names all of them."""
+    """Return sections whose patches have the size of a config; None reads all of them."""
     from seal_lite.data.section import load_sections
 
     return load_sections(data, names, patch_um=config.patch_um, patch_px=config.patch_px)
@@ -134,7 +141,13 @@ def read_sections(data: Path, names: Sequence[str] | None, config: Config) -> li
 def read_run_or_backbone(
     run: Path | None, backbone: str | None, *, device: str = "auto"
 ) -> tuple[SEAL | None, Config]:
-    """Return the run's model and config, or None and the config of a frozen encoder."""
+    """Return the run's model and config, or None and the config of a frozen encoder.
+
+    Raises
+    ------
+    InputError
+        Both are given or neither is, the run cannot be loaded, or the encoder is unknown.
+    """
     if (run is None) == (backbone is None):
         raise InputError("give either --run or --backbone")
     if run is None:

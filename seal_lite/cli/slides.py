@@ -55,7 +55,7 @@ def embed(  # noqa: PLR0913 (a command has as many options as it needs)
     from seal_lite.slides.places import FindPlaces, StoredCoords, TissueGrid
 
     if frozen and run is None:
-        raise InputError("--frozen: is of a run; give --run, or --backbone alone")
+        raise InputError("--frozen: needs a run; give --run, or --backbone alone")
     model, config = read_run_or_backbone(run, backbone, device=device)
     if model is None:
         encoder = build_encoder(config.backbone, device=device)

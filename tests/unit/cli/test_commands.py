@@ -196,7 +196,7 @@ def test_embed_writes_the_frozen_encoder_of_a_run_read_in_the_same_way(
 def test_frozen_needs_a_run(cli, tmp_path):
     arguments = ["embed", "--backbone", "test_vit", "--frozen", "--slides", tmp_path]
     code, _, error = cli(*arguments, "--out", tmp_path / "out")
-    assert code == 2 and "--frozen: is of a run; give --run, or --backbone alone" in error
+    assert code == 2 and "--frozen: needs a run; give --run, or --backbone alone" in error
 
 
 @pytest.mark.parametrize(
@@ -222,7 +222,7 @@ def test_an_interrupted_command_says_that_it_goes_on(cli, tmp_path, monkeypatch)
     monkeypatch.setattr("seal_lite.data.section.load_sections", interrupt)
     arguments = ["finetune", "--data", tmp_path, "--train", "A", "--out", tmp_path / "out"]
     code, _, error = cli(*arguments)
-    assert code == 130 and "interrupted; the same command goes on from there" in error
+    assert code == 130 and "interrupted; the same command resumes from there" in error
 
 
 def test_the_help_of_embed_states_the_share_of_tissue():
