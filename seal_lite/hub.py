@@ -1,4 +1,4 @@
-"""A finetuned encoder for other people's software: one plain module, and a model card."""
+"""A finetuned encoder for other software: one plain module, a model card, an upload."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ if TYPE_CHECKING:
     from seal_lite.data.section import Section
 
 
-End = Annotated[float, Number()]  # of an interval: over two units it may be as wide as you like
+End = Annotated[float, Number()]  # of an interval, which no bound of r limits
 Gap = Annotated[float, Number(at_least=-2, at_most=2, undefined=True)]  # of two correlations
 
 
@@ -45,7 +45,7 @@ class _Difference(TypedDict):
     probe: str
     target: str
     mean: Gap
-    ci95: tuple[End, End] | None  # of one unit there is none
+    ci95: tuple[End, End] | None  # None for one unit
 
 
 class Difference(_Difference, total=False):
@@ -70,8 +70,8 @@ def load_encoder(
     """Return a run's encoder as (module, transform, precision).
 
     This is what HEST-bench's ``benchmark(encoder, transform, precision)`` takes. Its patches show
-    112 um: give ``patch_um=112`` here, and there ``latent_dim=min(256, module.row.dim)``, for it
-    takes 256 principal components otherwise.
+    112 um: give ``patch_um=112`` here. Give ``latent_dim=min(256, module.row.dim)`` there, because
+    its default is 256 principal components, more than a small encoder has dimensions.
 
     Parameters
     ----------
@@ -266,7 +266,7 @@ def prepare_upload(run: str | Path, *, scores: str | Path | None = None) -> list
 
 
 def _card_of_loadable(run: str | Path, scores: str | Path | None) -> ModelCard:
-    """Return a run's card; a run that cannot be loaded is not uploaded."""
+    """Check that others can load a run, then return its card."""
     check_source(run, run)
     SEAL.from_pretrained(run, device="cpu")
     return model_card(run, scores=scores)

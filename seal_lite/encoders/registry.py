@@ -1,4 +1,4 @@
-"""Pretrained networks by name: a row of backbones.toml each, of your own file, or of themselves."""
+"""Pretrained networks by name: the row of each, from backbones.toml, your own file or itself."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from seal_lite.encoders.networks.row import TIMM_LOADER, Backbone
 from seal_lite.errors import InputError, reading
 
 OWN_ROWS = "SEAL_LITE_BACKBONES"  # the environment variable that names a file of your own rows
+FOLDER_PREFIX = "local-dir:"  # of the name of a network in a folder, as in timm
 
 
 def _read_rows(text: str) -> dict[str, Backbone]:
@@ -22,7 +23,14 @@ def _read_rows(text: str) -> dict[str, Backbone]:
 
 
 def _read_own_rows() -> dict[str, Backbone]:
-    """Return the rows of the user's file; one with the name of a known row is an `InputError`."""
+    """Return the rows of the user's file; without one there are none.
+
+    Raises
+    ------
+    InputError
+        The file cannot be read, a row does not fit `Backbone`, or it has the name of a row of
+        backbones.toml.
+    """
     file = os.environ.get(OWN_ROWS)
     if not file:
         return {}
@@ -64,10 +72,12 @@ def backbone_row(name: str) -> Backbone:
 def absolute_name(backbone: str) -> str:
     """Return an encoder's name with its folder, if it has one, as an absolute path.
 
-    A run stores the name, and is loaded from other folders, too.
+    A run stores this name, so that it can be loaded from any working directory.
     """
-    scheme, colon, folder = backbone.partition(":")
-    return f"{scheme}:{Path(folder).absolute()}" if scheme == "local-dir" and colon else backbone
+    if not backbone.startswith(FOLDER_PREFIX):
+        return backbone
+    folder = Path(backbone.removeprefix(FOLDER_PREFIX))
+    return f"{FOLDER_PREFIX}{folder.absolute()}"
 
 
 def config_for(backbone: str, preset_name: str = "default") -> Config:

@@ -46,9 +46,9 @@ class VisionEncoder(nn.Module):
     net
         The network that `row` describes, frozen.
     row
-        Its row of ``backbones.toml``.
+        Its row.
     tune_blocks
-        The last so many blocks up to the feature layer are tuned.
+        Number of blocks to tune: the last ones up to the feature layer.
     rank
         Rank of LoRA in the tuned blocks. With 0 there is no LoRA: all their weights are tuned.
     alpha
@@ -150,7 +150,7 @@ class VisionEncoder(nn.Module):
         return resolve_precision(self.precision, self.device)
 
     def batch_size(self, px: int) -> int:
-        """Return how many images of `px` by `px` to embed at once; measured on a card, once."""
+        """Return how many images of `px` by `px` to embed at once; on a GPU, measured once."""
         key = (self.device, px)
         if key not in self._batch_sizes:
             self._batch_sizes[key] = find_batch_size(self, px=px, device=self.device)
@@ -426,14 +426,14 @@ def build_encoder(
     seed
         Draws LoRA's initial weights, and the random weights of the control.
     device
-        Where it is put; "auto" as in `resolve_device`.
+        Where the encoder is put; "auto" as in `resolve_device`.
     precision
-        In which it computes; "auto" as in `resolve_precision`.
+        Precision in which the encoder computes; "auto" as in `resolve_precision`.
     depth
         The share of the blocks that stay; those behind are removed, and the network's last norm
         reads what is left.
     pooling
-        How the embedding is read of the tokens: "class", "mean", "class+mean", or the network's
+        How the embedding is read from the tokens: "class", "mean", "class+mean", or the network's
         "own" way.
     **tuning
         `tune_blocks`, `rank`, `alpha`, `dropout` and `as_released` of `VisionEncoder`.
@@ -441,10 +441,10 @@ def build_encoder(
     Raises
     ------
     InputError
-        The weights cannot be loaded, or the loaded network embeds a fixed image otherwise than its
-        row states. Also where a network without a row, or with a row of your own, has blocks that
-        do not follow one another, or layers on which LoRA has no effect, where it has no such depth
-        or pooling, and as `VisionEncoder` does.
+        The weights cannot be loaded, the loaded network embeds a fixed image otherwise than its row
+        states, it has no such depth or pooling, or `VisionEncoder` raises it. For a network that is
+        not in backbones.toml, also where its blocks do not follow one another, or where LoRA has no
+        effect on a layer.
     """
     place = resolve_device(device)
     row = backbone_row(name)

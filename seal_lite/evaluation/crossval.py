@@ -51,7 +51,7 @@ if TYPE_CHECKING:
 
     # Training sections, and the held-out sections by group.
     Split: TypeAlias = tuple[list[Section], dict[str, list[Section]]]
-    # Is given the number of finished folds, that of all, and the seconds of the last one.
+    # Takes the number of finished folds, that of all folds, and the seconds of the last one.
     AfterFold: TypeAlias = Callable[[int, int, float], None]
 
 log = logging.getLogger(__name__)
@@ -326,12 +326,11 @@ def crossval(  # noqa: PLR0913 (an entry point)
                 after_fold(number, len(jobs), time.perf_counter() - started)
         if cache_dir is None:
             shutil.rmtree(out / "cache", ignore_errors=True)  # gigabytes that no result needs
-        classes = None if truth is None else truth.classes
         result: dict = {
             "data": data_name,
             "backbone": config.backbone,
             "provenance": origin,
-            "classes": classes,
+            "classes": None if truth is None else truth.classes,
             "folds": results,
         }
         result |= differences(result)
@@ -406,7 +405,13 @@ def _resume_fold(
 
 
 def _read_fold(path: Path, fold: Fold, seed: int) -> list[dict]:
-    """Return the results of a fold, which are of its groups, of its genes and of this seed."""
+    """Return the stored results of a fold.
+
+    Raises
+    ------
+    InputError
+        The file is damaged, or its results are of other groups, of other genes or of another seed.
+    """
     results = read(path, list[FoldResult], remedy=FOLD_REMEDY)
     stated = [(result["test"], result["seed"]) for result in results]
     if stated != [(group, seed) for group in fold.tests]:
@@ -486,7 +491,7 @@ def run_fold(
     start = 0
     for group, test in fold.tests.items():
         stop = start + len(test)
-        group_scores = {key: r[start:stop] for key, r in scores.items()}
+        group_scores = {key: per_section[start:stop] for key, per_section in scores.items()}
         group_features = {
             name: x[: len(train)] + x[len(train) :][start:stop] for name, x in features.items()
         }

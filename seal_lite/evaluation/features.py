@@ -122,7 +122,7 @@ def _remembered(
     cache_dir: str | Path | None,
     name: str,
 ) -> list[np.ndarray]:
-    """Return a matrix (n_i, d) of each section, which `embedding.remember` keeps."""
+    """Return `compute` of each section, (n_i, d); `embedding.remember` keeps it in the cache."""
     matrices = []
     for section in sections:
 
@@ -155,14 +155,15 @@ def frozen_layers(
         The layer of the encoder's own embedding.
     layers : dict
         By layer, (n_i, d) of each section: every block up to that one, as the encoder's row reads
-        it; and, where the config reads another depth or pooling, the layers from which finetuning
-        starts, "... as tuned".
+        it. Where the config reads another depth or pooling, also the last frozen block, each block
+        to be tuned and the output, as the config reads them: "... as tuned".
     """
     frozen = build_encoder(config.backbone, device=device, precision=config.precision)
     layers = embed_every_layer(frozen, sections, cache_dir=cache_dir)
     if config.depth == 1 and config.pooling in ("own", frozen.row.embedding):
         return frozen.feature_layer, layers
-    start = encoder_for(replace(config, seed=0), device=device)  # LoRA has no effect yet
+    # LoRA has no effect yet, so all seeds share these embeddings and their cache.
+    start = encoder_for(replace(config, seed=0), device=device)
     start_layers = embed_feature_layers(start, sections, cache_dir=cache_dir, progress=progress)
     as_tuned = {f"{layer} as tuned": embeddings for layer, embeddings in start_layers.items()}
     return frozen.feature_layer, layers | as_tuned

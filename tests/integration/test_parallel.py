@@ -1,6 +1,6 @@
 """Two processes do what one process does: 2 x 64 pairs are 1 x 128.
 
-They are started by `torchrun`, as `accelerate launch` does it for cards. For CPUs that would start
+They are started by `torchrun`, as `accelerate launch` does it for GPUs. For CPUs that would start
 a single one.
 """
 
