@@ -11,7 +11,7 @@ HTML   := book/_build/html/index.html
 # For what runs side by side. numba, which decoupler uses, would set OpenMP's threads anew.
 ONE_THREAD := OMP_NUM_THREADS=1 NUMBA_NUM_THREADS=1
 CORES  ?= $(shell getconf _NPROCESSORS_ONLN)
-# A test that takes ten minutes ends its process and with it the run: it is named, and not tried again.
+# A test that takes ten minutes ends its process and the run, which names the test.
 ALONGSIDE := -n $(CORES) --dist loadfile --max-worker-restart 0
 
 PACKAGE   := $(shell find seal_lite -type f -not -path '*/__pycache__/*')
@@ -23,9 +23,11 @@ PARAMETERS := -p DATASET phantom -p BACKBONE tf_efficientnet_lite0
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help install unit test code nightly floors lint notebooks executed book record record-her2st \
-  record-phantom record-her2st_transformer record-phantom_transformer record-shifts record-mob record-figures tasks to-share trials blind pitfalls subtlety bench scale bench-gpu parity promises hero \
-  sync lock clean
+RECORDS := record-her2st record-phantom record-her2st_transformer record-phantom_transformer \
+  record-shifts record-figures
+.PHONY: help install unit test code nightly floors lint notebooks executed book record $(RECORDS) \
+  record-mob tasks to-share trials blind pitfalls subtlety bench scale bench-gpu parity promises \
+  hero sync lock clean
 say = @printf '\n== %s\n' $(1)
 
 help: ## show this list
@@ -45,7 +47,7 @@ code: $(STAMP) ## all tests of the package but the nightly ones
 	$(call say,'Testing the package')
 	$(ONE_THREAD) $(PY) -m pytest tests/unit tests/integration $(ALONGSIDE) -m "not nightly"
 
-nightly: $(STAMP) ## the long forms: kills, damaged files, a crowd, 500 cycles
+nightly: $(STAMP) ## the long tests: kills, damaged files, many processes at once, 500 cycles
 	$(ONE_THREAD) $(PY) -m pytest tests $(ALONGSIDE) -m nightly --timeout 7200
 
 # An environment of its own. setuptools: what some old releases import without saying so.
@@ -117,18 +119,16 @@ book: notebooks ## execute the notebooks, build the book, say where it is
 	  -W -n --keep-going
 	$(call say,'The book is ready: open $(HTML)')
 
-# Everything in results/ and the figures of a held-out real section, in one go. Each command resumes;
-# one whose folder in runs/record/ belongs to other code, data or settings says so and stops.
+# `record` measures most of results/ and draws the figures of a held-out real section. Each command
+# resumes. One stops with an error where its folder in runs/record/ has other data or settings.
 HER2ST ?= ../shared/her2st
 CLI    := $(VENV)/bin/seal-lite
 RUNS   := runs/record
-record: record-her2st record-phantom record-her2st_transformer record-phantom_transformer \
-  record-shifts record-figures tasks bench scale ## measure results/ again: longer than a night in one shell, needs her2st (HER2ST=DIR)
+record: $(RECORDS) tasks bench scale ## measure results/ again: longer than a night, needs her2st (HER2ST=DIR)
 
-# One thread, so that a record does not depend on the number of cores. Run two of the first three in
-# two shells: a training has little use for a second core.
-record-her2st record-phantom record-her2st_transformer record-phantom_transformer \
-  record-shifts record-mob tasks: export OMP_NUM_THREADS = 1
+# One thread, so that a results file does not depend on the number of cores. A training gains little
+# from a second core, so run two of these in two shells.
+$(filter-out record-figures,$(RECORDS)) record-mob tasks: export OMP_NUM_THREADS = 1
 record-her2st: $(STAMP)
 	$(CLI) crossval --data $(HER2ST) --sections C2,C3,C4,C5 --groups section --seeds 3 \
 	  --allow-leakage --out $(RUNS)/her2st
@@ -211,10 +211,10 @@ bench: $(STAMP) ## time what the book says is fast, beside what it is compared w
 scale: $(STAMP) ## time and memory of training, from thousands to hundreds of thousands of pairs
 	$(PY) benchmarks/scale.py
 
-bench-gpu: $(STAMP) ## time training on this machine's card, beside its own limit: 8 minutes
+bench-gpu: $(STAMP) ## time training on this machine's GPU, beside its own limit: 8 minutes
 	$(PY) benchmarks/gpu.py
 
-promises: $(STAMP) ## kill, damage and crowd the package, and count what happens: a quarter of an hour
+promises: $(STAMP) ## count what happens under kills, damaged files and many processes: a quarter of an hour
 	$(PY) tests/integration/under_load.py results/promises.json --kills 60 --mutants 30 --cycles 500
 
 hero: $(STAMP) ## draw the README's figure again: minutes on 2 cores

@@ -2,8 +2,8 @@
 
     python book/dependencies.py > book/_build/notebooks.mk
 
-A chapter is executed again only where a module that it imports, directly or through others, has
-changed. One that asks for a shared run waits for it.
+A chapter is executed again only where a module that it imports, directly or through others, or a
+data file of the package has changed. One that asks for a shared run waits for it.
 """
 
 from __future__ import annotations
@@ -16,7 +16,8 @@ import grimp
 
 ROOT = Path(__file__).parents[1]
 SHARED_RUNS = "seal_lite.tutorial.runs"
-DATA_FILES = sorted((ROOT / "seal_lite").rglob("*.t[os][mv]*"))  # tables of backbones and genes
+SUFFIXES = (".toml", ".tsv", ".md", ".html")  # of tables and templates that modules read
+DATA_FILES = sorted(f for f in (ROOT / "seal_lite").rglob("*") if f.suffix in SUFFIXES)
 
 
 def imported_modules(script: Path, graph: grimp.ImportGraph) -> set[str]:
@@ -41,12 +42,12 @@ def direct_modules(script: Path, graph: grimp.ImportGraph) -> set[str]:
 
 
 def home_of(module: str, name: str, graph: grimp.ImportGraph) -> str:
-    """Return the module in which what `from module import name` gives is defined."""
+    """Return the module that defines what `from module import name` gives."""
     if f"{module}.{name}" in graph.modules:
         return f"{module}.{name}"
     if not graph.find_children(module):
         return module
-    value = getattr(importlib.import_module(module), name)  # a package passes it on
+    value = getattr(importlib.import_module(module), name)  # a package exports it
     return getattr(value, "__module__", module)
 
 
@@ -60,15 +61,15 @@ def file_of(module: str) -> str:
 def main() -> None:
     """Print a rule for each chapter, and one for the runs that chapters share."""
     graph = grimp.build_graph("seal_lite")
-    tables = [str(file.relative_to(ROOT)) for file in DATA_FILES]
+    data_files = [str(file.relative_to(ROOT)) for file in DATA_FILES]
     for script in sorted((ROOT / "notebooks").glob("*.py")):
         files = sorted(file_of(module) for module in imported_modules(script, graph))
         chapter = f"book/notebooks/{script.stem}.ipynb"
-        print(f"{chapter}:", *files, *tables)
+        print(f"{chapter}:", *files, *data_files)
         if SHARED_RUNS in direct_modules(script, graph):
             print(f"{chapter}: | runs/chapters/.made")
     shared = {SHARED_RUNS, *graph.find_upstream_modules(SHARED_RUNS)}
-    print("runs/chapters/.made:", *sorted(file_of(module) for module in shared), *tables)
+    print("runs/chapters/.made:", *sorted(file_of(module) for module in shared), *data_files)
 
 
 if __name__ == "__main__":
