@@ -1,9 +1,9 @@
-"""What several processes run in a test: a step's gradients, a whole run, a cache and its room.
+"""What several processes run in a test: a step, a whole run, and two jobs about the prefix cache.
 
 torchrun --nproc_per_node 2 tests/integration/parallel.py PHANTOM OUT [step] [run] [room] [cache]
 
-Each job writes into a folder of its name. To start processes takes longer than most jobs do, so
-one start can do several.
+Each job writes into a folder of its name. Starting the processes takes longer than most jobs, so
+one start can do several of them.
 """
 
 import json
@@ -48,7 +48,7 @@ def write_step(sections, out: Path) -> None:
 
 
 def write_room(sections, out: Path) -> None:
-    """Write what each process stores where the first alone has room for the cache."""
+    """Write whether each process stores activations, where the cache fits the first or all."""
     from seal_lite.data.genes import GenePanel
     from seal_lite.encoders.prefix_cache import PrefixCache
     from seal_lite.model.seal import SEAL
