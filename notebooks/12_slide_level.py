@@ -25,7 +25,8 @@
 # oracle shows which of its labels can be predicted at all.
 #
 # In a trial nobody labels patches. Each patient has one label and a {term}`bag` of some thousand
-# patches. The encoder turns patches into embeddings, and the rest is standard: pool, and regress.
+# patches. The encoder turns patches into embeddings. The rest is standard: pool the embeddings of a
+# bag, and predict its label.
 
 # %% tags=["hide-cell"]
 # On Colab: install SEAL-lite, and keep the torch that Colab brings.
@@ -132,10 +133,11 @@ figure
 # %% [markdown]
 # `embed_slides` writes one H5 file for each slide, with `features` and `coords`. TRIDENT
 # {cite:p}`zhang2025pathobench` writes the same, so its files and ours can replace each other. On
-# the command line this is `seal-lite embed --run RUN --slides DIR --out DIR`. There nearly any
-# tissue is enough for a patch, as in TRIDENT; `--min-tissue 0.5` does what this chapter does, and
-# `--coords DIR` takes the patches of TRIDENT's own files. `--frozen` embeds with the run's encoder
-# before finetuning, read at the same block and in the same way, so that only the tuning differs.
+# the command line this is `seal-lite embed --run RUN --slides DIR --out DIR`. There
+# a patch with 5% tissue is kept, which selects as many patches as TRIDENT does. `--min-tissue 0.5`
+# does what this chapter does, and `--coords DIR` takes the patches of TRIDENT's own files.
+# `--frozen` embeds with the run's encoder before finetuning, read at the same block and in the same
+# way, so that only the tuning differs.
 
 # %%
 encoders = {"frozen": encoder_for(config), "tuned": model.encoder}
@@ -220,9 +222,9 @@ activity.iloc[:4].round(2)
 # ## Score
 #
 # A task is a folder in the format of Patho-Bench {cite:p}`zhang2025pathobench`. All slides of a
-# patient are one bag. Two models read it. One takes the **mean** patch and fits a logistic
-# regression, a ridge or a Cox model with a tuned penalty. The other is attention-based MIL
-# (**ABMIL**, {cite:p}`ilse2018abmil`), which learns which patches to weight. A score is the mean
+# patient are one bag. We fit two models to the bags. One takes the **mean** patch and fits a
+# logistic regression, a ridge or a Cox model with a tuned penalty. The other is attention-based MIL
+# (**ABMIL**, {cite:p}`ilse2018abmil`), which learns how to weight the patches. A score is the mean
 # over five folds. Its interval is a bootstrap over the test patients, with the same draws for all
 # features, so that differences are paired.
 
@@ -293,8 +295,8 @@ figure
 # %% [markdown]
 # The grey lines mark chance. The comparison that counts is the paired difference to the frozen
 # encoder, here read at its feature layer and not at its best layer. Its verdict follows the
-# interval: no difference where it contains 0. A score below chance makes a difference to it larger
-# than the gain over guessing.
+# interval: no difference where it contains 0. Where the frozen encoder scores below chance, the
+# difference is larger than the finetuned encoder's gain over chance.
 
 # %%
 delta = rows_of("delta")
@@ -339,7 +341,7 @@ result_box(
     "comparisons.",
     *clear,
     f"In {n_unclear} of {len(oracle)} scores even the oracle's interval includes "
-    "chance: so few patients cannot compare encoders there.",
+    "chance: with so few patients, these scores cannot compare encoders.",
     "The intervals draw test patients again for one finetuned encoder. They do "
     f"not cover another finetuning, and of {len(delta)} intervals one may "
     "exclude 0 by chance.",
@@ -369,9 +371,9 @@ result_box(
 # is the nearest of all others the patient's second one? And by the mean embedding?
 
 # %% tags=["hide-cell", "solution"]
-# Stain and scanner are the patient's, and the glass shows them without any tissue. A model that
-# reads them copies the label of the patient's other slide in training. So it would "predict" even
-# random labels.
+# Slides of one patient share stain and scanner, and the glass shows both without any tissue. A
+# model that reads them copies the label of the patient's other slide in training. So it would
+# "predict" even random labels.
 patient = np.array([path.stem.partition("_")[0] for path in slides])
 described = {"glass": []} | {kind: [] for kind in encoders}
 for path in slides:
@@ -401,7 +403,7 @@ for kind, vectors in described.items():
 
 # %% tags=["hide-cell", "solution"]
 # The mean dilutes the clone with the rest of the slide. The maximum reads a single patch, and any
-# slide may have an odd one. Exercise 3 tells how far two AUCs of so few patients differ by chance.
+# slide may have an odd one. Exercise 3 shows how far two AUCs of so few patients differ by chance.
 task = read_slide_task(COHORT / "tasks/mutation")
 mutant = task.y == task.classes.index("mutant")
 share = [bag[:, 0] for bag in read_bags(task, folders["oracle"])]

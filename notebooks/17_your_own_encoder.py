@@ -16,10 +16,10 @@
 #
 # Fifteen minutes to read, two minutes to run if the earlier chapters have run.
 #
-# A name is enough to finetune an encoder of timm. The result is a plain `torch.nn.Module` with a
-# transform, which other libraries take without this package. Exported to ONNX, or shared and loaded
-# again, it computes the same embeddings up to rounding. This chapter shows each step, with scanpy,
-# squidpy and lazyslide as the other tools.
+# A name is enough to finetune an encoder of timm, or a vision transformer of transformers. The
+# result is a plain `torch.nn.Module` with a transform, which other libraries take as they are.
+# Exported to ONNX, or shared and loaded again, it computes the same embeddings up to rounding. This
+# chapter shows each step, with scanpy, squidpy and lazyslide as the other tools.
 
 # %% tags=["hide-cell"]
 # On Colab: install SEAL-lite, and keep the torch that Colab brings.
@@ -155,10 +155,12 @@ shown.rename(columns={"um_per_px": "µm per px"}).fillna("not stated")
 # %% [markdown]
 # ## How to finetune yours
 #
-# **A model of timm or transformers** needs no preparation, whether it is one of timm's own, on the
-# Hub, or in a folder of yours with its `config.json`, as `timm.models.save_for_hf` and
-# `save_pretrained` write it. A model of transformers also states how its images are normalised, in
-# `preprocessor_config.json`:
+# **A model of timm** needs no preparation. It may be one of timm's own, on the Hub, or in a folder
+# that `timm.models.save_for_hf` has written.
+#
+# **A plain vision transformer of transformers** needs none either, on the Hub or in a folder that
+# `save_pretrained` has written. `preprocessor_config.json` must state how its images are
+# normalised; the model's image processor writes that file:
 #
 # ```sh
 # seal-lite finetune --data DIR --train S1,S2 --out runs/one \
@@ -169,19 +171,19 @@ shown.rename(columns={"um_per_px": "µm per px"}).fillna("not stated")
 #   --backbone local-dir:FOLDER
 # ```
 #
-# Finetuning needs to know three things of a network: where its blocks are, which of their layers
+# Finetuning needs to know three things about a network: where its blocks are, which of their layers
 # {term}`LoRA` can adapt, and where an embedding is read. SEAL-lite finds the blocks itself. They
 # are the siblings of one class that hold most of the weights, such as transformer blocks in a list
 # or stages called `layer1` to `layer4`. Two hooks then split the network's own forward pass. One
 # stops it before the first tuned block: these frozen blocks are computed once. The other hook feeds
-# the stored activations into the first tuned block, while the frozen blocks pass on what they get.
+# the stored activations into the first tuned block, while the frozen blocks return their input.
 # The hooks do not depend on the kind of network.
 #
-# **A row of your own** serves the other cases: a network that neither has, an embedding that timm
-# does not pool, a layer that {term}`LoRA` must leave out, or a known resolution. It states facts
+# **A row of your own** serves the other cases: a network of another package, an embedding that timm
+# does not pool, a layer that {term}`LoRA` must leave out, or another resolution. A row states facts
 # and holds no code. Write it into a file, and name that file in the environment variable
 # `SEAL_LITE_BACKBONES`; `seal-lite encoders` then lists it. The rows of this package are in
-# `seal_lite/encoders/backbones.toml`. This is that of Phikon {cite:p}`filiot2023phikon`, which
+# `seal_lite/encoders/backbones.toml`. This is the row of Phikon {cite:p}`filiot2023phikon`, which
 # comes from `transformers`:
 
 # %%
@@ -192,7 +194,7 @@ print("[phikon]" + rows.partition("[phikon]")[2].partition("\n\n")[0])
 # %% [markdown]
 # `loader` is the dotted name of any function, so it may name your own class. `lora` matches the
 # layers to adapt by their name inside a block. `um_per_px` is the resolution of the encoder's
-# training. Phikon's weights may be downloaded by anyone, but its licence is non-commercial.
+# training. Anyone may download Phikon's weights, but its licence is non-commercial.
 #
 # ## One plain module
 #
@@ -214,10 +216,9 @@ print(f"largest difference to the run's own encoder: {merge_gap:.2g}")
 print(f"the run's folder: {megabytes:.1f} MB")
 
 # %% [markdown]
-# Differences are in units of the largest value of an embedding. `module` has no adapter and no
-# hooks, and runs no layer behind the feature layer. Its count of weights includes such layers,
-# where there are any; the export leaves them out. It computes the same function in one forward
-# pass. It can be exported:
+# Differences are in units of the largest value of an embedding. `module` has no adapter, no hooks
+# and no layer that would run behind the feature layer. It computes the same function in one forward
+# pass, and can be exported:
 
 # %%
 OUT = Path("runs/elsewhere")
@@ -243,8 +244,8 @@ print(f"largest difference: {onnx_gap:.2g}")
 
 # %% [markdown]
 # TRIDENT takes module, transform and precision as they are. HEST-bench shows patches of 112 µm,
-# which the transform must know. It keeps 256 principal components, more than a small network has
-# dimensions:
+# which the transform must know. By default it keeps 256 principal components, more than a small
+# network has dimensions:
 #
 # ```python
 # from hest.bench import benchmark
@@ -255,9 +256,9 @@ print(f"largest difference: {onnx_gap:.2g}")
 # CustomInferenceEncoder("seal", module, transform, precision)
 # ```
 #
-# No tool passes the physical size of a patch on. The transform resamples any patch to the same
-# number of pixels. So cut patches of the size that the encoder was trained on, or state their size
-# with `patch_um`:
+# These tools do not pass the physical size of a patch on. The transform resamples any patch to the
+# same number of pixels. So cut patches of the size that the encoder was trained on, or state their
+# size with `patch_um`:
 
 # %%
 print(f"{config.patch_um:g} µm, resampled to {config.patch_px} px a side")
@@ -400,7 +401,7 @@ figure
 #
 # ### By name
 #
-# An adapter makes a run one of the models that a tool knows by name. It brings module and
+# An integration makes a run one of the models that a tool knows by name. It brings module and
 # transform, so that you pass only the run's folder or `hf-hub:OWNER/NAME`:
 #
 # ```python
@@ -412,7 +413,7 @@ figure
 # encoder_factory("seal")  # of trident.patch_encoder_models
 # ```
 #
-# slide2vec finds the adapter itself. It knows the runs that the environment variable
+# slide2vec finds the integration itself. It knows the runs that the environment variable
 # `SEAL_LITE_RUNS=runs/c5:hf-hub:OWNER/NAME` lists as `seal:c5` and `seal:NAME`, with their scale.
 #
 # ## Share it on the Hub and load it again
@@ -423,10 +424,11 @@ figure
 #
 # uploads a run (log in once by `hf auth login`), privately unless you add `--public`.
 # `load_encoder("hf-hub:OWNER/NAME")` loads it anywhere. The upload holds settings, panel, adapter,
-# heads and the SHA-256 of the weights that it was finetuned from. It does not hold those weights,
-# so their licence is kept. (With `lora_rank=0` it holds the tuned blocks.) A run of an encoder in a
-# folder of yours is not uploaded, because nobody else could load it. Here we copy these files to
-# another folder, with the filter of the upload, and load the encoder from there.
+# heads and the SHA-256 of the weights that it was finetuned from. It does not pass those weights
+# on. (With `lora_rank=0` it holds the tuned blocks, so check that the licence allows it.) For a run
+# of an encoder in a local folder, `share` raises an error, because nobody else could load it. Here
+# we copy the files to another folder, with the filter of the upload, and load the encoder from
+# there.
 
 # %%
 shared = OUT / "shared"
@@ -480,10 +482,10 @@ result_box(
 # %% [markdown]
 # ## What to remember
 #
-# - SEAL-lite finds an encoder's blocks and splits its own forward pass, so a new encoder is a name
-#   or a row of facts.
-# - For other tools an encoder is a module and a transform. Pass the physical size of a patch on
-#   with them.
+# - SEAL-lite finds an encoder's blocks and splits its own forward pass. So a new encoder needs only
+#   a name, or a row that states facts about it.
+# - For other tools an encoder is a module and a transform. State the physical size of a patch with
+#   them.
 # - A shared run is small, and names by hash the weights that it was finetuned from. Their licence
 #   holds for it.
 #
