@@ -59,13 +59,17 @@ def check_cut(encoder: VisionEncoder) -> None:
 
 
 def check_gradients(encoder: VisionEncoder) -> None:
-    """Raise an `InputError` where LoRA has no effect on a layer that it adapts."""
-    if not encoder.adapted:
+    """Raise an `InputError` where LoRA has no effect on a layer that it adapts.
+
+    What is built in inference mode cannot be trained, and is not checked.
+    """
+    if not encoder.adapted or torch.is_inference_mode_enabled():
         return
     row = encoder.row
     with torch.no_grad():
         hidden = encoder.prefix(torch.zeros(1, 3, row.px, row.px))  # (1, ...)
-    encoder.tail(hidden).sum().backward()
+    with torch.enable_grad():
+        encoder.tail(hidden).sum().backward()
     check_adapted(encoder)
     encoder.zero_grad(set_to_none=True)
 

@@ -115,9 +115,9 @@ def core() -> dict[str, SpecifierSet]:
 
 
 def extras() -> dict[str, SpecifierSet]:
-    """What `seal_lite[data,slides,dinov2,openslide]` brings beside."""
+    """What `seal_lite[data,slides,dinov2,encoders,openslide]` brings beside."""
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
-    names = ("data", "slides", "dinov2", "openslide")
+    names = ("data", "slides", "dinov2", "encoders", "openslide")
     return parse([p for name in names for p in project["optional-dependencies"][name]])
 
 

@@ -105,6 +105,14 @@ def save_timm(folder, **options):
     return f"local-dir:{folder}"
 
 
+@pytest.mark.parametrize("mode", [torch.no_grad, torch.inference_mode])
+def test_an_encoder_is_built_where_gradients_are_off(tmp_path, mode):
+    """The check that LoRA has an effect needs gradients."""
+    name = save_timm(tmp_path)
+    with mode():
+        assert encoders.build_encoder(name, tune_blocks=1).adapted
+
+
 def test_a_size_is_free_where_timm_says_so(tmp_path):
     name = save_timm(tmp_path, dynamic_img_size=True)
     row = encoders.backbone_row(name)

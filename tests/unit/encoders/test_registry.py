@@ -555,7 +555,7 @@ def import_error():
         (gated_error, "accept its terms at https://.*hf auth login"),
         (absent_error, "check the name, or `hf auth login`"),
         (offline_error, "go online"),
-        (shape_error, "cannot be built .size mismatch for norm"),
+        (shape_error, "cannot be built .RuntimeError: size mismatch for norm and more lines"),
         (import_error, "conch.x is not installed; pip install"),
     ],
 )
