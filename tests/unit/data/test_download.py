@@ -345,7 +345,9 @@ def test_a_hest_file_that_stays_wrong_is_an_error(hub, tmp_path):
         download.fetch_hest(tmp_path, names=["NCBI2"])
 
 
-@pytest.mark.parametrize("names, message", [(None, "name some"), (["TENX7"], "no sample TENX7")])
+@pytest.mark.parametrize(
+    "names, message", [(None, "name some"), (iter(()), "name some"), (["TENX7"], "no sample TENX7")]
+)
 def test_hest_needs_ids_that_exist(hub, tmp_path, names, message):
     with pytest.raises(InputError, match=message):
         download.fetch_hest(tmp_path, names=names)
