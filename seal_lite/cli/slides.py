@@ -111,11 +111,19 @@ def slide_bench(
 
 
 def split_features(texts: list[str]) -> dict[str, Path]:
-    """Return {name: folder} of NAME=FOLDER texts; any other text is an `InputError`."""
+    """Return {name: folder} of NAME=FOLDER texts.
+
+    Raises
+    ------
+    InputError
+        A text is no NAME=FOLDER, or two have one name.
+    """
     folders = {}
     for text in texts:
         name, _, folder = text.partition("=")
         if not (name and folder):
             raise InputError(f"--features {text}: give NAME=FOLDER")
+        if name in folders:
+            raise InputError(f"--features {text}: there is a {name}; give it another name")
         folders[name] = Path(folder)
     return folders

@@ -66,7 +66,7 @@ def backbone_row(name: str) -> Backbone:
     """
     if name in BACKBONES:
         return BACKBONES[name]
-    return described_row(name)
+    return described_row(absolute_name(name))
 
 
 def absolute_name(backbone: str) -> str:

@@ -88,6 +88,8 @@ def test_features_are_given_as_name_and_folder():
     for text in ("features", "=features", "frozen="):
         with pytest.raises(InputError, match=f"--features {text}: give NAME=FOLDER"):
             slides.split_features([text])
+    with pytest.raises(InputError, match="--features tuned=b: there is a tuned; give it another"):
+        slides.split_features(["tuned=a", "tuned=b"])
 
 
 def test_a_test_section_that_was_seen_is_refused():

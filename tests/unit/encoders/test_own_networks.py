@@ -224,9 +224,18 @@ def test_the_name_on_the_hub_has_no_revision():
     assert row.hub_name == "owner/name"
 
 
-def test_an_absent_folder_is_named():
-    with pytest.raises(InputError, match="backbone local-dir:none: none: no such folder; give"):
+def test_an_absent_folder_is_named(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(InputError, match=f"{tmp_path}/none: no such folder; give the encoder's"):
         encoders.backbone_row("local-dir:none")
+
+
+def test_a_relative_folder_is_another_one_elsewhere(tmp_path, monkeypatch):
+    """Rows are kept by name."""
+    for place, reads_any_size in (("a", False), ("b", True)):
+        save_timm(tmp_path / place / "network", dynamic_img_size=reads_any_size)
+        monkeypatch.chdir(tmp_path / place)
+        assert encoders.backbone_row("local-dir:network").fixed == (not reads_any_size)
 
 
 def test_a_folder_is_stored_as_an_absolute_path(tmp_path, monkeypatch):
