@@ -78,7 +78,10 @@ book/_build/notebooks.mk: book/dependencies.py $(SOURCES) $(PACKAGE) $(STAMP)
 
 ifdef CHAPTERS
 include book/_build/notebooks.mk
-executed: $(EXECUTED) book/extra/explorer/data.js
+# The shared runs are begun first. The longest chapters that wait for them come next, once the others
+# have begun: the last of all would keep a single core busy.
+LONGEST := $(patsubst %,book/notebooks/%.ipynb,12_slide_level 10_retrieval 11_hest_bench)
+executed: runs/chapters/.made $(filter-out $(LONGEST),$(EXECUTED)) $(LONGEST) book/extra/explorer/data.js
 $(EXECUTED) runs/chapters/.made: | data/phantom/phantom.json
 endif
 
