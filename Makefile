@@ -39,7 +39,7 @@ unit: $(STAMP) ## after each edit: the unit tests, in two minutes on two cores
 # The check of types and the build of the book have one thread each: something runs beside them.
 test: $(STAMP) ## lint, execute the notebooks, build the book, run all tests but the nightly ones
 	@$(MAKE) --no-print-directory --jobs 2 --output-sync lint notebooks
-	@$(MAKE) --no-print-directory --jobs 2 --output-sync book code
+	@$(MAKE) --no-print-directory --jobs 2 book code
 	$(call say,'Testing the book')
 	$(ONE_THREAD) $(PY) -m pytest tests/book $(ALONGSIDE) --dist worksteal -m "not nightly"
 
