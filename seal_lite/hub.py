@@ -20,10 +20,10 @@ from seal_lite.data.images import AnyImage, resized, to_rgb
 from seal_lite.encoders.devices import resolve_precision
 from seal_lite.encoders.embedding import embed_patches
 from seal_lite.encoders.networks.row import Backbone
-from seal_lite.encoders.registry import backbone_row
+from seal_lite.encoders.registry import BACKBONES, PACKAGED, backbone_row
 from seal_lite.encoders.views import as_images
 from seal_lite.encoders.vision import VisionEncoder
-from seal_lite.errors import reading
+from seal_lite.errors import InputError, reading
 from seal_lite.model.seal import SEAL
 from seal_lite.model.storage import SHARED_FILES, check_source
 from seal_lite.schema import Count, Number, read
@@ -219,7 +219,7 @@ def model_card(run: str | Path, *, scores: str | Path | None = None) -> ModelCar
         license="other",
         license_name=row.licence,
         license_link=row.card or None,
-        tags=["pathology", "spatial transcriptomics", "lora"],
+        tags=["pathology", "spatial transcriptomics", *(["lora"] if settings.lora_rank else [])],
     )
     template = importlib.resources.files(__package__).joinpath("card.md").read_text()
     return ModelCard.from_template(
@@ -268,6 +268,10 @@ def prepare_upload(run: str | Path, *, scores: str | Path | None = None) -> list
 def _card_of_loadable(run: str | Path, scores: str | Path | None) -> ModelCard:
     """Check that others can load a run, then return its card."""
     check_source(run, run)
+    backbone = Config.from_json(Path(run) / "config.json").backbone
+    if backbone in BACKBONES and backbone not in PACKAGED:
+        fault = f"its encoder {backbone} is a row of your own, which others do not have"
+        raise InputError(f"{run}: {fault}; finetune hf-hub:OWNER/NAME, or add the row to SEAL-lite")
     SEAL.from_pretrained(run, device="cpu")
     return model_card(run, scores=scores)
 

@@ -46,15 +46,20 @@ for command in COMMANDS:
 # click's UsageError. Some versions of typer have their own copy of click, which is private.
 UsageError: Any = typer.BadParameter.__base__
 INTERRUPTED = 130  # the exit code of Ctrl-C
+RESUMING = ("fetch", "study", "finetune", "crossval", "embed")
+
+
+def is_first_process() -> bool:
+    """Return whether this is the only process, or the first of several."""
+    return os.environ.get("RANK", "0") == "0"
 
 
 def main() -> None:
     """Run the command line. Of several processes only the first prints."""
-    is_first_process = os.environ.get("RANK", "0") == "0"
-    level = logging.INFO if is_first_process else logging.WARNING
+    level = logging.INFO if is_first_process() else logging.WARNING
     start_logging(sys.stderr, level=level)
     logging.getLogger("httpx").setLevel(logging.WARNING)
-    if is_first_process:
+    if is_first_process():
         sys.exit(run_command(sys.argv[1:]))
     with open(os.devnull, "w") as nowhere, contextlib.redirect_stdout(nowhere):
         sys.exit(run_command(sys.argv[1:]))
@@ -68,8 +73,10 @@ def run_command(arguments: list[str]) -> int:
     """
     try:
         exit_code = app(arguments or ["--help"], standalone_mode=False)
-        if exit_code == INTERRUPTED:
-            typer.secho("seal-lite: interrupted; the same command resumes from there", err=True)
+        if exit_code == INTERRUPTED and is_first_process():
+            resumes = bool(arguments) and arguments[0] in RESUMING
+            remedy = "; the same command resumes from there" if resumes else ""
+            typer.secho(f"seal-lite: interrupted{remedy}", err=True)
         return exit_code or 0
     except InputError as error:
         message = str(error)

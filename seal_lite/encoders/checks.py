@@ -13,6 +13,8 @@ from seal_lite.errors import InputError, reading
 if TYPE_CHECKING:
     from seal_lite.encoders.vision import VisionEncoder
 
+CUT_STEPS = 2  # steps by which the second size is larger at which a cut is checked
+
 
 def fingerprint(encoder: VisionEncoder) -> str:
     """Return a short checksum of the embedding of a fixed image.
@@ -50,12 +52,32 @@ def check_fingerprint(encoder: VisionEncoder) -> None:
 
 
 def check_cut(encoder: VisionEncoder) -> None:
-    """Raise an `InputError` where the network cannot be cut at its first tuned block."""
+    """Check that a network can be cut at its first tuned block, at all sizes that it reads.
+
+    Raises
+    ------
+    InputError
+        Prefix and tail fail, differ from the network's own forward pass, or give what is not
+        finite; or the embedding is not as wide as the row states.
+    """
     row = encoder.row
     fault = f"its stages {encoder.prefix_stages} do not follow one another"
     remedy = "use another, or name its blocks in a row of your own (SEAL_LITE_BACKBONES)"
-    with reading(f"backbone {row.name}", fault=fault, remedy=remedy), torch.inference_mode():
-        encoder(torch.zeros(1, 3, row.px, row.px))
+    sizes = [row.px] if row.fixed else [row.px, row.px + CUT_STEPS * row.px_step]
+    for px in sizes:
+        image = torch.rand(1, 3, px, px, generator=torch.Generator().manual_seed(0))
+        with reading(f"backbone {row.name}", fault=fault, remedy=remedy), torch.inference_mode():
+            embedding = encoder(image)
+            expected = encoder.every_layer(image)[encoder.feature_layer]
+        if embedding.shape[1] != row.dim:
+            wrong = f"its embedding has {embedding.shape[1]} dimensions, not {row.dim}"
+        elif not embedding.isfinite().all():
+            wrong = "its embedding is not finite"
+        elif not torch.allclose(embedding, expected, rtol=1e-3, atol=1e-3):
+            wrong = f"cut at its first tuned block it gives another embedding at {px} px"
+        else:
+            continue
+        raise InputError(f"backbone {row.name}: {wrong}; {remedy}")
 
 
 def check_gradients(encoder: VisionEncoder) -> None:

@@ -164,7 +164,8 @@ def digest_of(encoder: VisionEncoder) -> str:
     tensors = {**encoder.state_dict(), "mean": encoder.mean, "std": encoder.std}
     stages = [*encoder.prefix_stages, *encoder.tail_stages]
     reading = (row.call, row.call_args, row.embedding, row.prefix_tokens)
-    return hash_tensors(tensors, salt=repr((stages, reading, encoder.working_dtype)))
+    salt = repr((stages, reading, encoder.working_dtype)) + row.content
+    return hash_tensors(tensors, salt=salt)
 
 
 def remember(

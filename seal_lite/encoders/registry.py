@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.resources
 import os
+import re
 import tomllib
 from dataclasses import replace
 from pathlib import Path
@@ -12,6 +13,7 @@ from seal_lite.config import SMALL_PX, Config, preset
 from seal_lite.encoders.networks.described import described_row
 from seal_lite.encoders.networks.row import TIMM_LOADER, Backbone
 from seal_lite.errors import InputError, reading
+from seal_lite.schema import check
 
 OWN_ROWS = "SEAL_LITE_BACKBONES"  # the environment variable that names a file of your own rows
 FOLDER_PREFIX = "local-dir:"  # of the name of a network in a folder, as in timm
@@ -34,8 +36,15 @@ def _read_own_rows() -> dict[str, Backbone]:
     file = os.environ.get(OWN_ROWS)
     if not file:
         return {}
-    with reading(file, remedy=f"give each row of {OWN_ROWS} the keys of `Backbone`"):
-        rows = _read_rows(Path(file).read_text())
+    remedy = f"give each row of {OWN_ROWS} the keys of `Backbone`"
+    with reading(file, remedy=remedy):
+        table = tomllib.loads(Path(file).read_text())
+        rows = {}
+        for name, row in table.items():
+            rows[name] = check(
+                {**row, "name": name}, Backbone, path=file, field=name, remedy=remedy
+            )
+            re.compile(rows[name].lora)
     taken = sorted(rows.keys() & PACKAGED.keys())
     if taken:
         raise InputError(f"{file}: there is an encoder {taken[0]}; give the row another name")
@@ -77,7 +86,7 @@ def absolute_name(backbone: str) -> str:
     if not backbone.startswith(FOLDER_PREFIX):
         return backbone
     folder = Path(backbone.removeprefix(FOLDER_PREFIX))
-    return f"{FOLDER_PREFIX}{folder.absolute()}"
+    return f"{FOLDER_PREFIX}{folder.resolve()}"
 
 
 def config_for(backbone: str, preset_name: str = "default") -> Config:

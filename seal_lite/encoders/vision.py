@@ -8,6 +8,7 @@ it there. So any network whose blocks follow one another can be cut without code
 from __future__ import annotations
 
 import hashlib
+import math
 import re
 from collections.abc import Mapping
 from contextlib import AbstractContextManager, ExitStack, nullcontext, suppress
@@ -346,7 +347,8 @@ class VisionEncoder(nn.Module):
         if not self.tail_stages:
             return outputs
         tuned = self._tuned_blocks()
-        blank = torch.zeros(1, 3, self.row.px, self.row.px, device=hidden.device)
+        px = self._edge_of(hidden)
+        blank = torch.zeros(1, 3, px, px, device=hidden.device)
         with ExitStack() as stack:
             for name in self.prefix_stages:
                 block = self._stage(name)
@@ -360,6 +362,16 @@ class VisionEncoder(nn.Module):
             with suppress(blocks.Stopped):
                 outputs[OUTPUT] = self._run_network(blank)
         return outputs
+
+    def _edge_of(self, hidden: torch.Tensor) -> int:
+        """Return the edge in px of the images of which these are the activations (b, ...).
+
+        A network computes the positions that it hands to every block from the image.
+        """
+        if self.row.fixed or hidden.ndim != 3:
+            return self.row.px
+        edge = math.isqrt(hidden.shape[1] - self.row.prefix_tokens)  # in patches
+        return edge * self.row.px_step if self.row.px_step > 1 else self.row.px
 
     def _tuned_blocks(self) -> list[str]:
         """List the names of the tuned blocks, in order."""
@@ -456,6 +468,7 @@ def build_encoder(
         names = blocks.find_blocks(net, inside=row.blocks)
         left = blocks.remove_last_blocks(net, names, depth=depth)
         row = replace(row, feature_layer=left[-1] if row.feature_layer else "")
+        row = replace(row, dim=_measure_width(net, row))
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)  # LoRA's A matrices
         encoder = VisionEncoder(net, row, **tuning).eval()
@@ -464,6 +477,14 @@ def build_encoder(
         check_gradients(encoder)
     encoder.precision = precision
     return encoder.to(place)
+
+
+def _measure_width(net: nn.Module, row: Backbone) -> int:
+    """Return the width of the embedding; the stages of a convolutional network differ in it."""
+    if row.recipe == "transformer":
+        return row.dim
+    with torch.inference_mode():
+        return VisionEncoder(net, row)(torch.zeros(1, 3, row.px, row.px)).shape[1]
 
 
 def encoder_for(

@@ -327,6 +327,25 @@ def test_the_card_of_blocks_tuned_as_a_whole_asks_to_check_the_licence(hub, trai
     (tmp_path / "provenance.json").write_text((run / "provenance.json").read_text())
     card = hub.model_card(tmp_path).text
     assert "as a whole, without LoRA" in card and "check that the licence allows it" in card
+    assert "lora" not in hub.model_card(tmp_path).data.tags
+
+
+def test_the_card_of_a_convolutional_network_says_what_is_read(hub, trained):
+    text = hub.model_card(trained[0]).text
+    assert "The embedding is the mean of the feature map of blocks." in text
+    assert "token" not in text.partition("```python")[0]
+
+
+def test_a_run_of_your_own_row_is_not_shared(hub, trained, tmp_path, monkeypatch):
+    from dataclasses import replace
+
+    from seal_lite.encoders import BACKBONES
+
+    monkeypatch.setitem(BACKBONES, "mine", replace(BACKBONES["test_vit"], name="mine"))
+    settings = json.loads((trained[0] / "config.json").read_text())
+    (tmp_path / "config.json").write_text(json.dumps({**settings, "backbone": "mine"}))
+    with pytest.raises(InputError, match="mine is a row of your own, which others do not have"):
+        hub.prepare_upload(tmp_path)
 
 
 def test_a_run_of_a_local_folder_is_not_shared(hub, trained, tmp_path):

@@ -6,12 +6,14 @@ Face's `transformers`, which is built without weights.
 
 from __future__ import annotations
 
+import copy
 import functools
+import hashlib
 import inspect
 import re
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Annotated, Any, TypedDict
+from typing import Any, TypedDict
 
 import torch
 from huggingface_hub import hf_hub_download
@@ -20,22 +22,37 @@ from torch import nn
 
 from seal_lite.encoders.blocks import find_blocks
 from seal_lite.encoders.networks.loading import LOADING_ERRORS, loading_errors
-from seal_lite.encoders.networks.row import TIMM_ARGS, TIMM_LOADER, TRANSFORMERS_LOADER, Backbone
-from seal_lite.errors import InputError
-from seal_lite.schema import Number, read
+from seal_lite.encoders.networks.row import (
+    TIMM_ARGS,
+    TIMM_LOADER,
+    TRANSFORMERS_LOADER,
+    Backbone,
+    Colour,
+    Deviation,
+)
+from seal_lite.errors import InputError, reading
+from seal_lite.schema import read
 
 PATHOLOGY_UM_PER_PX = 0.5  # 20 x, at which most encoders of pathology were trained
 FROM_ELSEWHERE = re.compile(r"(hf[-_]hub|local-dir):(.+)")
 CONFIGURATION = "config.json"
 NORMALISATION = "preprocessor_config.json"
-Deviation = Annotated[float, Number(above=0)]
+TOWERS = ("vision_config", "text_config")  # of a configuration of two networks
+WEIGHTS = ("*.json", "*.safetensors", "*.bin", "*.pt", "*.pth")  # the files of a folder
+BYTES = 1 << 20  # that are hashed at once
 
 
-class Normalisation(TypedDict):
-    """What of transformers' preprocessor_config.json a row states, for images in [0, 1]."""
-
-    image_mean: tuple[float, float, float]
+class _Normalisation(TypedDict):
+    image_mean: Colour
     image_std: tuple[Deviation, Deviation, Deviation]
+
+
+class Normalisation(_Normalisation, total=False):
+    """What transformers' preprocessor_config.json states of the values of pixels."""
+
+    do_normalize: bool
+    do_rescale: bool
+    rescale_factor: float
 
 
 @dataclass(frozen=True)
@@ -87,6 +104,19 @@ class Place:
             The hub does not give the file.
         """
         return read(self._find(file), kind, remedy="save the network again")
+
+    def digest(self) -> str:
+        """Return the SHA-256 of a folder's files, 64 hex digits; "" of a repository of the hub."""
+        if not self.is_folder:
+            return ""
+        digest = hashlib.sha256()
+        files = {path for pattern in WEIGHTS for path in Path(self.source).glob(pattern)}
+        for path in sorted(files):
+            digest.update(path.name.encode())
+            with reading(path), path.open("rb") as file:
+                while block := file.read(BYTES):
+                    digest.update(block)
+        return digest.hexdigest()
 
     def _find(self, file: str) -> Path:
         """Return the path of one of its files, which the hub is asked for; raises as `read`."""
@@ -170,6 +200,7 @@ def _row_of_timm(name: str, place: Place | None) -> Backbone:
         mean=tuple(config["mean"]),
         std=tuple(config["std"]),
         licence=config.get("license") or "unknown",
+        content=place.digest() if place else "",
     )
 
 
@@ -189,9 +220,8 @@ def _row_of_transformers(name: str, place: Place) -> Backbone:
         import transformers
 
         config = transformers.AutoConfig.from_pretrained(place.source, **row.args)
-        with torch.device("meta"):
-            whole: Any = transformers.AutoModel.from_config(config)
-        normalisation: Normalisation = place.read(NORMALISATION, Normalisation)
+        whole: Any = _build_shallow(config)
+        mean, std = _read_normalisation(place)
     is_pair = hasattr(whole, "vision_model")  # of an image tower and a text tower, as CLIP's
     net = whole.vision_model if is_pair else whole
     shape = _see_shape(net, name)
@@ -207,14 +237,49 @@ def _row_of_transformers(name: str, place: Place) -> Backbone:
         prefix_tokens=shape.prefix_tokens,
         embedding="class" if shape.prefix_tokens else "mean",
         tuple_blocks=shape.blocks_return_tuples,
-        mean=normalisation["image_mean"],
-        std=normalisation["image_std"],
+        mean=mean,
+        std=std,
+        content=place.digest(),
     )
+
+
+def _read_normalisation(place: Place) -> tuple[Colour, Colour]:
+    """Return the mean and deviation of images in [0, 1] that transformers subtracts and divides by.
+
+    Raises
+    ------
+    InputError
+        The file is absent or damaged, or scales images in another way than by 1 / 255.
+    """
+    stated: Normalisation = place.read(NORMALISATION, Normalisation)
+    is_scaled = stated.get("do_rescale", True)
+    factor = stated.get("rescale_factor", 1 / 255)
+    if not is_scaled or abs(255 * factor - 1) > 1e-3:
+        fault = f"{place.source}: {NORMALISATION} does not scale pixels by 1 / 255"
+        raise InputError(f"{fault}; give it a row (SEAL_LITE_BACKBONES)")
+    if not stated.get("do_normalize", True):
+        return (0.0, 0.0, 0.0), (1.0, 1.0, 1.0)
+    return stated["image_mean"], stated["image_std"]
+
+
+def _build_shallow(config: Any) -> nn.Module:
+    """Build a network of transformers with random weights and two blocks, to see its shape.
+
+    It has data: on the meta device, transformers would keep tables without data for the process.
+    """
+    import transformers
+
+    shallow = copy.deepcopy(config)
+    for part in (shallow, *(getattr(shallow, name, None) for name in TOWERS)):
+        if hasattr(part, "num_hidden_layers"):
+            part.num_hidden_layers = min(2, part.num_hidden_layers)
+    with torch.random.fork_rng(devices=[]):
+        return transformers.AutoModel.from_config(shallow).eval()
 
 
 @dataclass(frozen=True)
 class _Shape:
-    """What a forward pass without data shows of a vision transformer."""
+    """What a forward pass shows of a vision transformer."""
 
     width: int  # of a token
     px: int  # edge of an image
@@ -225,12 +290,12 @@ class _Shape:
 
 
 def _see_shape(net: nn.Module, name: str) -> _Shape:
-    """Return what a forward pass without data shows of a network.
+    """Return what a forward pass shows of a network.
 
     Raises
     ------
     InputError
-        Its tokens are no grid of patches, or it has no blocks.
+        Its tokens are no grid of patches behind a class token and registers, or it has no blocks.
     """
     config: Any = net.config
     px = _edge(getattr(config, "image_size", 0))
@@ -243,7 +308,10 @@ def _see_shape(net: nn.Module, name: str) -> _Shape:
         first_block = net.get_submodule(names[0])
         with first_block.register_forward_hook(lambda *args: returned.append(args[-1])):
             tokens = _token_shape(net, px)
-    if tokens is None or tokens[1] < n_patches or not returned:
+    n_registers = getattr(config, "num_register_tokens", 0)
+    n_class = 2 if config.model_type == "deit" else 1  # DeiT has one for its teacher
+    known = (n_patches, n_patches + n_class + n_registers)
+    if tokens is None or tokens[1] not in known or not returned:
         raise InputError(
             f"backbone {name}: is no plain vision transformer; give it a row (SEAL_LITE_BACKBONES)"
         )
@@ -264,10 +332,10 @@ def _edge(size: int | list[int] | tuple[int, ...]) -> int:
 
 
 def _token_shape(net: nn.Module, px: int) -> torch.Size | None:
-    """Return (1, tokens, width) of an image without data; None of a network without tokens."""
+    """Return (1, tokens, width) of a black image; None of a network without tokens."""
     try:
-        with torch.device("meta"), torch.inference_mode():
-            output = net(torch.empty(1, 3, px, px)).last_hidden_state
+        with torch.inference_mode():
+            output = net(torch.zeros(1, 3, px, px)).last_hidden_state
     except LOADING_ERRORS:
         return None
     return output.shape if output.ndim == 3 else None

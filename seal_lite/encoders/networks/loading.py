@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 from huggingface_hub.errors import GatedRepoError, RepositoryNotFoundError
+from safetensors import SafetensorError
 from torch import nn
 
 from seal_lite.encoders.networks.row import TIMM_ARGS, TRANSFORMERS_LOADER, Backbone
@@ -27,6 +28,7 @@ LOADING_ERRORS = (
     KeyError,
     TypeError,
     AttributeError,
+    SafetensorError,
 )
 SOURCE_ARGS = ("revision", "code_revision")  # arguments of transformers that name a version
 
@@ -88,12 +90,30 @@ def _call_loader(row: Backbone) -> nn.Module:
     load = _find_function(row.loader)
     options = _resolved(row.args)
     if row.loader == TRANSFORMERS_LOADER:
-        net, report = load(row.source, output_loading_info=True, **options)
+        with _silent_transformers():
+            net, report = load(row.source, output_loading_info=True, **options)
         _check_complete(report["missing_keys"], row)
         return _image_tower(net, row)
     loaded = load(row.source, **options) if row.source else load(**options)
     net = loaded[0] if isinstance(loaded, tuple) else loaded  # some return a transform, too
     return _image_tower(net, row)
+
+
+@contextlib.contextmanager
+def _silent_transformers() -> Iterator[None]:
+    """Keep transformers from reporting weights that were not asked for, and from drawing bars."""
+    from transformers.utils import logging
+
+    level = logging.get_verbosity()
+    draws_bars = logging.is_progress_bar_enabled()
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(level)
+        if draws_bars:
+            logging.enable_progress_bar()
 
 
 def _image_tower(net: nn.Module, row: Backbone) -> nn.Module:
@@ -190,7 +210,8 @@ def _explain(error: Exception, row: Backbone) -> str:
             f"its weights cannot be fetched ({type(error).__name__}); go online, or use the "
             "offline default tf_efficientnet_lite0"
         )
-    remedy = "save it again" if is_folder else "see `seal-lite encoders` and timm.list_models()"
+    remedy = "see `seal-lite encoders` and timm.list_models(), or name its row's file in "
+    remedy = "save it again" if is_folder else f"{remedy}SEAL_LITE_BACKBONES"
     return f"cannot be built ({summary(error)}); {remedy}"
 
 

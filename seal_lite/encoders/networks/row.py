@@ -4,16 +4,21 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Annotated, Any, Literal, cast
 
 from seal_lite.config import Config
 from seal_lite.errors import InputError
+from seal_lite.schema import Number
 
 HALF = (0.5, 0.5, 0.5)
 ON_HUB = re.compile(r"(?:hf[-_]hub:|https://huggingface\.co/)([^/]+/[^/@]+)(?:@.+)?$")
 TIMM_LOADER = "timm.create_model"
 TIMM_ARGS = {"pretrained": True, "num_classes": 0}
 TRANSFORMERS_LOADER = "transformers.AutoModel.from_pretrained"
+Colour = tuple[float, float, float]  # by channel, of images in [0, 1]
+Deviation = Annotated[float, Number(above=0)]
+Width = Annotated[int, Number(at_least=1)]
+Embedding = Literal["class", "mean", "class+mean", "output"]
 
 
 @dataclass(frozen=True)
@@ -86,12 +91,14 @@ class Backbone:
     licence, gated, card, extra
         Licence of the weights, whether the hub asks to accept its terms, the page that states
         them, and what must be installed beside this package.
+    content
+        SHA-256 of the files of a local folder, so that another network in it is another row.
     """
 
     name: str
     loader: str
     source: str
-    dim: int
+    dim: Width
     args: dict[str, Any] = field(default_factory=dict)
     arch: str = ""
     arch_args: dict[str, Any] = field(default_factory=dict)
@@ -101,14 +108,14 @@ class Backbone:
     fill_args: dict[str, Any] = field(default_factory=dict)
     call: str = "forward"
     call_args: dict[str, Any] = field(default_factory=dict)
-    embedding: str = "output"
-    prefix_tokens: int = 1
-    px: int = 224
+    embedding: Embedding = "output"
+    prefix_tokens: Annotated[int, Number(at_least=0)] = 1
+    px: Width = 224
     fixed: bool = True
-    px_step: int = 1
-    um_per_px: float | None = None
-    mean: tuple[float, ...] = HALF
-    std: tuple[float, ...] = HALF
+    px_step: Width = 1
+    um_per_px: Annotated[float, Number(above=0)] | None = None
+    mean: Colour = HALF
+    std: tuple[Deviation, Deviation, Deviation] = HALF
     feature_layer: str = ""
     blocks: str = ""
     tuple_blocks: bool = False
@@ -116,12 +123,13 @@ class Backbone:
     whole: str = ""
     lora_per_block: int = 0
     released: dict[str, Any] = field(default_factory=dict)
-    recipe: str = "transformer"
+    recipe: Literal["transformer", "convolution"] = "transformer"
     fingerprint: str | None = None
     licence: str = "unknown"
     gated: bool = False
     extra: str = ""
     card: str = ""
+    content: str = ""
 
     def check_px(self, px: int) -> None:
         """Raise an `InputError` where the network reads no images of `px` pixels."""
@@ -195,4 +203,4 @@ class Backbone:
             raise InputError(f"pooling={pooling}: {self.name} has no class token; set pooling=mean")
         width = self.dim // 2 if self.embedding == "class+mean" else self.dim
         dim = 2 * width if pooling == "class+mean" else width
-        return replace(row, embedding=pooling, dim=dim)
+        return replace(row, embedding=cast("Embedding", pooling), dim=dim)

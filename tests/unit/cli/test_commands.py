@@ -215,14 +215,29 @@ def test_what_no_section_can_mend_is_an_error_before_any_is_read(
     assert code == 2 and message in error
 
 
-def test_an_interrupted_command_says_that_it_goes_on(cli, tmp_path, monkeypatch):
+@pytest.mark.parametrize(
+    "command, process, expected",
+    [
+        ("finetune", "0", "seal-lite: interrupted; the same command resumes from there\n"),
+        ("phantom", "0", "seal-lite: interrupted\n"),
+        ("finetune", "1", ""),
+    ],
+)
+def test_an_interrupted_command_says_whether_it_resumes(
+    cli, tmp_path, monkeypatch, command, process, expected
+):
     def interrupt(*_, **__):
         raise KeyboardInterrupt
 
+    monkeypatch.setenv("RANK", process)
     monkeypatch.setattr("seal_lite.data.section.load_sections", interrupt)
-    arguments = ["finetune", "--data", tmp_path, "--train", "A", "--out", tmp_path / "out"]
-    code, _, error = cli(*arguments)
-    assert code == 130 and "interrupted; the same command resumes from there" in error
+    monkeypatch.setattr("seal_lite.data.phantom.phantom", interrupt)
+    arguments = {
+        "finetune": ["--data", tmp_path, "--train", "A", "--out", tmp_path / "out"],
+        "phantom": ["--out", tmp_path / "out"],
+    }
+    code, _, error = cli(command, *arguments[command])
+    assert (code, error) == (130, expected)
 
 
 def test_the_help_of_embed_states_the_share_of_tissue():

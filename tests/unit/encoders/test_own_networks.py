@@ -79,6 +79,94 @@ def test_a_folder_of_transformers_is_read_as_its_files_state(saved, patches, ima
     assert np.abs(encoders.embed_patches(random, patches) - embeddings).max() > 1e-3
 
 
+def test_relative_positions_are_those_of_the_vendor(tmp_path, patches, images):
+    """transformers keeps their index for the process; one without data made rows NaN."""
+    import transformers
+
+    torch.manual_seed(3)
+    config = transformers.BeitConfig(**TINY, use_relative_position_bias=True)
+    net = transformers.BeitModel(config).eval()
+    net.save_pretrained(tmp_path)
+    save_normalisation(tmp_path)
+    embeddings = encoders.embed_patches(encoders.build_encoder(f"local-dir:{tmp_path}"), patches)
+    normalised = (images - torch.tensor(MEAN).view(3, 1, 1)) / torch.tensor(STD).view(3, 1, 1)
+    with torch.inference_mode():
+        expected = net(normalised).last_hidden_state[:, 0]
+    np.testing.assert_allclose(embeddings, expected, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("px", [64, 96])
+def test_positions_are_those_of_the_image_at_any_size(tmp_path, px):
+    """A network with rotary positions hands them to every block, from the size of the image."""
+    import transformers
+
+    torch.manual_seed(3)
+    net = transformers.DINOv3ViTModel(transformers.DINOv3ViTConfig(**TINY, num_register_tokens=4))
+    net.save_pretrained(tmp_path)
+    save_normalisation(tmp_path)
+    encoder = encoders.build_encoder(f"local-dir:{tmp_path}", tune_blocks=2)
+    assert not encoder.row.fixed and encoder.row.prefix_tokens == 5
+    image = torch.rand(2, 3, px, px)
+    with torch.inference_mode():
+        every = encoder.every_layer(image)[encoder.feature_layer]
+        torch.testing.assert_close(encoder(image), every, rtol=1e-5, atol=1e-5)
+
+
+def test_another_network_in_the_same_folder_is_another_row(tmp_path):
+    """A second crossval returned the scores of the first."""
+    from seal_lite.encoders.networks.described import described_row
+    from seal_lite.training.provenance import _backbone_sha256
+
+    digests = set()
+    for seed in (0, 1):
+        torch.manual_seed(seed)
+        net = transformers_network("vit")[0]
+        net.save_pretrained(tmp_path)
+        save_normalisation(tmp_path)
+        described_row.cache_clear()  # as in another process
+        digests.add(_backbone_sha256(encoders.backbone_row(f"local-dir:{tmp_path}")))
+    assert len(digests) == 2
+
+
+@pytest.mark.parametrize(
+    "settings, expected",
+    [
+        ({"do_normalize": False}, ((0.0, 0.0, 0.0), (1.0, 1.0, 1.0))),
+        ({"do_rescale": False}, "does not scale pixels by 1 / 255"),
+        ({"rescale_factor": 1 / 127.5}, "does not scale pixels by 1 / 255"),
+        ({"rescale_factor": 0.00392156862745098}, (tuple(MEAN), tuple(STD))),
+        ({"image_std": [0.0, 1.0, 1.0]}, "image_std"),
+    ],
+)
+def test_the_normalisation_is_the_processors(tmp_path, settings, expected):
+    net, _ = transformers_network("vit")
+    net.save_pretrained(tmp_path)
+    save_normalisation(tmp_path)
+    file = tmp_path / "preprocessor_config.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | settings))
+    if isinstance(expected, str):
+        with pytest.raises(InputError, match=expected):
+            encoders.backbone_row(f"local-dir:{tmp_path}")
+        return
+    row = encoders.backbone_row(f"local-dir:{tmp_path}")
+    assert (row.mean, row.std) == expected
+
+
+def test_detection_tokens_behind_the_patches_need_a_row(tmp_path):
+    import transformers
+
+    config = transformers.YolosConfig(**TINY | {"image_size": [64, 64]}, num_detection_tokens=3)
+    transformers.YolosModel(config).save_pretrained(tmp_path)
+    save_normalisation(tmp_path)
+    with pytest.raises(InputError, match="is no plain vision transformer"):
+        encoders.backbone_row(f"local-dir:{tmp_path}")
+
+
+def cut_weights(folder):
+    file = folder / "model.safetensors"
+    file.write_bytes(file.read_bytes()[: file.stat().st_size // 2])
+
+
 def test_its_last_blocks_are_tuned_in_all_linear_layers(saved):
     name, *_ = saved
     config = replace(encoders.config_for(name), tune_blocks=1, depth=1)
@@ -181,6 +269,7 @@ def test_a_damaged_folder_of_timm_is_an_input_error(tmp_path, damage, message):
         (change_settings(model_type="bert"), "is no plain vision transformer; give it a row"),
         (change_settings(model_type="mine"), "cannot be built .*mine.*; save it again"),
         (remove_weights, "cannot be built .*; save it again"),
+        (cut_weights, "cannot be built .SafetensorError.*; save it again"),
         (remove_one_weight, "of its weights are missing, the first .*fc1"),
     ],
 )
@@ -279,6 +368,12 @@ def test_rows_of_your_own_stand_beside_the_others(tmp_path, monkeypatch):
         (ROW.replace("[mine]", "[uni]"), "there is an encoder uni; give the row another name"),
         (ROW.replace("embedding", "embeding"), "embeding.*the keys of `Backbone`"),
         (ROW.replace("dim = 64", ""), "dim.*the keys of `Backbone`"),
+        (ROW.replace("dim = 64", 'dim = "x"'), "mine.dim='x' must be a whole number"),
+        (ROW.replace('"class"', '"clas"'), "mine.embedding='clas'"),
+        (ROW + "std = [0.5, 0.5, 0.0]", "mine.std"),
+        (ROW + "mean = [0.5, 0.5]", "mine.mean"),
+        (ROW + 'recipe = "cnn"', "mine.recipe='cnn'"),
+        (ROW.replace("'mlp\\.fc1'", "'('"), "cannot be read"),
         ("[mine", "cannot be read"),
     ],
 )
