@@ -15,7 +15,7 @@ from helpers import TINY
 from tiny_sections import PX, TINY_BACKBONE, make_section
 
 from seal_lite.data.section import Section
-from seal_lite.encoders import prefix_cache
+from seal_lite.encoders import prefix_cache, vision
 from seal_lite.encoders.registry import BACKBONES
 from seal_lite.encoders.vision import VisionEncoder
 from seal_lite.errors import InputError
@@ -168,6 +168,7 @@ def counted(tmp_path_factory):
 
     with pytest.MonkeyPatch.context() as patch:
         spy(patch, targets, "section_targets", note_targets)
+        patch.setattr(vision, "check_cut", lambda _: None)  # it embeds an image, too
         spy(patch, VisionEncoder, "every_layer", add_to("frozen"))
         spy(patch, features, "embed_patches", add_to("random"))
         spy(patch, features, "colour_statistics", note_colour)
