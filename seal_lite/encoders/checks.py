@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 
+from seal_lite.encoders.networks.row import OWN_ROWS
 from seal_lite.errors import InputError, reading
 
 if TYPE_CHECKING:
@@ -62,7 +63,7 @@ def check_cut(encoder: VisionEncoder) -> None:
     """
     row = encoder.row
     fault = f"its stages {encoder.prefix_stages} do not follow one another"
-    remedy = "use another, or name its blocks in a row of your own (SEAL_LITE_BACKBONES)"
+    remedy = f"use another, or name its blocks in a row of your own ({OWN_ROWS})"
     sizes = [row.px] if row.fixed else [row.px, row.px + CUT_STEPS * row.px_step]
     for px in sizes:
         image = torch.rand(1, 3, px, px, generator=torch.Generator().manual_seed(0))
@@ -109,5 +110,5 @@ def check_adapted(encoder: VisionEncoder) -> None:
         raise InputError(
             f"backbone {encoder.row.name}: no gradient reaches LoRA on {len(silent)} of "
             f"{len(encoder.adapted)} layers, the first {silent[0]}; set lora_rank=0, or leave them "
-            "out of `lora` in a row of your own (SEAL_LITE_BACKBONES)"
+            f"out of `lora` in a row of your own ({OWN_ROWS})"
         )

@@ -11,12 +11,9 @@ from pathlib import Path
 
 from seal_lite.config import SMALL_PX, Config, preset
 from seal_lite.encoders.networks.described import described_row
-from seal_lite.encoders.networks.row import TIMM_LOADER, Backbone
+from seal_lite.encoders.networks.row import FOLDER_PREFIX, OWN_ROWS, TIMM_LOADER, Backbone
 from seal_lite.errors import InputError, reading
 from seal_lite.schema import check
-
-OWN_ROWS = "SEAL_LITE_BACKBONES"  # the environment variable that names a file of your own rows
-FOLDER_PREFIX = "local-dir:"  # of the name of a network in a folder, as in timm
 
 
 def _read_rows(text: str) -> dict[str, Backbone]:

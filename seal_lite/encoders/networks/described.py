@@ -23,6 +23,8 @@ from torch import nn
 from seal_lite.encoders.blocks import find_blocks
 from seal_lite.encoders.networks.loading import LOADING_ERRORS, loading_errors
 from seal_lite.encoders.networks.row import (
+    FOLDER_PREFIX,
+    OWN_ROWS,
     TIMM_ARGS,
     TIMM_LOADER,
     TRANSFORMERS_LOADER,
@@ -31,15 +33,16 @@ from seal_lite.encoders.networks.row import (
     Deviation,
 )
 from seal_lite.errors import InputError, reading
+from seal_lite.io import sha256
 from seal_lite.schema import read
 
 PATHOLOGY_UM_PER_PX = 0.5  # 20 x, at which most encoders of pathology were trained
-FROM_ELSEWHERE = re.compile(r"(hf[-_]hub|local-dir):(.+)")
+ON_HUB = re.compile(r"hf[-_]hub:([^@]+)(?:@(.+))?")  # OWNER/NAME[@REVISION]
 CONFIGURATION = "config.json"
 NORMALISATION = "preprocessor_config.json"
 TOWERS = ("vision_config", "text_config")  # of a configuration of two networks
-WEIGHTS = ("*.json", "*.safetensors", "*.bin", "*.pt", "*.pth")  # the files of a folder
-BYTES = 1 << 20  # that are hashed at once
+CONTENT = ("*.json", "*.safetensors", "*.bin", "*.pt", "*.pth")  # the files of a folder that count
+GIVE_A_ROW = f"give it a row ({OWN_ROWS})"
 
 
 class _Normalisation(TypedDict):
@@ -79,14 +82,10 @@ class Place:
 
         Any other name is timm's own; it gives None.
         """
-        parts = FROM_ELSEWHERE.fullmatch(name)
-        if parts is None:
-            return None
-        scheme, source = parts.groups()
-        if scheme == "local-dir":
-            return cls(source, is_folder=True)
-        repository, _, revision = source.partition("@")
-        return cls(repository, is_folder=False, revision=revision or None)
+        if name.startswith(FOLDER_PREFIX):
+            return cls(name.removeprefix(FOLDER_PREFIX), is_folder=True)
+        on_hub = ON_HUB.fullmatch(name)
+        return cls(on_hub[1], is_folder=False, revision=on_hub[2]) if on_hub else None
 
     @property
     def card(self) -> str:
@@ -110,12 +109,10 @@ class Place:
         if not self.is_folder:
             return ""
         digest = hashlib.sha256()
-        files = {path for pattern in WEIGHTS for path in Path(self.source).glob(pattern)}
+        files = {path for pattern in CONTENT for path in Path(self.source).glob(pattern)}
         for path in sorted(files):
-            digest.update(path.name.encode())
-            with reading(path), path.open("rb") as file:
-                while block := file.read(BYTES):
-                    digest.update(block)
+            with reading(path):
+                digest.update(f"{path.name} {sha256(path)}\n".encode())
         return digest.hexdigest()
 
     def _find(self, file: str) -> Path:
@@ -165,9 +162,9 @@ def described_row(name: str) -> Backbone:
         return _row_of_timm(name, None)
     with loading_errors(_undescribed(name, place)):
         stated = place.read(CONFIGURATION, dict[str, Any])
-    if "model_type" in stated and "architecture" not in stated:
-        return _row_of_transformers(name, place)
-    return _row_of_timm(name, place)
+    is_of_transformers = "model_type" in stated and "architecture" not in stated
+    row_of = _row_of_transformers if is_of_transformers else _row_of_timm
+    return replace(row_of(name, place), content=place.digest())
 
 
 def _undescribed(name: str, place: Place | None) -> Backbone:
@@ -200,7 +197,6 @@ def _row_of_timm(name: str, place: Place | None) -> Backbone:
         mean=tuple(config["mean"]),
         std=tuple(config["std"]),
         licence=config.get("license") or "unknown",
-        content=place.digest() if place else "",
     )
 
 
@@ -239,7 +235,6 @@ def _row_of_transformers(name: str, place: Place) -> Backbone:
         tuple_blocks=shape.blocks_return_tuples,
         mean=mean,
         std=std,
-        content=place.digest(),
     )
 
 
@@ -256,7 +251,7 @@ def _read_normalisation(place: Place) -> tuple[Colour, Colour]:
     factor = stated.get("rescale_factor", 1 / 255)
     if not is_scaled or abs(255 * factor - 1) > 1e-3:
         fault = f"{place.source}: {NORMALISATION} does not scale pixels by 1 / 255"
-        raise InputError(f"{fault}; give it a row (SEAL_LITE_BACKBONES)")
+        raise InputError(f"{fault}; {GIVE_A_ROW}")
     if not stated.get("do_normalize", True):
         return (0.0, 0.0, 0.0), (1.0, 1.0, 1.0)
     return stated["image_mean"], stated["image_std"]
@@ -312,9 +307,7 @@ def _see_shape(net: nn.Module, name: str) -> _Shape:
     n_class = 2 if config.model_type == "deit" else 1  # DeiT has one for its teacher
     known = (n_patches, n_patches + n_class + n_registers)
     if tokens is None or tokens[1] not in known or not returned:
-        raise InputError(
-            f"backbone {name}: is no plain vision transformer; give it a row (SEAL_LITE_BACKBONES)"
-        )
+        raise InputError(f"backbone {name}: is no plain vision transformer; {GIVE_A_ROW}")
     larger = _token_shape(net, px + patch_px)
     return _Shape(
         width=tokens[2],

@@ -16,7 +16,13 @@ from huggingface_hub.errors import GatedRepoError, RepositoryNotFoundError
 from safetensors import SafetensorError
 from torch import nn
 
-from seal_lite.encoders.networks.row import TIMM_ARGS, TRANSFORMERS_LOADER, Backbone
+from seal_lite.encoders.networks.row import (
+    FOLDER_PREFIX,
+    OWN_ROWS,
+    TIMM_ARGS,
+    TRANSFORMERS_LOADER,
+    Backbone,
+)
 from seal_lite.errors import InputError, summary
 
 # What timm, transformers and vendors raise for a configuration or weights that do not fit.
@@ -204,14 +210,17 @@ def _explain(error: Exception, row: Backbone) -> str:
         return f"is gated; accept its terms at {row.card}, then `hf auth login`"
     if any(isinstance(cause, RepositoryNotFoundError) for cause in causes):
         return "the hub has no such model, or hides it; check the name, or `hf auth login`"
-    is_folder = row.name.startswith("local-dir:")
+    is_folder = row.name.startswith(FOLDER_PREFIX)
     if any(isinstance(cause, OSError) for cause in causes) and not is_folder:
         return (
             f"its weights cannot be fetched ({type(error).__name__}); go online, or use the "
             "offline default tf_efficientnet_lite0"
         )
-    remedy = "see `seal-lite encoders` and timm.list_models(), or name its row's file in "
-    remedy = "save it again" if is_folder else f"{remedy}SEAL_LITE_BACKBONES"
+    remedy = (
+        f"see `seal-lite encoders` and timm.list_models(), or name its row's file in {OWN_ROWS}"
+    )
+    if is_folder:
+        remedy = "save it again"
     return f"cannot be built ({summary(error)}); {remedy}"
 
 

@@ -12,6 +12,8 @@ from seal_lite.schema import Number
 
 HALF = (0.5, 0.5, 0.5)
 ON_HUB = re.compile(r"(?:hf[-_]hub:|https://huggingface\.co/)([^/]+/[^/@]+)(?:@.+)?$")
+FOLDER_PREFIX = "local-dir:"  # of the name of a network in a folder, as in timm
+OWN_ROWS = "SEAL_LITE_BACKBONES"  # the environment variable that names a file of your own rows
 TIMM_LOADER = "timm.create_model"
 TIMM_ARGS = {"pretrained": True, "num_classes": 0}
 TRANSFORMERS_LOADER = "transformers.AutoModel.from_pretrained"
